@@ -1,0 +1,68 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tiny
+from vision_zoo.__main__ import main
+
+# Small networks on small batches: more threads only wait for each other.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """A test that would download says so at once, instead of waiting for a server."""
+
+    def refuse(*_args, **_kwargs):
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+
+
+@pytest.fixture(autouse=True)
+def bare_command_line(monkeypatch):
+    """LightningCLI warns when it is driven in-process beside words of another program."""
+    monkeypatch.setattr(sys, "argv", ["vision_zoo"])
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory) -> Path:
+    """The run folder of a short fit on the embedded images."""
+    folder = tmp_path_factory.mktemp("trained")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        code = main([*QUICK, "--trainer.max_epochs", "2"])
+    finally:
+        os.chdir(before)
+    assert code == 0
+    return folder / "runs" / "default" / "version_0"
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory) -> Path:
+    """Tiny data sets in the real formats."""
+    root = tmp_path_factory.mktemp("data")
+    tiny.write_mnist(root)
+    tiny.write_fashion_mnist(root)
+    tiny.write_cifar10(root)
+    return root
+
+
+# LeNet-5 on the embedded images, ten batches an epoch.
+QUICK = ["fit", "--model.backbone", "LeNet5", "--trainer.limit_train_batches", "10"]

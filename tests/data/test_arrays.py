@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+import torch
+
+from tests import tiny
+from vision_zoo.data import ArrayFile
+from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError
+
+
+def parts(train=40, test=20, shape=(12, 10, 3), classes=4):
+    return (*tiny.digits(train, classes, shape), *tiny.digits(test, classes, shape, seed=1))
+
+
+def save(path, **arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train_images", "train_labels", "test_images", "test_labels"), ("x_train", "y_train", "x_test", "y_test")],
+)
+@pytest.mark.parametrize("shape", [(12, 10), (12, 10, 1), (1, 12, 10), (12, 10, 3), (3, 12, 10)])
+def test_both_conventions_and_every_order_of_axes_are_read(tmp_path, ready, names, shape):
+    arrays = dict(zip(names, parts(shape=shape), strict=True))
+    arrays[names[1]] = arrays[names[1]][:, None]
+    data = ready(ArrayFile(save(tmp_path / "a.npz", **arrays), val_split=8))
+    assert data.image_shape == (3 if 3 in shape else 1, 12, 10)
+    assert data.class_names == ("0", "1", "2", "3")
+    assert data.sizes == {"train": 32, "val": 8, "test": 20}
+    images, labels = data.split_images("test")
+    assert images.dtype == torch.uint8
+    assert (images.float().mean((1, 2, 3)) - labels * 57 - 9.5).abs().max() < 4
+
+
+def test_a_ready_validation_part_is_used(tmp_path, ready):
+    images, labels, *_ = parts()
+    path = save(
+        tmp_path / "a.npz",
+        **{
+            f"{split}_{name}": array
+            for split in ("train", "val", "test")
+            for name, array in (("images", images), ("labels", labels))
+        },
+    )
+    assert ready(ArrayFile(path, val_split=0.5)).sizes == {"train": 40, "val": 40, "test": 40}
+
+
+def test_one_set_is_cut_into_three_disjoint_parts(tmp_path, ready):
+    images = np.arange(60, dtype=np.uint8)[:, None, None] * np.ones((1, 4, 4), np.uint8)
+    path = save(tmp_path / "a.npz", images=images, labels=np.arange(60) % 3, class_names=np.array(["a", "b", "c"]))
+    data = ready(ArrayFile(path, val_split=6, test_split=12))
+    assert data.class_names == ("a", "b", "c")
+    found = [data.split_images(split).images[:, 0, 0, 0].tolist() for split in ("train", "val", "test")]
+    assert [len(part) for part in found] == [42, 6, 12]
+    assert sorted(sum(found[1:], found[0])) == list(range(60))
+
+
+def test_facts_are_those_of_the_training_part_and_kept(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.npz", **dict(zip(("x_train", "y_train", "x_test", "y_test"), parts(), strict=True)))
+    data = ArrayFile(path, val_split=0)
+    images = data.split_images("train").images.double() / 255
+    torch.testing.assert_close(data.mean, tuple(images.mean((0, 2, 3)).tolist()), atol=1e-4, rtol=0)
+    monkeypatch.setattr(ArrayFile, "load", lambda *_: pytest.fail("read again"))
+    again = ArrayFile(path, val_split=0)
+    assert (again.mean, again.std, again.class_names, again.image_shape) == (
+        data.mean,
+        data.std,
+        data.class_names,
+        data.image_shape,
+    )
+
+
+def test_images_can_be_resized_and_statistics_given(tmp_path, ready):
+    path = save(tmp_path / "a.npz", **dict(zip(("x_train", "y_train", "x_test", "y_test"), parts(), strict=True)))
+    data = ready(ArrayFile(path, image_size=8, mean=[0.5], std=[0.5, 0.4, 0.3]))
+    assert data.image_shape == (3, 8, 8)
+    assert data.split_images("train").images.shape[1:] == (3, 8, 8)
+    assert (data.mean, data.std) == ((0.5,) * 3, (0.5, 0.4, 0.3))
+    with pytest.raises(ConfigError, match=r"--data\.mean has 2 values"):
+        ArrayFile(path, mean=[0.5, 0.5]).mean  # noqa: B018
+
+
+IMAGES = np.zeros((8, 4, 4), np.uint8)
+LABELS = np.arange(8) % 2
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            {"images": IMAGES / 255, "labels": LABELS},
+            r"images in .* is float64, but uint8 in \[0, 255\] is needed. Save .*round",
+        ),
+        ({"images": IMAGES[:, 0], "labels": LABELS}, r"has the shape \(8, 4\), but"),
+        ({"images": np.zeros((8, 4, 4, 5), np.uint8), "labels": LABELS}, "with 1 or 3 channels is needed"),
+        (
+            {"images": IMAGES, "labels": np.zeros((8, 3), int)},
+            r"labels in .* is int64 of shape \(8, 3\), but one whole number",
+        ),
+        ({"images": IMAGES, "labels": LABELS / 2}, "is float64 of shape"),
+        ({"images": IMAGES, "labels": LABELS[:5]}, "has 8 images and 5 labels"),
+        ({"images": IMAGES, "labels": LABELS - 1}, "the labels 0 or more"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "has 0 images"),
+        ({"photos": IMAGES}, "has no train images; it has photos. Name them train_images and train_labels"),
+        ({"images": np.array([None] * 8), "labels": LABELS}, "is broken .*allow_pickle"),
+        (
+            {"images": IMAGES, "labels": LABELS, "class_names": np.array(["one"])},
+            "labels from 0 to 1 in .*, but the 1 classes",
+        ),
+    ],
+)
+def test_other_contents_are_refused_with_the_way_out(tmp_path, arrays, message):
+    path = save(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        ArrayFile(path, test_split=2, val_split=2).mean  # noqa: B018
+
+
+def test_labels_beyond_the_classes_of_training_are_refused(tmp_path):
+    path = save(tmp_path / "a.npz", x_train=IMAGES, y_train=LABELS, x_test=IMAGES, y_test=LABELS + 1)
+    with pytest.raises(DataError, match=r"test labels from 1 to 2 in .*, but the 2 classes have 0 to 1"):
+        ArrayFile(path, val_split=2).setup("test")
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04broken"])
+def test_a_broken_file_is_named(tmp_path, content):
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.npz is broken .*--data.path"):
+        ArrayFile(str(tmp_path / "a.npz")).class_names  # noqa: B018
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    path = tiny.write_npz(tmp_path / "a.npz")
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(DataError, match=r"a\.npz is broken"):
+        ArrayFile(str(path)).class_names  # noqa: B018
+
+
+def test_a_damaged_array_is_named(tmp_path):
+    path = tiny.write_npz(tmp_path / "a.npz")
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.npz is broken .*CRC"):
+        ArrayFile(str(path)).class_names  # noqa: B018
+
+
+def test_one_array_alone_and_a_missing_file_are_named(tmp_path):
+    np.save(tmp_path / "a.npy", IMAGES)
+    with pytest.raises(DataError, match=r"a\.npy is broken .no \.npz archive"):
+        ArrayFile(str(tmp_path / "a.npy")).class_names  # noqa: B018
+    with pytest.raises(DatasetNotFoundError, match=r"there is no file .*b\.npz. Set --data.path"):
+        ArrayFile(str(tmp_path / "b.npz")).class_names  # noqa: B018
+
+
+def test_nothing_is_read_before_it_is_asked_for(tmp_path):
+    assert ArrayFile(str(tmp_path / "missing.npz")).hparams["path"] == str(tmp_path / "missing.npz")

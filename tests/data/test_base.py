@@ -1,0 +1,183 @@
+import sys
+import warnings
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
+from torch import nn
+from torchvision.transforms import v2
+
+from tests import tiny
+from vision_zoo.data import CIFAR10, MNIST, ImageDataModule, MNIST5k
+from vision_zoo.errors import ConfigError
+from vision_zoo.transforms import RandomCrop, RandomHorizontalFlip
+
+
+class Model(LightningModule):
+    """Notes what each stage hands over."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.seen = {"train": [], "val": [], "test": []}
+
+    def training_step(self, batch, batch_idx):
+        self.seen["train"].append(batch)
+        return self.layer(torch.ones(1, 1)).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.seen["val"].append(batch)
+
+    def test_step(self, batch, batch_idx):
+        self.seen["test"].append(batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(**options):
+    return Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        **{"max_epochs": 1, "enable_checkpointing": False, **options},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "--data.batch_size must be at least 1, got 0"),
+        ({"num_workers": -1}, "--data.num_workers must be at least 0, got -1"),
+        ({"image_size": 0}, "--data.image_size must be at least 1, got 0"),
+        ({"seed": -1}, "--data.seed must be at least 0, got -1"),
+        ({"val_split": 1.0}, "--data.val_split must be a fraction of at least 0 and below 1"),
+        ({"mean": [0.1, 0.2]}, r"--data.mean has 2 values, but the images have 3 channel\(s\)"),
+        ({"std": [0.1, 0.2, 0.3, 0.4]}, "--data.std has 4 values, but the images have 3 channel"),
+        ({"std": [0.0]}, "--data.std must be positive"),
+    ],
+)
+def test_impossible_options_are_refused_by_name(options, message):
+    with pytest.raises(ConfigError, match=message):
+        CIFAR10(**options)
+
+
+def test_facts_can_be_overridden_for_one_experiment():
+    data = CIFAR10(mean=[0.0], std=[1.0], image_size=64)
+    assert (data.mean, data.std, data.image_shape) == ((0.0,) * 3, (1.0,) * 3, (3, 64, 64))
+    assert CIFAR10().mean == (0.4914, 0.4822, 0.4465)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_training_batches_are_augmented_and_no_others(tmp_path):
+    root = str(tiny.write_mnist(tmp_path))
+    data = MNIST(root, augmentation=[RandomHorizontalFlip(1.0)], shuffle=False, batch_size=180)
+    model = Model()
+    run = trainer()
+    run.fit(model, data)
+    run.test(model, data, verbose=False)
+    plain = {split: data.split_images(split) for split in ("train", "val", "test")}
+    assert torch.equal(model.seen["train"][0][0], plain["train"].images.flip(3))
+    for split in ("val", "test"):
+        assert torch.equal(
+            torch.cat([images for images, _ in model.seen[split]])[-len(plain[split].labels) :], plain[split].images
+        )
+        assert model.seen[split][0][0].dtype == torch.uint8
+
+
+def test_parts_are_disjoint_and_together_the_training_files(tmp_path):
+    data = MNIST(str(tiny.write_mnist(tmp_path)))
+    data.setup("fit")
+    train, val = data._parts["train"].indices.tolist(), data._parts["val"].indices.tolist()
+    assert sorted(train + val) == list(range(200))
+    assert train == sorted(train)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_without_validation_images_nothing_is_validated(tmp_path):
+    data = MNIST(str(tiny.write_mnist(tmp_path)), val_split=0)
+    model = Model()
+    trainer().fit(model, data)
+    assert data.val_dataloader() == []
+    assert model.seen["val"] == []
+    with pytest.raises(ConfigError, match="val_split is 0"):
+        data.split_images("val")
+
+
+def test_nothing_is_read_twice(tmp_path, monkeypatch):
+    data = MNIST(str(tiny.write_mnist(tmp_path)))
+    reads = []
+    load = MNIST.load
+    monkeypatch.setattr(MNIST, "load", lambda self, split: reads.append(split) or load(self, split))
+    for stage in ("fit", "validate", "test", "predict", None, "fit"):
+        data.setup(stage)
+    assert reads == ["train", "test"]
+
+
+def test_a_sample_is_spread_over_the_split(tmp_path):
+    data = MNIST(str(tiny.write_mnist(tmp_path)))
+    assert len(data.sample("val", 8).labels) == 8
+    assert len(data.sample("val", 10_000).labels) == 20
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_options_in_a_checkpoint_are_plain_values(tmp_path):
+    flips = [RandomCrop(2, fill=3), v2.RandomHorizontalFlip(0.3)]
+    data = MNIST(str(tiny.write_mnist(tmp_path)), augmentation=flips, mean=[0.5])
+    run = trainer()
+    run.fit(Model(), data)
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    kept = torch.load(tmp_path / "run.ckpt", weights_only=True)["datamodule_hyper_parameters"]
+    assert kept["root"] == str(tmp_path)
+    assert kept["mean"] == [0.5]
+    assert kept["_class_path"] == "vision_zoo.data.mnist.MNIST"
+    assert kept["augmentation"][0] == {
+        "class_path": "vision_zoo.transforms.RandomCrop",
+        "init_args": {"padding": 2, "padding_mode": "constant", "fill": 3},
+    }
+    assert kept["augmentation"][1]["init_args"] == {"p": 0.3}
+    again = MNIST.load_from_checkpoint(tmp_path / "run.ckpt", augmentation=None)
+    assert again.mean == (0.5,)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_line_keeps_the_options_as_they_were_given(tmp_path, monkeypatch):
+    tiny.write_mnist(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["vision_zoo"])
+    cli = LightningCLI(
+        Model,
+        ImageDataModule,
+        subclass_mode_data=True,
+        run=False,
+        save_config_callback=None,
+        seed_everything_default=False,
+        trainer_defaults={"logger": False, "accelerator": "cpu", "max_epochs": 1, "enable_progress_bar": False},
+        args=[
+            *("--data=MNIST", "--data.root=.", "--data.val_split=20"),
+            *("--data.augmentation+=vision_zoo.transforms.RandomCrop", "--data.augmentation.padding=2"),
+        ],
+    )
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert cli.datamodule.sizes == {"train": 180, "val": 20}
+    assert isinstance(cli.datamodule.augmentation[0], RandomCrop)
+    cli.trainer.save_checkpoint("run.ckpt")
+    kept = torch.load("run.ckpt", weights_only=True)["datamodule_hyper_parameters"]
+    assert kept["root"] == str(tmp_path)
+    assert kept["val_split"] == 20
+    assert kept["augmentation"][0]["class_path"] == "vision_zoo.transforms.RandomCrop"
+    assert kept["augmentation"][0]["init_args"]["padding"] == 2
+
+
+def test_too_few_training_images_for_the_processes_are_refused(tmp_path):
+    data = MNIST(str(tiny.write_mnist(tmp_path, train=10)), val_split=0)
+    data.trainer = type("ManyProcesses", (), {"global_rank": 0, "world_size": 11, "overfit_batches": 0})()
+    with pytest.raises(ConfigError, match="10 training images are too few for 11 processes"):
+        data.train_dataloader()
+
+
+def test_lightning_has_nothing_to_warn_about_in_the_loaders(tmp_path):
+    data = MNIST5k(batch_size=500)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*log_every_n_steps.*|.*isinstance.treespec.*|.*LeafSpec.*")
+        trainer(log_every_n_steps=1).fit(Model(), data)

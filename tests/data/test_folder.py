@@ -1,0 +1,347 @@
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from PIL import Image
+from torch import nn
+
+from tests import tiny
+from vision_zoo.data import ImageFolder
+from vision_zoo.data.decode import decode_image
+from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError
+
+
+def folder(root, **options):
+    return ImageFolder(str(root), **{"image_size": 16, "val_split": 2, "test_split": 4, **options})
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return tiny.write_image_folder(tmp_path / "pictures")
+
+
+def test_class_folders_are_cut_into_three_stratified_parts(pictures, ready):
+    data = ready(folder(pictures))
+    assert data.class_names == ("cat", "dog")
+    assert data.image_shape == (3, 16, 16)
+    assert data.sizes == {"train": 14, "val": 2, "test": 4}
+    for split in ("train", "val", "test"):
+        images, labels = data.split_images(split)
+        assert images.dtype == torch.uint8
+        assert torch.equal(images[:, 0, 8, 8], (labels * 60 + 20).to(torch.uint8))
+        assert labels.bincount().unique().numel() == 1
+    shades = [data.split_images(split).images[:, :2, 8, 8].tolist() for split in ("train", "val", "test")]
+    assert len({tuple(shade) for part in shades for shade in part}) == 20
+
+
+def test_ready_split_folders_are_used(tmp_path, ready):
+    for split, count in (("train", 6), ("val", 3), ("test", 2)):
+        tiny.write_image_folder(tmp_path / split, count=count)
+    assert ready(folder(tmp_path, val_split=0.5)).sizes == {"train": 12, "val": 6, "test": 4}
+
+
+def test_without_a_test_folder_one_is_cut_from_train(tmp_path, ready):
+    tiny.write_image_folder(tmp_path / "train", count=10)
+    tiny.write_image_folder(tmp_path / "val", count=3)
+    assert ready(folder(tmp_path)).sizes == {"train": 16, "val": 6, "test": 4}
+
+
+def test_streamed_and_kept_images_are_the_same(pictures, ready):
+    kept, streamed = (ready(folder(pictures, in_memory=x, batch_size=5, num_workers=2)) for x in (True, False))
+    for split in ("train", "val", "test"):
+        one, other = ([*getattr(data, f"{split}_dataloader")()] for data in (kept, streamed))
+        assert len(one) == len(other)
+        for (images, labels), (images_too, labels_too) in zip(one, other, strict=True):
+            assert torch.equal(images, images_too)
+            assert torch.equal(labels, labels_too)
+    assert len(streamed.sample("train", 3).labels) == 3
+
+
+def test_mean_and_std_come_from_the_training_part_and_are_computed_once(pictures, monkeypatch):
+    data = folder(pictures)
+    images = data.split_images("train").images.double() / 255
+    torch.testing.assert_close(data.mean, tuple(images.mean((0, 2, 3)).tolist()), atol=1e-4, rtol=0)
+    torch.testing.assert_close(data.std[1:2], tuple(images.std((0, 2, 3)).tolist())[1:2], atol=2e-4, rtol=0)
+    assert data.std[2] == 1.0  # one colour everywhere
+    monkeypatch.setattr("vision_zoo.data.folder.statistics", lambda _: pytest.fail("computed again"))
+    assert folder(pictures).mean == data.mean
+    os.utime(next(pictures.glob("cat/*")), ns=(1, 1))
+    monkeypatch.setattr("vision_zoo.data.folder.statistics", lambda _: {"mean": [0.0], "std": [1.0]})
+    several = {folder(pictures, seed=seed).mean for seed in range(9)}
+    assert (0.0,) in several
+
+
+def test_an_unwritable_cache_is_no_error(pictures, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert len(folder(pictures).mean) == 3
+
+
+def test_a_broken_cache_file_is_computed_anew(pictures, tmp_path):
+    mean = folder(pictures).mean
+    for path in (tmp_path / "cache").rglob("*.json"):
+        path.write_text("{")
+    assert folder(pictures).mean == mean
+
+
+def test_given_mean_and_std_are_not_computed(tmp_path):
+    data = ImageFolder(str(tmp_path / "missing"), mean=[0.5], std=[0.25])
+    assert (data.mean, data.std) == ((0.5,) * 3, (0.25,) * 3)
+    assert data.image_shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("content", [b"", b"no picture", None])
+def test_a_broken_file_is_named_once_and_left_out(pictures, in_memory, content):
+    path = pictures / "cat" / "0003.png"
+    path.write_bytes(path.read_bytes()[:60] if content is None else content)
+    data = folder(pictures, val_split=0, test_split=0, batch_size=4, in_memory=in_memory, mean=[0.5], std=[0.5])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loader = data.train_dataloader()
+        for epoch in range(2):
+            loader.set_epoch(epoch)
+            batches = list(loader)
+            assert [len(labels) for _, labels in batches][:4] == [4] * 4
+            assert len(batches) == len(loader)
+    named = [str(warning.message) for warning in caught if "0003.png" in str(warning.message)]
+    assert len(named) == 1
+    assert "cannot be decoded" in named[0]
+
+
+def test_evaluation_leaves_a_broken_file_out_and_counts_nothing_twice(pictures):
+    (pictures / "cat" / "0003.png").write_bytes(b"")
+    data = folder(pictures, test_split=18, val_split=0, batch_size=1, in_memory=False)
+    data.setup("test")
+    broken = "0003.png" in "".join(data._parts["test"].data.paths[data._parts["test"].indices])
+    with pytest.warns(UserWarning, match=r"0003\.png cannot be decoded"):
+        assert sum(len(labels) for _, labels in data.test_dataloader()) == 18 - broken
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_runs_through_a_streamed_folder_with_broken_files(pictures):
+    for name in ("cat/0003.png", "cat/0008.png", "dog/0005.png", "dog/0000.png", "dog/0001.png"):
+        (pictures / name).write_bytes(b"")
+    data = folder(
+        pictures, in_memory=False, batch_size=1, val_split=6, test_split=8, num_workers=1, mean=[0.5], std=[0.5]
+    )
+    counts = {"train": 0, "val": 0, "test": 0}
+
+    class Counter(LightningModule):
+        layer = nn.Linear(1, 1)
+
+        def training_step(self, batch, batch_idx):
+            counts["train"] += len(batch[1])
+            return self.layer(torch.ones(1, 1)).sum()
+
+        def validation_step(self, batch, batch_idx):
+            counts["val"] += len(batch[1])
+
+        def test_step(self, batch, batch_idx):
+            counts["test"] += len(batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.layer.parameters(), lr=0.1)
+
+    trainer = Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, num_sanity_val_steps=0,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Counter(), data)
+    trainer.test(Counter(), data, verbose=False)
+    assert counts["train"] == 12
+    broken = {
+        part: sum(not Path(data._parts[part].data.paths[index]).stat().st_size for index in data._parts[part].indices)
+        for part in ("train", "val", "test")
+    }
+    assert sum(broken.values()) == 5
+    assert counts["val"] == 2 * (6 - broken["val"])
+    assert counts["test"] == 8 - broken["test"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_streamed_epoch_continues_at_the_next_batch(pictures, num_workers):
+    data = folder(pictures, in_memory=False, batch_size=3, num_workers=num_workers)
+    loader, resumed = data.train_dataloader(), data.train_dataloader()
+    loader.set_epoch(2)
+    batches = iter(loader)
+    next(batches)
+    next(batches)
+    resumed.load_state_dict(loader.state_dict())  # workers have read further ahead, which must not count
+    resumed.set_epoch(2)
+    rest = list(batches)
+    assert len(rest) == len(loader) - 2
+    for (images, labels), (images_too, labels_too) in zip(rest, resumed, strict=True):
+        assert torch.equal(images, images_too)
+        assert torch.equal(labels, labels_too)
+    resumed.set_epoch(3)
+    assert len(list(resumed)) == len(resumed)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_reading_files_leaves_the_random_numbers_of_the_run_alone(pictures, num_workers):
+    loader = folder(pictures, in_memory=False, num_workers=num_workers).train_dataloader()
+    before = torch.get_rng_state()
+    list(loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_strict_stops_at_a_broken_file(pictures, in_memory):
+    for path in pictures.glob("cat/*"):
+        path.write_bytes(b"")
+    data = folder(pictures, strict=True, in_memory=in_memory)
+    with pytest.raises(DataError, match=r"\.png cannot be decoded .*--data.strict false"):
+        list(data.train_dataloader())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_folder_without_any_readable_file_is_refused(pictures, in_memory):
+    for path in pictures.glob("*/*"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="can be decoded"):
+        list(folder(pictures, in_memory=in_memory).train_dataloader())
+
+
+def test_names_of_any_script_are_sorted_and_hidden_files_ignored(tmp_path):
+    tiny.write_image_folder(tmp_path, ("ねこ", "Äpfel", "собака", "zebra"))
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "ねこ" / "._0001.png").write_bytes(b"")
+    (tmp_path / "ねこ" / "notes.txt").write_text("no picture")
+    data = folder(tmp_path, test_split=0, val_split=4)
+    assert data.class_names == ("zebra", "Äpfel", "собака", "ねこ")
+    data.setup("fit")
+    assert sum(data.sizes.values()) == 40
+
+
+def nested(root):
+    tiny.write_image_folder(root / "dog" / "inside")
+    tiny.write_image_folder(root / "cat" / "inside")
+
+
+def different(root):
+    tiny.write_image_folder(root / "train", ("cat", "dog"))
+    tiny.write_image_folder(root / "val", ("cat", "wolf"))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda root: root.mkdir(), "has no folders, but two classes or more are needed"),
+        (lambda root: tiny.write_image_folder(root, ("cat",)), "has only one folder, cat, but two classes"),
+        (
+            lambda root: (tiny.write_image_folder(root), (root / "wolf").mkdir()),
+            "wolf has no pictures. Pictures must lie",
+        ),
+        (nested, r"cat has no pictures, only folders \(inside, ...\). Pictures must lie directly"),
+        (different, "must have the same class folders; only one of them has dog, wolf"),
+    ],
+)
+def test_other_layouts_are_refused_with_the_way_out(tmp_path, prepare, message):
+    prepare(tmp_path / "root")
+    with pytest.raises(DataError, match=message):
+        folder(tmp_path / "root").class_names  # noqa: B018
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(DatasetNotFoundError, match=r"there is no folder .*nowhere. Set --data.root"):
+        folder(tmp_path / "nowhere").setup()
+
+
+def test_testing_without_test_pictures_is_refused(pictures):
+    with pytest.raises(ConfigError, match=r"--data.test_split is 0 and there is no folder test"):
+        folder(pictures, test_split=0).setup("test")
+
+
+def save(path: Path, picture: Image.Image, **options) -> Path:
+    picture.save(path, **options)
+    return path
+
+
+def centre(path, channels=3):
+    return decode_image(path, (channels, 8, 8))[:, 4, 4].tolist()
+
+
+def test_every_mode_becomes_the_same_gray(tmp_path):
+    """A picture that looks mid-gray comes out mid-gray, however it is stored."""
+    size = (20, 20)
+    palette = Image.new("P", size, 7)
+    palette.putpalette([0] * 21 + [128] * 3 + [255] * 30)
+    wide = np.full(size, 128 * 257, np.uint16)
+    for path in [
+        save(tmp_path / "rgb.png", Image.new("RGB", size, (128,) * 3)),
+        save(tmp_path / "gray.png", Image.new("L", size, 128)),
+        save(tmp_path / "palette.png", palette),
+        save(tmp_path / "alpha.png", Image.new("RGBA", size, (0, 0, 0, 127))),
+        save(tmp_path / "gray_alpha.png", Image.new("LA", size, (0, 127))),
+        save(tmp_path / "16.png", Image.fromarray(wide)),
+        save(tmp_path / "16.tif", Image.fromarray(wide)),
+        save(tmp_path / "32.tif", Image.fromarray(wide.astype(np.int32))),
+        save(tmp_path / "float.tif", Image.fromarray(np.full(size, 128 / 255, np.float32))),
+        save(tmp_path / "cmyk.jpg", Image.new("CMYK", size, (0, 0, 0, 127)), quality=95),
+    ]:
+        assert centre(path) == pytest.approx([128] * 3, abs=2), path.name
+        assert centre(path, channels=1) == pytest.approx([128], abs=2), path.name
+
+
+def test_transparent_is_white(tmp_path):
+    assert centre(save(tmp_path / "clear.png", Image.new("RGBA", (20, 20), (0, 0, 0, 0)))) == [255] * 3
+
+
+def test_a_dark_16_bit_picture_stays_dark(tmp_path):
+    assert centre(save(tmp_path / "dark.png", Image.fromarray(np.full((20, 20), 200, np.uint16))))[0] <= 1
+
+
+def test_the_camera_s_rotation_is_undone(tmp_path):
+    picture = Image.new("RGB", (40, 40))
+    picture.paste((255, 255, 255), (0, 0, 40, 20))  # the upper half is white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    path = save(tmp_path / "turned.jpg", picture, exif=exif, quality=95)
+    decoded = decode_image(path, (1, 8, 8))[0]
+    assert decoded[:, 6].min() > 250
+    assert decoded[:, 1].max() < 5
+
+
+@pytest.mark.parametrize(("resize", "left", "middle"), [("crop", 0, 0), ("squash", 255, 0), ("pad", 255, 0)])
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 16, 16)])
+def test_other_proportions_are_cropped_squashed_or_padded(tmp_path, resize, left, middle, shape):
+    picture = Image.new("RGB", (60, 20))
+    picture.paste((255, 255, 255), (0, 0, 15, 20))
+    decoded = decode_image(save(tmp_path / "wide.png", picture), shape, resize)
+    assert decoded.shape == shape
+    assert decoded[0, 8, 0] == left
+    assert decoded[0, 8, 8] == middle
+    assert decoded[0, 0, 0] == (255 if resize == "squash" else 0)
+
+
+def test_shapes_that_are_not_square_are_possible(tmp_path):
+    assert decode_image(save(tmp_path / "a.png", Image.new("RGB", (9, 9))), (3, 10, 30)).shape == (3, 10, 30)
+
+
+def test_a_file_that_is_no_picture_is_named(tmp_path):
+    (tmp_path / "a.png").write_text("no picture")
+    for name in ("a.png", "missing.png"):
+        with pytest.raises(DataError, match=rf"{name} cannot be read as a picture"):
+            decode_image(tmp_path / name, (3, 8, 8))
+    with pytest.raises(DataError, match="cannot be read as a picture"):
+        decode_image(tmp_path, (3, 8, 8))
+
+
+real = pytest.mark.skipif(
+    "VISION_ZOO_DATA" not in os.environ, reason="VISION_ZOO_DATA does not name a folder of real data"
+)
+
+
+@real
+def test_real_photos_are_read(ready):
+    if not (root := Path(os.environ["VISION_ZOO_DATA"]) / "flowers5").is_dir():
+        pytest.skip("flowers5 is not in VISION_ZOO_DATA")
+    data = ready(ImageFolder(str(root), image_size=32))
+    assert data.num_classes == 5
+    assert sum(data.sizes.values()) == 4317

@@ -1,0 +1,311 @@
+"""The command line: what is layered over what, which names are found, and what is refused with which words."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from tests.conftest import QUICK
+from vision_zoo.__main__ import main
+from vision_zoo.backbones import LeNet5
+from vision_zoo.classifier import Classifier
+from vision_zoo.data import FashionMNIST
+
+
+class Foreign(nn.Module):
+    """A network from outside the package."""
+
+    def __init__(self, shape, classes, width=4):
+        super().__init__()
+        channels, height, pixels = shape
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(channels * height * pixels, width), nn.Linear(width, classes)
+        )
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+def foreign_function(shape, classes) -> nn.Module:
+    return Foreign(shape, classes, 3)
+
+
+class NotANetwork:
+    def __init__(self, shape, classes):
+        pass
+
+
+def config_of(run: Path) -> dict:
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
+def newest(here: Path, name: str = "default") -> Path:
+    return max((here / "runs" / name).glob("version_*"), key=lambda p: int(p.name.split("_")[1]))
+
+
+def fit(*words: str) -> int:
+    return main(["fit", "--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1", *words])
+
+
+def refused(capsys, *words: str, code: int = 2) -> str:
+    """Run a command that must fail, and give its message."""
+    assert main([*words]) == code
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+# ------------------------------------------------------------------------------------------------------- precedence
+
+
+def test_the_command_line_beats_the_file_and_the_file_the_default(here):
+    Path("mine.yaml").write_text(
+        "model: {backbone: LeNet5, optimizer: {class_path: SGD, init_args: {lr: 0.5}}}\n"
+        "data: {class_path: MNIST5k, init_args: {batch_size: 77, val_split: 100}}\n"
+    )
+    assert fit("--config", "mine.yaml", "--data.batch_size", "55") == 0
+    config = config_of(newest(here, "mine"))
+    assert config["data"]["init_args"]["batch_size"] == 55
+    assert config["data"]["init_args"]["val_split"] == 100
+    assert config["model"]["optimizer"]["class_path"] == "torch.optim.SGD"
+    assert config["model"]["optimizer"]["init_args"]["lr"] == 0.5
+    assert config["model"]["label_smoothing"] == 0.0
+    assert config["model"]["scheduler"] is None, "the schedule of the default recipe leaked into a file of one's own"
+
+
+def test_of_two_files_the_later_counts_and_the_first_names_the_run(here):
+    Path("one.yaml").write_text("model: {backbone: LeNet5}\ndata: {class_path: MNIST5k, init_args: {batch_size: 10}}\n")
+    Path("two.yaml").write_text(
+        "data: {class_path: MNIST5k, init_args: {batch_size: 20}}\nmodel: {label_smoothing: 0.1}\n"
+    )
+    assert fit("--config", "one.yaml", "--config", "two.yaml") == 0
+    config = config_of(newest(here, "one"))
+    assert config["data"]["init_args"]["batch_size"] == 20
+    assert config["model"]["label_smoothing"] == 0.1
+    assert config["model"]["backbone"]["class_path"] == "vision_zoo.backbones.LeNet5"
+
+
+def test_the_order_of_words_does_not_matter(here):
+    assert fit("--data.batch_size", "33", "--config", "lenet5_mnist", "--data", "MNIST5k") == 0
+    assert config_of(newest(here, "lenet5_mnist"))["data"]["init_args"]["batch_size"] == 33
+
+
+def test_another_optimizer_starts_from_its_own_defaults(here):
+    Path("mine.yaml").write_text(
+        "model: {backbone: LeNet5, optimizer: {class_path: AdamW, init_args: {lr: 0.003, weight_decay: 0.25}}}\n"
+        "data: MNIST5k\n"
+    )
+    assert fit("--config", "mine.yaml", "--model.optimizer", "torch.optim.SGD") == 0
+    options = config_of(newest(here, "mine"))["model"]["optimizer"]["init_args"]
+    assert options["lr"] == 0.001  # SGD's own
+    assert options["weight_decay"] == 0
+
+
+def test_naming_the_same_class_again_keeps_its_options(here):
+    Path("mine.yaml").write_text(
+        "model: {backbone: {class_path: FullyConnected, init_args: {n_layers: 3}}, "
+        "optimizer: {class_path: AdamW, init_args: {lr: 0.003, weight_decay: 0.25}}}\ndata: MNIST5k\n"
+    )
+    words = ("--model.optimizer", "AdamW", "--model.optimizer.lr", "0.1", "--model.backbone", "FullyConnected")
+    assert fit("--config", "mine.yaml", *words) == 0
+    model = config_of(newest(here, "mine"))["model"]
+    assert model["optimizer"]["init_args"]["weight_decay"] == 0.25
+    assert model["optimizer"]["init_args"]["lr"] == 0.1
+    assert model["backbone"]["init_args"]["n_layers"] == 3
+
+
+def test_another_backbone_in_a_later_file_leaks_nothing(here):
+    Path("one.yaml").write_text(
+        "model: {backbone: {class_path: AlexNet, init_args: {drop_rate: 0.9}}}\n"
+        "data: {class_path: MNIST5k, init_args: {image_size: 32}}\n"
+    )
+    Path("two.yaml").write_text("model: {backbone: SimpleCNN}\n")
+    assert fit("--config", "one.yaml", "--config", "two.yaml") == 0
+    backbone = config_of(newest(here, "one"))["model"]["backbone"]
+    assert backbone["class_path"] == "vision_zoo.backbones.SimpleCNN"
+    assert backbone["init_args"]["drop_rate"] == 0.2
+
+
+def test_another_data_set_keeps_what_belongs_to_the_experiment(here):
+    assert fit("--config", "cnn_mnist", "--data", "MNIST5k") == 0
+    options = config_of(newest(here, "cnn_mnist"))["data"]["init_args"]
+    assert options["batch_size"] == 256
+    assert options["val_split"] == 0.2
+    assert options["mean"] == [0.0]
+    assert options["std"] == [1.0]
+
+
+def test_mean_and_std_of_other_channels_do_not_move_to_another_data_set(here):
+    assert fit("--config", "resnet18_cifar10", "--data", "MNIST5k", "--model.backbone", "LeNet5") == 0
+    assert config_of(newest(here, "resnet18_cifar10"))["data"]["init_args"]["mean"] is None
+
+
+def test_short_names_mean_ours_first(here):
+    words = ["--data.augmentation", "[RandomHorizontalFlip, {class_path: ColorJitter, init_args: {brightness: 0.2}}]"]
+    assert fit("--model.backbone", "LeNet5", *words) == 0
+    first, second = config_of(newest(here))["data"]["init_args"]["augmentation"]
+    assert first["class_path"] == "vision_zoo.transforms.RandomHorizontalFlip"
+    assert second["class_path"] == "torchvision.transforms.v2.ColorJitter"
+
+
+@pytest.mark.parametrize("backbone", ["Foreign", "foreign_function"])
+def test_a_network_from_outside_works_by_class_path(here, backbone):
+    assert fit("--model.backbone", f"tests.test_cli.{backbone}") == 0
+    # Its checkpoint is code of a package that nobody vouched for.
+    run = str(newest(here))
+    assert main(["test", "--ckpt_path", run]) == 2
+    assert main(["test", "--ckpt_path", run, "--trusted_packages", "tests"]) == 0
+
+
+# -------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def test_test_needs_nothing_but_the_run_folder(trained_run, here, capsys):
+    assert main(["test", "--ckpt_path", str(trained_run), "--output", "out"]) == 0
+    tested = json.loads(Path("out/test.json").read_text())
+    fitted = json.loads((trained_run / "results.json").read_text())["metrics"]
+    assert tested == {name: value for name, value in fitted.items() if name.startswith("test/")}
+    assert {p.name for p in Path("out").iterdir()} >= {"confusion_matrix.png", "confusion_matrix.csv", "per_class.csv"}
+    assert f"{100 * tested['test/accuracy']:.2f} %" in capsys.readouterr().out
+
+
+def test_best_and_last_of_the_newest_run_are_found(trained_run, here, monkeypatch, capsys):
+    monkeypatch.chdir(trained_run.parents[2])
+    for name in ("best", "last"):
+        assert main(["validate", "--ckpt_path", name]) == 0
+    assert main(["test", "--ckpt_path", str(trained_run / "checkpoints" / "last.ckpt"), "--output", str(here)]) == 0
+
+
+def test_what_the_command_line_changed_against_the_checkpoint_is_printed(trained_run, here, capsys):
+    assert main(["test", "--ckpt_path", str(trained_run), "--data.batch_size", "7", "--output", "out"]) == 0
+    assert "changed against the checkpoint: --data.batch_size: 64 -> 7" in capsys.readouterr().err
+
+
+def test_a_file_beats_the_checkpoint_and_the_command_line_the_file(trained_run, here, capsys):
+    Path("more.yaml").write_text("data: {class_path: MNIST5k, init_args: {batch_size: 9, num_workers: 0}}\n")
+    words = ["test", "--ckpt_path", str(trained_run), "--config", "more.yaml", "--output", "out"]
+    assert main(words) == 0
+    assert "--data.batch_size: 64 -> 9" in capsys.readouterr().err
+    assert main([*words, "--data.batch_size", "11"]) == 0
+    assert "--data.batch_size: 64 -> 11" in capsys.readouterr().err
+
+
+def test_preprocessing_is_the_checkpoints_own(trained_run, here, data_root):
+    """Another data set has another mean; the network goes on with the one it was trained with."""
+    words = ["--data", "FashionMNIST", "--data.root", str(data_root), "--output", "out"]
+    assert main(["test", "--ckpt_path", str(trained_run), *words]) == 0
+    model = Classifier.load_from_checkpoint(trained_run / "checkpoints" / "best.ckpt")
+    data = FashionMNIST(root=str(data_root))
+    images, labels = data.split_images("test")
+    with torch.no_grad():
+        accuracy = (model(images).argmax(1) == labels).float().mean().item()
+    assert json.loads(Path("out/test.json").read_text())["test/accuracy"] == pytest.approx(accuracy)
+
+
+def test_another_data_set_that_does_not_fit_the_checkpoint_is_refused(trained_run, here, data_root, capsys):
+    message = refused(
+        capsys, "test", "--ckpt_path", str(trained_run), "--data", "CIFAR10", "--data.root", str(data_root)
+    )
+    assert "takes images of shape (1, 28, 28), CIFAR10 has (3, 32, 32)" in message
+
+
+def test_a_state_dict_starts_a_network_and_leaves_no_path_in_the_checkpoint(here):
+    own = LeNet5((1, 28, 28), 10)
+    torch.save(own.state_dict(), "own.pth")
+    words = ("--model.backbone", "LeNet5", "--model.weights", "own.pth", "--model.optimizer.lr", "0.0")
+    assert fit(*words, "--model.scheduler", "null") == 0
+    checkpoint = torch.load(newest(here) / "checkpoints" / "last.ckpt", weights_only=True)
+    assert torch.equal(checkpoint["state_dict"]["backbone.head.2.weight"], own.state_dict()["head.2.weight"])
+    assert "own.pth" not in str(checkpoint)
+
+
+# ----------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["test"], "test needs a trained network: --ckpt_path"),
+        (["validate"], "validate needs a trained network"),
+        (["test", "--ckpt_path", "best"], "no run with a checkpoint below"),
+        (["fit", "--ckpt_path", "last"], "no run with a checkpoint below"),
+        (["test", "--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt not found"),
+        (["test", "--ckpt_path", "."], "holds no checkpoints/best.ckpt"),
+        (["fit", "--config", "lenet5_mnst"], "did you mean lenet5_mnist"),
+        (["fit", "--config", "nowhere.yaml"], "there is no such file or shipped recipe"),
+        (["fit", "--model.backbone", "LeNet"], "--model.backbone LeNet: unknown; did you mean LeNet5"),
+        (["fit", "--model.backbone", "nowhere.Net"], "--model.backbone nowhere.Net: No module named 'nowhere'"),
+        (["fit", "--model.backbone", "vision_zoo.backbones.LeNt5"], "has no LeNt5; did you mean LeNet5"),
+        (["fit", "--data", "MNSIT"], "did you mean MNIST"),
+        (["fit", "--model.optimizer", "Adm"], "did you mean Adam"),
+        (["fit", "--model.scheduler", "OneCycle"], "did you mean OneCycleLR"),
+        (["fit", "--model.backbone", "tests.test_cli.NotANetwork"], "NotANetwork"),
+        (["fit", "--model.backbone", "torch.nn.Linear"], "first two parameters are the image shape"),
+        (["fit", "--trainer.max_epochs", "many"], "--trainer.max_epochs: got 'many', expected a whole number or null"),
+        (["fit", "--trainer.max_epoch", "3"], "did you mean --trainer.max_epochs"),
+        (["fit", "--data.batch_size", "0"], "--data.batch_size must be at least 1, got 0"),
+        (["fit", "--data.batch_size", "two"], "--data"),
+        (["fit", "--data.val_split", "1.5"], "--data.val_split"),
+        (["fit", "--trainer.accelerator", "abacus"], "abacus"),
+        (["fit", "--trainer.precision", "12"], "--trainer.precision: got '12'"),
+        (["fit", "--model.label_smoothing", "2"], "--model.label_smoothing must be in [0, 1), got 2.0"),
+        (["fit", "--model.backbone", "Conv4"], "at least 46"),
+        (["fit", "--data.batch_size", "1"], "CNN has batch normalisation"),
+        (["fit", "--save_every_minutes", "0"], "--save_every_minutes must be positive"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_refused_in_words_with_exit_code_2_and_leaves_nothing(words, message, here, capsys):
+    error = refused(capsys, *words)
+    assert message in error
+    assert "internal error" not in error
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {backbone: [", "is not valid YAML"),
+        ("just words", "must hold options as 'name: value'"),
+        ("model: 3", "'model' must hold options"),
+        ("modell: {backbone: LeNet5}\ndata: MNIST5k", "modell"),
+        ("model: {backbone: LeNet5, colour: red}\ndata: MNIST5k", "colour"),
+        ("model: {backbone: {class_path: LeNet5, init_args: {colour: red}}}\ndata: MNIST5k", "colour"),
+        ("model: {backbone: !!python/object/apply:os.system ['touch hacked']}", "is not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_refused_by_name(text, message, here, capsys):
+    Path("broken.yaml").write_text(text)
+    error = refused(capsys, "fit", "--config", "broken.yaml")
+    assert message in error
+    assert "internal error" not in error
+    assert {p.name for p in here.iterdir()} <= {"broken.yaml", "cache"}
+
+
+def test_a_bug_is_called_a_bug(here, capsys, monkeypatch):
+    def broken(self, images):
+        return self.nothing_of_the_kind
+
+    monkeypatch.setattr(LeNet5, "forward", broken)
+    monkeypatch.setattr("vision_zoo.classifier.Classifier.check", lambda *_: None)
+    error = refused(capsys, "fit", "--model.backbone", "LeNet5", code=1)
+    assert "internal error, AttributeError" in error
+    monkeypatch.setenv("VISION_ZOO_DEBUG", "1")
+    with pytest.raises(AttributeError):
+        main([*QUICK])
+
+
+def test_a_saved_configuration_is_a_configuration(trained_run, here):
+    assert fit("--config", str(trained_run / "config.yaml")) == 0
+    ours, again = config_of(trained_run), config_of(newest(here, "config"))
+    assert ours["model"] == again["model"]
+    assert ours["data"]["class_path"] == again["data"]["class_path"]
+
+
+def test_all_options_are_explained_on_request(capsys):
+    assert main(["fit", "--help_all"]) == 0
+    text = capsys.readouterr().out
+    assert "--model.label_smoothing" in text
+    assert "of the training loss" in text

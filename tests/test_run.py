@@ -1,0 +1,241 @@
+"""A run: what it leaves, how it is stopped, and that it goes on exactly where it stopped."""
+
+import csv
+import fcntl
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from tests.conftest import QUICK
+from vision_zoo.__main__ import main
+from vision_zoo.callbacks import Run
+from vision_zoo.callbacks.run import AtomicCheckpointIO, write_atomically
+from vision_zoo.errors import TrainingError
+
+# Every source of state at once: dropout, augmentation, a per-step schedule, validation within the epoch, momentum.
+STATEFUL = [
+    "fit", "--model.backbone", "SimpleCNN", "--model.scheduler", "OneCycleLR", "--model.scheduler.max_lr", "0.003",
+    "--data.batch_size", "32",
+    "--data.augmentation", "[{class_path: RandomCrop, init_args: {padding: 2}}, RandomErasing]",
+    "--trainer.max_epochs", "3", "--trainer.limit_train_batches", "12", "--trainer.val_check_interval", "6",
+    "--trainer.log_every_n_steps", "4", "--test_after_fit", "false",
+]  # fmt: skip
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def state(path: Path) -> dict:
+    checkpoint = torch.load(path, weights_only=True)
+    for name in ("fit_seconds", "train_seconds"):
+        checkpoint["callbacks"]["Run"].pop(name)
+    for name in ("vision_zoo", "datamodule_hyper_parameters"):
+        checkpoint.pop(name)
+    return checkpoint
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def stop_at(monkeypatch, step: int, how: str) -> None:
+    """Stop training after a step: by a signal that is handled, or by a crash that nothing handles."""
+    original = Run.on_train_batch_end
+
+    def on_train_batch_end(self, trainer, *rest):
+        if trainer.global_step == step:
+            if how == "crash":
+                raise OSError("the machine fell over")
+            signal.raise_signal(getattr(signal, how))
+        original(self, trainer, *rest)
+
+    monkeypatch.setattr(Run, "on_train_batch_end", on_train_batch_end)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("undisturbed")
+    assert main([*STATEFUL, "--trainer.default_root_dir", str(root)]) == 0
+    return root / "runs" / "default" / "version_0"
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+
+def test_a_run_leaves_everything_that_the_contract_names(trained_run):
+    present = {p.name for p in trained_run.iterdir()}
+    assert present >= {
+        "config.yaml", "metrics.csv", "checkpoints", "curves.png", "confusion_matrix.png", "results.json",
+    }  # fmt: skip
+    assert any(name.startswith("events.out.tfevents") for name in present)
+    assert {p.name for p in (trained_run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    for picture in ("curves.png", "confusion_matrix.png"):
+        with Image.open(trained_run / picture) as image:
+            assert min(image.size) > 300
+            assert len(image.convert("RGB").getcolors(1 << 24)) > 20, f"{picture} is empty"
+
+
+def test_results_hold_what_the_contract_names(trained_run):
+    results = json.loads((trained_run / "results.json").read_text())
+    assert results["config"] == "default"
+    assert results["parameters"] == 61_706
+    assert results["epochs"] == 2
+    assert results["seed"] == 0
+    assert results["fit_seconds"] > 0
+    assert results["train_images_per_second"] > 0
+    assert results["precision"]
+    assert results["device"].startswith("cpu")
+    assert results["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert {"val/loss", "val/accuracy", "test/loss", "test/accuracy", "test/top5_accuracy"} <= results["metrics"].keys()
+
+
+def test_the_validation_figures_of_results_are_those_of_the_best_checkpoint(trained_run):
+    results = json.loads((trained_run / "results.json").read_text())
+    best = min(float(row["val/loss"]) for row in rows(trained_run) if row["val/loss"])
+    assert results["metrics"]["val/loss"] == best
+    checkpoint = torch.load(trained_run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["callbacks"]["Run"]["best_score"] == pytest.approx(best)
+
+
+def test_metrics_hold_a_row_for_each_epoch_and_no_times(trained_run):
+    epochs = [row for row in rows(trained_run) if row["train/accuracy"]]
+    assert [int(row["epoch"]) for row in epochs] == [0, 1]
+    assert [int(row["step"]) for row in epochs] == [10, 20]
+    assert not [name for name in epochs[0] if "time" in name or "second" in name]
+
+
+def test_the_configuration_in_the_run_is_the_one_in_the_checkpoint(trained_run):
+    checkpoint = torch.load(trained_run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["vision_zoo"]["config"] == yaml.safe_load((trained_run / "config.yaml").read_text())
+    assert checkpoint["hyper_parameters"]["class_names"] == [str(digit) for digit in range(10)]
+
+
+def test_fit_says_what_it_does_and_prints_the_run_folder_last(here, capsys):
+    assert main([*QUICK, "--trainer.max_epochs", "1"]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.strip().splitlines()
+    assert lines[-1] == str(here / "runs" / "default" / "version_0")
+    for words in ("61,706 parameters", "3,500 train, 500 val", "Adam", "cross-entropy", "val/accuracy", "epoch 1/1"):
+        assert words in captured.out
+    for noise in ("Tip", "litlogger", "GPU available", "Warning", "HINT"):
+        assert noise not in captured.out + captured.err
+
+
+def test_without_validation_the_last_weights_are_the_best(here, capsys):
+    assert main([*QUICK, "--trainer.max_epochs", "2", "--data.val_split", "0"]) == 0
+    folder = here / "runs" / "default" / "version_0" / "checkpoints"
+    assert same(state(folder / "best.ckpt"), state(folder / "last.ckpt"))
+    assert "best.ckpt is last.ckpt, for there is no validation" in capsys.readouterr().out
+
+
+def test_two_runs_of_one_configuration_and_seed_are_the_same_bit_for_bit(undisturbed, tmp_path):
+    assert main([*STATEFUL, "--trainer.default_root_dir", str(tmp_path)]) == 0
+    again = tmp_path / "runs" / "default" / "version_0"
+    assert (again / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
+    assert same(state(again / "checkpoints/last.ckpt"), state(undisturbed / "checkpoints/last.ckpt"))
+
+
+def test_another_seed_is_another_run(undisturbed, tmp_path):
+    assert main([*STATEFUL, "--trainer.default_root_dir", str(tmp_path), "--seed_everything", "1"]) == 0
+    again = tmp_path / "runs" / "default" / "version_0"
+    assert (again / "metrics.csv").read_bytes() != (undisturbed / "metrics.csv").read_bytes()
+
+
+# -------------------------------------------------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize(
+    ("step", "how"),
+    [(1, "SIGTERM"), (5, "SIGINT"), (6, "SIGTERM"), (11, "SIGINT"), (12, "SIGTERM"), (18, "SIGINT"), (36, "SIGTERM")],
+)
+def test_a_run_stopped_at_any_step_ends_like_one_that_was_not(step, how, undisturbed, tmp_path, monkeypatch, capsys):
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        stop_at(patch, step, how)
+        assert main([*STATEFUL, *root]) == {"SIGTERM": 143, "SIGINT": 130}[how]
+    assert "the state is saved" in capsys.readouterr().err
+    assert main([*STATEFUL, *root, "--ckpt_path", "last"]) == 0
+    run = tmp_path / "runs" / "default" / "version_0"
+    assert not (tmp_path / "runs" / "default" / "version_1").exists()
+    assert (run / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
+    for name in ("last.ckpt", "best.ckpt"):
+        assert same(state(run / "checkpoints" / name), state(undisturbed / "checkpoints" / name)), name
+
+
+@pytest.mark.parametrize("step", [15, 30])
+def test_a_run_that_crashed_goes_on_from_its_last_epoch(step, undisturbed, tmp_path, monkeypatch):
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        stop_at(patch, step, "crash")
+        assert main([*STATEFUL, *root]) == 1
+    # The run folder alone is enough to go on.
+    assert main(["fit", "--ckpt_path", str(tmp_path / "runs" / "default" / "version_0")]) == 0
+    run = tmp_path / "runs" / "default" / "version_0"
+    assert (run / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
+    assert same(state(run / "checkpoints/last.ckpt"), state(undisturbed / "checkpoints/last.ckpt"))
+
+
+def test_a_run_goes_on_for_longer(here):
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--model.scheduler", "null"]) == 0
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
+    assert [row["epoch"] for row in rows(here / "runs/default/version_0") if row["train/accuracy"]] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--model.backbone", "SmallCNN"],
+            "--model.backbone: vision_zoo.backbones.LeNet5 -> vision_zoo.backbones.SmallCNN",
+        ),
+        (["--model.optimizer.lr", "0.5"], "--model.optimizer.lr"),
+        (["--data.batch_size", "5"], "--data.batch_size: 64 -> 5"),
+        (["--seed_everything", "5"], "--seed_everything: 0 -> 5"),
+        (["--trainer.max_epochs", "7"], "was laid out for 2 epochs, which cannot become 7"),
+    ],
+)
+def test_what_a_run_fixes_cannot_change_when_it_goes_on(words, message, trained_run, here, capsys):
+    before = sorted((p, p.stat().st_mtime_ns) for p in trained_run.rglob("*"))
+    assert main(["fit", "--ckpt_path", str(trained_run), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert before == sorted((p, p.stat().st_mtime_ns) for p in trained_run.rglob("*"))
+
+
+def test_a_folder_in_use_is_refused(trained_run, here, capsys, tmp_path):
+    with (trained_run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["fit", "--ckpt_path", str(trained_run)]) == 2
+    (trained_run / ".lock").unlink()
+    assert "is in use by another process" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------------------------------- whole or not
+
+
+def test_a_checkpoint_is_complete_or_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(3)}, path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(TrainingError, match=r"could not be written: .*No space left.*the previous last.ckpt is kept"):
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(3)}, path)
+    assert torch.equal(torch.load(path)["weights"], torch.ones(3))
+    with pytest.raises(TrainingError, match="No space left"):
+        write_atomically(tmp_path / "results.json", b"{}")
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]

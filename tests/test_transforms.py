@@ -1,0 +1,162 @@
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from vision_zoo.errors import ConfigError
+from vision_zoo.transforms import (
+    Cutout,
+    RandomAffine,
+    RandomCrop,
+    RandomErasing,
+    RandomHorizontalFlip,
+    RandomVerticalFlip,
+    apply_transforms,
+)
+
+EVERY = [
+    RandomHorizontalFlip(),
+    RandomVerticalFlip(),
+    RandomCrop(4),
+    RandomCrop(4, "reflect"),
+    RandomCrop(4, "edge"),
+    RandomAffine(15, 0.1, (0.8, 1.2), 10),
+    RandomErasing(p=1.0),
+    RandomErasing(p=1.0, value="random"),
+    Cutout(5),
+]
+IDS = [f"{type(transform).__name__}{place}" for place, transform in enumerate(EVERY)]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def batch():
+    return torch.randint(1, 256, (16, 3, 12, 20), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("transform", EVERY, ids=IDS)
+def test_shape_and_type_stay_and_the_input_is_not_changed(transform, batch):
+    before = batch.clone()
+    changed = transform(batch)
+    assert changed.shape == batch.shape
+    assert changed.dtype == torch.uint8
+    assert torch.equal(batch, before)
+
+
+@pytest.mark.parametrize("transform", EVERY, ids=IDS)
+def test_each_image_has_a_draw_of_its_own(transform, batch):
+    same = batch[:1].expand(16, -1, -1, -1)
+    assert len(transform(same).unique(dim=0)) > 1
+
+
+@pytest.mark.parametrize("transform", EVERY, ids=IDS)
+def test_the_same_seed_gives_the_same_draws(transform, batch):
+    results = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        results.append(transform(batch))
+    assert torch.equal(*results)
+
+
+def test_flips_mirror_all_or_none(batch):
+    assert torch.equal(RandomHorizontalFlip(1.0)(batch), batch.flip(3))
+    assert torch.equal(RandomVerticalFlip(1.0)(batch), batch.flip(2))
+    assert torch.equal(RandomHorizontalFlip(0.0)(batch), batch)
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect", "edge"])
+def test_a_crop_is_a_window_of_the_padded_image(batch, mode):
+    padded = v2.functional.pad(batch, [2, 2, 2, 2], fill=7, padding_mode=mode)
+    cropped = RandomCrop(2, mode, fill=7)(batch)
+    places = set()
+    for image, around in zip(cropped, padded, strict=True):
+        found = [
+            (top, left)
+            for top in range(5)
+            for left in range(5)
+            if torch.equal(image, around[:, top : top + 12, left : left + 20])
+        ]
+        assert found
+        places.add(found[0])
+    assert len(places) > 4
+
+
+def test_an_affine_transform_without_range_changes_nothing(batch):
+    assert torch.equal(RandomAffine()(batch), batch)
+
+
+def test_a_rotation_keeps_proportions_of_images_that_are_not_square():
+    """A disc in the centre stays where it is, whatever the angle."""
+    rows, columns = torch.meshgrid(torch.arange(24.0), torch.arange(40.0), indexing="ij")
+    disc = 255 * (((rows - 11.5) ** 2 + (columns - 19.5) ** 2) < 64).to(torch.uint8)
+    images = disc.expand(8, 1, 24, 40)
+    rotated = RandomAffine(degrees=90)(images)
+    assert (rotated.float() - images.float()).abs().mean() < 6
+
+
+def test_an_affine_shift_moves_by_at_most_the_fraction_and_fills():
+    images = torch.zeros(64, 1, 20, 20, dtype=torch.uint8)
+    images[:, :, 10, 10] = 255
+    shifted = RandomAffine(translate=0.1, fill=0)(images).float()[:, 0]
+    centre = (shifted.sum(2) * torch.arange(20)).sum(1) / shifted.sum((1, 2))
+    assert (centre - 10).abs().max() <= 2.1
+    assert centre.std() > 0.5
+    assert (RandomAffine(translate=0.5, fill=9)(images) == 9).any()
+
+
+def test_erasing_overwrites_one_rectangle_of_the_asked_area():
+    images = torch.full((200, 3, 32, 32), 200, dtype=torch.uint8)
+    erased = RandomErasing(p=0.5, scale=(0.1, 0.2), value=5)(images) == 5
+    share = erased[:, 0].float().mean((1, 2))
+    hit = share[share > 0]
+    assert 60 < len(hit) < 140
+    assert hit.min() > 0.07
+    assert hit.max() < 0.24
+    for image in erased[share > 0][:, 0]:
+        assert image.sum() == image.any(0).sum() * image.any(1).sum()
+
+
+def test_cutout_overwrites_a_square_cut_off_at_the_border():
+    images = torch.full((200, 1, 16, 16), 200, dtype=torch.uint8)
+    erased = (Cutout(6, fill=1)(images) == 1).sum((1, 2, 3))
+    assert erased.max() == 36
+    assert erased.min() >= 9
+
+
+def test_a_foreign_transform_draws_for_each_image(batch):
+    same = batch[:1].expand(16, -1, -1, -1)
+    assert len(apply_transforms([v2.RandomHorizontalFlip(), v2.RandomRotation(10)], same).unique(dim=0)) > 2
+
+
+def test_transforms_apply_in_their_order():
+    images = torch.full((2, 1, 4, 4), 100, dtype=torch.uint8)
+    erase_last = apply_transforms([RandomHorizontalFlip(1.0), Cutout(9, fill=3)], images)
+    assert (erase_last == 3).all()
+
+
+@pytest.mark.parametrize("transform", [v2.Resize(5), v2.ToDtype(torch.float32)])
+def test_a_transform_that_changes_shape_or_type_is_refused_by_name(transform, batch):
+    with pytest.raises(ConfigError, match=rf"--data.augmentation: {type(transform).__name__} turns .* must keep both"):
+        apply_transforms([transform], batch)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RandomHorizontalFlip(1.5), "RandomHorizontalFlip: p must be between 0 and 1, got 1.5"),
+        (lambda: RandomCrop(-1), "padding must be at least 0"),
+        (lambda: RandomCrop(1, "wrap"), "padding_mode must be constant, reflect or edge, got 'wrap'"),
+        (lambda: RandomAffine(scale=(0, 1)), "scale must be two rising positive factors"),
+        (lambda: RandomAffine(shear=90), "shear below 90"),
+        (lambda: RandomErasing(scale=(0.5, 2)), "scale must rise within"),
+        (lambda: Cutout(0), "size must be at least 1, got 0"),
+        (lambda: Cutout(2, 300), "fill must be between 0 and 255, got 300"),
+        (lambda: RandomCrop(12, "reflect")(torch.zeros(1, 1, 12, 12, dtype=torch.uint8)), "cannot reflect 12 pixels"),
+    ],
+)
+def test_impossible_options_are_refused_by_name(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()

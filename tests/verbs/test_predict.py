@@ -1,0 +1,280 @@
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests import tiny
+from vision_zoo.__main__ import main
+from vision_zoo.classifier import Classifier
+from vision_zoo.data import MNIST5k
+from vision_zoo.data.decode import decode_image
+from vision_zoo.verbs import predict
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """uint8 (20, 1, 28, 28), two of each digit."""
+    return MNIST5k().sample("test", 20).images
+
+
+def save(path, image, mode="L", **options):
+    """Write one digit as a file of a mode; it looks the same in all of them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    gray = Image.fromarray(image[0].numpy())
+    if mode == "I;16":
+        picture = Image.fromarray(image[0].numpy().astype(np.uint16) * 257)
+    elif mode == "LA":
+        picture = Image.merge("LA", [gray, Image.new("L", gray.size, 255)])
+    elif mode in ("RGBA", "P", "CMYK"):
+        picture = gray.convert("RGB").convert(mode)
+    else:
+        picture = gray.convert(mode)
+    picture.save(path, **options)
+    return path
+
+
+def run(run_folder, *words):
+    return main(["predict", "--ckpt_path", str(run_folder), *map(str, words)])
+
+
+def rows(path="predictions.csv"):
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def model_of(run_folder):
+    return Classifier.load_from_checkpoint(run_folder / "checkpoints" / "best.ckpt")
+
+
+def test_probabilities_are_exactly_those_of_the_loaded_checkpoint(trained_run, here, digits):
+    files = [save(here / "in" / f"{i:02}.png", image) for i, image in enumerate(digits)]
+    assert run(trained_run, "--images", *files, "--top_k", 10) == 0
+    model = model_of(trained_run)
+    with torch.inference_mode():
+        expected, order = model(digits).softmax(1).sort(descending=True)
+    for row, path, probabilities, classes in zip(rows(), files, expected, order, strict=True):
+        assert row["path"] == str(path)
+        names = ["", *(f"_{rank}" for rank in range(2, 11))]
+        assert [np.float32(row[f"probability{n}"]) for n in names] == list(probabilities.numpy())
+        assert [row[f"label{n}"] for n in names] == [model.class_names[c] for c in classes]
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"),
+    [("L", "png"), ("RGB", "png"), ("RGBA", "png"), ("LA", "png"), ("P", "png"), ("P", "gif"), ("I;16", "png"),
+     ("I;16", "tiff"), ("CMYK", "tiff"), ("L", "bmp"), ("L", "webp"), ("L", "ppm")],
+)  # fmt: skip
+def test_a_digit_is_classified_alike_in_every_mode(trained_run, here, digits, mode, ending):
+    save(here / "plain.png", digits[7])
+    options = {"lossless": True} if ending == "webp" else {}
+    save(here / f"other.{ending}", digits[7], mode, **options)
+    assert run(trained_run, "--images", "plain.png", f"other.{ending}") == 0
+    plain, other = rows()
+    assert other["label"] == plain["label"]
+    assert float(other["probability"]) == pytest.approx(float(plain["probability"]), abs=0.02)
+
+
+def test_a_large_colour_photograph_turned_by_exif_is_upright(trained_run, here, digits):
+    upright = Image.fromarray(digits[15][0].numpy()).convert("RGB").resize((560, 560), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    upright.save("upright.jpg", quality=95)
+    upright.rotate(90).save("turned.jpg", quality=95, exif=exif)
+    assert run(trained_run, "--images", "upright.jpg", "turned.jpg") == 0
+    first, second = rows()
+    assert second["label"] == first["label"]
+    assert float(second["probability"]) == pytest.approx(float(first["probability"]), abs=0.05)
+
+
+def test_the_order_is_as_given_folders_sorted_and_every_file_once(trained_run, here, digits):
+    for name in (
+        "z.png",
+        "f/b.png",
+        "f/a/2.png",
+        "f/a/10.PNG",
+        "f/.hidden.png",
+        "f/.git/x.png",
+        "f/notes.txt",
+        "g/1.png",
+        "g/2.jpg",
+    ):
+        if name.endswith("txt"):
+            (here / name).write_text("no picture")
+        else:
+            save(here / name, digits[0])
+    (here / "f" / "loop").symlink_to(here / "f")
+    assert run(trained_run, "--images", "z.png", "f", "f/b.png", here / "z.png", "g/*.png") == 0
+    assert [row["path"] for row in rows()] == ["z.png", "f/a/10.PNG", "f/a/2.png", "f/b.png", "g/1.png"]
+
+
+def test_many_files_keep_their_order_over_batches(trained_run, here, digits):
+    files = [save(here / "in" / f"{i:03}.png", digits[i % 20]) for i in range(150)]
+    (here / "in" / "070.png").write_bytes(b"broken")
+    assert run(trained_run, "--images", "in", "--data.batch_size", 7) == 0
+    found = rows()
+    assert [row["path"] for row in found] == [f"in/{path.name}" for path in files if path.name != "070.png"]
+    expected = model_of(trained_run)(digits).argmax(1).tolist()
+    kept = [i for i in range(150) if i != 70]
+    assert [row["label"] for row in found] == [str(expected[i % 20]) for i in kept]
+
+
+def test_unreadable_files_are_named_and_counted_and_the_rest_goes_on(trained_run, here, digits, capsys):
+    good = save(here / "in" / "good.png", digits[0])
+    for i in range(25):
+        (here / "in" / f"bad{i:02}.png").write_bytes(good.read_bytes()[: 30 + i] if i else b"")
+    assert run(trained_run, "--images", "in") == 0
+    output, errors = capsys.readouterr()
+    assert [row["path"] for row in rows()] == ["in/good.png"]
+    assert "25 could not be read" in output
+    assert "in/bad00.png: " in errors
+    assert "in/bad19.png: " in errors
+    assert "bad20" not in errors
+    assert "... and 5 more" in errors
+
+
+def test_no_readable_file_is_an_error_and_leaves_the_old_table(trained_run, here, capsys):
+    (here / "bad.png").write_text("no picture")
+    (here / "predictions.csv").write_text("old")
+    assert run(trained_run, "--images", "bad.png") == 2
+    assert "cannot read the file as a picture" in capsys.readouterr().err
+    assert (here / "predictions.csv").read_text() == "old"
+    assert sorted(path.name for path in here.iterdir() if path.is_file()) == ["bad.png", "predictions.csv"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--images", "gone.png"], "--images gone.png: .*gone.png not found"),
+        (["--images", "empty"], "--images empty: no pictures in .*empty"),
+        (["--images", "empty/*.png"], r"--images empty/\*.png: no pictures match"),
+        ([], "predict needs pictures: --images"),
+        (["--images", "a.png", "--top_k", "11"], "--top_k must be between 1 and the number of classes, 10, got 11"),
+        (["--images", "a.png", "--output", "empty"], "--output empty is a folder"),
+        (["--images", "a.png", "--output", "a.png/x.csv"], "--output a.png/x.csv: .* cannot be written"),
+        (["--images", "a.png", "--format", "xml"], "format"),
+    ],
+)
+def test_wrong_usage_is_refused_by_name(trained_run, here, digits, capsys, words, message):
+    (here / "empty").mkdir()
+    save(here / "a.png", digits[0])
+    assert run(trained_run, *words) == 2
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    assert re.search(message, errors), errors
+
+
+def test_predict_without_a_checkpoint_is_refused(here, digits, capsys):
+    save(here / "a.png", digits[0])
+    assert main(["predict", "--images", "a.png"]) == 2
+    assert "predict needs a trained network: --ckpt_path" in capsys.readouterr().err
+
+
+def test_standard_output_holds_nothing_but_the_table(trained_run, here, digits, capsys):
+    save(here / "a.png", digits[0])
+    (here / "b.png").write_bytes(b"broken")
+    assert run(trained_run, "--images", "a.png", "b.png", "--output", "-", "--top_k", 3, "--data.batch_size", 2) == 0
+    output, errors = capsys.readouterr()
+    (row,) = csv.DictReader(io.StringIO(output))
+    assert list(row) == ["path", "label", "probability", "label_2", "probability_2", "label_3", "probability_3"]
+    assert "classified 1 pictures" in errors
+    assert not (here / "predictions.csv").exists()
+
+
+@pytest.mark.parametrize("words", [["--format", "json"], ["--output", "out/p.json"]])
+def test_json_says_the_same_as_the_table(trained_run, here, digits, words):
+    for i in range(3):
+        save(here / "in" / f"{i}.png", digits[i])
+    assert run(trained_run, "--images", "in") == 0
+    assert run(trained_run, "--images", "in", *words) == 0
+    objects = json.loads((here / (words[1] if "/" in words[1] else "predictions.json")).read_text())
+    numbers = [{k: float(v) if k.startswith("prob") else v for k, v in row.items()} for row in rows()]
+    assert objects == numbers
+    assert list(objects[0])[:4] == ["path", "label", "probability", "label_2"]
+
+
+def test_nothing_but_the_checkpoint_is_needed(here, tmp_path_factory, monkeypatch):
+    tiny.write_image_folder(here / "data", size=(90, 30))
+    assert main(["fit", "--data", "ImageFolder", "--data.root", "data", "--data.image_size", "32",
+                 "--data.val_split", "0", "--data.resize", "pad", "--model.backbone", "SmallCNN",
+                 "--trainer.max_epochs", "1", "--test_after_fit", "false"]) == 0  # fmt: skip
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    picture = elsewhere / "wide.png"
+    shutil.copy(here / "data" / "cat" / "0000.png", picture)
+    (checkpoint,) = here.glob("runs/*/*/checkpoints/last.ckpt")
+    shutil.copy(checkpoint, elsewhere / "copy.ckpt")
+    shutil.rmtree(here / "data")
+    shutil.rmtree(here / "runs")
+    monkeypatch.chdir(elsewhere)
+    assert main(["predict", "--ckpt_path", "copy.ckpt", "--images", "wide.png"]) == 0
+    (row,) = rows()
+    model = Classifier.load_from_checkpoint("copy.ckpt")
+    with torch.inference_mode():
+        expected = model(decode_image(picture, model.image_shape, "pad")).softmax(1).max()
+    assert np.float32(row["probability"]) == expected.numpy()
+    assert {row["label"], row["label_2"]} == {"cat", "dog"}
+
+
+def test_negatives_are_noticed_and_invert_brings_them_back(trained_run, here, digits, capsys):
+    for i, image in enumerate(digits):
+        save(here / "plain" / f"{i:02}.png", image)
+        save(here / "scans" / f"{i:02}.png", 255 - image)
+    assert run(trained_run, "--images", "plain") == 0
+    assert "hint" not in capsys.readouterr().err
+    expected = [list(row.values())[1:] for row in rows()]
+    assert run(trained_run, "--images", "scans") == 0
+    assert "try --invert" in capsys.readouterr().err
+    assert run(trained_run, "--images", "scans", "--invert", "true") == 0
+    assert "hint" not in capsys.readouterr().err
+    assert [list(row.values())[1:] for row in rows()] == expected
+    assert run(trained_run, "--images", "plain", "--invert", "true") == 0
+    assert "leave out --invert" in capsys.readouterr().err
+
+
+def test_the_published_mean_goes_before_a_recipe_that_scales_to_one(trained_run):
+    model = model_of(trained_run)
+    model.hparams["mean"] = [0.0]
+    assert predict.training_mean(model, MNIST5k(mean=[0.0], std=[1.0])) == pytest.approx(MNIST5k.mean[0])
+    assert predict.training_mean(model, None) is None
+
+
+def test_names_of_files_may_hold_anything(trained_run, here, digits):
+    names = ["a,b.png", 'quo"te.png', "line\nbreak.png", "[red]x.png", "日本.png", os.fsdecode(b"\xff.png")]
+    for name in names:
+        save(here / "in" / name, digits[0])
+    assert run(trained_run, "--images", "in") == 0
+    with Path("predictions.csv").open(newline="", errors="surrogateescape") as file:
+        found = [row["path"] for row in csv.DictReader(file)]
+    assert sorted(found) == sorted(f"in/{name}" for name in names)
+
+
+def test_a_stopped_run_leaves_the_old_table_and_no_temporary_file(trained_run, here, digits, monkeypatch):
+    save(here / "a.png", digits[0])
+    (here / "predictions.csv").write_text("old")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict._Writer, "end", stop)
+    assert run(trained_run, "--images", "a.png") == 130
+    assert sorted(path.name for path in here.iterdir() if path.is_file()) == ["a.png", "predictions.csv"]
+    assert (here / "predictions.csv").read_text() == "old"
+
+
+def test_decoding_stays_a_bounded_number_of_pictures_ahead(here, digits, monkeypatch):
+    files = [save(here / "a.png", digits[0])] * 5000
+    decoded = []
+    monkeypatch.setattr(predict, "decode_image", lambda *_: decoded.append(1) or digits[0])
+    parts = predict.decode_all(files, (1, 28, 28), "crop", 64)
+    next(parts)
+    time.sleep(0.2)
+    assert len(decoded) <= 64 + (2 * 16 + 2) * predict.CHUNK
+    parts.close()

@@ -1,0 +1,76 @@
+"""The console script's door: what needs no torch is answered before it is imported, which takes seconds."""
+
+import os
+import sys
+
+from vision_zoo import __version__
+from vision_zoo.errors import VisionZooError
+from vision_zoo.helptext import COMMANDS, command_help, did_you_mean, overview
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run vision_zoo; see ``vision_zoo --help``.
+
+    Args:
+        argv: words of the command line, without the program's name; by default those of this process.
+
+    Returns:
+        The exit code: 0 success, 1 failure, 2 wrong usage or input, 128 + n stopped by signal n.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        code = _answer(words)
+        if code is None:
+            from vision_zoo.cli import main as run  # noqa: PLC0415
+
+            if "--help_all" in words:
+                words = [words[0], "--help"]
+            code = run(words)
+        sys.stdout.flush()
+    except VisionZooError as error:
+        sys.stderr.write(f"vision_zoo: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:  # while torch is being imported
+        return 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _answer(words: list[str]) -> int | None:
+    """Answer what needs no torch.
+
+    Returns:
+        The exit code, or None for a command that does need it.
+    """
+    first = words[0] if words else ""
+    if first in ("", "-h", "--help", "help"):
+        sys.stdout.write(overview())
+        return 0 if words else 2
+    if first == "--version":
+        sys.stdout.write(f"vision_zoo {__version__}\n")
+        return 0
+    if first not in COMMANDS:
+        if first.startswith("-"):
+            problem = f"{first} must follow a command, as in: vision_zoo fit {' '.join(words[:2])}"
+        else:
+            problem = f"there is no command {first!r}{did_you_mean(first, COMMANDS)}"
+        sys.stderr.write(f"vision_zoo: {problem}\nCommands: {', '.join(COMMANDS)}. See: vision_zoo --help\n")
+        return 2
+    if "-h" in words or "--help" in words or (COMMANDS[first].light and "--help_all" in words):
+        sys.stdout.write(command_help(first))
+        return 0
+    if first == "list":
+        from vision_zoo.listing import main as run_list  # noqa: PLC0415
+
+        return run_list(words[1:])
+    if first == "completion":
+        from vision_zoo.completion import main as run_completion  # noqa: PLC0415
+
+        return run_completion(words[1:])
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

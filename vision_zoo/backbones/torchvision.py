@@ -1,0 +1,203 @@
+"""Networks of torchvision (https://pytorch.org/vision/stable/models.html), fitted to the images and the classes."""
+
+import bisect
+import difflib
+import pickle
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torchvision import models
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from vision_zoo.errors import ConfigError, ImageShapeError
+from vision_zoo.types import ImageShape
+
+_RGB = 3
+_REFERENCE_SIZE = 224  # pixels; every network of torchvision takes it: it is a multiple of all patches and windows
+
+
+class Torchvision(nn.Module):
+    """Any classification network of torchvision, its last layer fitted to the classes, its first to the channels.
+
+    Where images have not three channels, the filters of the first convolution are made of the red, green and blue ones,
+    so that pretrained weights stay useful: one channel takes their sum (the network then answers as if the gray image
+    stood in all three), others take them in turn, scaled by 3 / channels. Auxiliary heads are left out. Vision
+    transformers are built for the size of the images, and pretrained position embeddings are interpolated to it.
+
+    Args:
+        image_shape: (channels, height, width) of one image; the least size depends on the network.
+        num_classes: number of logits.
+        name: a network of torchvision, such as resnet18, mobilenet_v3_small, swin_t.
+        weights: pretrained weights of that network, such as DEFAULT or IMAGENET1K_V1, downloaded once; random weights
+            if not given.
+
+    Raises:
+        ConfigError: if torchvision has no such network or weights, or the weights cannot be downloaded.
+        ImageShapeError: if the network cannot take images of this shape.
+    """
+
+    def __init__(
+        self, image_shape: ImageShape, num_classes: int, name: str = "resnet18", weights: str | None = None
+    ) -> None:
+        super().__init__()
+        _require_name(name)
+        chosen = None if weights is None else _find_weights(name, weights)
+        _require_shape(name, image_shape)  # before anything is downloaded
+        if chosen is None:
+            self.network = _build(name, image_shape, num_classes)
+        else:
+            self.network = _build(name, image_shape, len(chosen.meta["categories"]))
+            _load(self.network, name, chosen, image_shape)
+            _fit_classes(self.network, num_classes)
+        _fit_channels(self.network, image_shape[0])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes) of normalised images, float (B, C, H, W)."""
+        logits: Tensor = self.network(images)  # (B, num_classes)
+        return logits
+
+
+class WithoutMemory(TorchFunctionMode):
+    """Networks built inside have shapes but no values, as on the meta device; numbers that building needs are computed.
+
+    The meta device alone would fail for RegNet, which reads its widths from a tensor.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func in (torch.empty, torch.ones, torch.zeros) and options.get("device") is None:
+            options["device"] = "meta"
+        return func(*args, **options)
+
+
+def _require_name(name: str) -> None:
+    names = models.list_models(module=models)
+    if name not in names:
+        close = difflib.get_close_matches(name.lower(), names, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}."
+        raise ConfigError(f"Torchvision: no network is named {name!r}; {hint} Set --model.backbone.name to one of them")
+
+
+def _find_weights(name: str, weights: str) -> models.WeightsEnum:
+    known = models.get_model_weights(name)
+    if weights not in known.__members__:
+        raise ConfigError(
+            f"Torchvision: {name} has no weights named {weights!r}; "
+            f"set --model.backbone.weights to one of {', '.join(known.__members__)}, or leave it out for random weights"
+        )
+    return known[weights]
+
+
+def _build(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
+    options: dict[str, Any] = {"num_classes": num_classes}
+    _, height, width = image_shape
+    if name.startswith("vit_"):
+        options["image_size"] = height
+    elif name.startswith("maxvit"):
+        options["input_size"] = (height, width)
+    elif name in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": True}
+    network: nn.Module = models.get_model(name, weights=None, **options)
+    return network
+
+
+def _load(network: nn.Module, name: str, weights: models.WeightsEnum, image_shape: ImageShape) -> None:
+    try:
+        state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:  # no network, no space; a broken file
+        folder = f"{torch.hub.get_dir()}/checkpoints"
+        raise ConfigError(
+            f"Torchvision: the weights {weights.name} of {name} could not be fetched from {weights.url} to {folder} "
+            f"({error}). Put the file {urlparse(weights.url).path.rsplit('/', 1)[-1]} there, "
+            "or leave out --model.backbone.weights to start from random weights"
+        ) from error
+    if isinstance(network, models.VisionTransformer):
+        state = interpolate_embeddings(image_shape[1], network.patch_size, state)
+    elif isinstance(network, models.GoogLeNet | models.Inception3):
+        state = {key: value for key, value in state.items() if not key.lower().startswith("aux")}
+        # Its weights expect [-1, 1]; colour images normalised by ImageNet's mean are brought there.
+        network.transform_input = image_shape[0] == _RGB
+    elif isinstance(network, models.DenseNet):  # its weights still have the names of an old release: norm.1 for norm1
+        state = {re.sub(r"(denselayer\d+\.\w+)\.([12])\.", r"\1\2.", key): value for key, value in state.items()}
+    network.load_state_dict(state)
+
+
+def _fit_classes(network: nn.Module, num_classes: int) -> None:
+    """Replace the last linear layer (in SqueezeNet, the last convolution) by a fresh one."""
+    layers = [(path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    path, last = layers[-1]
+    head: nn.Module
+    if isinstance(last, nn.Linear):
+        head = nn.Linear(last.in_features, num_classes, bias=last.bias is not None)
+    else:
+        head = nn.Conv2d(last.in_channels, num_classes, 1)
+    network.set_submodule(path, head)
+
+
+def _fit_channels(network: nn.Module, channels: int) -> None:
+    """Replace the first convolution by one that takes this number of channels."""
+    if channels == _RGB:
+        return
+    first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    rgb = first.weight.detach()  # (width, 3, k, k)
+    if channels == 1:
+        first.weight = nn.Parameter(rgb.sum(dim=1, keepdim=True))  # (width, 1, k, k)
+    else:
+        turns = [c % _RGB for c in range(channels)]
+        first.weight = nn.Parameter(rgb[:, turns] * (_RGB / channels))  # (width, channels, k, k)
+    first.in_channels = channels
+
+
+def _require_shape(name: str, image_shape: ImageShape) -> None:
+    """Refuse images that the network cannot take, found by a dry run without computing."""
+    _, height, width = image_shape
+    failure = _dry_run(name, height, width)
+    if failure is None:
+        return
+    if _dry_run(name, _REFERENCE_SIZE, _REFERENCE_SIZE) is not None:
+        raise failure  # not because of the shape: a defect, no wrong input
+    step = _size_step(name)
+    steps = range(1, _REFERENCE_SIZE // step + 1)
+    least = steps[bisect.bisect_left(steps, True, key=lambda k: _dry_run(name, k * step, k * step) is None)] * step
+    if step == 1:
+        allowed, way_out = f"at least {least} x {least} pixels", f"at least {least}"
+    else:
+        nearest = max(least, -(-max(height, width) // step) * step)
+        allowed, way_out = f"squares whose side is a multiple of {step} pixels", str(nearest)
+    raise ImageShapeError(
+        f"Torchvision: {name} cannot take images of shape {tuple(image_shape)}, only {allowed}: "
+        f"set --data.image_size to {way_out}"
+    ) from failure
+
+
+def _dry_run(name: str, height: int, width: int) -> Exception | None:
+    """What stops the network from taking one image of this size, if anything; no pixel is computed."""
+    try:
+        with WithoutMemory(), torch.no_grad():
+            network = _build(name, (_RGB, height, width), num_classes=2).to("meta").eval()
+            network(torch.empty(1, _RGB, height, width))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        return error
+    return None
+
+
+def _size_step(name: str) -> int:
+    """The number of pixels that the side of an image must be a multiple of."""
+    with WithoutMemory():
+        network = _build(name, (_RGB, _REFERENCE_SIZE, _REFERENCE_SIZE), num_classes=2)
+    if isinstance(network, models.VisionTransformer):
+        return int(network.patch_size)
+    if isinstance(network, models.MaxVit):
+        return 32 * int(network.partition_size)  # the last of its five halvings must still divide into windows
+    return 1

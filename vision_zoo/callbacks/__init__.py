@@ -1,0 +1,7 @@
+"""What a run does besides training: its folder, what the terminal shows, the evaluation of the test images."""
+
+from vision_zoo.callbacks.console import Console
+from vision_zoo.callbacks.evaluation import Evaluation
+from vision_zoo.callbacks.run import AtomicCheckpointIO, Run
+
+__all__ = ["AtomicCheckpointIO", "Console", "Evaluation", "Run"]

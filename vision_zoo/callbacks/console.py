@@ -1,0 +1,195 @@
+"""What the terminal shows while training: a bar where there is a terminal, a line for each epoch everywhere."""
+
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from vision_zoo.classifier import Classifier
+
+REFRESH_SECONDS = 0.2
+
+
+class Console(ProgressBar):
+    """A progress bar with loss and accuracy, and for each epoch a line that stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.console = RichConsole(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._enabled = True
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._drawn = self._started = 0.0
+
+    def disable(self) -> None:
+        """Show nothing, as processes other than the first do."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show the bar again."""
+        self._enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print above the bar."""
+        if self._enabled:
+            self.console.print(*args, **kwargs)
+
+    # The bar is drawn by hand, five times a second at most: a drawing thread would compete with the training.
+
+    def _start(self, text: str, total: float) -> None:
+        if not self._enabled or not self.console.is_terminal:
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[speed]}"),
+                TextColumn("{task.fields[metrics]}"),
+                console=self.console,
+                auto_refresh=False,
+                transient=True,
+            )
+            self._progress.start()
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        size = None if total == float("inf") else int(total)
+        self._task = self._progress.add_task(text, total=size, metrics="", speed="")
+        self._started = time.monotonic()
+
+    def _advance(self, done: int, images: int) -> None:
+        if self._progress is None or self._task is None:
+            return
+        now = time.monotonic()
+        if now - self._drawn < REFRESH_SECONDS:
+            return
+        self._drawn = now
+        shown = {k: v for k, v in self.trainer.progress_bar_metrics.items() if isinstance(v, (int, float))}
+        text = "  ".join(_show(name, value) for name, value in shown.items())
+        speed = f"{done * images / max(now - self._started, 1e-9):,.0f} images/s"
+        self._progress.update(self._task, completed=done, metrics=text, speed=speed, refresh=True)
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = self._task = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what is about to happen: network, data, optimizer, loss, device."""
+        if not isinstance(pl_module, Classifier):
+            return
+        facts = Table.grid(padding=(0, 2))
+        channels, height, width = pl_module.image_shape
+        sizes = getattr(trainer.datamodule, "sizes", {})  # type: ignore[attr-defined]
+        parameters = sum(p.numel() for p in pl_module.parameters())
+        facts.add_row("network", f"{type(pl_module.backbone).__name__}, {parameters:,} parameters")
+        facts.add_row(
+            "data",
+            f"{type(trainer.datamodule).__name__}: "  # type: ignore[attr-defined]
+            + ", ".join(f"{size:,} {split}" for split, size in sizes.items())
+            + f"; {channels} x {height} x {width} pixels, {pl_module.num_classes} classes",
+        )
+        batch_size = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
+        if batch_size:
+            effective = batch_size * trainer.world_size * trainer.accumulate_grad_batches
+            spread = f" = {batch_size} x {trainer.world_size} processes" if trainer.world_size > 1 else ""
+            spread += f" x {trainer.accumulate_grad_batches} steps" if trainer.accumulate_grad_batches > 1 else ""
+            facts.add_row("batch", f"{effective} images per step{spread}; the learning rate is used as given")
+        optimizer = trainer.optimizers[0]
+        facts.add_row("optimizer", f"{type(optimizer).__name__}, lr {optimizer.param_groups[0]['lr']:g}")
+        for config in trainer.lr_scheduler_configs:
+            facts.add_row("schedule", f"{type(config.scheduler).__name__}, every {config.interval}")
+        smoothing = f", label smoothing {pl_module.label_smoothing}" if pl_module.label_smoothing else ""
+        facts.add_row("loss", f"cross-entropy{smoothing}")
+        facts.add_row("device", f"{device_name(trainer)}, {trainer.precision}")
+        self.print(facts)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the epoch's bar."""
+        total = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
+        self._start(f"epoch {trainer.current_epoch + 1}{total}", self.total_train_batches)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar."""
+        if self._progress is not None:
+            self._advance(batch_idx + 1, len(batch[1]) * trainer.world_size)
+
+    # Called by Run, whose hooks come after all metrics of the epoch are known.
+
+    def validation_line(self, trainer: Trainer, lowest: float | None) -> None:
+        """A line for a validation within an epoch."""
+        self._line(trainer, f"step {trainer.global_step}", ("val/loss", "val/accuracy"), lowest)
+
+    def epoch_line(self, trainer: Trainer, lowest: float | None) -> None:
+        """A line for an epoch, with the lowest validation loss so far."""
+        total = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
+        names = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
+        self._line(trainer, f"epoch {trainer.current_epoch + 1}{total}", names, lowest)
+
+    def _line(self, trainer: Trainer, head: str, names: tuple[str, ...], lowest: float | None) -> None:
+        metrics = trainer.callback_metrics
+        text = "  ".join(_show(name, float(metrics[name])) for name in names if name in metrics)
+        if lowest is not None and "val/loss" in metrics:
+            best = float(metrics["val/loss"]) == lowest
+            text += "  [green](lowest)[/green]" if best else f"  (lowest {lowest:.4f})"
+        self.print(f"{head:>11}  {text}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the bar."""
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the terminal as it was."""
+        self._stop()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the bar of the test images."""
+        self._start("test", sum(trainer.num_test_batches))
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move the bar."""
+        if self._progress is not None:
+            self._advance(batch_idx + 1, len(batch[1]) * trainer.world_size)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the bar."""
+        self._stop()
+
+
+def _show(name: str, value: float) -> str:
+    shown = f"{100 * value:.2f} %" if name.endswith("accuracy") else f"{value:.4f}"
+    return f"{name} {shown}"
+
+
+def device_name(trainer: Trainer) -> str:
+    """What the network runs on, for people and results."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        model = platform.processor() or platform.machine()
+        cpuinfo = Path("/proc/cpuinfo")
+        if cpuinfo.exists():
+            names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+            model = names[0] if names else model
+        return f"cpu ({model}, {torch.get_num_threads()} threads)"
+    return str(device)

@@ -1,0 +1,120 @@
+"""The evaluation of the test images: confusion matrix, per-class figures and the most confident mistakes."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from vision_zoo.callbacks.run import write_atomically
+from vision_zoo.classifier import Classifier
+from vision_zoo.plots import plot_confusion_matrix, plot_images
+from vision_zoo.types import Batch
+
+MISTAKES = 20
+
+
+def per_class(matrix: Tensor) -> list[dict[str, float]]:
+    """Precision, recall and F1 of each class.
+
+    Args:
+        matrix: counts, int (K, K); rows are the true classes.
+
+    Returns:
+        K rows with precision, recall and f1 in [0, 1] and the number of images.
+    """
+    matrix = matrix.double()
+    hits, predicted, actual = matrix.diagonal(), matrix.sum(0), matrix.sum(1)
+    precision, recall = hits / predicted.clamp(min=1), hits / actual.clamp(min=1)
+    f1 = 2 * hits / (predicted + actual).clamp(min=1)
+    return [
+        {"precision": p, "recall": r, "f1": f, "images": int(n)}
+        for p, r, f, n in zip(precision.tolist(), recall.tolist(), f1.tolist(), actual.tolist(), strict=True)
+    ]
+
+
+class Evaluation(Callback):
+    """Collects what ``test`` shows beyond single figures and writes it into a folder.
+
+    Args:
+        folder: for confusion_matrix.png and .csv, per_class.csv, mistakes.png and test.json; may be set later.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self.metrics: dict[str, float] = {}
+        self.rows: list[dict[str, float]] = []
+        self._mistakes: list[tuple[float, int, int, Tensor]] = []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start afresh."""
+        self._mistakes = []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the wrong images of the batch in which the network was most sure."""
+        images, labels = batch
+        confidence, predicted = outputs.max(1)
+        wrong = (predicted != labels).nonzero().flatten()
+        if len(wrong):
+            top = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
+            self._mistakes += [
+                (float(confidence[i]), int(predicted[i]), int(labels[i]), images[i].cpu()) for i in top.tolist()
+            ]
+            self._mistakes = sorted(self._mistakes, key=lambda m: -m[0])[:MISTAKES]
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what was collected, on the first process."""
+        mistakes = self._mistakes
+        if trainer.world_size > 1:
+            parts: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(parts, mistakes)
+            mistakes = sorted((m for part in parts for m in part), key=lambda m: -m[0])[:MISTAKES]
+        if not isinstance(pl_module, Classifier):
+            return
+        self.metrics = {
+            name: float(str(value.cpu().numpy()))
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("test/")
+        }
+        self.rows = per_class(pl_module.confusion_matrix)
+        if self.folder is None or not trainer.is_global_zero:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        names, matrix = pl_module.class_names, pl_module.confusion_matrix
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(
+            [
+                ["true \\ predicted", *names],
+                *([name, *counts] for name, counts in zip(names, matrix.tolist(), strict=True)),
+            ]
+        )
+        write_atomically(self.folder / "confusion_matrix.csv", text.getvalue().encode())
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["class", "precision", "recall", "f1", "images"])
+        table.writerows([name, *row.values()] for name, row in zip(names, self.rows, strict=True))
+        write_atomically(self.folder / "per_class.csv", text.getvalue().encode())
+        write_atomically(self.folder / "test.json", (json.dumps(self.metrics, indent=2) + "\n").encode())
+        accuracy = self.metrics["test/accuracy"]
+        title = f"{type(pl_module.backbone).__name__}: {accuracy:.2%} of {int(matrix.sum()):,} test images"
+        plot_confusion_matrix(matrix, names, self.folder / "confusion_matrix.png", title)
+        if mistakes:
+            plot_images(
+                torch.stack([image for *_, image in mistakes]),
+                [f"said {names[p]} ({100 * c:.0f} %)\nis {names[t]}" for c, p, t, _ in mistakes],
+                self.folder / "mistakes.png",
+                "The most confident mistakes",
+            )

@@ -1,0 +1,473 @@
+"""The folder of one training run: its configuration, metrics and checkpoints, written so that nothing is lost."""
+
+import csv
+import fcntl
+import io
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO, cast
+
+import numpy as np
+import torch
+import yaml
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from vision_zoo.callbacks.console import Console
+from vision_zoo.classifier import read_checkpoint
+from vision_zoo.errors import CheckpointError, ConfigError, TrainingError
+
+CHECKPOINT_VERSION = 1
+STEP_METRICS = ("train/loss_step", "lr")  # of single steps: a later row must not repeat them
+
+
+class StoppedBySignalError(TrainingError):
+    """Training was stopped by a signal, with its state saved."""
+
+    def __init__(self, number: int, path: Path | None) -> None:
+        saved = f"; continue with: vision_zoo fit --ckpt_path {path.parent.parent}" if path else ""
+        super().__init__(f"stopped by {signal.Signals(number).name}, the state is saved{saved}")
+        self.exit_code = 128 + number
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment there is either the old one or the complete new one.
+
+    Raises:
+        TrainingError: if the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TrainingError(f"{path} could not be written: {error.strerror}") from error
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that are complete or not there, and are read without running anything in them."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write to a temporary file beside ``path``, flush it to the disk, then rename it."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the rename itself
+            finally:
+                os.close(folder)
+        except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
+            temporary.unlink(missing_ok=True)
+            kept = f"; the previous {path.name} is kept" if path.exists() else ""
+            raise TrainingError(f"the checkpoint {path} could not be written: {error}{kept}") from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint; see ``read_checkpoint``. The command line has checked which classes it names."""
+        return read_checkpoint(path, trusted_packages=self.trusted_packages)
+
+    trusted_packages: tuple[str, ...] = ()
+
+
+class EventFiles(TensorBoardLogger):
+    """TensorBoard's event files alone: config.yaml already holds what hparams.yaml would."""
+
+    def save(self) -> None:
+        """Flush the event file."""
+        self.experiment.flush()
+
+
+class Run(Checkpoint):
+    """Owns ``runs/<name>/version_<n>``: config.yaml, metrics.csv, TensorBoard events, best.ckpt and last.ckpt.
+
+    A run that was stopped at any point and goes on from last.ckpt ends with the same weights, optimizer, random states
+    and metrics.csv as one that was never stopped: checkpoints hold the position in the data, random states of every
+    process and the number of rows written.
+
+    Args:
+        name: of the configuration; names the folder.
+        config: the whole configuration as plain data, kept in config.yaml and in every checkpoint.
+        folder: of the run to continue; None starts a new version.
+
+    Attributes:
+        save_every_minutes: last.ckpt is saved also within an epoch, this often, minutes.
+    """
+
+    save_every_minutes = 10.0
+
+    def __init__(
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        folder: Path | None = None,
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.folder = folder
+        self.best_score: float | None = None
+        self.best_epoch: int | None = None
+        self.rows = 0
+        self.fit_seconds = 0.0
+        self.train_seconds = 0.0
+        self.images_seen = 0
+        self._rng: list[dict[str, Any]] | None = None
+        self._lock: TextIO | None = None
+        self._columns: list[str] = []
+        self._signal = 0
+        self._old_handlers: dict[int, Any] = {}
+        self._validated = False
+        self._clock = self._train_clock = self._last_save = 0.0
+
+    # ------------------------------------------------------------------------------------------------------- paths
+
+    @property
+    def path(self) -> Path:
+        """Folder of the run."""
+        if self.folder is None:
+            raise RuntimeError("the run has no folder before training starts")
+        return self.folder
+
+    @property
+    def last(self) -> Path:
+        """The state to continue from."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The weights of the lowest validation loss; without validation, the last ones."""
+        return self.path / "checkpoints" / "best.ckpt"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Choose the folder on the first process, tell the others, and open the loggers there."""
+        if stage != "fit":
+            return
+        error = ""
+        if trainer.is_global_zero:
+            try:
+                self._open(Path(trainer.default_root_dir))
+            except OSError as failure:
+                error = f"the run folder below {Path(trainer.default_root_dir).resolve()} cannot be written: {failure}"
+        folder, error = trainer.strategy.broadcast((str(self.folder), error))
+        if error:
+            raise ConfigError(f"{error}. Choose another place with --trainer.default_root_dir")
+        self.folder = Path(folder)
+        if not trainer.loggers:
+            trainer.loggers = [EventFiles(self.path, name="", version="")]
+
+    def _open(self, root: Path) -> None:
+        if self.folder is None:
+            runs = root.resolve() / "runs" / self.name
+            runs.mkdir(parents=True, exist_ok=True)
+            taken = [int(p.name[8:]) for p in runs.glob("version_*") if p.name[8:].isdigit()]
+            number = max(taken, default=-1) + 1
+            while True:  # another process may take the number first
+                try:
+                    (runs / f"version_{number}").mkdir()
+                    break
+                except FileExistsError:
+                    number += 1
+            self.folder = runs / f"version_{number}"
+        lock = (self.folder / ".lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise ConfigError(
+                f"{self.folder} is in use by another process: wait for it to end, or start a new run without "
+                "--ckpt_path"
+            ) from None
+        self._lock = lock
+        (self.folder / "checkpoints").mkdir(exist_ok=True)
+        for leftover in (self.folder / "checkpoints").glob(".*.tmp"):
+            leftover.unlink()
+        write_atomically(
+            self.folder / "config.yaml", yaml.safe_dump(dict(self.config), sort_keys=False, allow_unicode=True).encode()
+        )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the folder."""
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of the folder, which somebody may want to continue."""
+        self._release()
+
+    def _release(self) -> None:
+        self._restore_handlers()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+            (self.path / ".lock").unlink(missing_ok=True)
+
+    # ------------------------------------------------------------------------------------------ state of the callback
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a continued run needs besides Lightning's own state: random states, rows written, the best so far."""
+        now = time.monotonic()
+        return {
+            "rows": self.rows,
+            "columns": list(self._columns),
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "fit_seconds": self.fit_seconds + now - self._clock,
+            "train_seconds": self.train_seconds,
+            "images_seen": self.images_seen,
+            "rng": _gather(_random_states()),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state of the run that is continued."""
+        self.rows = state_dict["rows"]
+        self._columns = state_dict["columns"]
+        self.best_score = state_dict["best_score"]
+        self.best_epoch = state_dict["best_epoch"]
+        self.fit_seconds = state_dict["fit_seconds"]
+        self.train_seconds = state_dict["train_seconds"]
+        self.images_seen = state_dict["images_seen"]
+        self._rng = state_dict["rng"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Make the checkpoint describe its whole run."""
+        checkpoint["vision_zoo"] = {"version": CHECKPOINT_VERSION, "name": self.name, "config": dict(self.config)}
+
+    # -------------------------------------------------------------------------------------------------------- training
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore random states, cut metrics.csv to what the checkpoint knows, and take over the signals."""
+        if self._rng is not None:
+            if len(self._rng) != trainer.world_size:
+                raise CheckpointError(
+                    f"the run was trained by {len(self._rng)} processes and cannot go on exactly with "
+                    f"{trainer.world_size}: set --trainer.devices and --trainer.num_nodes as before"
+                )
+            _restore_random_states(self._rng[trainer.global_rank])
+        else:
+            # Each process draws its own augmentations and dropout masks.
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
+        # A schedule that asks for the number of steps sets the data up before the loops are restored, and then
+        # Lightning does not return to the loaders' position.
+        trainer.fit_loop._load_combined_loader_states()
+        if trainer.is_global_zero:
+            self._cut_metrics()
+        self._clock = self._train_clock = self._last_save = time.monotonic()
+        for number in (signal.SIGINT, signal.SIGTERM, *((signal.SIGUSR1,) if "SLURM_JOB_ID" in os.environ else ())):
+            try:
+                self._old_handlers[number] = signal.signal(number, self._on_signal)
+            except ValueError:  # not in the main thread: whoever runs us handles the signals
+                break
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal:  # asked twice: stop now
+            raise KeyboardInterrupt
+        self._signal = number
+        sys.stderr.write(f"\n{signal.Signals(number).name}: saving at the end of this step ...\n")
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        self._old_handlers.clear()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the step's metrics; save when the time has come or somebody asks to stop."""
+        self.images_seen += len(batch[1]) * trainer.world_size
+        step = trainer.global_step
+        accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+        logs = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if logs and not accumulating and "train/loss_step" in trainer.callback_metrics:
+            self._write_row(trainer, STEP_METRICS)
+        wants = self._signal or (-1 if time.monotonic() - self._last_save >= 60 * self.save_every_minutes else 0)
+        wants = _most_urgent(wants, trainer)
+        if wants and not accumulating and not self._validation_follows(trainer, batch_idx):
+            self._save(trainer, self.last)
+            self._stop(wants)
+
+    def _validation_follows(self, trainer: Trainer, batch_idx: int) -> bool:
+        # Lightning resumes from a save between a batch and its validation without that validation.
+        if batch_idx + 1 >= trainer.num_training_batches:
+            return True
+        interval = trainer.val_check_batch
+        if interval is None or interval == float("inf"):
+            return False
+        done = batch_idx + 1
+        if trainer.check_val_every_n_epoch is None:
+            done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        return bool(done % interval == 0)
+
+    def _stop(self, number: int) -> None:
+        if number > 0:
+            raise StoppedBySignalError(number, self.last)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock of training."""
+        if not trainer.sanity_checking:
+            self.train_seconds += time.monotonic() - self._train_clock
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the weights if they are the best so far; within an epoch, at once."""
+        if trainer.sanity_checking:
+            return
+        self._train_clock = time.monotonic()
+        self._validated = True
+        last_batch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if not last_batch:
+            self._write_row(trainer, [name for name in trainer.callback_metrics if name.startswith("val/")])
+            if self._improved(trainer):
+                self._save(trainer, self.best)
+            self._validated = False
+            if isinstance(trainer.progress_bar_callback, Console):
+                trainer.progress_bar_callback.validation_line(trainer, self.best_score)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the epoch's row, then save: the row is part of what the checkpoint knows."""
+        now = time.monotonic()
+        self.train_seconds += now - self._train_clock
+        self._write_row(
+            trainer,
+            [
+                name
+                for name in trainer.callback_metrics
+                if name not in STEP_METRICS and (self._validated or not name.startswith("val/"))
+            ],
+        )
+        has_validation = (
+            bool(trainer.num_val_batches) and sum(trainer.num_val_batches) > 0 and trainer.enable_validation
+        )
+        improved = self._improved(trainer) if self._validated else not has_validation
+        self._validated = False
+        if isinstance(trainer.progress_bar_callback, Console):
+            trainer.progress_bar_callback.epoch_line(trainer, self.best_score)
+        self._save(trainer, self.last)
+        if improved and trainer.is_global_zero:
+            self._link_best()
+        self._train_clock = time.monotonic()
+        self._stop(_most_urgent(self._signal, trainer))
+
+    def _improved(self, trainer: Trainer) -> bool:
+        loss = float(trainer.callback_metrics["val/loss"])
+        if self.best_score is None or loss < self.best_score:
+            self.best_score, self.best_epoch = loss, trainer.current_epoch
+            return True
+        return False
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock, give the signals back."""
+        self.fit_seconds += time.monotonic() - self._clock
+        self._restore_handlers()
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
+        trainer.save_checkpoint(path)
+        self._last_save = time.monotonic()
+
+    def _link_best(self) -> None:
+        # The same bytes under a second name; the next last.ckpt replaces the first name only.
+        temporary = self.best.with_name(".best.ckpt.tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(self.last, temporary)
+        except OSError:  # a file system without hard links
+            AtomicCheckpointIO().save_checkpoint(torch.load(self.last, weights_only=True), self.best)
+        else:
+            temporary.replace(self.best)
+
+    # --------------------------------------------------------------------------------------------------- metrics.csv
+
+    def _write_row(self, trainer: Trainer, names: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        for name in names:
+            value = trainer.callback_metrics[name]
+            # numpy prints a float32 with as many digits as it has, so that the file reads back exactly.
+            row[name] = str(value.detach().cpu().numpy()) if isinstance(value, Tensor) else value
+        file = self.path / "metrics.csv"
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._columns += new
+            old = list(csv.DictReader(io.StringIO(file.read_text()))) if file.exists() else []
+            write_atomically(file, _to_csv(self._columns, old, header=True))
+        with file.open("ab") as stream:
+            stream.write(_to_csv(self._columns, [row], header=False))
+        self.rows += 1
+
+    def _cut_metrics(self) -> None:
+        file = self.path / "metrics.csv"
+        if not file.exists():
+            return
+        if self.rows == 0:
+            file.unlink()
+            return
+        rows = list(csv.DictReader(io.StringIO(file.read_text())))[: self.rows]
+        if len(rows) < self.rows:
+            raise CheckpointError(f"{file} has {len(rows)} rows, the checkpoint was saved after {self.rows}")
+        write_atomically(file, _to_csv(self._columns, rows, header=True))
+
+
+def _to_csv(columns: list[str], rows: list[dict[str, Any]], *, header: bool) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+# ------------------------------------------------------------------------------------------------- several processes
+
+
+def _random_states() -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": (version, list(internal), gauss),
+        "numpy": (str(name), torch.tensor(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)),
+    }
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+
+
+def _gather(value: Any) -> list[Any]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def _most_urgent(wants: int, trainer: Trainer) -> int:
+    """Agree over all processes: a signal number beats -1 (time to save) beats 0."""
+    if trainer.world_size == 1:
+        return wants
+    value = torch.tensor(wants if wants >= 0 else 0.5, device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+    return -1 if value == 0.5 else int(value)

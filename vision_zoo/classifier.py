@@ -1,0 +1,591 @@
+"""Classifier, the one LightningModule: raw images in, logits out, around any backbone."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
+
+from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, TrainingError
+from vision_zoo.types import Batch, ImageShape
+
+TRUSTED_PACKAGES = ("vision_zoo", "torch", "torchvision", "torchmetrics", "lightning", "timm")
+"""Packages whose classes a checkpoint may name; a checkpoint is data from somebody else."""
+
+
+class Classifier(LightningModule):
+    """An image classifier around a backbone: normalisation, loss, optimizer and metrics, the same for every network.
+
+    ``forward`` takes raw images, uint8 in [0, 255], and returns logits, so that nobody who loads a checkpoint has to
+    know how the training images were scaled.
+
+    Args:
+        backbone: the network: a class called with the image shape (channels, height, width) and the number of
+            classes, or a function of the two annotated ``-> nn.Module``. It maps normalised float images
+            (B, C, H, W) to logits (B, K).
+        image_shape: (channels, height, width) of one image.
+        class_names: a name for each logit.
+        mean: per channel, of pixels scaled to [0, 1]; subtracted from the images.
+        std: per channel, of pixels scaled to [0, 1]; the images are divided by it.
+        optimizer: called with the parameters, such as torch.optim.Adam with an lr. Needed for training only.
+        scheduler: learning rate schedule, called with the optimizer. T_max and total_steps may be left out: they are
+            then the number of steps of the whole run, and the schedule moves with every step instead of every epoch.
+        label_smoothing: of the training loss, in [0, 1).
+        weights: file with a state dict of the backbone to start from.
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[[ImageShape, int], nn.Module],
+        image_shape: ImageShape,
+        class_names: Sequence[str],
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
+        label_smoothing: float = 0.0,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ConfigError(f"--model.label_smoothing must be in [0, 1), got {label_smoothing}")
+        # Plain types only: a checkpoint has to load with weights_only=True.
+        self.save_hyperparameters(
+            {
+                "backbone": without_downloads(describe(backbone)),
+                "image_shape": list(image_shape),
+                "class_names": list(class_names),
+                "mean": list(mean),
+                "std": list(std),
+                "optimizer": describe(optimizer),
+                "scheduler": describe(scheduler),
+                "label_smoothing": label_smoothing,
+            },
+            logger=False,
+        )
+        self.image_shape: ImageShape = (image_shape[0], image_shape[1], image_shape[2])
+        self.class_names = tuple(class_names)
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.label_smoothing = label_smoothing
+        self.backbone = build_backbone(backbone, self.image_shape, len(self.class_names))
+        if weights is not None:
+            self.load_backbone_weights(weights)
+        # One multiplication and one addition bring uint8 to normalised float. Both follow from the hyperparameters, so
+        # the state dict holds the backbone's own keys and nothing else.
+        channels = self.image_shape[0]
+        mean_, std_ = (torch.tensor(list(values)).expand(channels).reshape(-1, 1, 1) for values in (mean, std))
+        self.register_buffer("scale", 1 / (255 * std_), persistent=False)
+        self.register_buffer("shift", -mean_ / std_, persistent=False)
+        self.scale: Tensor
+        self.shift: Tensor
+
+        self.train_metrics, self.val_metrics, self.test_metrics = (self._metrics(s) for s in ("train", "val", "test"))
+        # Metrics of training steps are computed for many steps at once: one update costs more than a small step.
+        self._pending_losses: list[tuple[Tensor, int]] = []
+        self._pending_outputs: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+        return len(self.class_names)
+
+    def _metrics(self, split: str) -> MetricCollection:
+        classes = self.num_classes
+        metrics: dict[str, Any] = {
+            # float64: the sum must not depend on how the images are spread over batches and processes.
+            # ("disable" would ignore the sizes of training batches; there, one that is not finite has ended the run.)
+            "loss": MeanMetric(nan_strategy="error" if split == "train" else "disable").set_dtype(torch.float64),
+            "accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False),
+        }
+        if classes > 5:
+            metrics["top5_accuracy"] = MulticlassAccuracy(classes, top_k=5, average="micro", validate_args=False)
+        if split == "test":
+            metrics["f1"] = MulticlassF1Score(classes, average="macro", validate_args=False)
+            metrics["calibration_error"] = MulticlassCalibrationError(classes, n_bins=15, validate_args=False)
+            metrics["nll"] = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+            metrics["confusion_matrix"] = MulticlassConfusionMatrix(classes, validate_args=False)
+        return MetricCollection(metrics, prefix=f"{split}/", compute_groups=False)
+
+    # ---------------------------------------------------------------------------------------------- forward and steps
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify raw images.
+
+        Args:
+            images: uint8 in [0, 255]: a batch (B, C, H, W), one image (C, H, W), or gray images (B, H, W).
+
+        Returns:
+            Logits, float (B, K); B is 1 for one image.
+
+        Raises:
+            ImageShapeError: if dtype or shape are not those of the images that the network was built for.
+        """
+        if images.dtype != torch.uint8:
+            raise ImageShapeError(f"expected raw uint8 images in [0, 255], got {images.dtype}; do not normalise them")
+        if images.ndim == 3:  # (C, H, W), or gray (B, H, W)
+            images = images.unsqueeze(1 if self.image_shape[0] == 1 else 0)
+        if tuple(images.shape[1:]) != self.image_shape:
+            raise ImageShapeError(
+                f"expected images of shape {self.image_shape} (channels, height, width), got {tuple(images.shape[1:])}"
+            )
+        logits: Tensor = self.backbone(images * self.scale + self.shift)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch, a scalar; the metrics follow every ``log_every_n_steps`` steps."""
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        self._pending_losses.append((loss.detach(), len(labels)))
+        self._pending_outputs.append((logits.detach(), labels))
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            mean_loss = self._count_pending_losses()
+            self._count_pending_outputs()
+            self.log("train/loss_step", mean_loss, prog_bar=True, on_step=True, on_epoch=False)
+            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
+        return loss
+
+    def _count_pending_losses(self) -> Tensor:
+        """Move the losses of the last steps into the epoch's mean.
+
+        Returns:
+            Their mean over images, a float64 scalar.
+
+        Raises:
+            TrainingError: if one of them is not finite.
+        """
+        losses = torch.stack([loss for loss, _ in self._pending_losses]).double()
+        if not losses.isfinite().all():
+            first = int((~losses.isfinite()).nonzero()[0])
+            step = self.global_step - len(losses) + first + 1
+            raise TrainingError(
+                f"the training loss is {losses[first].item()} at step {step} (epoch {self.current_epoch}). "
+                "The last good checkpoint is kept; a smaller --model.optimizer.lr or --trainer.gradient_clip_val 1 "
+                "often helps"
+            )
+        sizes = torch.tensor([size for _, size in self._pending_losses], dtype=torch.float64, device=losses.device)
+        self._pending_losses.clear()
+        self.train_metrics["loss"].update(losses, sizes)
+        return (losses * sizes).sum() / sizes.sum()
+
+    def _count_pending_outputs(self) -> None:
+        if not self._pending_outputs:
+            return
+        logits, labels = (torch.cat(parts) for parts in zip(*self._pending_outputs, strict=True))
+        self._pending_outputs.clear()
+        for name in ("accuracy", "top5_accuracy"):
+            if name in self.train_metrics.keys(keep_base=True):
+                self.train_metrics[name].update(logits, labels)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's training metrics and, where the schedule watches a metric, let it decide."""
+        if self._pending_losses:
+            self._count_pending_losses()
+        self._count_pending_outputs()
+        self.log_dict(self.train_metrics.compute(), prog_bar=True)
+        self.train_metrics.reset()
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, ReduceLROnPlateau):
+            monitor = "val/loss" if "val/loss" in self.trainer.callback_metrics else "train/loss"
+            scheduler.step(self.trainer.callback_metrics[monitor])
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step the schedule; one that watches a metric has stepped in ``on_train_epoch_end``, before the checkpoint."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count one batch of validation images."""
+        images, labels = batch
+        self._count(self.val_metrics, self(images), labels)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Count one batch of test images.
+
+        Returns:
+            Probabilities, float (B, K).
+        """
+        images, labels = batch
+        logits = self(images)
+        self._count(self.test_metrics, logits, labels)
+        probabilities: Tensor = logits.softmax(1)
+        return probabilities
+
+    def predict_step(self, images: Tensor, batch_idx: int) -> Tensor:
+        """Probabilities of raw images, float (B, K)."""
+        probabilities: Tensor = self(images).softmax(1)
+        return probabilities
+
+    def _count(self, metrics: MetricCollection, logits: Tensor, labels: Tensor) -> None:
+        logits = logits.float()
+        for name, metric in metrics.items(keep_base=True):
+            if name == "loss":
+                metric.update(
+                    F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none").double()
+                )
+            elif name == "nll":
+                metric.update(F.cross_entropy(logits, labels, reduction="none").double())
+            else:
+                metric.update(logits.softmax(1) if name == "calibration_error" else logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss and accuracy of the validation images."""
+        self.log_dict(self.val_metrics.compute(), prog_bar=True)
+        self.val_metrics.reset()
+
+    def on_test_epoch_end(self) -> None:
+        """Log every scalar metric of the test images; the confusion matrix (K, K) is kept for whoever draws it."""
+        values = self.test_metrics.compute()
+        self.confusion_matrix: Tensor = values.pop("test/confusion_matrix").cpu()
+        self.log_dict(values)
+        self.test_metrics.reset()
+
+    # ------------------------------------------------------------------------------------------ optimizer and schedule
+
+    def setup(self, stage: str) -> None:
+        """Refuse, before any work, what would fail in the middle of it."""
+        if stage == "fit":
+            datamodule = getattr(self.trainer, "datamodule", None)
+            self.check(getattr(datamodule, "batch_size", None))
+
+    def check(self, batch_size: int | None = None) -> None:
+        """Classify one black image, so that a network of the wrong kind is refused by name.
+
+        Args:
+            batch_size: of the training images.
+
+        Raises:
+            ConfigError: if the backbone fails on it or returns anything but logits of shape (1, K), or has batch
+                normalisation and is to learn from single images.
+        """
+        if batch_size == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.backbone.modules()):
+            raise ConfigError(
+                f"{type(self.backbone).__name__} has batch normalisation, which cannot learn from single images: "
+                "set --data.batch_size to at least 2, or take a network without it"
+            )
+        modes = [(module, module.training) for module in self.backbone.modules()]
+        self.backbone.eval()
+        name = type(self.backbone).__name__
+        try:
+            with torch.no_grad():
+                logits = self(torch.zeros(1, *self.image_shape, dtype=torch.uint8, device=self.scale.device))
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise ConfigError(f"backbone {name} cannot classify images of shape {self.image_shape}: {error}") from error
+        finally:
+            for module, training in modes:  # each its own: somebody may have frozen a part in eval mode
+                module.training = training
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if shape != (1, self.num_classes):
+            raise ConfigError(
+                f"backbone {name} must return logits of shape (images, classes) = (1, {self.num_classes}), got {shape}"
+            )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer and, where one is set, the schedule with its length filled in."""
+        if self.optimizer is None:
+            raise ConfigError("training needs an optimizer: set --model.optimizer, for example to torch.optim.Adam")
+        optimizer = self.optimizer(self.parameters())
+        if self.scheduler is None:
+            return optimizer
+        class_, given = _class_and_arguments(self.scheduler)
+        length = next((n for n in ("total_steps", "T_max") if _takes(class_, n)), None)
+        per_step = issubclass(class_, (OneCycleLR, CyclicLR)) if inspect.isclass(class_) else False
+        # T_max has no default in torch: 0 in a configuration stands for "left out".
+        left_out = length if length and not given.get(length) and not given.get("epochs") else None
+        scheduler = partial(self.scheduler, **{left_out: self._total_steps()} if left_out else {})(optimizer)
+        interval = "step" if per_step or left_out else "epoch"
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config |= {"monitor": "train/loss", "strict": False}
+        return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": config})
+
+    def _total_steps(self) -> int:
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ConfigError("the schedule needs an end: set --trainer.max_epochs, or its T_max or total_steps")
+        return int(steps)
+
+    # ------------------------------------------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the training metrics so far, so that a run stopped within an epoch continues its sums."""
+        self._count_pending_outputs()
+        states = {}
+        for name, metric in self.train_metrics.items(keep_base=True):
+            metric.sync(should_sync=metric._to_sync, distributed_available=_distributed)  # exact over processes
+            metric.persistent(mode=True)
+            states[name] = {key: value.clone() for key, value in metric.state_dict().items()}
+            metric.persistent(mode=False)
+            metric.unsync(should_unsync=metric._is_synced)
+        checkpoint["train_metrics"] = states
+        checkpoint["pending_losses"] = [(loss.cpu(), size) for loss, size in self._pending_losses]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what ``on_save_checkpoint`` added, and refuse weights of another network by name."""
+        hparams = checkpoint.get("hyper_parameters", {})
+        names = hparams.get("class_names")
+        if names is not None and len(names) != self.num_classes:
+            raise CheckpointError(f"the checkpoint knows {len(names)} classes, the data has {self.num_classes}")
+        if self.global_rank == 0:
+            for name, state in checkpoint.get("train_metrics", {}).items():
+                self.train_metrics[name].load_state_dict(state)
+        self._pending_losses = [(loss.to(self.device), size) for loss, size in checkpoint.get("pending_losses", [])]
+
+    def load_backbone_weights(self, path: str) -> None:
+        """Load a bare state dict into the backbone.
+
+        Args:
+            path: file written by ``torch.save(backbone.state_dict(), path)`` or ``export --format state_dict``.
+
+        Raises:
+            CheckpointError: if the file cannot be read safely or holds other keys or shapes.
+        """
+        state = read_torch_file(path)
+        own = self.backbone.state_dict()
+        name = type(self.backbone).__name__
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise CheckpointError(f"{path} is not a state dict (names with tensors); a checkpoint goes to --ckpt_path")
+        missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or foreign:
+            raise CheckpointError(
+                f"{path} does not fit {name}: "
+                + "; ".join(
+                    f"{what} {', '.join(map(str, keys[:5]))}{' ...' if len(keys) > 5 else ''}"
+                    for what, keys in (("lacks", missing), ("has foreign keys", foreign))
+                    if keys
+                )
+            )
+        wrong = [
+            f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+            for k in own
+            if state[k].shape != own[k].shape
+        ]
+        if wrong:
+            raise CheckpointError(f"{path} does not fit {name}: {'; '.join(wrong[:5])}")
+        self.backbone.load_state_dict(state)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        *,
+        trusted_packages: Sequence[str] = (),
+    ) -> Self:
+        """Build the classifier that a checkpoint describes, in eval mode, ready for raw uint8 images.
+
+        Args:
+            checkpoint_path: file written by training.
+            map_location: device for the weights, as in ``torch.load``.
+            trusted_packages: further packages whose classes the checkpoint may name.
+
+        Raises:
+            CheckpointError: if the file is missing, broken, needs more than plain data, or names a class of a package
+                that is not trusted.
+        """
+        return cls.from_checkpoint(read_checkpoint(checkpoint_path, trusted_packages), map_location)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Mapping[str, Any], map_location: Any = None) -> Self:
+        """Build the classifier from a checkpoint that ``read_checkpoint`` has read and checked."""
+        hparams = {key: _rebuild(value) for key, value in checkpoint["hyper_parameters"].items()}
+        model = cls(**hparams)
+        try:
+            model.load_state_dict(checkpoint["state_dict"])
+        except RuntimeError as error:
+            raise CheckpointError(f"the checkpoint's weights do not fit the network it names: {error}") from error
+        if map_location is not None:
+            model.to(map_location)
+        return model.eval()
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+# ------------------------------------------------------------------------------------------- classes as plain data
+
+
+def _class_and_arguments(target: Any) -> tuple[Any, dict[str, Any]]:
+    """The class or function behind a callable and the arguments bound to it."""
+    if isinstance(target, partial):
+        if target.args:  # the command line's parser makes partial(instantiator, ..., class, **arguments)
+            return target.args[-1], target.keywords
+        return target.func, target.keywords
+    return target, {}
+
+
+def _takes(target: Any, name: str) -> bool:
+    return name in inspect.signature(target).parameters
+
+
+def describe(target: Any) -> dict[str, Any] | None:
+    """A class or function with bound arguments as plain data: {"class_path": ..., "init_args": ...}."""
+    if target is None:
+        return None
+    class_, arguments = _class_and_arguments(target)
+    if not hasattr(class_, "__qualname__"):
+        class_ = type(class_)
+    path = f"{class_.__module__}.{class_.__qualname__}"
+    description: dict[str, Any] = {"class_path": path}
+    if arguments:
+        description["init_args"] = {key: _plain(value) for key, value in arguments.items()}
+    return description
+
+
+def without_downloads(backbone: Any) -> Any:
+    """A backbone's description without pretrained weights to fetch: the checkpoint itself has better ones."""
+    if isinstance(backbone, Mapping) and (backbone.get("init_args") or {}).get("weights") is not None:
+        return {**backbone, "init_args": {**backbone["init_args"], "weights": None}}
+    return backbone
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return describe(value)
+
+
+def _rebuild(value: Any) -> Any:
+    """The callable that ``describe`` described; anything else as it is."""
+    if isinstance(value, Mapping) and "class_path" in value:
+        target = import_path(value["class_path"])
+        return partial(target, **value["init_args"]) if value.get("init_args") else target
+    return value
+
+
+def import_path(path: str) -> Any:
+    """Import ``package.module.Name``.
+
+    Raises:
+        ConfigError: if there is no such thing.
+    """
+    module_name, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be imported: {error}") from error
+
+
+def build_backbone(
+    backbone: Callable[[ImageShape, int], nn.Module], image_shape: ImageShape, num_classes: int
+) -> nn.Module:
+    """Call a backbone class or function with the image shape and the number of classes.
+
+    Raises:
+        ConfigError: if it is not made to be called so, or does not give an ``nn.Module``.
+    """
+    target, arguments = _class_and_arguments(backbone)
+    path = f"{target.__module__}.{target.__qualname__}" if hasattr(target, "__qualname__") else repr(target)
+    expected = (
+        f"backbone {path} must be an nn.Module class (or a function annotated '-> nn.Module') whose first two "
+        "parameters are the image shape (channels, height, width) and the number of classes"
+    )
+    if inspect.isclass(target):
+        suits = issubclass(target, nn.Module)
+    else:  # jsonargparse gives functions no options; a checkpoint must not call just any function of a package
+        returns = inspect.signature(target).return_annotation if callable(target) else None
+        suits = inspect.isclass(returns) and issubclass(returns, nn.Module)
+    if not suits:
+        raise ConfigError(expected)
+    try:
+        bound = inspect.signature(target).bind(image_shape, num_classes, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{expected}: {error}") from error
+    first = next(iter(bound.signature.parameters.values()))
+    if first.annotation in (int, float, str, bool, "int", "float", "str", "bool"):
+        raise ConfigError(f"{expected}; its first one is {first}")
+    module = backbone(image_shape, num_classes)
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"{expected}; it gave a {type(module).__name__}")
+    return module
+
+
+# -------------------------------------------------------------------------------------------------- reading files
+
+
+def read_torch_file(path: str | Path) -> Any:
+    """Read a file written by ``torch.save`` without running anything that it holds.
+
+    Raises:
+        CheckpointError: if it is missing, broken, or needs more than tensors and plain types.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise CheckpointError(f"{file.resolve()} not found")
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{file.resolve()} cannot be read: {error}") from error
+    except Exception as error:  # torch.load raises whatever the zip or pickle reader meets in a broken file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        for line in str(error).splitlines():
+            if "Unsupported" in line or "WeightsUnpickler error" in line:
+                reason = line.strip()
+        raise CheckpointError(
+            f"{file.resolve()} is not a checkpoint that can be loaded safely (truncated, of another kind, or holding "
+            f"more than tensors and plain data): {reason}"
+        ) from error
+
+
+def read_checkpoint(path: str | Path, trusted_packages: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a training checkpoint and check that it names trusted classes only.
+
+    Raises:
+        CheckpointError: if it is missing, broken, no vision_zoo checkpoint, or names a class of another package.
+    """
+    checkpoint = read_torch_file(path)
+    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
+        raise CheckpointError(
+            f"{Path(path).resolve()} is not a vision_zoo checkpoint (a bare state dict goes to --model.weights)"
+        )
+    hparams = checkpoint["hyper_parameters"]
+    if not isinstance(hparams, dict) or not {"backbone", "image_shape", "class_names"} <= hparams.keys():
+        raise CheckpointError(f"{Path(path).resolve()} was not written by vision_zoo: it describes no backbone")
+    check_trust(checkpoint, trusted_packages, str(Path(path).resolve()))
+    return checkpoint
+
+
+def check_trust(node: Any, trusted_packages: Sequence[str], where: str) -> None:
+    """Refuse class paths of packages that are not trusted, anywhere in nested plain data.
+
+    Raises:
+        CheckpointError: naming the class and the option that admits it.
+    """
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if key in ("class_path", "_class_path", "_instantiator") and isinstance(value, str):
+                package = value.split(".")[0]
+                if package not in (*TRUSTED_PACKAGES, *trusted_packages):
+                    raise CheckpointError(
+                        f"{where} names {value}, code of a package that is not trusted. If you trust it, admit it with "
+                        f"--trusted_packages {package}"
+                    )
+            elif key != "state_dict":
+                check_trust(value, trusted_packages, where)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            check_trust(value, trusted_packages, where)

@@ -1,0 +1,410 @@
+"""The command line: LightningCLI fed with one configuration, and errors told in words."""
+
+import copy
+import inspect
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from vision_zoo.callbacks import AtomicCheckpointIO, Console, Evaluation, Run
+from vision_zoo.classifier import Classifier, import_path, read_checkpoint, without_downloads
+from vision_zoo.data.base import ImageDataModule
+from vision_zoo.errors import ConfigError, VisionZooError
+from vision_zoo.helptext import did_you_mean
+from vision_zoo.layers import (
+    CLASS_SLOTS,
+    DEFAULT_RECIPE,
+    DEFAULTS,
+    LIST_SLOTS,
+    Config,
+    Words,
+    class_choice,
+    find_checkpoint,
+    find_class,
+    find_config,
+    flat,
+    merge,
+    prepare_schedule,
+    read_config,
+)
+from vision_zoo.trainer import Trainer
+
+VERBS = ("fit", "validate", "test", "predict", "export", "summary", "show", "report")
+
+# Commands that take all facts from the checkpoint; one that knows no data set gets any, since the parser wants one.
+DATA_NOT_NEEDED = ("export", "summary", "predict", "report")
+
+# Where the data lies and who reads it decides nothing: it may differ from the checkpoint's.
+FREE = ("data.root", "data.num_workers")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command.
+
+    Args:
+        argv: words of the command line, without the program's name.
+
+    Returns:
+        The exit code: 0 success, 1 failure, 2 wrong usage or input, 128 + n stopped by signal n.
+    """
+    _quiet()
+    try:
+        VisionZooCLI(list(argv))
+    except BrokenPipeError:  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("VISION_ZOO_DEBUG") == "1":
+            raise
+        message, code = explain(error)
+        sys.stderr.write(f"vision_zoo: {message}\n")
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as asked:  # the parser's --help and --print_config
+        return int(asked.code or 0)
+    return 0
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """What to tell the user about an exception, and the exit code.
+
+    Constructors' errors arrive wrapped by the parser, so the chain of causes is searched for one that was written for
+    the user. Anything that nobody foresaw is called what it is, a bug.
+    """
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    for link in chain:
+        if isinstance(link, VisionZooError):
+            return str(link), link.exit_code
+    if isinstance(error, (ArgumentError, MisconfigurationException)):
+        return tidy(str(error)), 2
+    return (
+        f"internal error, {type(error).__name__}: {error}\nThis is a bug in vision_zoo or in a class that the "
+        "configuration names. VISION_ZOO_DEBUG=1 shows the traceback."
+    ), 1
+
+
+def tidy(message: str) -> str:
+    """The parser's message in one line where its form is known: the option, the value, what was expected."""
+    option, value = re.search(r'arser key "([^"]+)"', message), re.search(r"Given value: (.*)", message)
+    if option and value:
+        expected = re.findall(r"Expected an? (.+)", message)
+        kinds = [_readable(kind) for kind in dict.fromkeys(expected)]
+        if kinds:
+            return f"--{option[1]}: got {value[1]!r}, expected {' or '.join(kinds)}"
+    return "\n".join(line.rstrip() for line in message.splitlines() if line.strip())
+
+
+def suggest_option(message: str, parser: LightningArgumentParser, config: Config) -> str:
+    """The parser's message, or, where it is about an option that there is none of, that option with close ones.
+
+    Args:
+        message: what the parser said.
+        parser: of the subcommand.
+        config: names the classes whose own options count too.
+    """
+    stray = re.search(r"nrecognized arguments: (\S+)", message)
+    refused = re.search(r"(?:[Oo]ption|[Kk]ey) ['\"]([\w.]+)['\"] is not (?:accepted|expected)", message)
+    refused = refused or re.search(r"does not accept (?:nested )?option ['\"]([\w.]+)['\"]", message)
+    more = f"All options: vision_zoo {parser.prog.split()[-1]} --help_all"
+    if stray and not stray[1].startswith("-"):
+        return f"{stray[1]!r} is no option: those start with two dashes. {more}"
+    if stray:
+        option = stray[1].lstrip("-").split("=")[0]
+    elif refused:
+        option = refused[1]
+        slot = re.search(r'arser key "([^"]+)"', message)
+        if slot and not option.startswith(f"{slot[1]}."):
+            option = f"{slot[1]}.{option}"
+    else:
+        return message
+    option = option.replace("init_args.", "")
+    flags = [f"--{name}" for name in option_names(parser, config)]
+    # --lr and --epochs are the last parts of the names that they stand for.
+    close = [flag for flag in flags if flag.endswith((f".{option}", f"_{option}"))][:3]
+    hint = f"; did you mean {' or '.join(close)}?" if close else did_you_mean(f"--{option}", flags) or "."
+    return f"there is no option --{option}{hint} {more}"
+
+
+def option_names(parser: LightningArgumentParser, config: Config) -> list[str]:
+    """Every option of a subcommand without its dashes, with those of the classes that a configuration names."""
+    flags = (flag for action in parser._actions for flag in action.option_strings)
+    names = {flag[2:] for flag in flags if flag.startswith("--") and not flag.endswith(("+", ".help"))}
+    for slot in CLASS_SLOTS:
+        section, _, key = slot.partition(".")
+        holder = config.get(section) or {}
+        spec = holder.get(key) if key else holder
+        if isinstance(spec, Mapping) and isinstance(spec.get("class_path"), str):
+            filled_in = ("image_shape", "num_classes", "params", "optimizer")
+            options = inspect.signature(import_path(spec["class_path"])).parameters
+            names |= {f"{slot}.{name}" for name in options if name not in filled_in}
+    return sorted(names)
+
+
+def _readable(kind: str) -> str:
+    names = {"<class 'NoneType'>": "null", "<class 'int'>": "a whole number", "<class 'float'>": "a number"}
+    literal = re.match(r"typing\.Literal\[(.*)\]", kind.rstrip("."))
+    return f"one of {literal[1]}" if literal else names.get(kind, kind.removeprefix("<class '").removesuffix("'>"))
+
+
+def _quiet() -> None:
+    """Silence what a user can do nothing about: advertising lines and notices of the libraries underneath."""
+    if os.environ.get("VISION_ZOO_DEBUG") == "1":
+        return
+    warnings.filterwarnings("ignore", module=r"(lightning|torch|torchvision|torchmetrics|jsonargparse|onnx\w*)\b")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class VisionZooCLI(LightningCLI):
+    """LightningCLI that sees one configuration only, already layered.
+
+    Precedence: command line, then --config files, then the checkpoint, then defaults.
+    """
+
+    def __init__(self, argv: list[str]) -> None:
+        self.words = Words(argv)
+        self.checkpoint: dict[str, Any] | None = None
+        self.checkpoint_path: Path | None = None
+        self.layered = self.layer()
+        strict = {"exit_on_error": False, "allow_abbrev": False}
+        args = [self.words.subcommand, "--config", yaml.safe_dump(self.layered, sort_keys=False), *self.words.rest]
+        super().__init__(
+            Classifier,
+            ImageDataModule,
+            save_config_callback=None,
+            trainer_class=Trainer,
+            trainer_defaults={"logger": False, "enable_model_summary": False, "num_sanity_val_steps": 0},
+            seed_everything_default=0,
+            parser_kwargs={**strict, self.words.subcommand: dict(strict)},
+            subclass_mode_data=True,
+            args=args,
+            auto_configure_optimizers=False,
+        )
+
+    # ------------------------------------------------------------------------------------------------------ layering
+
+    def layer(self) -> Config:
+        """One configuration from defaults, checkpoint, files and the classes that the command line names."""
+        words = self.words
+        words.spell_out("-c", "--config")
+        files = [find_config(name) for name in words.values("config")]
+        self.run_name = files[0].stem if files else "default"
+        configs = [read_config(path) for path in files]
+        words.drop("config")
+        given: Config = {}
+        for config in configs:
+            given = merge(given, config)
+        self.trusted = tuple(words.values("trusted_packages"))
+        words.drop("trusted_packages")
+
+        ckpt = words.last("ckpt_path")
+        resuming = words.subcommand == "fit"
+        if ckpt is not None:
+            root = Path(
+                words.last("trainer.default_root_dir") or (given.get("trainer") or {}).get("default_root_dir") or "."
+            )
+            run_name = self.run_name if resuming and files else None
+            self.checkpoint_path = find_checkpoint(ckpt, root, "last" if resuming else "best", run_name)
+            self.checkpoint = read_checkpoint(self.checkpoint_path, self.trusted)
+            words.replace("ckpt_path", str(self.checkpoint_path))
+        stored = self._stored_config()
+        if stored:
+            base = stored
+        elif files:
+            base = DEFAULTS
+        else:
+            base = read_config(find_config(DEFAULT_RECIPE))
+            if words.subcommand == "show":  # its batch size and split are of no use to another data set's pictures
+                base = {"data": {"class_path": base["data"]["class_path"]}}
+        config = prepare_schedule(self._choose_classes(merge(base, given)))
+        if words.subcommand == "show":
+            config.pop("model", None)
+        return config
+
+    def _stored_config(self) -> Config:
+        if self.checkpoint is None:
+            return {}
+        about = self.checkpoint.get("vision_zoo")
+        if about is not None:
+            config: Config = copy.deepcopy(about["config"])
+            config["model"]["backbone"] = without_downloads(config["model"]["backbone"])
+            if self.words.subcommand == "fit":
+                self.run_name = about["name"]
+                return config
+            # How it was trained (devices, epochs, loggers) says nothing about how to use it.
+            return {key: config[key] for key in ("seed_everything", "model", "data") if key in config}
+        # Written by plain Python: the model describes itself.
+        hparams = self.checkpoint["hyper_parameters"]
+        names = ("backbone", "optimizer", "scheduler", "label_smoothing")
+        model = {name: hparams[name] for name in names if hparams.get(name) is not None}
+        data = self.checkpoint.get("datamodule_hyper_parameters") or {}
+        if "_class_path" in data:
+            options = {name: value for name, value in data.items() if not name.startswith("_")}
+            return {"model": model, "data": {"class_path": data["_class_path"], "init_args": options}}
+        if self.words.subcommand in DATA_NOT_NEEDED:
+            return {"model": model, "data": {"class_path": "vision_zoo.data.MNIST5k"}}
+        return {"model": model}
+
+    def _choose_classes(self, config: Config) -> Config:
+        """Apply the classes that the command line names, so that no option of a replaced class is left."""
+        for slot in CLASS_SLOTS:
+            if (asked := self.words.last(f"{slot}.help")) is not None:
+                self.words.replace(f"{slot}.help", find_class(asked, slot))
+            for option in (slot, f"{slot}.class_path", f"{slot}+"):
+                value = self.words.last(option)
+                if value is None or value in ("null", "None"):
+                    continue
+                choice = class_choice(value, slot)
+                if isinstance(choice, Mapping) and choice.keys() == {"class_path"}:
+                    self.words.replace(option, choice["class_path"])
+                else:
+                    self.words.replace(option, json.dumps(choice))
+                if slot not in LIST_SLOTS:
+                    section, _, key = slot.partition(".")
+                    config = merge(config, {section: {key: choice} if key else choice})
+        return config
+
+    # -------------------------------------------------------------------------------------------------------- parser
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning
+        """The command and its arguments that are not options; each further parser would cost time at every start."""
+        if self.words.subcommand not in VERBS:
+            raise ConfigError(
+                f"there is no command {self.words.subcommand!r}{did_you_mean(self.words.subcommand, VERBS)}"
+            )
+        # The parser takes a list option only as a bracketed word: --images is added by hand.
+        return {self.words.subcommand: {"model", "datamodule", "images"}}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser: LightningArgumentParser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            help_ = "files, folders (with the folders in them) and patterns such as 'scans/*.png'"
+            parser.add_argument("--images", nargs="+", type=str, metavar="PATH", help=help_)
+            self._subcommand_method_arguments[subcommand].append("images")
+        return parser
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add trainer, model and data; without a network where none is needed, so that none is built."""
+        if self.words.subcommand != "show":
+            super().add_core_arguments_to_parser(parser)
+            return
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
+        parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Hand the data's facts to the model; a checkpoint's own facts go first."""
+        if self.words.subcommand == "show":
+            return
+        facts: dict[str, Callable[[ImageDataModule], Any]] = {
+            "image_shape": lambda data: data.image_shape,
+            "class_names": lambda data: list(data.class_names),
+            "mean": lambda data: list(data.mean),
+            "std": lambda data: list(data.std),
+        }
+        stored = self.checkpoint["hyper_parameters"] if self.checkpoint else {}
+        for name, fact in facts.items():
+            if name in stored:
+                value = tuple(stored[name]) if name == "image_shape" else stored[name]
+                parser.link_arguments("data", f"model.{name}", compute_fn=_constant(value), apply_on="instantiate")
+            else:
+                parser.link_arguments("data", f"model.{name}", compute_fn=fact, apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the checkpoint is a layer below the command line (Lightning would lay it above)."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, then make paths absolute, so that a checkpoint finds its data from anywhere."""
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            own = self._parser(self.words.subcommand)
+            raise ArgumentError(None, suggest_option(str(error), own, self.layered)) from error
+        data = self.config[self.words.subcommand].get("data")
+        options = data.get("init_args") if data is not None else None
+        for name in ("root", "path"):
+            if options is not None and isinstance(options.get(name), str):
+                options[name] = str(Path(options[name]).expanduser().resolve())
+
+    def before_instantiate_classes(self) -> None:
+        """Say what differs from the checkpoint; refuse it where the run would not be the same one any more."""
+        if self.checkpoint is None or "vision_zoo" not in self.checkpoint:
+            return
+        if self.words.subcommand == "show":  # has no network to compare
+            return
+        stored, now = flat(self.checkpoint["vision_zoo"]["config"]), flat(self.plain_config())
+        resuming = self.words.subcommand == "fit"
+        changes = []
+        for name in sorted({n for n in (*stored, *now) if n.split(".")[0] in ("seed_everything", "model", "data")}):
+            if name.endswith("backbone.init_args.weights") or name.replace("init_args.", "") in FREE:
+                continue
+            if stored.get(name) != now.get(name):
+                shown = name.replace("init_args.", "").removesuffix(".class_path")
+                changes.append(f"--{shown}: {stored.get(name)} -> {now.get(name)}")
+        if resuming and changes:
+            raise ConfigError(
+                f"{self.checkpoint_path} continues a run, which fixes network, data and optimizer, but these differ: "
+                f"{'; '.join(changes)}. Leave the options out (and --config too), or start a new run without "
+                "--ckpt_path"
+            )
+        if resuming and stored.get("trainer.max_epochs") != now.get("trainer.max_epochs") and self._laid_out(stored):
+            raise ConfigError(
+                f"the run's {stored['model.scheduler.class_path']} was laid out for {stored['trainer.max_epochs']} "
+                f"epochs, which cannot become {now['trainer.max_epochs']}: start a new run without --ckpt_path"
+            )
+        for change in changes:
+            rank_zero_only(print)(f"changed against the checkpoint: {change}", file=sys.stderr)
+
+    @staticmethod
+    def _laid_out(config: Config) -> bool:
+        """Whether the schedule's length is the run's."""
+        name = config.get("model.scheduler.class_path") or ""
+        return name.endswith("OneCycleLR") or config.get("model.scheduler.init_args.T_max") == 0
+
+    def plain_config(self) -> Config:
+        """The whole configuration as plain data, as config.yaml and checkpoints keep it."""
+        dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
+        config = dumped[self.words.subcommand]
+        plain = {key: config[key] for key in ("seed_everything", "model", "data", "trainer") if key in config}
+        plain.get("model", {}).pop("weights", None)
+        return plain
+
+    # ------------------------------------------------------------------------------------------------- instantiation
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add what every run has: its folder, the terminal, the evaluation, safe checkpoints."""
+        checkpoint_io = AtomicCheckpointIO()
+        checkpoint_io.trusted_packages = self.trusted
+        options = dict(self._get(self.config_init, "trainer"))
+        plugins = options.get("plugins") or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), checkpoint_io]
+        callbacks: list[Any] = [Console(), Evaluation()]
+        if self.words.subcommand == "fit":
+            folder = self.checkpoint_path.parent.parent if self.checkpoint_path else None
+            callbacks.append(Run(self.run_name, self.plain_config(), folder))
+        kwargs["callbacks"] = [*(options.get("callbacks") or []), *callbacks]
+        try:
+            return cast(Trainer, super().instantiate_trainer(**kwargs))
+        except (ValueError, MisconfigurationException) as error:
+            raise ConfigError(f"these --trainer options do not work here: {error}") from error
+
+
+def _constant(value: Any) -> Callable[[Any], Any]:
+    return lambda _: value

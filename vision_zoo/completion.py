@@ -1,0 +1,169 @@
+"""Completion scripts for shells, written from the table of options and the names that there are.
+
+jsonargparse brings two ways of its own. Both build the whole parser, which takes the seconds of importing torch:
+argcomplete at each press of TAB, shtab at each start of a shell, and neither knows the names of the recipes. So the
+script is plain text, made in a tenth of a second; a new backbone shows after the next start of the shell.
+"""
+
+import re
+from collections.abc import Sequence
+
+from vision_zoo import listing
+from vision_zoo.errors import ConfigError
+from vision_zoo.helptext import COMMANDS, Option, did_you_mean
+
+SHELLS = ("bash", "zsh", "fish")
+# The names become part of a script that a shell evaluates.
+_SAFE = re.compile(r"[\w./+=-]+")
+
+
+def main(words: Sequence[str]) -> int:
+    """Answer ``vision_zoo completion``.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: if no known shell is named.
+    """
+    shell = words[0] if words else ""
+    if len(words) != 1 or shell not in SHELLS:
+        given = f", not {' '.join(words)!r}{did_you_mean(shell, SHELLS)}" if words else ""
+        raise ConfigError(
+            f'completion takes bash, zsh or fish{given}\nFor bash, in ~/.bashrc: eval "$(vision_zoo completion bash)"'
+        )
+    print({"bash": bash, "zsh": zsh, "fish": fish}[shell]())
+    return 0
+
+
+def _values(option: Option) -> tuple[list[str], str]:
+    """The words that a shell offers for an option, and whether it adds FILES or FOLDERS."""
+    words: list[str] = []
+    files = ""
+    for word in option.completes.split():
+        if word in ("FILES", "FOLDERS"):
+            files = word
+        elif word in ("recipes", "backbones", "datasets") and option.flag:
+            words += [row["name"] for row in getattr(listing, word)()]
+        else:
+            words.append(word)
+    return [word for word in words if _SAFE.fullmatch(word)], files
+
+
+def _flags(name: str) -> list[Option]:
+    help_options = [Option("--help", "", "the common options")]
+    if not COMMANDS[name].light:
+        help_options.append(Option("--help_all", "", "all options"))
+    return [*(option for option in COMMANDS[name].options if option.flag), *help_options]
+
+
+def bash() -> str:
+    """The script for bash; it also serves words of the form --option=value."""
+    cases = []
+    for name in COMMANDS:
+        for option in COMMANDS[name].options:
+            words, files = _values(option)
+            pattern = f"{name}:{option.flag}" if option.flag else f"{name}:{name}"
+            cases.append(f'        {pattern}) words="{" ".join(words)}" files={files or "none"} ;;')
+    flags = "\n".join(
+        f'            {name}) words="{" ".join(option.flag for option in _flags(name))}" ;;' for name in COMMANDS
+    )
+    values = "\n".join(cases)
+    return f"""# bash completion of vision_zoo. In ~/.bashrc: eval "$(vision_zoo completion bash)"
+_vision_zoo() {{
+    local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} words="" files=""
+    COMPREPLY=()
+    if (( COMP_CWORD == 1 )); then
+        COMPREPLY=($(compgen -W "{" ".join(COMMANDS)} --help --version" -- "$current"))
+        return
+    fi
+    if [[ $current == "=" ]]; then
+        current=""
+    elif [[ $before == "=" ]]; then
+        before=${{COMP_WORDS[COMP_CWORD-2]}}
+    fi
+    case ${{COMP_WORDS[1]}}:$before in
+{values}
+    esac
+    if [[ -z $files || ( $current == -* && $before != -* ) ]]; then
+        files=none
+        case ${{COMP_WORDS[1]}} in
+{flags}
+        esac
+    fi
+    COMPREPLY=($(compgen -W "$words" -- "$current"))
+    if [[ $files != none ]]; then
+        local kind=-f
+        [[ $files == FOLDERS ]] && kind=-d
+        compopt -o filenames 2>/dev/null
+        while IFS= read -r file; do COMPREPLY+=("$file"); done < <(compgen $kind -- "$current")
+    fi
+}}
+complete -F _vision_zoo vision_zoo"""
+
+
+def zsh() -> str:
+    """The script for zsh; commands and options come with their texts."""
+    commands = " ".join(_quote(f"{name}:{command.text}") for name, command in COMMANDS.items())
+    cases, flags = [], []
+    for name in COMMANDS:
+        for option in COMMANDS[name].options:
+            words, files = _values(option)
+            pattern = f"{name}:{option.flag or name}"
+            actions = [f"compadd -- {' '.join(words)}"] if words else []
+            actions += {"FILES": ["_files"], "FOLDERS": ["_files -/"]}.get(files, [])
+            if actions or option.flag:
+                cases.append(f"    {pattern}) {'; '.join([*actions, 'return'])} ;;")
+        described = " ".join(_quote(f"{option.flag}:{option.text.replace(':', ',')}") for option in _flags(name))
+        flags.append(f"    {name}) described=({described}) ;;")
+    lines = "\n"
+    return f"""#compdef vision_zoo
+# zsh completion of vision_zoo. In ~/.zshrc: eval "$(vision_zoo completion zsh)"
+_vision_zoo() {{
+  local -a described
+  if (( CURRENT == 2 )); then
+    described=({commands})
+    _describe command described
+    return
+  fi
+  case ${{words[2]}}:${{words[CURRENT-1]}} in
+{lines.join(cases)}
+  esac
+  case ${{words[2]}} in
+{lines.join(flags)}
+  esac
+  _describe -o option described
+}}
+if ! (( $+functions[compdef] )); then autoload -Uz compinit && compinit; fi
+compdef _vision_zoo vision_zoo"""
+
+
+def fish() -> str:
+    """The script for fish; commands and options come with their texts."""
+    lines = [
+        "# fish completion of vision_zoo. In ~/.config/fish/config.fish: vision_zoo completion fish | source",
+        "complete -c vision_zoo -f",
+    ]
+    for name, command in COMMANDS.items():
+        lines.append(f"complete -c vision_zoo -n __fish_use_subcommand -a {name} -d {_quote(command.text)}")
+    for name in COMMANDS:
+        seen = f"complete -c vision_zoo -n '__fish_seen_subcommand_from {name}'"
+        for option in COMMANDS[name].options:
+            words, files = _values(option)
+            offered = f" -a {_quote(' '.join(words))}" if words else ""
+            if files == "FOLDERS":
+                offered = " -a '(__fish_complete_directories)'"
+            if not option.flag:
+                lines.append(f"{seen}{offered}")
+            else:
+                kind = "-r -F" if files == "FILES" else "-x"
+                lines.append(f"{seen} -l {option.flag[2:]} {kind}{offered} -d {_quote(option.text)}")
+        lines += [
+            f"{seen} -l {option.flag[2:]} -d {_quote(option.text)}" for option in _flags(name) if not option.value
+        ]
+    return "\n".join(lines)
+
+
+def _quote(text: str) -> str:
+    r"""One word for zsh and fish, which both read \' outside single quotes."""
+    return "'" + text.replace("'", "'\\''") + "'"

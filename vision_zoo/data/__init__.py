@@ -1,0 +1,28 @@
+"""The data sets: one line each, so that `--data NAME` finds them."""
+
+from vision_zoo.data.arrays import ArrayFile
+from vision_zoo.data.base import ImageDataModule
+from vision_zoo.data.cifar import CIFAR10, CIFAR100
+from vision_zoo.data.folder import ImageFolder
+from vision_zoo.data.mnist import EMNIST, KMNIST, MNIST, QMNIST, FashionMNIST
+from vision_zoo.data.mnist5k import MNIST5k
+from vision_zoo.data.stl10 import STL10
+from vision_zoo.data.svhn import SVHN
+from vision_zoo.data.usps import USPS
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "EMNIST",
+    "KMNIST",
+    "MNIST",
+    "QMNIST",
+    "STL10",
+    "SVHN",
+    "USPS",
+    "ArrayFile",
+    "FashionMNIST",
+    "ImageDataModule",
+    "ImageFolder",
+    "MNIST5k",
+]

@@ -1,0 +1,175 @@
+"""ArrayFile: images and labels in one .npz file, as MedMNIST and Keras publish them."""
+
+import zipfile
+import zlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from vision_zoo.data.base import ImageDataModule, per_channel
+from vision_zoo.data.facts import Facts, cached_facts, statistics
+from vision_zoo.data.splits import check_part, stratified_split
+from vision_zoo.errors import DataError, DatasetNotFoundError
+from vision_zoo.types import ImageShape, LabelledImages
+
+_BROKEN = (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile, NotImplementedError)
+
+
+class ArrayFile(ImageDataModule):
+    """Your own images in a .npz file, as uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), with one label each.
+
+    The keys are train_images, train_labels, test_images, test_labels (and val_images, val_labels), or x_train, y_train,
+    x_test, y_test, or just images and labels, from which a test part is cut; class_names may hold the names.
+
+    Args:
+        path: the .npz file.
+        root: not used.
+        batch_size: images per batch, in each process.
+        val_split: what is cut from the training images for validation: a fraction, a count, or 0 for none. Not used if
+            the file has validation images.
+        seed: decides the splits and the order of the images in each epoch.
+        image_size: height and width that the images are resized to. By default they keep their own.
+        augmentation: random transforms of the training batches, on the device.
+        num_workers: processes that decode image files; data sets in memory need none.
+        mean: mean of each channel, as a fraction of full brightness; one value serves all channels. By default that of
+            the training images.
+        std: standard deviation of each channel, like mean.
+        shuffle: draw the training images in a new order in each epoch; otherwise in file order.
+        test_split: what is cut from all images for testing, like val_split. Not used if the file has test images.
+    """
+
+    way_out = "Give another file with --data.path"
+
+    def __init__(
+        self,
+        path: str,
+        root: str = "data",
+        batch_size: int = 128,
+        val_split: int | float = 0.1,
+        seed: int = 0,
+        image_size: int | None = None,
+        augmentation: list[nn.Module] | None = None,
+        num_workers: int = 0,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        shuffle: bool = True,
+        test_split: int | float = 0.1,
+    ) -> None:
+        self.path = Path(path).expanduser().absolute()
+        self.test_split = test_split
+        check_part(test_split, "--data.test_split")
+        super().__init__(root, batch_size, val_split, seed, image_size, augmentation, num_workers, mean, std, shuffle)
+        self.hparams["path"] = str(self.path)
+
+    def _take_facts(self, mean: list[float] | None, std: list[float] | None) -> None:
+        self._given = {"mean": mean, "std": std}  # the number of channels is known once the file is read
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What the file's class_names say, else "0", "1", ..."""
+        return tuple(self._facts["class_names"])
+
+    @cached_property
+    def image_shape(self) -> ImageShape:  # type: ignore[override]
+        """(channels, height, width) of the images, after resizing."""
+        channels, height, width = self._facts["image_shape"]
+        return channels, height, width
+
+    @cached_property
+    def mean(self) -> tuple[float, ...]:  # type: ignore[override]
+        """Mean of each channel of the training images."""
+        return self._statistic("mean")
+
+    @cached_property
+    def std(self) -> tuple[float, ...]:  # type: ignore[override]
+        """Standard deviation of each channel of the training images."""
+        return self._statistic("std")
+
+    @cached_property
+    def has_val(self) -> bool:
+        """Whether the file has validation images."""
+        return self._keys("val") is not None
+
+    def load(self, split: Literal["train", "test"]) -> LabelledImages:
+        """uint8 (N, C, H, W) in [0, 255] and int64 (N,) in [0, K)."""
+        if keys := self._keys(split):
+            return self._pair(*keys)
+        if not {"images", "labels"} <= set(self._names):
+            raise DataError(
+                f"ArrayFile: {self.path} has no {split} images; it has {', '.join(self._names)}. Name them "
+                f"{split}_images and {split}_labels, or x_{split} and y_{split}, or just images and labels"
+            )
+        images, labels = self._pair("images", "labels")
+        stays, cut = stratified_split(labels, self.test_split, self.seed, "--data.test_split")
+        chosen = stays if split == "train" else cut
+        return LabelledImages(images[chosen], labels[chosen])
+
+    def _statistic(self, name: str) -> tuple[float, ...]:
+        given = self._given[name]
+        return tuple(self._facts[name]) if given is None else per_channel(name, given, self.image_shape[0])
+
+    @cached_property
+    def _facts(self) -> Facts:
+        options = [self.image_size, self.val_split, self.test_split, self.seed]
+        return cached_facts([self.path] if self._names else [], options, self._compute_facts)
+
+    def _compute_facts(self) -> Facts:
+        images, labels = self.load("train")
+        height, width = (self.image_size or size for size in images.shape[2:])
+        self.image_shape = (images.shape[1], height, width)
+        names = [str(name) for name in self._array("class_names").reshape(-1)] if "class_names" in self._names else []
+        self.class_names = tuple(names or [str(label) for label in range(int(labels.max()) + 1)])
+        shown = statistics(self.split_images("train").images)
+        return {"class_names": self.class_names, "image_shape": self.image_shape, **shown}
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        """The keys of the file."""
+        if not self.path.is_file():
+            raise DatasetNotFoundError(f"ArrayFile: there is no file {self.path}. Set --data.path to a .npz file")
+        with self._reading(self.path, _BROKEN):
+            if not zipfile.is_zipfile(self.path):
+                raise ValueError("no .npz archive, which numpy.savez writes")
+            with np.load(self.path, allow_pickle=False) as content:
+                return tuple(content.files)
+
+    def _keys(self, split: str) -> tuple[str, str] | None:
+        """The keys of a split's images and labels, whichever convention the file follows."""
+        pairs = ((f"{split}_images", f"{split}_labels"), (f"x_{split}", f"y_{split}"))
+        return next((pair for pair in pairs if set(pair) <= set(self._names)), None)
+
+    def _array(self, key: str) -> Any:
+        with self._reading(self.path, _BROKEN), np.load(self.path, allow_pickle=False) as content:
+            return content[key]
+
+    def _pair(self, images_key: str, labels_key: str) -> LabelledImages:
+        images, labels = self._array(images_key), self._array(labels_key)
+        if images.dtype != np.uint8:
+            raise DataError(
+                f"ArrayFile: {images_key} in {self.path} is {images.dtype}, but uint8 in [0, 255] is needed. Save "
+                "values in [0, 1] as (255 * images).round().astype('uint8')"
+            )
+        images = images[..., None] if images.ndim == 3 else images
+        if images.ndim == 4 and images.shape[3] in (1, 3):
+            images = images.transpose(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[1:]:
+            raise DataError(
+                f"ArrayFile: {images_key} in {self.path} has the shape {images.shape}, but (N, H, W), (N, H, W, C) or "
+                "(N, C, H, W) with 1 or 3 channels is needed"
+            )
+        if labels.dtype.kind not in "iu" or labels.size != len(labels):
+            raise DataError(
+                f"ArrayFile: {labels_key} in {self.path} is {labels.dtype} of shape {labels.shape}, but one whole "
+                "number for each image is needed"
+            )
+        if len(images) != len(labels) or not len(labels) or labels.min() < 0:
+            raise DataError(
+                f"ArrayFile: {self.path} has {len(images)} {images_key} and {len(labels)} {labels_key}; their numbers "
+                "must be equal, not 0, and the labels 0 or more"
+            )
+        flat = torch.from_numpy(labels.reshape(-1).astype(np.int64))
+        return LabelledImages(torch.from_numpy(np.ascontiguousarray(images)), flat)

@@ -1,0 +1,145 @@
+"""Pictures of any size, mode and format to uint8 tensors of one shape."""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vision_zoo.errors import DataError
+from vision_zoo.types import ImageShape
+
+Resize = Literal["crop", "squash", "pad"]
+
+# What PIL raises for files that are damaged, truncated, too large or not pictures at all.
+UNREADABLE = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+    RuntimeError,  # of the AVIF decoder
+)
+
+
+def picture_extensions() -> frozenset[str]:
+    """Endings of the files that PIL can read, in lower case, with their dot."""
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN)
+
+
+def decode_image(path: str | Path, image_shape: ImageShape, resize: Resize = "crop") -> Tensor:
+    """Read one picture as uint8 (C, H, W).
+
+    Args:
+        path: a file in any format that PIL reads.
+        image_shape: (channels, height, width) of the result; 1 channel is gray, 3 are RGB.
+        resize: crop keeps the proportions and cuts the centre, pad keeps them and adds black, squash changes them.
+
+    Raises:
+        DataError: if the file is missing or cannot be decoded.
+    """
+    try:
+        return _decode(path, image_shape, resize)
+    except UNREADABLE as error:
+        raise DataError(
+            f"{path} cannot be read as a picture ({error}). Give a file in a common format such as PNG or JPEG"
+        ) from error
+
+
+class ImageFiles(Dataset[tuple[Tensor, Tensor, list[tuple[str, str]]]]):
+    """Labelled image files; an item is a whole batch, given by its indices, and the files that could not be decoded.
+
+    Args:
+        paths: the files.
+        labels: int64 (N,).
+        image_shape: (channels, height, width) of every decoded image.
+        resize: see `decode_image`.
+        strict: refuse files that cannot be decoded instead of leaving them out.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Tensor,
+        image_shape: ImageShape,
+        resize: Resize = "crop",
+        strict: bool = False,
+    ) -> None:
+        # As arrays: lists of strings are copied, page by page, into every worker that touches their counters.
+        self.paths = np.asarray(paths, dtype=np.str_)
+        self.labels = labels
+        self.image_shape = image_shape
+        self.resize: Resize = resize
+        self.strict = strict
+        self.reported: set[str] = set()
+        self._successor: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def replacing(self, order: Sequence[int]) -> "ImageFiles":
+        """The same files, where the next readable one of `order` takes the place of one that cannot be decoded."""
+        twin = ImageFiles(self.paths, self.labels, self.image_shape, self.resize, self.strict)  # type: ignore[arg-type]
+        twin._successor = dict(zip(order, [*order[1:], *order[:1]], strict=True))
+        return twin
+
+    def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
+        images: list[Tensor] = []
+        labels: list[int] = []
+        failures: list[tuple[str, str]] = []
+        for first in indices:
+            index: int | None = first
+            while index is not None:
+                path = str(self.paths[index])
+                try:
+                    images.append(_decode(path, self.image_shape, self.resize))
+                except UNREADABLE as error:
+                    failures.append((path, str(error)))
+                    following = self._successor.get(index)
+                    index = None if following == first else following
+                else:
+                    labels.append(int(self.labels[index]))
+                    index = None
+        stacked = torch.stack(images) if images else torch.empty((0, *self.image_shape), dtype=torch.uint8)
+        return stacked, torch.tensor(labels, dtype=torch.int64), failures
+
+
+def _decode(path: str | Path, image_shape: ImageShape, resize: Resize) -> Tensor:
+    channels, height, width = image_shape
+    with Image.open(path) as opened:
+        longer = 2 * max(width, height)
+        opened.draft("RGB", (longer, longer))  # JPEG only: skips detail that the resize throws away
+        wide = opened.format in ("PNG", "PPM")  # here PIL's 32-bit mode means 16 bit in the file
+        picture = _to_mode(ImageOps.exif_transpose(opened), "L" if channels == 1 else "RGB", wide)
+    size, bilinear = (width, height), Image.Resampling.BILINEAR  # PIL's bilinear is antialiased when it shrinks
+    if resize == "squash":
+        picture = picture.resize(size, bilinear)
+    elif resize == "pad":
+        picture = ImageOps.pad(picture, size, bilinear, color=0)
+    else:
+        picture = ImageOps.fit(picture, size, bilinear)
+    pixels = torch.from_numpy(np.array(picture, dtype=np.uint8))  # (H, W) or (H, W, 3)
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def _to_mode(picture: Image.Image, mode: str, wide: bool) -> Image.Image:
+    if picture.mode.startswith(("I", "F")):
+        picture = Image.fromarray(_to_8_bit(picture, wide))
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return picture.convert(mode)
+
+
+def _to_8_bit(picture: Image.Image, wide: bool) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    """Gray of more than 8 bit to 8 bit, scaled; PIL's own conversion would clip at 255."""
+    values = np.asarray(picture).astype(np.float64)
+    largest = values.max(initial=0)
+    if picture.mode == "F" and largest <= 1:
+        values = values * 255
+    elif wide or picture.mode.startswith("I;16") or largest > 255:
+        values = values / 257  # 65535 -> 255
+    return values.round().clip(0, 255).astype(np.uint8)

@@ -1,0 +1,57 @@
+"""Facts about the user's own images, computed once and kept in the user's cache folder."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Facts = dict[str, Any]
+
+
+def cached_facts(files: Iterable[Path], options: object, compute: Callable[[], Facts]) -> Facts:
+    """Read the facts of these files from the cache, or compute and keep them.
+
+    Args:
+        files: what the facts depend on; a change of size or time of any of them makes the kept facts void.
+        options: everything else that they depend on.
+        compute: computes the facts, as values that JSON can hold. A cache that cannot be written is no error.
+    """
+    stats = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
+    key = hashlib.sha256(json.dumps([stats, options]).encode()).hexdigest()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    path = Path(base).expanduser() / "vision_zoo" / "facts" / f"{key[:32]}.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        kept = None
+    if isinstance(kept, dict):
+        return kept
+    facts = compute()
+    with contextlib.suppress(OSError):
+        _write(path, json.dumps(facts, ensure_ascii=False))
+    return facts
+
+
+def statistics(images: Tensor) -> Facts:
+    """Mean and standard deviation of each channel of uint8 (N, C, H, W), as fractions of 255."""
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
+    values = torch.arange(256, dtype=torch.float64) / 255
+    share = counts / counts.sum(1, keepdim=True)  # (C, 256)
+    mean = share @ values
+    std = (share @ values.square() - mean.square()).clamp_min(0).sqrt()
+    std = torch.where(std > 1e-4, std, 1.0)  # a channel of one colour must not be divided by zero
+    return {"mean": [round(x, 4) for x in mean.tolist()], "std": [round(x, 4) for x in std.tolist()]}
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.write(text)
+    Path(file.name).replace(path)

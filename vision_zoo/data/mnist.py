@@ -1,0 +1,183 @@
+"""MNIST and its successors in the IDX format: 28x28 gray images."""
+
+import gzip
+import math
+import string
+import zlib
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision import datasets
+
+from vision_zoo.data.base import ImageDataModule
+from vision_zoo.types import LabelledImages
+
+DIGITS = tuple(string.digits)
+
+
+class MNIST(ImageDataModule):
+    """Handwritten digits, 60,000 + 10,000 (LeCun et al. 1998, http://yann.lecun.com/exdb/mnist/)."""
+
+    class_names = DIGITS
+    image_shape = (1, 28, 28)
+    mean, std = (0.1307,), (0.3081,)
+
+    folder = "MNIST/raw"
+    names: ClassVar[dict[str, tuple[str, str]]] = {
+        "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+        "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+    }
+
+    def files(self) -> list[str]:
+        """The IDX files, plain or gzipped."""
+        return [f"{name}|{name}.gz" for split in ("train", "test") for name in self._names(split)]
+
+    def download(self) -> None:
+        """Fetch all files with torchvision."""
+        getattr(datasets, type(self).__name__)(self.root, download=True)
+
+    def load(self, split: Literal["train", "test"]) -> LabelledImages:
+        """uint8 (N, 1, 28, 28) in [0, 255] and int64 (N,) in [0, K)."""
+        images, labels = (self._read_idx(name) for name in self._names(split))
+        return LabelledImages(images[:, None], self._classes(labels.long()))
+
+    def _names(self, split: str) -> tuple[str, str]:
+        return self.names[split]
+
+    def _classes(self, labels: Tensor) -> Tensor:
+        return labels
+
+    def _read_idx(self, name: str) -> Tensor:
+        path = self.root / self.folder / name
+        path = path if path.is_file() else path.with_name(f"{name}.gz")
+        dimensions = int(name.partition("-idx")[2][0])  # the name says how many there are
+        with self._reading(path, (OSError, EOFError, zlib.error, ValueError)):
+            return read_idx(path, dimensions, (28, 28) if "images" in name else ())
+
+
+class FashionMNIST(MNIST):
+    """Pictures of clothes, 60,000 + 10,000 (Xiao et al. 2017, https://arxiv.org/abs/1708.07747)."""
+
+    class_names = (
+        *("T-Shirt", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle Boot"),
+    )
+    mean, std = (0.2860,), (0.3530,)
+    folder = "FashionMNIST/raw"
+
+
+class KMNIST(MNIST):
+    """Cursive Japanese characters, 60,000 + 10,000 (Clanuwat et al. 2018, https://arxiv.org/abs/1812.01718)."""
+
+    class_names = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+    mean, std = (0.1918,), (0.3483,)
+    folder = "KMNIST/raw"
+
+
+class QMNIST(MNIST):
+    """MNIST rebuilt with all 60,000 test digits (Yadav and Bottou 2019, https://arxiv.org/abs/1905.10498)."""
+
+    folder = "QMNIST/raw"
+    names: ClassVar[dict[str, tuple[str, str]]] = {
+        split: (f"qmnist-{split}-images-idx3-ubyte", f"qmnist-{split}-labels-idx2-int") for split in ("train", "test")
+    }
+
+    def download(self) -> None:
+        """Fetch all files with torchvision, which takes one split at a time."""
+        for train in (True, False):
+            datasets.QMNIST(self.root, train=train, download=True)
+
+    def _classes(self, labels: Tensor) -> Tensor:
+        return labels[:, 0]  # the other columns say who wrote the digit
+
+
+class EMNIST(MNIST):
+    """Handwritten letters and digits in six selections (Cohen et al. 2017, https://arxiv.org/abs/1702.05373).
+
+    Args:
+        root: folder that holds the files, or where they are downloaded to.
+        batch_size: images per batch, in each process.
+        val_split: what is cut from the training images for validation: a fraction, a count, or 0 for none.
+        seed: decides the split and the order of the images in each epoch.
+        image_size: height and width that the images are resized to. By default they keep their own.
+        augmentation: random transforms of the training batches, on the device.
+        num_workers: processes that decode image files; data sets in memory need none.
+        mean: mean of each channel, as a fraction of full brightness; one value serves all channels. By default the
+            published one.
+        std: standard deviation of each channel, like mean.
+        shuffle: draw the training images in a new order in each epoch; otherwise in file order.
+        split_name: which selection: byclass (62 classes), bymerge and balanced (47, without the small letters that look
+            like their capitals), letters (26), digits or mnist (10).
+    """
+
+    class_names = (*DIGITS, *string.ascii_uppercase, *"abdefghnqrt")
+    mean, std = (0.174,), (0.332,)  # of all six selections, to three digits
+    folder = "EMNIST/raw"
+
+    def __init__(
+        self,
+        root: str = "data",
+        batch_size: int = 128,
+        val_split: int | float = 0.1,
+        seed: int = 0,
+        image_size: int | None = None,
+        augmentation: list[nn.Module] | None = None,
+        num_workers: int = 0,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        shuffle: bool = True,
+        split_name: Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"] = "balanced",
+    ) -> None:
+        self.split_name = split_name
+        if split_name == "byclass":
+            self.class_names = (*DIGITS, *string.ascii_uppercase, *string.ascii_lowercase)
+        elif split_name == "letters":
+            self.class_names = tuple(string.ascii_lowercase)
+        elif split_name in ("digits", "mnist"):
+            self.class_names = DIGITS
+        super().__init__(root, batch_size, val_split, seed, image_size, augmentation, num_workers, mean, std, shuffle)
+
+    def download(self) -> None:
+        """Fetch the one archive of all selections with torchvision."""
+        datasets.EMNIST(self.root, split=self.split_name, download=True)
+
+    def load(self, split: Literal["train", "test"]) -> LabelledImages:
+        """uint8 (N, 1, 28, 28) in [0, 255], upright, and int64 (N,) in [0, K)."""
+        images, labels = super().load(split)
+        return LabelledImages(images.transpose(2, 3), labels)  # the files hold columns
+
+    def _names(self, split: str) -> tuple[str, str]:
+        prefix = f"emnist-{self.split_name}-{split}"
+        return f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
+
+    def _classes(self, labels: Tensor) -> Tensor:
+        return labels - 1 if self.split_name == "letters" else labels  # letters are counted from 1
+
+
+def read_idx(path: Path, dimensions: int, image_size: tuple[int, ...] = ()) -> Tensor:
+    """Read an IDX file of bytes or of 32-bit integers, plain or gzipped.
+
+    Raises:
+        ValueError: if the file has another number of dimensions, another image size, or is not what its header says.
+    """
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    if not content:
+        raise ValueError("the file is empty")
+    kinds: dict[int, np.dtype[Any]] = {8: np.dtype(np.uint8), 12: np.dtype(">i4")}
+    header = 4 + 4 * dimensions
+    kind = kinds.get(content[2]) if content[:2] == b"\0\0" and content[3:4] == bytes([dimensions]) else None
+    if kind is None:
+        raise ValueError(f"not an IDX file of {dimensions} dimension(s): it starts with {content[:4].hex()}")
+    if len(content) < header:
+        raise ValueError("cut short within its header")
+    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dimensions, 4))
+    expected = math.prod(shape) * kind.itemsize
+    if len(content) - header != expected:
+        raise ValueError(f"{len(content) - header} bytes of data instead of {expected} for the shape {shape}")
+    if image_size and shape[1:] != image_size:
+        raise ValueError(f"images of {shape[1]}x{shape[2]} instead of {image_size[0]}x{image_size[1]}")
+    array = np.frombuffer(content, kind, offset=header).reshape(shape)
+    return torch.from_numpy(array.astype(kind.newbyteorder("=")))

@@ -1,0 +1,63 @@
+"""Cutting a part from a set of labelled images: stratified by class, the same for the same seed."""
+
+import torch
+from torch import Tensor
+
+from vision_zoo.errors import ConfigError
+
+
+def check_part(part: int | float, option: str) -> None:
+    """Refuse a size of a part that is neither a fraction below one nor a count."""
+    if part < 0 or (part >= 1 and part != int(part)) or (isinstance(part, float) and part == 1):
+        raise ConfigError(
+            f"{option} must be a fraction of at least 0 and below 1, or a whole number of images, got {part}"
+        )
+
+
+def stratified_split(labels: Tensor, part: int | float, seed: int, option: str) -> tuple[Tensor, Tensor]:
+    """Indices of what stays and of what is cut off, int64, both in rising order.
+
+    Args:
+        labels: int64 (N,).
+        part: fraction below 1, or count of images; 0 cuts nothing.
+        seed: decides which images of a class are cut.
+        option: the option that `part` comes from, for the message.
+
+    Raises:
+        ConfigError: if a class would be missing from one of the two.
+    """
+    check_part(part, option)
+    everything = torch.arange(len(labels))
+    if part == 0:
+        return everything, everything[:0]
+    wanted = round(part * len(labels)) if part < 1 else int(part)
+    counts = labels.bincount()
+    classes = counts.nonzero()[:, 0]
+    counts = counts[classes]
+    if wanted < len(classes) or wanted > len(labels) - len(classes) or int(counts.min()) < 2:
+        raise ConfigError(
+            f"{option} {part} would cut {wanted} of {len(labels)} images, but each of the {len(classes)} classes needs "
+            f"at least one image in both parts (the smallest class has {int(counts.min())}). Choose a number between "
+            f"{len(classes)} and {len(labels) - len(classes)}, add images, or set {option} 0 to cut nothing"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    cut = []
+    for label, quota in zip(classes.tolist(), _quotas(counts.tolist(), wanted), strict=True):
+        members = (labels == label).nonzero()[:, 0]
+        cut.append(members[torch.randperm(len(members), generator=generator)[:quota]])
+    held = torch.cat(cut).sort().values
+    stays = torch.ones(len(labels), dtype=torch.bool)
+    stays[held] = False
+    return everything[stays], held
+
+
+def _quotas(counts: list[int], wanted: int) -> list[int]:
+    """Images to cut from each class: in proportion, at least one, never all, `wanted` in total."""
+    exact = [count * wanted / sum(counts) for count in counts]
+    quotas = [min(max(int(share), 1), count - 1) for share, count in zip(exact, counts, strict=True)]
+    while (missing := wanted - sum(quotas)) != 0:
+        step = 1 if missing > 0 else -1
+        open_to_change = [k for k, quota in enumerate(quotas) if 1 <= quota + step <= counts[k] - 1]
+        furthest = max(open_to_change, key=lambda k: (step * (exact[k] - quotas[k]), -k))
+        quotas[furthest] += step
+    return quotas

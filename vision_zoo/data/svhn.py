@@ -1,0 +1,43 @@
+"""SVHN: house numbers photographed from the street (Netzer et al. 2011, http://ufldl.stanford.edu/housenumbers)."""
+
+import struct
+import zlib
+from typing import Literal
+
+import numpy as np
+import torch
+from torchvision import datasets
+
+from vision_zoo.data.base import ImageDataModule
+from vision_zoo.types import LabelledImages
+
+
+class SVHN(ImageDataModule):
+    """Digits of house numbers, 73,257 + 26,032 colour images of 32x32."""
+
+    class_names = tuple("0123456789")
+    image_shape = (3, 32, 32)
+    mean, std = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
+
+    def files(self) -> list[str]:
+        """Two MATLAB files."""
+        return ["train_32x32.mat", "test_32x32.mat"]
+
+    def download(self) -> None:
+        """Fetch both files with torchvision."""
+        for split in ("train", "test"):
+            datasets.SVHN(self.root, split=split, download=True)
+
+    def load(self, split: Literal["train", "test"]) -> LabelledImages:
+        """uint8 (N, 3, 32, 32) in [0, 255] and int64 (N,) in [0, 10)."""
+        from scipy.io import loadmat, matlab  # noqa: PLC0415  half a second, for this data set alone
+
+        path = self.root / f"{split}_32x32.mat"
+        broken = (OSError, EOFError, ValueError, TypeError, KeyError, NotImplementedError, zlib.error, struct.error)
+        with self._reading(path, (*broken, matlab.MatReadError)):
+            content = loadmat(path, variable_names=["X", "y"])
+            images, labels = content["X"], content["y"].reshape(-1).astype(np.int64)
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
+                raise ValueError(f"X is {images.dtype} of shape {images.shape} instead of uint8 (32, 32, 3, N)")
+        labels[labels == 10] = 0  # the files call the digit 0 "10"
+        return LabelledImages(torch.from_numpy(images.transpose(3, 2, 0, 1).copy()), torch.from_numpy(labels))

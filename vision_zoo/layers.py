@@ -1,0 +1,313 @@
+"""One configuration out of many places: what is laid over what, and how classes, files and checkpoints are found."""
+
+import copy
+import importlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vision_zoo.classifier import import_path
+from vision_zoo.errors import CheckpointError, ConfigError
+from vision_zoo.helptext import did_you_mean
+from vision_zoo.listing import configs_folder
+
+Config = dict[str, Any]
+
+DEFAULT_RECIPE = "cnn_mnist5k"
+# What a configuration of one's own may leave out.
+DEFAULTS: Config = {
+    "seed_everything": 0,
+    "model": {"optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.001}}},
+    "trainer": {"max_epochs": 10},
+}
+
+# Where a class named without its module is looked for, by the place where it is named.
+CLASS_SLOTS: dict[str, tuple[str, ...]] = {
+    "data": ("vision_zoo.data",),
+    "model.backbone": ("vision_zoo.backbones",),
+    "model.optimizer": ("torch.optim",),
+    "model.scheduler": ("torch.optim.lr_scheduler",),
+    "data.augmentation": ("vision_zoo.transforms", "torchvision.transforms.v2"),
+    "trainer.callbacks": ("lightning.pytorch.callbacks",),
+    "trainer.logger": ("lightning.pytorch.loggers",),
+}
+LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")
+
+# What belongs to the experiment and stays when another data set is named.
+SHARED_DATA_OPTIONS = (
+    "root", "batch_size", "val_split", "seed", "num_workers", "augmentation", "image_size", "shuffle", "mean", "std",
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- words of the command line
+
+
+class Words:
+    """The command line, read far enough to know which files and classes it names."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self.subcommand = argv[0] if argv else ""
+        self.rest = argv[1:]
+
+    def spell_out(self, short: str, long: str) -> None:
+        """Write an option's short form as its long one."""
+        self.rest = [long if word == short else word for word in self.rest]
+
+    def values(self, key: str) -> list[str]:
+        """Values given to an option, in order."""
+        found = []
+        for position, word in enumerate(self.rest):
+            if word == f"--{key}" and position + 1 < len(self.rest):
+                found.append(self.rest[position + 1])
+            elif word.startswith(f"--{key}="):
+                found.append(word.split("=", 1)[1])
+        return found
+
+    def last(self, key: str) -> str | None:
+        """The value that counts, or None."""
+        return next(reversed(self.values(key)), None)
+
+    def drop(self, key: str) -> None:
+        """Take an option out."""
+        kept, skip = [], False
+        for word in self.rest:
+            if skip:
+                skip = False
+            elif word == f"--{key}":
+                skip = True
+            elif not word.startswith(f"--{key}="):
+                kept.append(word)
+        self.rest = kept
+
+    def replace(self, key: str, value: str) -> None:
+        """Give an option another value."""
+        for position, word in enumerate(self.rest):
+            if word == f"--{key}" and position + 1 < len(self.rest):
+                self.rest[position + 1] = value
+            elif word.startswith(f"--{key}="):
+                self.rest[position] = f"--{key}={value}"
+
+
+# ------------------------------------------------------------------------------------------------------- class names
+
+
+def find_class(name: str, slot: str) -> str:
+    """The full path of a class; names without a module are looked for where the slot says.
+
+    Raises:
+        ConfigError: with close matches, if there is none.
+    """
+    if "." in name:
+        module, _, attribute = name.rpartition(".")
+        try:
+            if hasattr(importlib.import_module(module), attribute):
+                return name
+        except ImportError as error:
+            raise ConfigError(f"--{slot} {name}: {error}") from error
+        close = did_you_mean(attribute, dir(importlib.import_module(module)))
+        raise ConfigError(f"--{slot} {name}: module {module} has no {attribute}{close}")
+    known: list[str] = []
+    for package in CLASS_SLOTS[slot]:
+        module_ = importlib.import_module(package)
+        if hasattr(module_, name):
+            return f"{package}.{name}"
+        names = getattr(module_, "__all__", None) or [n for n in vars(module_) if n[:1].isupper()]
+        known += [n for n in names if n != "ImageDataModule"]
+    raise ConfigError(
+        f"--{slot} {name}: unknown{did_you_mean(name, known) or '.'} Known are {', '.join(sorted(set(known)))}; "
+        "a class of your own is named with its module: package.module.Class"
+    )
+
+
+def as_spec(value: Any, slot: str) -> Any:
+    """A class choice as {"class_path": full path, "init_args": {...}}."""
+    if isinstance(value, str):
+        value = {"class_path": value}
+    if isinstance(value, Mapping) and isinstance(value.get("class_path"), str):
+        spec: Config = {"class_path": find_class(value["class_path"], slot)}
+        if value.get("init_args"):
+            spec["init_args"] = copy.deepcopy(dict(value["init_args"]))
+        return spec
+    return value
+
+
+def class_choice(value: str, slot: str) -> Any:
+    """What a word of the command line chooses: a name, or YAML with one class or a list of them."""
+    if value.lstrip()[:1] not in ("{", "["):
+        return as_spec(value, slot)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--{slot}: {value} is not valid YAML: {error}") from error
+    return [as_spec(item, slot) for item in parsed] if isinstance(parsed, list) else as_spec(parsed, slot)
+
+
+# ----------------------------------------------------------------------------------------------------------- layers
+
+
+def normalise(config: Mapping[str, Any], where: str) -> Config:
+    """A configuration with every class named by its full path.
+
+    Raises:
+        ConfigError: if it is not a mapping of mappings, or names an unknown class.
+    """
+    result: Config = copy.deepcopy(dict(config))
+    for section in ("model", "data", "trainer"):
+        if section in result and not isinstance(result[section], (Mapping, str)):
+            raise ConfigError(f"{where}: '{section}' must hold options, got {result[section]!r}")
+    if "data" in result:
+        result["data"] = as_spec(result["data"], "data")
+    holders = {
+        "model": result.get("model") or {},
+        "data": (result["data"].get("init_args") or {}) if isinstance(result.get("data"), Mapping) else {},
+        "trainer": result.get("trainer") or {},
+    }
+    for slot in CLASS_SLOTS:
+        section, _, key = slot.partition(".")
+        if not key or not isinstance(holders[section], Mapping) or holders[section].get(key) is None:
+            continue
+        value = holders[section][key]
+        if slot in LIST_SLOTS and isinstance(value, list):
+            holders[section][key] = [as_spec(item, slot) for item in value]
+        else:
+            holders[section][key] = as_spec(value, slot)
+    return result
+
+
+def merge(base: Config, new: Mapping[str, Any]) -> Config:
+    """Lay a configuration over another: another class starts from its own defaults, the same keeps its options."""
+    result = copy.deepcopy(base)
+    for key, value in new.items():
+        old = result.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            if "class_path" in value and "class_path" in old and value["class_path"] != old["class_path"]:
+                kept = {}
+                if key == "data":
+                    kept = {k: v for k, v in (old.get("init_args") or {}).items() if k in SHARED_DATA_OPTIONS}
+                result[key] = copy.deepcopy(dict(value))
+                if kept:
+                    result[key]["init_args"] = fit_data_options(
+                        value["class_path"], {**kept, **(value.get("init_args") or {})}
+                    )
+            else:
+                result[key] = merge(dict(old), value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return result
+
+
+def fit_data_options(class_path: str, options: Config) -> Config:
+    """Leave out what another data set cannot take: foreign options, and mean and std of other channels."""
+    class_ = import_path(class_path)
+    known = inspect.signature(class_).parameters
+    channels = getattr(class_, "mean", None)
+    result = {}
+    for key, value in options.items():
+        if key not in known:
+            continue
+        per_channel = key in ("mean", "std") and isinstance(value, list) and len(value) > 1
+        if per_channel and (not isinstance(channels, tuple) or len(channels) != len(value)):
+            continue
+        result[key] = value
+    return result
+
+
+def find_config(name: str) -> Path:
+    """A configuration file by path, or a shipped recipe by name.
+
+    Raises:
+        ConfigError: with close matches, if there is none.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {p.stem: p for p in configs_folder().rglob("*.yaml")}
+    if path.name == name and name.removesuffix(".yaml") in shipped:
+        return shipped[name.removesuffix(".yaml")]
+    hint = did_you_mean(path.stem, shipped) or ". See: vision_zoo list"
+    raise ConfigError(f"--config {name}: there is no such file or shipped recipe{hint}")
+
+
+def read_config(path: Path) -> Config:
+    """Read a YAML file of options.
+
+    Raises:
+        ConfigError: if it cannot be read, is no valid YAML, or no mapping.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if config is None:
+        return {}
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path} must hold options as 'name: value', got {type(config).__name__}")
+    return normalise(config, str(path))
+
+
+# ------------------------------------------------------------------------------------------------------ checkpoints
+
+
+def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = None) -> Path:
+    """The checkpoint meant by a path, a run folder, or best or last.
+
+    Args:
+        name: what the user gave.
+        root: folder that holds "runs".
+        prefer: "best" or "last", for a run folder.
+        run_name: look only at runs of this configuration.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    if name in ("best", "last"):
+        pattern = f"runs/{run_name or '*'}/version_*/checkpoints/{name}.ckpt"
+        found = sorted(root.resolve().glob(pattern), key=lambda p: (p.stat().st_mtime_ns, str(p)))
+        if not found:
+            whose = f"run of {run_name}" if run_name else "run"
+            raise CheckpointError(
+                f"--ckpt_path {name}: no {whose} with a checkpoint below {root.resolve() / 'runs'}. Train first with "
+                "vision_zoo fit, or give the checkpoint's path"
+            )
+        return found[-1]
+    path = Path(name)
+    if path.is_dir():
+        for candidate in (
+            path / "checkpoints" / f"{prefer}.ckpt",
+            path / f"{prefer}.ckpt",
+            path / "checkpoints" / "last.ckpt",
+        ):
+            if candidate.is_file():
+                return candidate.resolve()
+        raise CheckpointError(f"--ckpt_path {name}: {path.resolve()} holds no checkpoints/{prefer}.ckpt")
+    if not path.is_file():
+        raise CheckpointError(f"--ckpt_path {name}: {path.resolve()} not found")
+    return path.resolve()
+
+
+def prepare_schedule(config: Config) -> Config:
+    """A schedule may leave out its length: 0 stands for the steps of the run where torch has no default."""
+    spec = (config.get("model") or {}).get("scheduler")
+    if isinstance(spec, Mapping) and "class_path" in spec:
+        parameters = inspect.signature(import_path(spec["class_path"])).parameters
+        arguments = dict(spec.get("init_args") or {})
+        if "T_max" in parameters and "T_max" not in arguments:
+            arguments["T_max"] = 0
+            config["model"]["scheduler"] = {**spec, "init_args": arguments}
+    return config
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> Config:
+    """Nested options as one level of dotted names."""
+    result: Config = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result

@@ -1,0 +1,252 @@
+"""What there is: backbones, data sets, recipes and past runs, read from files without importing torch."""
+
+import argparse
+import ast
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vision_zoo.errors import ConfigError
+from vision_zoo.helptext import did_you_mean
+
+PACKAGE = Path(__file__).parent
+KINDS = ("backbones", "datasets", "recipes", "runs")
+HEADER = re.compile(r"# (?P<what>.+?) \((?P<source>.+?)\)\. Published: (?P<published>.+?)\. Measured: (?P<measured>.+)")
+PAPER = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
+RUN_COLUMNS = ("config", "version", "test/accuracy", "val/accuracy", "epochs", "seconds", "parameters")
+
+Row = dict[str, Any]
+
+
+def main(words: Sequence[str]) -> int:
+    """Answer ``vision_zoo list``.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: if the words are not what the command takes.
+    """
+    parser = _Parser(prog="vision_zoo list", add_help=False, allow_abbrev=False)
+    parser.add_argument("kind", nargs="?")
+    parser.add_argument("--sort")
+    parser.add_argument("--root", default=".")
+    options = parser.parse_args(words)
+    if options.kind not in (None, *KINDS):
+        hint = did_you_mean(options.kind, KINDS)
+        raise ConfigError(f"list takes {', '.join(KINDS)}, not {options.kind!r}{hint}")
+    if options.sort is not None and options.kind != "runs":
+        raise ConfigError("list: only the runs can be sorted: vision_zoo list runs --sort COLUMN")
+    for kind in KINDS if options.kind is None else (options.kind,):
+        if kind == "runs":
+            root = Path(options.root)
+            if not root.is_dir():
+                raise ConfigError(f"list: --root {options.root}: there is no such folder")
+            runs, broken = past_runs(root)
+            show("runs", sorted_runs(runs, options.sort), f"none below {root.resolve()}; train with: vision_zoo fit")
+            for message in broken:
+                sys.stderr.write(f"vision_zoo: {message}\n")
+        else:
+            rows = {"backbones": backbones, "datasets": datasets, "recipes": recipes}[kind]()
+            if options.kind is None:  # sources and files would make the whole too long to look through
+                rows = [{name: row[name] for name in row if name not in ("source", "file")} for row in rows]
+            show(kind, rows, "none")
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"list: {message}. See: vision_zoo list --help")
+
+
+# ---------------------------------------------------------------------------------------------- what is in the package
+
+
+def backbones() -> list[Row]:
+    """Name, description, source and file of each backbone."""
+    return _classes("backbones")
+
+
+def datasets() -> list[Row]:
+    """Name, description, source and file of each data set."""
+    rows = []
+    for row in _classes("data"):
+        if row["name"] == "ImageDataModule":  # the base of the others
+            continue
+        # The paper stands in brackets, beside the class or, where a file holds a family, at its top.
+        own = PAPER.search(row["description"])
+        paper = own or PAPER.search(row["source"])
+        description = row["description"].replace(f" {own[0]}", "") if own else row["description"]
+        rows.append({**row, "description": description, "source": paper[1] if paper else None})
+    return rows
+
+
+def _classes(package: str) -> list[Row]:
+    """The classes that a package exports, by name."""
+    folder = PACKAGE / package
+    exported: set[str] = set()
+    for node in _parse(folder / "__init__.py").body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
+            exported = set(ast.literal_eval(node.value))
+    rows: list[Row] = []
+    for file in sorted(folder.glob("*.py")):
+        module = _parse(file)
+        source, place = _first_line(module), f"{package}/{file.name}"
+        rows += [
+            {"name": node.name, "description": _first_line(node), "source": source, "file": place}
+            for node in module.body
+            if isinstance(node, ast.ClassDef) and node.name in exported
+        ]
+    return sorted(rows, key=lambda row: row["name"].lower())
+
+
+def _parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _first_line(node: ast.ClassDef | ast.Module) -> str:
+    return (ast.get_docstring(node) or "").partition("\n")[0]
+
+
+def configs_folder() -> Path:
+    """Where the shipped recipes lie: in the installed package, or beside it in a checkout."""
+    inside = PACKAGE / "configs"
+    return inside if inside.is_dir() else PACKAGE.parent / "configs"
+
+
+def recipes() -> list[Row]:
+    """Name, published and measured result of each shipped recipe, from the first line of its file."""
+    rows = []
+    for file in sorted(configs_folder().rglob("*.yaml")):
+        with file.open(encoding="utf-8") as lines:
+            header = lines.readline().strip()
+        match = HEADER.fullmatch(header)
+        facts = match.groupdict("") if match else {"what": header.lstrip("# "), "published": "", "measured": ""}
+        rows.append(
+            {
+                "name": file.stem,
+                "experiment": facts["what"],
+                "published": facts["published"],
+                "measured": facts["measured"].removesuffix("."),
+            }
+        )
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------- past runs
+
+
+def past_runs(root: Path) -> tuple[list[Row], list[str]]:
+    """The runs in the folder "runs" below root, and what is wrong with files that cannot be read.
+
+    A run without results.json was stopped or is still training: its row says so by empty figures.
+    """
+    rows, broken = [], []
+    for folder in root.glob("runs/*/version_*"):
+        results: Row = {}
+        file = folder / "results.json"
+        try:
+            results = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(results, dict) or not isinstance(results.get("metrics", {}), dict):
+                raise ValueError("no results of a run")
+        except FileNotFoundError:
+            results = {}
+        except (OSError, ValueError) as error:
+            broken.append(f"{file} is broken and left out: {error}")
+            continue
+        metrics = {name: _number(value) for name, value in results.get("metrics", {}).items()}
+        rows.append(
+            {
+                "config": folder.parent.name,
+                "version": folder.name.removeprefix("version_"),
+                **{name: metrics.get(name) for name in ("test/accuracy", "val/accuracy")},
+                "epochs": _number(results.get("epochs")),
+                "seconds": _number(results.get("fit_seconds")),
+                "parameters": _number(results.get("parameters")),
+                **{name: value for name, value in metrics.items() if name not in RUN_COLUMNS},
+            }
+        )
+    rows.sort(key=lambda row: (str(row["config"]), len(str(row["version"])), str(row["version"])))
+    return rows, sorted(broken)
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def sorted_runs(rows: list[Row], column: str | None) -> list[Row]:
+    """The runs by one column, the best first, with the columns that are shown.
+
+    Raises:
+        ConfigError: if there is no such column.
+    """
+    shown = list(RUN_COLUMNS)
+    if column is not None:
+        known = dict.fromkeys([*RUN_COLUMNS, *(name for row in rows for name in row)])
+        if column not in known:
+            hint = did_you_mean(column, known) or f". There are {', '.join(known)}"
+            raise ConfigError(f"list: --sort {column}: there is no such column{hint}")
+        if column not in shown:
+            shown.insert(2, column)
+        sign = -1 if column.endswith(("accuracy", "/f1")) else 1
+
+        def place(row: Row) -> tuple[int, float, str]:
+            value = row.get(column)
+            if isinstance(value, str):
+                return (0, float(value), "") if value.isdecimal() else (1, 0.0, value)
+            # NaN compares with nothing: it counts as no figure, and comes last.
+            return (2, 0.0, "") if value is None or math.isnan(value) else (0, sign * float(value), "")
+
+        rows = sorted(rows, key=place)
+    return [{name: row.get(name) for name in shown} for row in rows]
+
+
+# ------------------------------------------------------------------------------------------------------------ printing
+
+
+def show(title: str, rows: list[Row], empty: str) -> None:
+    """Print a table: drawn by rich on a terminal, aligned plain text, one line a row, anywhere else."""
+    terminal = sys.stdout.isatty()
+    if not rows:
+        sys.stdout.write(f"{title}: {empty}\n" + ("" if terminal else "\n"))
+        return
+    header = list(rows[0])
+    cells = [[_text(name, row[name]) for name in header] for row in rows]
+    numeric = [any(isinstance(row[name], int | float) for row in rows) for name in header]
+    if not terminal:
+        widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+        for line in ([title.upper()], header, *cells):
+            padded = [
+                text.rjust(width) if right and len(line) > 1 else text.ljust(width)
+                for text, width, right in zip(line, widths, numeric, strict=False)
+            ]
+            sys.stdout.write("  ".join(padded).rstrip() + "\n")
+        sys.stdout.write("\n")
+        return
+    from rich import box  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for position, (name, right) in enumerate(zip(header, numeric, strict=True)):
+        table.add_column(name, justify="right" if right else "left", no_wrap=right or position == 0, overflow="fold")
+    for row_cells in cells:
+        table.add_row(*map(Text, row_cells))
+    Console().print(table)
+
+
+def _text(column: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() else "?" for c in value)
+    if column.endswith(("accuracy", "/f1")):
+        return f"{100 * value:.2f} %"
+    if column == "seconds":
+        return f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

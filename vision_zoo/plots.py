@@ -1,0 +1,180 @@
+"""Pictures of runs and data, drawn without a screen."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
+from torch import Tensor
+
+TRAIN, VAL = "#4c78a8", "#e45756"
+LOG_FROM = 20  # a loss that falls to less than a twentieth shows its end on a logarithmic axis only
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#888888")
+    axes.tick_params(colors="#444444", labelsize=9)
+    axes.grid(visible=True, color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _short(text: str, limit: int = 24) -> str:
+    """Text that fits, on the lines that it has; names of classes may hold anything."""
+    lines = ["".join(c if c.isprintable() else " " for c in line) for line in text.split("\n")]
+    return "\n".join(line if len(line) <= limit else f"{line[: limit - 1]}\u2026" for line in lines)
+
+
+def _series(rows: Sequence[dict[str, str]], name: str) -> tuple[list[int], list[float]]:
+    points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+    points = [(step, value) for step, value in points if math.isfinite(value)]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def plot_curves(metrics: Path, output: Path, title: str) -> None:
+    """Draw loss and accuracy against iterations, training beside validation; the legend holds the best values.
+
+    Args:
+        metrics: metrics.csv of a run.
+        output: PNG file to write.
+        title: above the figure.
+    """
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure = _figure(10, 4)
+    loss, accuracy = figure.subplots(1, 2)
+    losses: list[float] = []
+    steps, values = _series(rows, "train/loss_step")
+    if len(values) > 2:  # fewer say nothing that the epochs do not
+        loss.plot(steps, values, color=TRAIN, alpha=0.3, linewidth=0.9, label="train, single steps")
+        losses += values
+    for axes, metric, best_of in ((loss, "loss", min), (accuracy, "accuracy", max)):
+        for split, colour, name in (("train", TRAIN, "train"), ("val", VAL, "validation")):
+            steps, values = _series(rows, f"{split}/{metric}")
+            if not values:
+                continue
+            losses += values if metric == "loss" else []
+            best = values.index(best_of(values))
+            figure_text = f"{values[best]:.2%}".replace("%", " %") if metric == "accuracy" else f"{values[best]:.4f}"
+            (line,) = axes.plot(
+                steps, values, color=colour, linewidth=1.8, label=f"{name}, best {figure_text}", clip_on=False
+            )
+            if len(values) <= 40:
+                line.set(marker="o", markersize=4 if len(values) > 1 else 7)
+            if split == "val" and len(values) > 1:
+                ring, where = (
+                    {"markerfacecolor": "white", "color": colour, "markersize": 7.0},
+                    (steps[best], values[best]),
+                )
+                axes.plot(*where, "o", clip_on=False, zorder=4, **ring)
+        axes.set_xlabel("iterations", fontsize=9, color="#444444")
+        axes.set_title(metric, fontsize=11, loc="left")
+        axes.margins(y=0.1)
+        axes.set_xlim(0, 1.02 * max([1, *(int(row["step"]) for row in rows)]))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        _tidy(axes)
+        if axes.get_legend_handles_labels()[0]:
+            corner = "upper right" if metric == "loss" else "lower right"
+            place = "best" if len(rows) <= 100 else corner  # matplotlib searches slowly among many points
+            axes.legend(loc=place, fontsize=9, frameon=True, framealpha=0.85, edgecolor="none")
+        else:
+            axes.text(0.5, 0.5, "no values yet", transform=axes.transAxes, ha="center", color="#888888")
+    if losses and min(losses) > 0 and max(losses) > LOG_FROM * min(losses):
+        loss.set_yscale("log")
+        loss.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        loss.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        loss.yaxis.set_minor_locator(NullLocator())
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    figure.suptitle(title, fontsize=12, parse_math=False)
+    figure.savefig(output, dpi=130, format="png")
+
+
+def plot_confusion_matrix(matrix: Tensor, class_names: Sequence[str], output: Path, title: str) -> None:
+    """Draw a confusion matrix, rows coloured by the share of their class.
+
+    Args:
+        matrix: counts, int (K, K); rows are the true classes.
+        class_names: K names.
+        output: PNG file to write.
+        title: above the figure.
+    """
+    classes = len(class_names)
+    share = (matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
+    names = [_short(name) for name in class_names]
+    size = 4 + 0.45 * classes if classes <= 40 else 10
+    figure = _figure(size + 0.8, size)
+    axes = figure.subplots()
+    # The root lifts the few per cent of the mistakes out of the paper's white.
+    image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    percent = PercentFormatter(1.0, symbol=" %")
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, format=percent, label="share of the true class")
+    bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
+    bar.outline.set_visible(False)
+    if classes <= 40:
+        axes.set_xticks(range(classes), names, fontsize=9, parse_math=False)
+        if max(map(len, names)) > 2:
+            for label in axes.get_xticklabels():
+                label.set(rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(classes), names, fontsize=9, parse_math=False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if classes <= 40:
+        axes.set_xticks([k + 0.5 for k in range(classes - 1)], minor=True)
+        axes.set_yticks([k + 0.5 for k in range(classes - 1)], minor=True)
+        axes.grid(which="minor", color="white", linewidth=1)
+        axes.tick_params(which="minor", length=0)
+    if classes <= 20:
+        for row in range(classes):
+            for column in range(classes):
+                count = int(matrix[row, column])
+                if count:
+                    colour = "white" if share[row, column] > 0.3 else "#333333" if row == column else "#a02020"
+                    size = 9 if count < 1000 else 8
+                    axes.text(column, row, f"{count}", ha="center", va="center", fontsize=size, color=colour)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(title, fontsize=11, parse_math=False)
+    figure.savefig(output, dpi=130)
+
+
+def plot_images(
+    images: Tensor, titles: Sequence[str], output: Path, title: str = "", colours: Sequence[str] | None = None
+) -> None:
+    """Draw a grid of images with a line of text above each.
+
+    Args:
+        images: uint8 (N, C, H, W) in [0, 255], C of 1 or 3.
+        titles: N texts.
+        output: PNG file to write.
+        title: above the figure.
+        colours: of the N texts.
+    """
+    count = len(images)
+    columns = min(5, count)
+    rows = math.ceil(count / columns)
+    with mpl.rc_context({"font.family": ["DejaVu Sans", "sans-serif"]}):
+        figure = _figure(max(2 * columns, 0.1 * len(title)), 2.25 * rows + (0.5 if title else 0))
+        for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+            axes.axis("off")
+            if index < count:
+                picture = images[index].permute(1, 2, 0).numpy()
+                grey = picture.shape[2] == 1
+                axes.imshow(picture[..., 0] if grey else picture, cmap="gray" if grey else None, vmin=0, vmax=255)
+                colour = colours[index] if colours else "black"
+                axes.set_title(_short(titles[index], 30), fontsize=9, color=colour, parse_math=False)
+        if title:
+            figure.suptitle(title, fontsize=12, parse_math=False)
+        figure.savefig(output, dpi=110)

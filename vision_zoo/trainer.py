@@ -1,0 +1,400 @@
+"""The Trainer of the command line: Lightning's own, with a method for each verb."""
+
+import csv
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from vision_zoo import __version__
+from vision_zoo.callbacks import Console, Evaluation, Run
+from vision_zoo.callbacks.console import device_name
+from vision_zoo.callbacks.run import write_atomically
+from vision_zoo.classifier import Classifier
+from vision_zoo.data.base import ImageDataModule
+from vision_zoo.errors import CheckpointError, ConfigError
+from vision_zoo.plots import plot_curves
+from vision_zoo.summary import layer_table
+from vision_zoo.types import Split
+from vision_zoo.verbs.export import export
+from vision_zoo.verbs.predict import predict_pictures
+from vision_zoo.verbs.report import write_report
+from vision_zoo.verbs.show import show_images
+
+
+class Trainer(pl.Trainer):
+    """Lightning's Trainer; the methods below are the commands, their arguments the options."""
+
+    def callback(self, kind: type[Any]) -> Any:
+        """The one callback of a kind, or None."""
+        return next((c for c in self.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
+
+    def say(self, *what: Any) -> None:
+        """Print, on the first process only."""
+        console = self.callback(Console)
+        if self.is_global_zero and console is not None:
+            console.print(*what)
+
+    def fit(  # type: ignore[override]
+        self,
+        model: Classifier,
+        datamodule: ImageDataModule | None = None,
+        ckpt_path: str | None = None,
+        test_after_fit: bool = True,
+        save_every_minutes: float = 10.0,
+    ) -> None:
+        """Train a network, test the best checkpoint, leave a run folder.
+
+        Args:
+            model: the classifier.
+            datamodule: the data.
+            ckpt_path: continue a run exactly where it stopped: its folder, a checkpoint, or "last" for the newest one.
+            test_after_fit: test the best checkpoint when training ends.
+            save_every_minutes: save the state also within an epoch, this often, minutes.
+        """
+        if save_every_minutes <= 0:
+            raise ConfigError(f"--save_every_minutes must be positive, got {save_every_minutes}")
+        model.check(getattr(datamodule, "batch_size", None))
+        if self.is_global_zero:
+            self.say(layer_table(model, max_rows=40))
+        run: Run | None = self.callback(Run)
+        if run is not None:
+            run.save_every_minutes = save_every_minutes
+        super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        if run is None:
+            return
+        metrics = {n: v for n, v in numbers(self.callback_metrics).items() if n.startswith(("train/", "val/"))}
+        metrics.pop("train/loss_step", None)
+        epochs = self.current_epoch
+        if run.best_score is not None:
+            metrics |= self._of_best(run)
+        if self.is_global_zero and not run.best.exists():
+            run._link_best()
+        evaluation: Evaluation | None = self.callback(Evaluation)
+        if test_after_fit:
+            self.strategy.barrier("best checkpoint")
+            load_weights(model, run.best)
+            if evaluation is not None:
+                evaluation.folder = run.path
+            super().test(model, datamodule=datamodule, verbose=False)
+            metrics |= {n: v for n, v in numbers(self.callback_metrics).items() if n.startswith("test/")}
+        if self.is_global_zero:
+            self._finish(model, run, epochs, metrics)
+
+    def _of_best(self, run: Run) -> dict[str, float]:
+        """The validation figures of the best checkpoint, as metrics.csv has them."""
+        best: dict[str, float] = {}
+        with (run.path / "metrics.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row.get("val/loss") and (not best or float(row["val/loss"]) < best["val/loss"]):
+                    best = {k: float(v) for k, v in row.items() if k.startswith("val/") and v}
+        return best
+
+    def _finish(self, model: Classifier, run: Run, epochs: int, metrics: dict[str, float]) -> None:
+        results = {
+            "config": run.name,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "epochs": epochs,
+            "fit_seconds": round(run.fit_seconds, 3),
+            "train_images_per_second": round(run.images_seen / run.train_seconds, 1) if run.train_seconds else None,
+            "metrics": {name: metrics[name] for name in sorted(metrics)},
+            "best_epoch": run.best_epoch,
+            "seed": run.config.get("seed_everything"),
+            "device": device_name(self),
+            "devices": self.world_size,
+            "precision": str(self.precision),
+            "versions": versions(),
+        }
+        write_atomically(run.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+        if (run.path / "metrics.csv").exists():
+            plot_curves(
+                run.path / "metrics.csv", run.path / "curves.png", f"{run.name}: {type(model.backbone).__name__}"
+            )
+        table = results_table(metrics)
+        minutes, seconds = divmod(run.fit_seconds, 60)
+        took = f"{int(minutes)} min {seconds:.0f} s" if minutes else f"{seconds:.1f} s"
+        speed = f", {results['train_images_per_second']:,.0f} images/s" if run.train_seconds else ""
+        self.say(table)
+        which = "last.ckpt, for there is no validation"
+        if run.best_epoch is not None:
+            which = f"of the lowest validation loss, epoch {run.best_epoch + 1}"
+        self.say(f"trained {epochs} epoch{'s' * (epochs != 1)} in {took}{speed}; best.ckpt is {which}")
+        self.say(escape(str(run.path)))
+
+    def validate(  # type: ignore[override]
+        self, model: Classifier, datamodule: ImageDataModule | None = None, ckpt_path: str | None = None
+    ) -> None:
+        """Score a checkpoint on the validation images.
+
+        Args:
+            model: the classifier.
+            datamodule: the data.
+            ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
+        """
+        if ckpt_path is None:
+            raise ConfigError(NO_CHECKPOINT.format("validate"))
+        if datamodule is not None:
+            check_data(model, datamodule)
+        load_weights(model, Path(ckpt_path))
+        if datamodule is not None:
+            datamodule.setup("validate")
+            if not datamodule.sizes.get("val"):
+                raise ConfigError(
+                    "there are no validation images: --data.val_split is 0. Set it, or use: vision_zoo test"
+                )
+        super().validate(model, datamodule=datamodule, verbose=False)
+        self.say(results_table(numbers(self.callback_metrics)))
+
+    def test(  # type: ignore[override]
+        self,
+        model: Classifier,
+        datamodule: ImageDataModule | None = None,
+        ckpt_path: str | None = None,
+        output: str | None = None,
+    ) -> None:
+        """Score a checkpoint on the test images.
+
+        Args:
+            model: the classifier.
+            datamodule: the data.
+            ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
+            output: folder for the confusion matrix, per-class figures and mistakes; default: "test" in the run folder.
+        """
+        if ckpt_path is None:
+            raise ConfigError(NO_CHECKPOINT.format("test"))
+        if datamodule is not None:
+            check_data(model, datamodule)
+        load_weights(model, Path(ckpt_path))
+        evaluation: Evaluation | None = self.callback(Evaluation)
+        folder = Path(output) if output else run_folder_of(Path(ckpt_path)) / "test"
+        if evaluation is not None:
+            evaluation.folder = folder
+        super().test(model, datamodule=datamodule, verbose=False)
+        self.say(results_table(numbers(self.callback_metrics)))
+        if evaluation is not None:
+            self.say(per_class_table(model.class_names, evaluation.rows))
+        self.say(escape(str(folder.resolve())))
+
+    def export(
+        self,
+        model: Classifier,
+        datamodule: ImageDataModule | None = None,
+        ckpt_path: str | None = None,
+        format: Literal["onnx", "torch_export", "safetensors", "state_dict"] = "onnx",  # noqa: A002
+        output: str | None = None,
+    ) -> None:
+        """Write a checkpoint's network as one file for other programs, and compare it with the original.
+
+        Args:
+            model: the classifier.
+            datamodule: the data; only looked at if its files are there.
+            ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
+            format: onnx and torch_export are programs that take raw uint8 images (N, C, H, W) and give logits;
+                safetensors and state_dict are the weights of the backbone.
+            output: the file to write; default: the run's name, in the working directory.
+        """
+        if ckpt_path is None:
+            raise ConfigError(NO_CHECKPOINT.format("export"))
+        load_weights(model, Path(ckpt_path))
+        exported = export(model, datamodule, Path(ckpt_path), format, Path(output) if output else None)
+        self.say(escape(str(exported)))
+        self.say(escape(str(exported.path)))
+
+    def summary(
+        self,
+        model: Classifier,
+        datamodule: ImageDataModule | None = None,
+        ckpt_path: str | None = None,
+        depth: int | None = None,
+    ) -> None:
+        """Show a network's layers: output shape, parameters, multiply-adds and memory of each.
+
+        Args:
+            model: the classifier.
+            datamodule: tells the shape of the images; its files are not needed.
+            ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
+            depth: show blocks that are nested so deep as one row each; by default every layer.
+        """
+        if depth is not None and depth < 1:
+            raise ConfigError(f"--depth must be at least 1, got {depth}")
+        self.say(layer_table(model, depth))
+
+    def predict(  # type: ignore[override]
+        self,
+        model: Classifier,
+        datamodule: ImageDataModule | None = None,
+        ckpt_path: str | None = None,
+        images: list[str] | None = None,
+        output: str | None = None,
+        format: Literal["csv", "json"] | None = None,  # noqa: A002  # the option's name
+        top_k: int | None = None,
+        invert: bool = False,
+    ) -> None:
+        """Classify pictures of any size and kind.
+
+        Args:
+            model: the classifier.
+            datamodule: the data; its files are not needed.
+            ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
+            images: files, folders (with the folders in them) and patterns such as 'scans/*.png'.
+            output: file to write, or - for standard output; by default predictions.csv or predictions.json here.
+            format: csv, or a list of objects in json; by default what the ending of the output says, else csv.
+            top_k: labels for each picture, the most probable first; by default 5, or all where there are fewer.
+            invert: turn dark into light first, for dark digits on white paper where training had light on black.
+        """
+        if ckpt_path is None:
+            raise ConfigError(NO_CHECKPOINT.format("predict"))
+        load_weights(model, Path(ckpt_path))
+        if not self.is_global_zero:
+            return
+        precision = self.strategy.precision_plugin
+        predict_pictures(
+            precision.convert_module(model),  # type: ignore[arg-type]  # gives back what it is given
+            images,
+            datamodule=datamodule,
+            device=self.strategy.root_device,
+            context=precision.forward_context,
+            output=output,
+            file_format=format,
+            top_k=top_k,
+            invert=invert,
+        )
+
+    def show(
+        self,
+        datamodule: ImageDataModule,
+        model: Classifier | None = None,
+        ckpt_path: str | None = None,
+        split: Split = "train",
+        count: int = 20,
+        augmented: bool = False,
+        output: str | None = None,
+    ) -> None:
+        """Draw a grid of a data set's pictures with their labels.
+
+        Args:
+            datamodule: the data.
+            model: not needed.
+            ckpt_path: show the data of this checkpoint or run.
+            split: which images.
+            count: number of pictures, spread evenly over the split.
+            augmented: show every image together with random draws of the training augmentation.
+            output: PNG file to write; by default DATASET_SPLIT.png here.
+        """
+        if self.is_global_zero:
+            for line in show_images(datamodule, split, count, augmented, output):
+                self.say(escape(line))
+
+    def report(
+        self,
+        model: Classifier,
+        datamodule: ImageDataModule | None = None,
+        ckpt_path: str | None = None,
+        output: str | None = None,
+    ) -> None:
+        """Write report.html, one page that needs no other file, and the model card README.md of a run.
+
+        Args:
+            model: the classifier.
+            datamodule: not used.
+            ckpt_path: a run folder, a checkpoint in it, or best or last of the newest run.
+            output: folder, or name of the HTML file; default: the run folder.
+        """
+        if ckpt_path is None:
+            raise ConfigError(NO_CHECKPOINT.format("report"))
+        if self.is_global_zero:
+            for path in write_report(model, Path(ckpt_path), output):
+                self.say(escape(str(path)))
+
+
+NO_CHECKPOINT = (
+    "{0} needs a trained network: --ckpt_path with a checkpoint, a run folder, or best or last for the newest run, "
+    "for example: vision_zoo {0} --ckpt_path best"
+)
+
+
+def numbers(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """Metrics as numbers with no more digits than they have: .89 in float32 is .89, not .8899999856948853."""
+    return {name: float(str(value.detach().cpu().numpy())) for name, value in metrics.items()}
+
+
+def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
+    """Refuse data that the network was not built for.
+
+    Raises:
+        CheckpointError: if image shape or number of classes differ.
+    """
+    data, (channels, height, width) = type(datamodule).__name__, model.image_shape
+    if datamodule.image_shape != model.image_shape:
+        same_channels = datamodule.image_shape[0] == channels
+        way_out = f"set --data.image_size {height}" if same_channels and height == width else "choose another --data"
+        raise CheckpointError(
+            f"the checkpoint's network takes images of shape {model.image_shape}, {data} has {datamodule.image_shape}: "
+            f"{way_out}"
+        )
+    if datamodule.num_classes != model.num_classes:
+        raise CheckpointError(
+            f"the checkpoint knows {model.num_classes} classes, {data} has {datamodule.num_classes}: choose another "
+            "--data"
+        )
+
+
+def load_weights(model: Classifier, path: Path) -> None:
+    """Load a checkpoint's weights into a classifier that was built for them.
+
+    Raises:
+        CheckpointError: if they do not fit.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights in {path} do not fit {type(model.backbone).__name__}: {error}") from error
+
+
+def run_folder_of(checkpoint: Path) -> Path:
+    """The run folder that a checkpoint lies in, or the working directory for one that lies elsewhere."""
+    checkpoint = checkpoint.resolve()
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else Path.cwd()
+
+
+def results_table(metrics: dict[str, float]) -> Table:
+    """Metrics by split, accuracies in per cent with two decimals."""
+    splits = [split for split in ("train", "val", "test") if any(name.startswith(f"{split}/") for name in metrics)]
+    names = dict.fromkeys(name.split("/", 1)[1] for name in metrics if "/" in name and not name.endswith("_step"))
+    table = Table("", *splits)
+    for name in names:
+        cells = []
+        for split in splits:
+            value = metrics.get(f"{split}/{name}")
+            percent = name.endswith("accuracy") or name == "f1"
+            cells.append("" if value is None else f"{100 * value:.2f} %" if percent else f"{value:.4f}")
+        table.add_row(name, *cells)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def per_class_table(class_names: tuple[str, ...], rows: list[dict[str, float]], limit: int = 100) -> Table:
+    """Precision, recall and F1 of each class."""
+    table = Table("class", "precision", "recall", "F1", "images")
+    for name, row in list(zip(class_names, rows, strict=True))[:limit]:
+        table.add_row(name, *(f"{100 * row[key]:.2f} %" for key in ("precision", "recall", "f1")), f"{row['images']:,}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    packages = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse")
+    own = {"python": platform.python_version(), "vision_zoo": __version__}
+    return {**own, **{package: version(package) for package in packages}}

@@ -1,0 +1,267 @@
+"""Random transforms of a whole uint8 batch on its device, with one draw per image."""
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vision_zoo.errors import ConfigError
+
+PaddingMode = Literal["constant", "reflect", "edge"]
+
+
+class BatchTransform(nn.Module):
+    """Base of the transforms that take a batch, uint8 (B, C, H, W), and return one of the same shape and type.
+
+    A subclass draws from torch's global generator on the images' device, once for each image.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Transform each image by a draw of its own."""
+        raise NotImplementedError
+
+
+class RandomHorizontalFlip(BatchTransform):
+    """Mirrors an image left to right.
+
+    Args:
+        p: probability of mirroring, in [0, 1].
+    """
+
+    dimension = -1
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        self.p = _probability(self, p)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Mirror each image with probability p."""
+        chosen = torch.rand(len(images), device=images.device) < self.p
+        return torch.where(chosen[:, None, None, None], images.flip(self.dimension), images)
+
+
+class RandomVerticalFlip(RandomHorizontalFlip):
+    """Mirrors an image top to bottom.
+
+    Args:
+        p: probability of mirroring, in [0, 1].
+    """
+
+    dimension = -2
+
+
+class RandomCrop(BatchTransform):
+    """Pads an image on all sides, then cuts a piece of the original size at a random place.
+
+    Args:
+        padding: pixels added on each side, so the largest shift.
+        padding_mode: what the padding holds: one value (constant), the mirrored image (reflect) or its border (edge).
+        fill: value of constant padding, 0 to 255.
+    """
+
+    def __init__(self, padding: int = 4, padding_mode: PaddingMode = "constant", fill: int = 0) -> None:
+        super().__init__()
+        if padding < 0:
+            raise ConfigError(f"RandomCrop: padding must be at least 0, got {padding}")
+        if padding_mode not in ("constant", "reflect", "edge"):
+            raise ConfigError(f"RandomCrop: padding_mode must be constant, reflect or edge, got {padding_mode!r}")
+        self.padding = padding
+        self.padding_mode = padding_mode
+        self.fill = _value(self, "fill", fill)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Shift each image by up to `padding` pixels in both directions."""
+        count, _, height, width = images.shape
+        if self.padding_mode == "reflect" and self.padding >= min(height, width):
+            raise ConfigError(f"RandomCrop: cannot reflect {self.padding} pixels of {height}x{width} images")
+        places = 2 * self.padding + 1
+        top, left = torch.randint(places, (2, count), device=images.device)
+        # Every place at once is a view, (B, C, places, places, H, W), so that picking one per image is the only copy.
+        windows = self._pad(images).unfold(2, height, 1).unfold(3, width, 1)
+        return windows[torch.arange(count, device=images.device), :, top, left]
+
+    def _pad(self, images: Tensor) -> Tensor:
+        if self.padding_mode == "constant":
+            return F.pad(images, [self.padding] * 4, value=self.fill)
+        for dimension in (2, 3):
+            size = images.shape[dimension]
+            index = torch.arange(-self.padding, size + self.padding, device=images.device)
+            if self.padding_mode == "reflect":
+                index = (size - 1 - (index.abs() - (size - 1)).abs()) if size > 1 else index * 0
+            images = images.index_select(dimension, index.clamp(0, size - 1))
+        return images
+
+
+class RandomAffine(BatchTransform):
+    """Rotates, shifts, scales and shears an image about its centre, with bilinear interpolation.
+
+    Args:
+        degrees: largest rotation to either side, in degrees.
+        translate: largest shift to either side, as a fraction of the size.
+        scale: smallest and largest factor of size.
+        shear: largest horizontal shear to either side, in degrees.
+        fill: value of what lies outside of the image, 0 to 255.
+    """
+
+    def __init__(
+        self,
+        degrees: float = 0.0,
+        translate: float = 0.0,
+        scale: tuple[float, float] = (1.0, 1.0),
+        shear: float = 0.0,
+        fill: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 < scale[0] <= scale[1]:
+            raise ConfigError(f"RandomAffine: scale must be two rising positive factors, got {list(scale)}")
+        if min(degrees, translate, shear) < 0 or shear >= 90:
+            raise ConfigError("RandomAffine: degrees, translate and shear must be at least 0, shear below 90")
+        self.degrees, self.translate, self.shear = degrees, translate, shear
+        self.scale = (float(scale[0]), float(scale[1]))
+        self.fill = _value(self, "fill", fill)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Warp each image by a matrix of its own."""
+        count, _, height, width = images.shape
+        draws = torch.rand(5, count, device=images.device) * 2 - 1  # in [-1, 1)
+        angle = draws[0] * math.radians(self.degrees)
+        slope = torch.tan(draws[1] * math.radians(self.shear))
+        low, high = (math.log(factor) for factor in self.scale)
+        zoom = torch.exp(low + (high - low) * (draws[2] + 1) / 2)
+        shift = draws[3:] * 2 * self.translate  # grid coordinates run from -1 to 1
+        cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
+        # grid_sample asks where each output pixel comes from, in units of half a side: hence the ratios of sides.
+        matrix = torch.stack(
+            [
+                torch.stack([cos, (sin + slope * cos) * height / width, shift[0]], dim=1),
+                torch.stack([-sin * width / height, cos - slope * sin, shift[1]], dim=1),
+            ],
+            dim=1,
+        )  # (B, 2, 3)
+        grid = F.affine_grid(matrix, list(images.shape), align_corners=False)  # (B, H, W, 2)
+        warped = F.grid_sample(images.float() - self.fill, grid, align_corners=False) + self.fill
+        return warped.round_().clamp_(0, 255).to(images.dtype)
+
+
+class RandomErasing(BatchTransform):
+    """Overwrites a random rectangle of an image (Zhong et al. 2017, https://arxiv.org/abs/1708.04896).
+
+    Args:
+        p: probability of erasing, in [0, 1].
+        scale: smallest and largest area, as a fraction of the image.
+        ratio: smallest and largest height / width of the rectangle.
+        value: what is written, 0 to 255, or random for noise.
+    """
+
+    attempts = 10
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        scale: tuple[float, float] = (0.02, 0.33),
+        ratio: tuple[float, float] = (0.3, 3.3),
+        value: int | Literal["random"] = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
+            raise ConfigError(
+                f"RandomErasing: scale must rise within (0, 1] and ratio above 0, got {list(scale)} and {list(ratio)}"
+            )
+        self.p = _probability(self, p)
+        self.scale = (float(scale[0]), float(scale[1]))
+        self.ratio = (float(ratio[0]), float(ratio[1]))
+        self.value: int | Literal["random"] = "random" if value == "random" else _value(self, "value", value)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Erase a rectangle of each image with probability p."""
+        count, _, height, width = images.shape
+        area, shape, down, right = torch.rand(4, self.attempts, count, device=images.device)
+        area = (self.scale[0] + (self.scale[1] - self.scale[0]) * area) * height * width
+        low, high = (math.log(side) for side in self.ratio)
+        shape = torch.exp(low + (high - low) * shape)
+        tall, wide = torch.sqrt(area * shape).round(), torch.sqrt(area / shape).round()
+        fits = (tall < height) & (wide < width)
+        first = fits.float().argmax(0, keepdim=True)  # the first attempt that fits, for each image
+        tall, wide, down, right, fits = (x.gather(0, first)[0] for x in (tall, wide, down, right, fits))
+        chosen = fits & (torch.rand(count, device=images.device) < self.p)
+        top, left = torch.floor(down * (height - tall + 1)), torch.floor(right * (width - wide + 1))
+        inside = chosen[:, None, None, None] & _rectangles(images, top, left, tall, wide)
+        if self.value == "random":
+            return torch.where(inside, torch.randint_like(images, 256), images)
+        return images.masked_fill(inside, self.value)
+
+
+class Cutout(BatchTransform):
+    """Overwrites a square around a random pixel, cut off at the border (DeVries 2017, https://arxiv.org/abs/1708.04552).
+
+    Args:
+        size: side of the square in pixels.
+        fill: what is written, 0 to 255.
+    """
+
+    def __init__(self, size: int = 8, fill: int = 0) -> None:
+        super().__init__()
+        if size < 1:
+            raise ConfigError(f"Cutout: size must be at least 1, got {size}")
+        self.size = size
+        self.fill = _value(self, "fill", fill)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Erase one square of each image."""
+        count, _, height, width = images.shape
+        top = torch.randint(height, (count,), device=images.device) - self.size // 2
+        left = torch.randint(width, (count,), device=images.device) - self.size // 2
+        side = torch.full_like(top, self.size)
+        return images.masked_fill(_rectangles(images, top, left, side, side), self.fill)
+
+
+def apply_transforms(transforms: Iterable[nn.Module], images: Tensor) -> Tensor:
+    """Apply the transforms one after the other to a batch.
+
+    Args:
+        transforms: a BatchTransform acts on the batch, any other module (torchvision.transforms.v2) image by image, so
+            that it draws once for each image.
+        images: uint8 (B, C, H, W).
+
+    Raises:
+        ConfigError: if a transform changes the shape or the type of the images.
+    """
+    for transform in transforms:
+        if isinstance(transform, BatchTransform):
+            changed = transform(images)
+        else:
+            pictures = [transform(image) for image in images]
+            strange = next((x for x in pictures if x.shape != images.shape[1:] or x.dtype != images.dtype), None)
+            changed = torch.stack(pictures) if strange is None and pictures else images if strange is None else strange
+        if changed.shape[-3:] != images.shape[-3:] or changed.dtype != images.dtype:
+            raise ConfigError(
+                f"--data.augmentation: {type(transform).__name__} turns {images.dtype} images of shape "
+                f"{tuple(images.shape[1:])} into {changed.dtype} of shape {tuple(changed.shape[-3:])}; a transform "
+                "must keep both (resize with --data.image_size; the network normalises by itself)"
+            )
+        images = changed
+    return images
+
+
+def _rectangles(images: Tensor, top: Tensor, left: Tensor, tall: Tensor, wide: Tensor) -> Tensor:
+    """True inside of one rectangle per image, bool (B, 1, H, W)."""
+    rows = torch.arange(images.shape[2], device=images.device)
+    columns = torch.arange(images.shape[3], device=images.device)
+    in_rows = (rows >= top[:, None]) & (rows < (top + tall)[:, None])  # (B, H)
+    in_columns = (columns >= left[:, None]) & (columns < (left + wide)[:, None])  # (B, W)
+    return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+
+
+def _probability(transform: nn.Module, p: float) -> float:
+    if not 0 <= p <= 1:
+        raise ConfigError(f"{type(transform).__name__}: p must be between 0 and 1, got {p}")
+    return p
+
+
+def _value(transform: nn.Module, name: str, value: int) -> int:
+    if not 0 <= value <= 255:
+        raise ConfigError(f"{type(transform).__name__}: {name} must be between 0 and 255, got {value}")
+    return value

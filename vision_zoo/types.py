@@ -1,0 +1,25 @@
+"""The few types that the whole package shares."""
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+ImageShape = tuple[int, int, int]
+"""(channels, height, width) of one image. A plain tuple: named ones cannot be loaded with ``weights_only=True``."""
+
+Split = Literal["train", "val", "test"]
+
+Batch = tuple[Tensor, Tensor]
+"""Images, uint8 (B, C, H, W) in [0, 255], and labels, int64 (B,) in [0, K)."""
+
+
+class LabelledImages(NamedTuple):
+    """All images of one split.
+
+    Attributes:
+        images: uint8 (N, C, H, W) in [0, 255].
+        labels: int64 (N,) in [0, K).
+    """
+
+    images: Tensor
+    labels: Tensor

@@ -1,0 +1,374 @@
+"""export: a checkpoint as one file for other programs, compared with the module before it is handed over."""
+
+import contextlib
+import copy
+import importlib
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from vision_zoo import __version__
+from vision_zoo.classifier import Classifier
+from vision_zoo.data.base import ImageDataModule, resize_images
+from vision_zoo.data.mnist5k import MNIST5k
+from vision_zoo.errors import ConfigError, InputError, VisionZooError
+from vision_zoo.types import ImageShape
+
+Format = Literal["onnx", "torch_export", "safetensors", "state_dict"]
+Metadata = dict[str, str]
+Run = Callable[[Tensor], Tensor]
+
+BATCHES = (1, 7, 8)  # images; the file must not have kept the batch size of its making
+TOLERANCE = 1e-4  # of the largest logit
+ONNX_LIMIT = 2**31  # bytes, of one protobuf message
+METADATA_FILE = "metadata.json"  # inside a torch.export archive
+
+
+class ExportError(VisionZooError):
+    """A network cannot be exported, or the written file does not give the module's outputs."""
+
+
+class Exported(NamedTuple):
+    """A file that was written and compared.
+
+    Attributes:
+        path: the file.
+        images: what it was compared on, in words.
+        logits: largest absolute difference of a logit.
+        probabilities: largest absolute difference of a probability.
+        scale: largest absolute logit of the module.
+    """
+
+    path: Path
+    images: str
+    logits: float
+    probabilities: float
+    scale: float
+
+    def __str__(self) -> str:
+        batches = f"{', '.join(map(str, BATCHES[:-1]))} and {BATCHES[-1]}"
+        return (
+            f"{self.path.name}, {self.path.stat().st_size / 1e6:,.2f} MB, gives the module's outputs for {self.images} "
+            f"in batches of {batches}.\nLargest difference: {self.logits:.1e} of logits, which reach {self.scale:.1f}; "
+            f"{self.probabilities:.1e} of probabilities"
+        )
+
+
+def export(
+    model: Classifier, datamodule: ImageDataModule | None, ckpt_path: Path, format_: Format, output: Path | None
+) -> Exported:
+    """Write a classifier into one file, load the file again and compare its outputs with the module's.
+
+    Args:
+        model: the classifier with its weights; left in eval mode, on the CPU.
+        datamodule: of the run; its test images are used for the comparison if they are there.
+        ckpt_path: where the weights are from.
+        format_: kind of the file.
+        output: the file; by default named like the run, in the working directory.
+
+    Raises:
+        ConfigError: if packages are missing or the file cannot be written there.
+        ExportError: if the network cannot be exported or the outputs differ. No file is left then.
+    """
+    suffix, packages, make, load = FORMATS[format_]
+    _require(packages)
+    # Of a mapped file only the plain data are read, not the weights.
+    about = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True).get("vision_zoo")
+    run_name = about["name"] if about else None
+    path = output or Path(f"{run_name or ckpt_path.stem}{suffix}")
+    if path.resolve() == ckpt_path.resolve():
+        raise ConfigError(f"--output {path} is the checkpoint itself: choose another file")
+    model.cpu().eval()
+    images, described = sample_images(model, datamodule)
+    with _temporary(path) as temporary:
+        content = _made(make, model, metadata(model, ckpt_path, run_name), format_)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ExportError(f"{path} could not be written: {error.strerror}") from error
+        logits, probabilities, scale = compare(model, load(temporary, model), images, format_)
+        temporary.replace(path)
+    return Exported(path.resolve(), described, logits, probabilities, scale)
+
+
+def metadata(model: Classifier, ckpt_path: Path, run_name: str | None) -> Metadata:
+    """What a program needs besides the weights; lists as JSON."""
+    channels = model.image_shape[0]
+    plain = {name: list(model.hparams[name]) for name in ("mean", "std")}
+    values = {
+        "class_names": list(model.class_names),
+        "image_shape": list(model.image_shape),
+        **{name: values * (channels if len(values) == 1 else 1) for name, values in plain.items()},
+        "backbone": model.hparams["backbone"],
+    }
+    return {
+        **{name: json.dumps(value, ensure_ascii=False) for name, value in values.items()},
+        "checkpoint": ckpt_path.name,
+        "run": run_name or "",
+        "vision_zoo_version": __version__,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- comparison
+
+
+def sample_images(model: Classifier, datamodule: ImageDataModule | None) -> tuple[Tensor, str]:
+    """Images to compare outputs on, as real as they can be had without any download.
+
+    Returns:
+        uint8 (N, C, H, W) in [0, 255], as many as the batches need, and what they are.
+    """
+    count, shape = sum(BATCHES), model.image_shape
+    if datamodule is not None:
+        # Whatever is wrong with the data (not here, moved, changed) is no reason not to export.
+        with contextlib.suppress(InputError):
+            images = datamodule.sample("test", count).images
+            if tuple(images.shape[1:]) == shape:
+                images = images[torch.arange(count) % len(images)]
+                return images, f"{count} test images of {type(datamodule).__name__}"
+    missing = "; the run's data is not here"
+    if shape[0] in (1, 3):
+        with contextlib.suppress(InputError):
+            images = MNIST5k().sample("test", count).images
+            changed = "" if shape == MNIST5k.image_shape else f" brought to {' x '.join(map(str, shape))}"
+            images = resize_images(images.expand(-1, shape[0], -1, -1), shape)
+            return images, f"{count} embedded MNIST images{changed}{missing}"
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=generator)
+    return images, f"{count} random images{missing}"
+
+
+def compare(model: Classifier, run: Run, images: Tensor, format_: str) -> tuple[float, float, float]:
+    """Compare what a written file computes with the module, batch by batch.
+
+    Returns:
+        Largest absolute differences of logits and of probabilities, and the largest absolute logit of the module.
+
+    Raises:
+        ExportError: if the file cannot compute, or a difference is above the tolerance.
+    """
+    with torch.no_grad():
+        batches = torch.split(images, list(BATCHES))
+        expected = torch.cat([model(batch) for batch in batches])
+        try:
+            got = torch.cat([run(batch) for batch in batches])
+        except Exception as error:  # each runtime has its own kinds
+            raise ExportError(
+                f"the {format_} file cannot classify batches of {BATCHES} images and was removed: {_first_line(error)}"
+            ) from error
+    if got.shape != expected.shape:
+        raise ExportError(f"the {format_} file gives {tuple(got.shape)}, not {tuple(expected.shape)}, and was removed")
+    logits = float((got - expected).abs().max())
+    probabilities = float((got.softmax(1) - expected.softmax(1)).abs().max())
+    scale = float(expected.abs().max())
+    if not logits <= TOLERANCE * scale + 1e-6:  # not a number is a failure too
+        raise ExportError(
+            f"the {format_} file was removed: its logits differ by up to {logits:.1e} from the module's, which reach "
+            f"{scale:.1e}; probabilities differ by {probabilities:.1e}. Another --format may do better"
+        )
+    return logits, probabilities, scale
+
+
+# ---------------------------------------------------------------------------------------------------------- formats
+
+
+class Images(nn.Module):
+    """The part of a classifier that is exported: raw images in, logits out, nothing of training."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        self.register_buffer("scale", model.scale)
+        self.register_buffer("shift", model.shift)
+        self.scale: Tensor
+        self.shift: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, float (B, K), of raw images, uint8 (B, C, H, W) in [0, 255]."""
+        logits: Tensor = self.backbone(images * self.scale + self.shift)
+        return logits
+
+
+def _graph_arguments(model: Classifier) -> tuple[nn.Module, tuple[Tensor], dict[str, Any]]:
+    images = torch.zeros(2, *model.image_shape, dtype=torch.uint8)  # sizes 0 and 1 would be taken for constants
+    return Images(model).eval(), (images,), {"images": {0: Dim("batch")}}
+
+
+def _make_onnx(model: Classifier, facts: Metadata) -> bytes:
+    size = sum(p.numel() * p.element_size() for p in model.backbone.parameters())
+    if size >= ONNX_LIMIT:
+        raise ConfigError(
+            f"an ONNX file holds less than 2 GiB, the network has {size / 2**30:.1f}: --format torch_export"
+        )
+    module, images, shapes = _graph_arguments(model)
+    program = torch.onnx.export(
+        module,
+        images,
+        dynamo=True,
+        dynamic_shapes=shapes,
+        input_names=["images"],
+        output_names=["logits"],
+        verbose=False,
+    )
+    if program is None:
+        raise ExportError("this torch has no ONNX exporter: pip install --upgrade torch")
+    program.model.metadata_props.update(facts)
+    content: bytes = program.model_proto.SerializeToString()
+    return content
+
+
+def _load_onnx(path: Path, model: Classifier) -> Run:
+    import onnxruntime  # noqa: PLC0415  of an extra
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def _make_torch_export(model: Classifier, facts: Metadata) -> bytes:
+    module, images, shapes = _graph_arguments(model)
+    program = torch.export.export(module, images, dynamic_shapes=shapes, strict=False)
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(facts, ensure_ascii=False)})
+    return file.getvalue()
+
+
+def _load_torch_export(path: Path, model: Classifier) -> Run:
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
+
+
+def _make_safetensors(model: Classifier, facts: Metadata) -> bytes:
+    from safetensors.torch import save  # noqa: PLC0415  of an extra
+
+    content: bytes = save(_own_tensors(model), {"format": "pt", **facts})
+    return content
+
+
+def _load_safetensors(path: Path, model: Classifier) -> Run:
+    from safetensors.torch import load  # noqa: PLC0415  of an extra
+
+    fresh = _with_other_weights(model)
+    fresh.backbone.load_state_dict(load(path.read_bytes()))
+    return fresh
+
+
+def _make_state_dict(model: Classifier, facts: Metadata) -> bytes:
+    file = io.BytesIO()
+    torch.save(_own_tensors(model), file)
+    return file.getvalue()
+
+
+def _load_state_dict(path: Path, model: Classifier) -> Run:
+    return _with_other_weights(model, weights=str(path))
+
+
+def _own_tensors(model: Classifier) -> dict[str, Tensor]:
+    # Copies: neither format should keep the memory that a view is cut from, and safetensors takes no shared tensors.
+    return {name: tensor.detach().clone().contiguous() for name, tensor in model.backbone.state_dict().items()}
+
+
+def _with_other_weights(model: Classifier, weights: str | None = None) -> Classifier:
+    """A second classifier, whose weights are not numbers until others are loaded, so that a missing one shows."""
+
+    def backbone(image_shape: ImageShape, num_classes: int) -> nn.Module:
+        empty = copy.deepcopy(model.backbone)
+        for tensor in empty.state_dict().values():
+            tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
+        return empty
+
+    hparams = model.hparams
+    return Classifier(
+        backbone, model.image_shape, model.class_names, hparams["mean"], hparams["std"], weights=weights
+    ).eval()
+
+
+class _Kind(NamedTuple):
+    suffix: str
+    packages: tuple[str, ...]
+    make: Callable[[Classifier, Metadata], bytes]
+    load: Callable[[Path, Classifier], Run]
+
+
+FORMATS: Mapping[Format, _Kind] = {
+    "onnx": _Kind(".onnx", ("onnx", "onnxscript", "onnxruntime"), _make_onnx, _load_onnx),
+    "torch_export": _Kind(".pt2", (), _make_torch_export, _load_torch_export),
+    "safetensors": _Kind(".safetensors", ("safetensors",), _make_safetensors, _load_safetensors),
+    "state_dict": _Kind(".pt", (), _make_state_dict, _load_state_dict),
+}
+
+
+# ----------------------------------------------------------------------------------------------------------- inside
+
+
+def _require(packages: tuple[str, ...]) -> None:
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ConfigError(
+                f"this format needs the package {package} ({error}). Run: pip install 'vision_zoo[export]'"
+            ) from error
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A file beside the one to be written, gone afterwards; made at once, so that a wrong place shows early."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        temporary.touch()
+    except OSError as error:
+        raise ConfigError(f"--output {path} cannot be written: {error.strerror}. Choose another place") from error
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _made(make: Callable[[Classifier, Metadata], bytes], model: Classifier, facts: Metadata, format_: str) -> bytes:
+    try:
+        with _quiet():
+            return make(model, facts)
+    except VisionZooError:
+        raise
+    except Exception as error:  # the exporters raise whatever they meet in a network that they cannot follow
+        raise ExportError(
+            f"{type(model.backbone).__name__} cannot be exported as {format_}: {_first_line(error)}. "
+            "VISION_ZOO_DEBUG=1 shows the traceback; --format safetensors and state_dict take any network"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporters, whose notices are about their own making."""
+    if os.environ.get("VISION_ZOO_DEBUG") == "1":
+        yield
+        return
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -12,7 +12,8 @@ from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import LeNet5
 from vision_zoo.classifier import Classifier
-from vision_zoo.data import FashionMNIST
+from vision_zoo.data import FashionMNIST, MNIST5k
+from vision_zoo.transforms import views
 
 
 class Foreign(nn.Module):
@@ -31,11 +32,6 @@ class Foreign(nn.Module):
 
 def foreign_function(shape, classes) -> nn.Module:
     return Foreign(shape, classes, 3)
-
-
-class NotANetwork:
-    def __init__(self, shape, classes):
-        pass
 
 
 def config_of(run: Path) -> dict:
@@ -205,6 +201,22 @@ def test_preprocessing_is_the_checkpoints_own(trained_run, here, data_root):
     assert json.loads(Path("out/test.json").read_text())["test/accuracy"] == pytest.approx(accuracy)
 
 
+@pytest.mark.parametrize(("kind", "count"), [("flip", 2), ("shift", 5), ("flip+shift", 10)])
+def test_test_time_augmentation_averages_views_and_says_so(kind, count, trained_run, here, capsys):
+    assert main(["test", "--ckpt_path", str(trained_run), "--tta", kind, "--output", "out"]) == 0
+    figures = json.loads(Path("out/test.json").read_text())
+    assert figures["test_time_augmentation"] == kind
+    assert f"with test-time augmentation: {kind}" in capsys.readouterr().out
+    model = Classifier.load_from_checkpoint(trained_run / "checkpoints" / "best.ckpt")
+    images, labels = MNIST5k().split_images("test")
+    seen = views(images, kind)
+    assert len(seen) == count
+    assert torch.equal(seen[0], images)
+    with torch.no_grad():
+        mean = torch.stack([model(view).softmax(1) for view in seen]).mean(0)
+    assert figures["test/accuracy"] == pytest.approx((mean.argmax(1) == labels).float().mean().item())
+
+
 def test_another_data_set_that_does_not_fit_the_checkpoint_is_refused(trained_run, here, data_root, capsys):
     message = refused(
         capsys, "test", "--ckpt_path", str(trained_run), "--data", "CIFAR10", "--data.root", str(data_root)
@@ -215,7 +227,7 @@ def test_another_data_set_that_does_not_fit_the_checkpoint_is_refused(trained_ru
 def test_a_state_dict_starts_a_network_and_leaves_no_path_in_the_checkpoint(here):
     own = LeNet5((1, 28, 28), 10)
     torch.save(own.state_dict(), "own.pth")
-    words = ("--model.backbone", "LeNet5", "--model.weights", "own.pth", "--model.optimizer.lr", "0.0")
+    words = ("--model.backbone", "LeNet5", "--model.weights", "own.pth", "--model.optimizer.lr", "1e-30")
     assert fit(*words, "--model.scheduler", "null") == 0
     checkpoint = torch.load(newest(here) / "checkpoints" / "last.ckpt", weights_only=True)
     assert torch.equal(checkpoint["state_dict"]["backbone.head.2.weight"], own.state_dict()["head.2.weight"])
@@ -223,65 +235,6 @@ def test_a_state_dict_starts_a_network_and_leaves_no_path_in_the_checkpoint(here
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["test"], "test needs a trained network: --ckpt_path"),
-        (["validate"], "validate needs a trained network"),
-        (["test", "--ckpt_path", "best"], "no run with a checkpoint below"),
-        (["fit", "--ckpt_path", "last"], "no run with a checkpoint below"),
-        (["test", "--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt not found"),
-        (["test", "--ckpt_path", "."], "holds no checkpoints/best.ckpt"),
-        (["fit", "--config", "lenet5_mnst"], "did you mean lenet5_mnist"),
-        (["fit", "--config", "nowhere.yaml"], "there is no such file or shipped recipe"),
-        (["fit", "--model.backbone", "LeNet"], "--model.backbone LeNet: unknown; did you mean LeNet5"),
-        (["fit", "--model.backbone", "nowhere.Net"], "--model.backbone nowhere.Net: No module named 'nowhere'"),
-        (["fit", "--model.backbone", "vision_zoo.backbones.LeNt5"], "has no LeNt5; did you mean LeNet5"),
-        (["fit", "--data", "MNSIT"], "did you mean MNIST"),
-        (["fit", "--model.optimizer", "Adm"], "did you mean Adam"),
-        (["fit", "--model.scheduler", "OneCycle"], "did you mean OneCycleLR"),
-        (["fit", "--model.backbone", "tests.test_cli.NotANetwork"], "NotANetwork"),
-        (["fit", "--model.backbone", "torch.nn.Linear"], "first two parameters are the image shape"),
-        (["fit", "--trainer.max_epochs", "many"], "--trainer.max_epochs: got 'many', expected a whole number or null"),
-        (["fit", "--trainer.max_epoch", "3"], "did you mean --trainer.max_epochs"),
-        (["fit", "--data.batch_size", "0"], "--data.batch_size must be at least 1, got 0"),
-        (["fit", "--data.batch_size", "two"], "--data"),
-        (["fit", "--data.val_split", "1.5"], "--data.val_split"),
-        (["fit", "--trainer.accelerator", "abacus"], "abacus"),
-        (["fit", "--trainer.precision", "12"], "--trainer.precision: got '12'"),
-        (["fit", "--model.label_smoothing", "2"], "--model.label_smoothing must be in [0, 1), got 2.0"),
-        (["fit", "--model.backbone", "Conv4"], "at least 46"),
-        (["fit", "--data.batch_size", "1"], "CNN has batch normalisation"),
-        (["fit", "--save_every_minutes", "0"], "--save_every_minutes must be positive"),
-    ],
-)  # fmt: skip
-def test_wrong_usage_is_refused_in_words_with_exit_code_2_and_leaves_nothing(words, message, here, capsys):
-    error = refused(capsys, *words)
-    assert message in error
-    assert "internal error" not in error
-    assert not Path("runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("model: {backbone: [", "is not valid YAML"),
-        ("just words", "must hold options as 'name: value'"),
-        ("model: 3", "'model' must hold options"),
-        ("modell: {backbone: LeNet5}\ndata: MNIST5k", "modell"),
-        ("model: {backbone: LeNet5, colour: red}\ndata: MNIST5k", "colour"),
-        ("model: {backbone: {class_path: LeNet5, init_args: {colour: red}}}\ndata: MNIST5k", "colour"),
-        ("model: {backbone: !!python/object/apply:os.system ['touch hacked']}", "is not valid YAML"),
-    ],
-)
-def test_a_broken_file_is_refused_by_name(text, message, here, capsys):
-    Path("broken.yaml").write_text(text)
-    error = refused(capsys, "fit", "--config", "broken.yaml")
-    assert message in error
-    assert "internal error" not in error
-    assert {p.name for p in here.iterdir()} <= {"broken.yaml", "cache"}
 
 
 def test_a_bug_is_called_a_bug(here, capsys, monkeypatch):

@@ -1,74 +1,280 @@
-"""Several processes on one machine: they share the images, and agree on every figure with one process."""
+"""Several processes share the images, agree on every figure with one process, and end together."""
 
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from tests.test_run import rows, same, state, stop_at
+from vision_zoo.__main__ import main
+from vision_zoo.callbacks.processes import lost_process
+from vision_zoo.data import MNIST5k
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-DDP = ["--trainer.accelerator", "cpu", "--trainer.strategy", "ddp", "--trainer.devices"]
+CPU = ["--trainer.accelerator", "cpu"]
+DDP = [*CPU, "--trainer.strategy", "ddp", "--trainer.devices"]
+PRIME = 997  # images in each split: no number of processes divides it
+
+# The command of the words after the step, in which one process is sent a signal at that step.
+SIGNALLED = """
+import os, signal, sys
+from vision_zoo.__main__ import main
+from vision_zoo.callbacks import Run
+
+rank, name, step = sys.argv[1], sys.argv[2], int(sys.argv[3])
+original = Run.on_train_batch_end
+
+def on_train_batch_end(self, trainer, *rest):
+    if trainer.global_step == step and rank in (str(trainer.global_rank), "all"):
+        print(f"signalled at {__import__('time').time()}", flush=True)
+        os.kill(os.getpid(), getattr(signal, name))
+    original(self, trainer, *rest)
+
+Run.on_train_batch_end = on_train_batch_end
+sys.exit(main(sys.argv[4:]))
+"""
+
+# Validates and tests, and writes every figure with all its digits.
+FIGURES = """
+import json, sys
+from pathlib import Path
+from vision_zoo.cli import VisionZooCLI
+
+figures = {}
+for verb, more in (("validate", []), ("test", ["--output", sys.argv[1]])):
+    trainer = VisionZooCLI([verb, *sys.argv[2:], *more]).trainer
+    figures |= {name: value.item() for name, value in trainer.callback_metrics.items()}
+if trainer.is_global_zero:
+    (Path(sys.argv[1]) / "figures.json").write_text(json.dumps(figures))
+"""
 
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own: the launcher starts the others by running its words again."""
-    command = [sys.executable, "-m", "vision_zoo", *words]
-    return subprocess.run(
-        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
-    )
+    """Run a program in a process of its own: the launcher starts the others by running its words again."""
+    return subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
 
 
-def figures(path: Path) -> dict[str, float]:
-    return json.loads(path.read_text())
+def vision_zoo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return run(folder, sys.executable, "-m", "vision_zoo", *words)
+
+
+def script(folder: Path, text: str, *words: str) -> subprocess.CompletedProcess[str]:
+    (folder / "script.py").write_text(text)
+    return run(folder, sys.executable, "script.py", *words)
 
 
 @pytest.fixture(scope="module")
-def trained_by_two(tmp_path_factory) -> Path:
-    """997 images in all, a number that no process count divides."""
-    folder = tmp_path_factory.mktemp("ddp")
-    words = [
-        "--model.backbone",
-        "LeNet5",
-        "--data.val_split",
-        "997",
-        "--trainer.max_epochs",
-        "2",
-        "--data.batch_size",
-        "101",
-    ]
-    result = run(folder, "fit", *words, *DDP, "2", "--trainer.limit_train_batches", "8")
+def words(tmp_path_factory) -> list[str]:
+    """A training by two processes, with every source of state at once."""
+    images, labels = MNIST5k().load("train")
+    file = tmp_path_factory.mktemp("images") / "digits.npz"
+    train, test = slice(0, 2 * PRIME), slice(2 * PRIME, 3 * PRIME)
+    arrays = {"train": train, "test": test}
+    order = np.random.default_rng(0).permutation(3 * PRIME)
+    pictures = {f"{name}_images": images[order[part]].numpy() for name, part in arrays.items()}
+    answers = {f"{name}_labels": labels[order[part]].numpy() for name, part in arrays.items()}
+    np.savez(file, **pictures, **answers)
+    return [
+        "fit", "--data", "ArrayFile", "--data.path", str(file), "--data.val_split", str(PRIME),
+        "--data.batch_size", "32", "--data.augmentation", "[{class_path: RandomCrop, init_args: {padding: 2}}]",
+        "--model.backbone", "SimpleCNN", "--model.scheduler", "OneCycleLR", "--model.scheduler.max_lr", "0.003",
+        "--trainer.max_epochs", "2", "--trainer.val_check_interval", "8", "--trainer.log_every_n_steps", "3",
+        "--test_after_fit", "false", *DDP, "2",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained_by_two(words, tmp_path_factory) -> Path:
+    """The working directory of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    result = vision_zoo(folder, *words)
     assert result.returncode == 0, result.stderr
-    assert "= 101 x 2 processes" in result.stdout
+    assert result.stderr == ""
+    said = " ".join(result.stdout.split())
+    assert "64 images per step = 32 x 2 processes; the learning rate is used as given" in said
     assert result.stdout.count("epoch 1/2") == 1, "only the first process speaks"
     return folder
+
+
+def last_of(folder: Path) -> Path:
+    return folder / "runs" / "default" / "version_0" / "checkpoints" / "last.ckpt"
+
+
+def assert_the_same_run(folder: Path, other: Path) -> None:
+    mine, its = (last_of(f).parent.parent for f in (folder, other))
+    assert (mine / "metrics.csv").read_bytes() == (its / "metrics.csv").read_bytes()
+    for name in ("last.ckpt", "best.ckpt"):
+        assert same(state(mine / "checkpoints" / name), state(its / "checkpoints" / name)), name
+
+
+# ------------------------------------------------------------------------------------------------------- exact results
 
 
 def test_two_processes_leave_one_run(trained_by_two):
     runs = list((trained_by_two / "runs" / "default").iterdir())
     assert [path.name for path in runs] == ["version_0"]
-    with (runs[0] / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["train/accuracy"]]
-    assert [int(row["step"]) for row in rows] == [8, 16]
+    assert len(list(runs[0].glob("events.out.tfevents*"))) == 1
+    assert [int(row["step"]) for row in rows(runs[0]) if row["train/accuracy"]] == [16, 32]
     state = torch.load(runs[0] / "checkpoints" / "last.ckpt", weights_only=True)
     assert len(state["callbacks"]["Run"]["rng"]) == 2
     assert not torch.equal(*(rng["torch"] for rng in state["callbacks"]["Run"]["rng"])), "both draw the same"
 
 
-def test_one_two_and_three_processes_agree(trained_by_two, tmp_path):
+def test_one_two_and_three_processes_agree_on_validation_and_test(trained_by_two, tmp_path):
     for count in (1, 2, 3):
-        words = ["--output", str(tmp_path / str(count)), "--data.batch_size", "64"]
-        devices = [*DDP, str(count)] if count > 1 else ["--trainer.accelerator", "cpu"]
-        result = run(trained_by_two, "test", "--ckpt_path", "best", *words, *devices)
+        (tmp_path / str(count)).mkdir()
+        devices = [*DDP, str(count)] if count > 1 else CPU
+        checkpoint = str(last_of(trained_by_two).with_name("best.ckpt"))
+        more = ["--ckpt_path", checkpoint, "--data.batch_size", "64", *devices]
+        result = script(tmp_path, FIGURES, str(tmp_path / str(count)), *more)
         assert result.returncode == 0, result.stderr
-    one, *others = (figures(tmp_path / str(count) / "test.json") for count in (1, 2, 3))
+    one, *others = (json.loads((tmp_path / str(count) / "figures.json").read_text()) for count in (1, 2, 3))
+    exact = {"val/accuracy", "val/top5_accuracy", "test/accuracy", "test/top5_accuracy", "test/f1"}
+    summed = {"val/loss", "test/loss", "test/nll"}
+    assert one.keys() >= exact | summed
     for other in others:
-        for exact in ("test/accuracy", "test/top5_accuracy", "test/f1"):
-            assert other[exact] == one[exact]
-        for close in ("test/loss", "test/nll"):
-            assert other[close] == pytest.approx(one[close], rel=1e-6)
+        assert {name: other[name] for name in exact} == {name: one[name] for name in exact}
+        assert {name: other[name] for name in summed} == pytest.approx({name: one[name] for name in summed}, rel=1e-6)
     matrices = [(tmp_path / str(count) / "confusion_matrix.csv").read_text() for count in (1, 2, 3)]
     assert matrices[0] == matrices[1] == matrices[2]
+    counts = [row[1:] for row in csv.reader(matrices[0].splitlines()[1:])]
+    assert sum(int(number) for row in counts for number in row) == PRIME
+
+
+def test_batch_norm_joined_over_processes_on_a_cpu_is_refused_by_name(here, capsys):
+    assert main(["fit", *DDP, "2", "--trainer.sync_batchnorm", "true"]) == 2
+    assert "--trainer.sync_batchnorm true: torch joins batch statistics on GPUs only" in capsys.readouterr().err
+    assert not list(here.iterdir())
+
+
+# ----------------------------------------------------------------------------------------------------- a lost process
+
+
+def test_a_lost_process_ends_the_run_with_its_reason_and_torchrun_finishes_it(words, trained_by_two, tmp_path):
+    result = script(tmp_path, SIGNALLED, "1", "SIGKILL", "21", *words)
+    seconds = time.time() - float(result.stdout.split("signalled at ")[1].split()[0])
+    assert result.returncode == 1
+    assert "process 1 of this machine" in result.stderr
+    assert "ended by SIGKILL) was lost" in result.stderr
+    assert "vision_zoo fit --ckpt_path last" in result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert seconds < 60
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = run(tmp_path, *torchrun, "-m", "vision_zoo", "fit", "--ckpt_path", "last", "--test_after_fit", "false")
+    assert result.returncode == 0, result.stderr
+    assert_the_same_run(tmp_path, trained_by_two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rank", "name", "step", "code"),
+    [
+        ("0", "SIGKILL", "21", -9),
+        ("0", "SIGTERM", "5", 143),
+        ("1", "SIGTERM", "21", 143),
+        ("all", "SIGINT", "10", 130),
+        ("all", "SIGTERM", "30", 143),
+    ],
+)
+def test_two_processes_stopped_in_mid_epoch_end_like_undisturbed_ones(
+    rank, name, step, code, words, trained_by_two, tmp_path
+):
+    """Half a minute each."""
+    result = script(tmp_path, SIGNALLED, rank, name, step, *words)
+    assert result.returncode == code, result.stderr
+    told = "was lost" if name == "SIGKILL" else "the state is saved"
+    until = time.monotonic() + 60
+    lock = last_of(tmp_path).parent.parent / ".lock"
+    while name == "SIGKILL" and "script.py" in run(tmp_path, "ps", "-eo", "args").stdout:
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    assert result.stderr.count(told) == 1, result.stderr
+    assert lock.exists() == (name == "SIGKILL")
+    result = vision_zoo(tmp_path, "fit", "--ckpt_path", "last", "--test_after_fit", "false")
+    assert result.returncode == 0, result.stderr
+    assert_the_same_run(tmp_path, trained_by_two)
+
+
+@pytest.mark.slow
+def test_ctrl_c_under_torchrun_saves_once_though_it_arrives_twice(words, trained_by_two, tmp_path):
+    """Half a minute. The terminal sends SIGINT to all processes, and torchrun sends its own to those it started."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    (tmp_path / "script.py").write_text(SIGNALLED.replace("os.kill(os.getpid(),", "os.kill(0,"))
+    process = subprocess.Popen(
+        [*torchrun, "script.py", "0", "SIGINT", "21", *words],
+        cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    told = process.communicate(timeout=120)[1]
+    assert told.count("the state is saved; continue with") == 1, told
+    result = vision_zoo(tmp_path, "fit", "--ckpt_path", "last", "--test_after_fit", "false")
+    assert result.returncode == 0, result.stderr
+    assert_the_same_run(tmp_path, trained_by_two)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:545] Connection closed by peer"), True),
+        (RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 40000ms for recv operation"), True),
+        (torch.distributed.DistStoreError("Timed out after 61 seconds waiting for clients"), True),
+        (torch.distributed.DistNetworkError("The server socket has failed to listen: EADDRINUSE"), False),
+        (RuntimeError("[enforce fail at gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes"), False),
+        (RuntimeError("the connection closed"), False),
+    ],
+)
+def test_only_what_says_so_is_taken_for_a_lost_process(error, told):
+    assert (lost_process(error) is not None) == told
+
+
+# ---------------------------------------------------------------------------------------------------- signals elsewhere
+
+
+def test_slurm_s_warning_before_preemption_saves_and_ends_the_run(here, monkeypatch, capsys):
+    slurm = {"JOB_ID": "7", "JOB_NAME": "digits", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    quick = ["fit", "--model.backbone", "LeNet5", "--trainer.limit_train_batches", "5", "--trainer.max_epochs", "2"]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 7, "SIGUSR1")
+        assert main([*quick, *CPU]) == 128 + signal.SIGUSR1
+    assert "stopped by SIGUSR1, the state is saved" in capsys.readouterr().err
+    assert not list(here.glob("hpc_ckpt*")), "Lightning's own handler saved too"
+    assert torch.load(last_of(here), weights_only=True)["global_step"] == 7
+    assert main(["fit", "--ckpt_path", "last"]) == 0
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_ends_an_evaluation(name, code, trained_run, here, monkeypatch):
+    from vision_zoo.callbacks import Evaluation
+
+    def on_test_batch_end(*_):
+        signal.raise_signal(getattr(signal, name))
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Evaluation, "on_test_batch_end", on_test_batch_end)
+    try:
+        assert main(["test", "--ckpt_path", str(trained_run), "--output", str(here / "out")]) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not (here / "out").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------- two hosts
+
+
+@pytest.mark.slow
+def test_two_hosts_agree_with_one_process():
+    """One minute."""
+    result = run(Path.cwd(), sys.executable, "scripts/two_hosts.py")
+    if result.returncode == 2:
+        pytest.skip(result.stderr.strip())
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -197,7 +197,7 @@ def complete(folder, *words: str) -> list[str]:
         (["fit", "--seed"], {"--seed_everything"}),
         (["test", "--ckpt_path", ""], {"best", "last", "runs", "own.yaml"}),
         (["test", "--ckpt_path", "run"], {"runs"}),
-        (["fit", "--config", "lenet"], {"lenet5_mnist"}),
+        (["fit", "--config", "fc_"], {"fc_mnist"}),
         (["fit", "--config", "o"], {"own.yaml"}),
         (["fit", "--config", "="], {row["name"] for row in listing.recipes()} | {"own.yaml", "runs"}),
         (["fit", "--data", "=", "MNIST5"], {"MNIST5k"}),

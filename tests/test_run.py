@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -212,6 +213,13 @@ def test_what_a_run_fixes_cannot_change_when_it_goes_on(words, message, trained_
     assert main(["fit", "--ckpt_path", str(trained_run), *words]) == 2
     assert message in capsys.readouterr().err
     assert before == sorted((p, p.stat().st_mtime_ns) for p in trained_run.rglob("*"))
+
+
+def test_a_checkpoint_outside_of_its_run_is_not_continued(trained_run, here, capsys):
+    shutil.copy(trained_run / "checkpoints" / "last.ckpt", "moved.ckpt")
+    assert main(["fit", "--ckpt_path", "moved.ckpt"]) == 2
+    assert "lies in no run folder" in capsys.readouterr().err
+    assert main(["test", "--ckpt_path", "moved.ckpt", "--output", "out"]) == 0
 
 
 def test_a_folder_in_use_is_refused(trained_run, here, capsys, tmp_path):

@@ -1,7 +1,7 @@
 """Classifier, the one LightningModule: raw images in, logits out, around any backbone."""
 
-import importlib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,10 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
-from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, TrainingError
+from vision_zoo.checkpoints import import_path, read_checkpoint, read_torch_file
+from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, TrainingError, VisionZooError
+from vision_zoo.transforms import views
 from vision_zoo.types import Batch, ImageShape
-
-TRUSTED_PACKAGES = ("vision_zoo", "torch", "torchvision", "torchmetrics", "lightning", "timm")
-"""Packages whose classes a checkpoint may name; a checkpoint is data from somebody else."""
 
 
 class Classifier(LightningModule):
@@ -96,6 +95,9 @@ class Classifier(LightningModule):
         self.scale: Tensor
         self.shift: Tensor
 
+        # How a run computes on its machine, no part of the model: see callbacks/speed.py.
+        self.channels_last = self.fuses_optimizer = False
+        self.test_time_augmentation = "none"  # see transforms.views; set for one test, never part of a checkpoint
         self.train_metrics, self.val_metrics, self.test_metrics = (self._metrics(s) for s in ("train", "val", "test"))
         # Metrics of training steps are computed for many steps at once: one update costs more than a small step.
         self._pending_losses: list[tuple[Tensor, int]] = []
@@ -145,13 +147,32 @@ class Classifier(LightningModule):
             raise ImageShapeError(
                 f"expected images of shape {self.image_shape} (channels, height, width), got {tuple(images.shape[1:])}"
             )
-        logits: Tensor = self.backbone(images * self.scale + self.shift)
+        images = images * self.scale + self.shift
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.backbone(images)
         return logits
+
+    def lay_out(self, channels_last: bool) -> None:
+        """Order the weights of convolutions in memory, and the images to come; no value changes.
+
+        Args:
+            channels_last: the order that convolutions are fastest with; otherwise the plain one.
+        """
+        self.channels_last = channels_last
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        for module in self.backbone.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                for weight in module.parameters(recurse=False):
+                    if weight.ndim == 4:
+                        # A copy, for `contiguous` leaves weights of one input channel with strides that convolution
+                        # takes for the plain order.
+                        weight.data = weight.data.clone(memory_format=layout)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch, a scalar; the metrics follow every ``log_every_n_steps`` steps."""
         images, labels = batch
-        logits = self(images)
+        logits = self(images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         self._pending_losses.append((loss.detach(), len(labels)))
         self._pending_outputs.append((logits.detach(), labels))
@@ -223,7 +244,11 @@ class Classifier(LightningModule):
             Probabilities, float (B, K).
         """
         images, labels = batch
-        logits = self(images)
+        if self.test_time_augmentation == "none":
+            logits = self(images)
+        else:  # the logarithm of the views' mean probability serves as logits
+            seen = [self(view).softmax(1) for view in views(images, self.test_time_augmentation)]
+            logits = torch.stack(seen).mean(0).log()
         self._count(self.test_metrics, logits, labels)
         probabilities: Tensor = logits.softmax(1)
         return probabilities
@@ -297,11 +322,30 @@ class Classifier(LightningModule):
                 f"backbone {name} must return logits of shape (images, classes) = (1, {self.num_classes}), got {shape}"
             )
 
+    def check_optimizer(self) -> None:
+        """Build the optimizer for a trial, so that numbers it cannot take are refused before any work.
+
+        Raises:
+            ConfigError: if there is none, or its options cannot be used, or nothing would be learned.
+        """
+        if self.optimizer is None:
+            raise ConfigError("training needs an optimizer: set --model.optimizer, for example to torch.optim.Adam")
+        try:
+            rates = [float(group["lr"]) for group in self.optimizer(self.parameters()).param_groups if "lr" in group]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"--model.optimizer cannot be used so: {error}") from error
+        for rate in rates:
+            if not math.isfinite(rate) or rate <= 0:
+                raise ConfigError(
+                    f"--model.optimizer.lr is {rate:g}, so that nothing would be learned: set it to a positive number, "
+                    "such as 0.001"
+                )
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and, where one is set, the schedule with its length filled in."""
         if self.optimizer is None:
             raise ConfigError("training needs an optimizer: set --model.optimizer, for example to torch.optim.Adam")
-        optimizer = self.optimizer(self.parameters())
+        optimizer = self._build_optimizer(self.optimizer)
         if self.scheduler is None:
             return optimizer
         class_, given = _class_and_arguments(self.scheduler)
@@ -316,6 +360,17 @@ class Classifier(LightningModule):
             config |= {"monitor": "train/loss", "strict": False}
         return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": config})
 
+    def _build_optimizer(self, build: Callable[..., Optimizer]) -> Optimizer:
+        class_, given = _class_and_arguments(build)
+        # The user's word counts, and each of these excludes the fused form.
+        free = all(given.get(name) is None for name in ("fused", "foreach")) and not given.get("differentiable")
+        if self.fuses_optimizer and free and _takes(class_, "fused"):
+            try:
+                return partial(build, fused=True)(self.parameters())
+            except RuntimeError:  # a weight of a type or on a device that torch has no fused step for
+                pass
+        return build(self.parameters())
+
     def _total_steps(self) -> int:
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
@@ -329,13 +384,12 @@ class Classifier(LightningModule):
         self._count_pending_outputs()
         states = {}
         for name, metric in self.train_metrics.items(keep_base=True):
-            metric.sync(should_sync=metric._to_sync, distributed_available=_distributed)  # exact over processes
             metric.persistent(mode=True)
-            states[name] = {key: value.clone() for key, value in metric.state_dict().items()}
+            states[name] = {key: value.cpu().clone() for key, value in metric.state_dict().items()}
             metric.persistent(mode=False)
-            metric.unsync(should_unsync=metric._is_synced)
-        checkpoint["train_metrics"] = states
-        checkpoint["pending_losses"] = [(loss.cpu(), size) for loss, size in self._pending_losses]
+        pending = [(loss.cpu(), size) for loss, size in self._pending_losses]
+        # Those of each process: sums of floating point numbers depend on their order.
+        checkpoint["train_metrics"] = gather({"states": states, "pending_losses": pending})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what ``on_save_checkpoint`` added, and refuse weights of another network by name."""
@@ -343,10 +397,12 @@ class Classifier(LightningModule):
         names = hparams.get("class_names")
         if names is not None and len(names) != self.num_classes:
             raise CheckpointError(f"the checkpoint knows {len(names)} classes, the data has {self.num_classes}")
-        if self.global_rank == 0:
-            for name, state in checkpoint.get("train_metrics", {}).items():
+        processes = checkpoint.get("train_metrics", [])
+        if self.global_rank < len(processes):  # Run refuses to go on with another number
+            own = processes[self.global_rank]
+            for name, state in own["states"].items():
                 self.train_metrics[name].load_state_dict(state)
-        self._pending_losses = [(loss.to(self.device), size) for loss, size in checkpoint.get("pending_losses", [])]
+            self._pending_losses = [(loss.to(self.device), size) for loss, size in own["pending_losses"]]
 
     def load_backbone_weights(self, path: str) -> None:
         """Load a bare state dict into the backbone.
@@ -406,7 +462,12 @@ class Classifier(LightningModule):
     def from_checkpoint(cls, checkpoint: Mapping[str, Any], map_location: Any = None) -> Self:
         """Build the classifier from a checkpoint that ``read_checkpoint`` has read and checked."""
         hparams = {key: _rebuild(value) for key, value in checkpoint["hyper_parameters"].items()}
-        model = cls(**hparams)
+        try:
+            model = cls(**hparams)
+        except VisionZooError:
+            raise
+        except Exception as error:  # whatever a network makes of options that nobody has checked
+            raise CheckpointError(f"the network that the checkpoint describes cannot be built: {error}") from error
         try:
             model.load_state_dict(checkpoint["state_dict"])
         except RuntimeError as error:
@@ -416,8 +477,13 @@ class Classifier(LightningModule):
         return model.eval()
 
 
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+def gather(value: Any) -> list[Any]:
+    """A value of each process, in the order of their ranks."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 # ------------------------------------------------------------------------------------------- classes as plain data
@@ -477,17 +543,10 @@ def _rebuild(value: Any) -> Any:
     return value
 
 
-def import_path(path: str) -> Any:
-    """Import ``package.module.Name``.
-
-    Raises:
-        ConfigError: if there is no such thing.
-    """
-    module_name, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be imported: {error}") from error
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, numpy or Python could not have the memory that it asked for."""
+    words = ("allocate memory", "Storage size calculation overflowed", "numel: integer multiplication overflow")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
 
 
 def build_backbone(
@@ -518,74 +577,15 @@ def build_backbone(
     first = next(iter(bound.signature.parameters.values()))
     if first.annotation in (int, float, str, bool, "int", "float", "str", "bool"):
         raise ConfigError(f"{expected}; its first one is {first}")
-    module = backbone(image_shape, num_classes)
+    try:
+        module = backbone(image_shape, num_classes)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"backbone {path} for images of shape {tuple(image_shape)} does not fit into the memory: set "
+            "--data.image_size or the options of the network lower"
+        ) from error
     if not isinstance(module, nn.Module):
         raise ConfigError(f"{expected}; it gave a {type(module).__name__}")
     return module
-
-
-# -------------------------------------------------------------------------------------------------- reading files
-
-
-def read_torch_file(path: str | Path) -> Any:
-    """Read a file written by ``torch.save`` without running anything that it holds.
-
-    Raises:
-        CheckpointError: if it is missing, broken, or needs more than tensors and plain types.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise CheckpointError(f"{file.resolve()} not found")
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{file.resolve()} cannot be read: {error}") from error
-    except Exception as error:  # torch.load raises whatever the zip or pickle reader meets in a broken file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        for line in str(error).splitlines():
-            if "Unsupported" in line or "WeightsUnpickler error" in line:
-                reason = line.strip()
-        raise CheckpointError(
-            f"{file.resolve()} is not a checkpoint that can be loaded safely (truncated, of another kind, or holding "
-            f"more than tensors and plain data): {reason}"
-        ) from error
-
-
-def read_checkpoint(path: str | Path, trusted_packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a training checkpoint and check that it names trusted classes only.
-
-    Raises:
-        CheckpointError: if it is missing, broken, no vision_zoo checkpoint, or names a class of another package.
-    """
-    checkpoint = read_torch_file(path)
-    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
-        raise CheckpointError(
-            f"{Path(path).resolve()} is not a vision_zoo checkpoint (a bare state dict goes to --model.weights)"
-        )
-    hparams = checkpoint["hyper_parameters"]
-    if not isinstance(hparams, dict) or not {"backbone", "image_shape", "class_names"} <= hparams.keys():
-        raise CheckpointError(f"{Path(path).resolve()} was not written by vision_zoo: it describes no backbone")
-    check_trust(checkpoint, trusted_packages, str(Path(path).resolve()))
-    return checkpoint
-
-
-def check_trust(node: Any, trusted_packages: Sequence[str], where: str) -> None:
-    """Refuse class paths of packages that are not trusted, anywhere in nested plain data.
-
-    Raises:
-        CheckpointError: naming the class and the option that admits it.
-    """
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if key in ("class_path", "_class_path", "_instantiator") and isinstance(value, str):
-                package = value.split(".")[0]
-                if package not in (*TRUSTED_PACKAGES, *trusted_packages):
-                    raise CheckpointError(
-                        f"{where} names {value}, code of a package that is not trusted. If you trust it, admit it with "
-                        f"--trusted_packages {package}"
-                    )
-            elif key != "state_dict":
-                check_trust(value, trusted_packages, where)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            check_trust(value, trusted_packages, where)

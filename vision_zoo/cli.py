@@ -12,16 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from vision_zoo.callbacks import AtomicCheckpointIO, Console, Evaluation, Run
-from vision_zoo.classifier import Classifier, import_path, read_checkpoint, without_downloads
+from vision_zoo.callbacks import AtomicCheckpointIO, Console, Evaluation, Run, Speed
+from vision_zoo.callbacks.processes import leaves_the_word, lost_process, watch_processes
+from vision_zoo.callbacks.speed import skip_idle_hooks
+from vision_zoo.checkpoints import import_path
+from vision_zoo.classifier import Classifier, is_out_of_memory, without_downloads
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.errors import ConfigError, VisionZooError
+from vision_zoo.errors import CheckpointError, ConfigError, VisionZooError
 from vision_zoo.helptext import did_you_mean
 from vision_zoo.layers import (
     CLASS_SLOTS,
@@ -38,6 +42,7 @@ from vision_zoo.layers import (
     merge,
     prepare_schedule,
     read_config,
+    read_or_offer,
 )
 from vision_zoo.trainer import Trainer
 
@@ -69,12 +74,13 @@ def main(argv: Sequence[str]) -> int:
         if os.environ.get("VISION_ZOO_DEBUG") == "1":
             raise
         message, code = explain(error)
-        sys.stderr.write(f"vision_zoo: {message}\n")
+        if not leaves_the_word(error):
+            sys.stderr.write(f"vision_zoo: {message}\n")
         return code
     except KeyboardInterrupt:
         return 130
-    except SystemExit as asked:  # the parser's --help and --print_config
-        return int(asked.code or 0)
+    except SystemExit as asked:  # the parser's --help and --print_config; Lightning turns Ctrl-C into an exit
+        return 130 if isinstance(asked.__context__, KeyboardInterrupt) else int(asked.code or 0)
     return 0
 
 
@@ -92,8 +98,18 @@ def explain(error: BaseException) -> tuple[str, int]:
     for link in chain:
         if isinstance(link, VisionZooError):
             return str(link), link.exit_code
+    for link in chain:
+        if lost := lost_process(link):
+            return str(lost), lost.exit_code
     if isinstance(error, (ArgumentError, MisconfigurationException)):
         return tidy(str(error)), 2
+    if is_out_of_memory(error):
+        return (
+            "there is not enough memory: set --data.batch_size or --data.image_size lower, or take a smaller network "
+            f"({str(error).splitlines()[0]})"
+        ), 1
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.filename or 'a file'} cannot be read or written: {error.strerror}", 1
     return (
         f"internal error, {type(error).__name__}: {error}\nThis is a bug in vision_zoo or in a class that the "
         "configuration names. VISION_ZOO_DEBUG=1 shows the traceback."
@@ -102,12 +118,25 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 def tidy(message: str) -> str:
     """The parser's message in one line where its form is known: the option, the value, what was expected."""
-    option, value = re.search(r'arser key "([^"]+)"', message), re.search(r"Given value: (.*)", message)
-    if option and value:
-        expected = re.findall(r"Expected an? (.+)", message)
-        kinds = [_readable(kind) for kind in dict.fromkeys(expected)]
-        if kinds:
-            return f"--{option[1]}: got {value[1]!r}, expected {' or '.join(kinds)}"
+    keys = list(re.finditer(r'^( *).*?arser key "([^"]+)"', message, re.MULTILINE))
+    option = "--" + ".".join(key[2] for key in keys)
+    if needed := re.search(r"the following arguments are required: (.+)", message):
+        if keys:
+            names = [f"{option}.{name.strip()}" for name in needed[1].split(",")]
+        else:
+            names = [f"--{name.strip().split('.', 1)[1]}" for name in needed[1].split(",")]
+        return f"{' and '.join(names)} must be given, on the command line or in a --config file"
+    if keys:
+        inner: list[str] = []  # lines about the innermost option: those that are indented further than its own
+        for line in message[keys[-1].start() :].splitlines():
+            if inner and line.strip() and len(line) - len(line.lstrip()) <= len(keys[-1][1]) and len(keys) > 1:
+                break
+            inner.append(line)
+        about = "\n".join(inner)
+        value = re.search(r"(?:Given|Got) value: (.*?)(?:\. Got value: .*)?$", about, re.MULTILINE)
+        kinds = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", about, re.MULTILINE)
+        if value and (known := [word for kind in dict.fromkeys(kinds) if (word := _readable(kind))]):
+            return f"{option}: got {value[1]!r}, expected {' or '.join(known)}"
     return "\n".join(line.rstrip() for line in message.splitlines() if line.strip())
 
 
@@ -158,9 +187,15 @@ def option_names(parser: LightningArgumentParser, config: Config) -> list[str]:
 
 
 def _readable(kind: str) -> str:
-    names = {"<class 'NoneType'>": "null", "<class 'int'>": "a whole number", "<class 'float'>": "a number"}
+    """A type in words; empty for what nobody would type."""
+    names = {"NoneType": "null", "int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}
     literal = re.match(r"typing\.Literal\[(.*)\]", kind.rstrip("."))
-    return f"one of {literal[1]}" if literal else names.get(kind, kind.removeprefix("<class '").removesuffix("'>"))
+    if literal:
+        return f"one of {literal[1]}"
+    class_ = re.match(r"<class '([^']+)'>", kind)
+    if class_:
+        return names.get(class_[1], class_[1])
+    return "" if kind.startswith(("path but", "dot import path")) else kind
 
 
 def _quiet() -> None:
@@ -222,7 +257,12 @@ class VisionZooCLI(LightningCLI):
             )
             run_name = self.run_name if resuming and files else None
             self.checkpoint_path = find_checkpoint(ckpt, root, "last" if resuming else "best", run_name)
-            self.checkpoint = read_checkpoint(self.checkpoint_path, self.trusted)
+            if resuming and self.checkpoint_path.parent.name != "checkpoints":
+                raise CheckpointError(
+                    f"{self.checkpoint_path} lies in no run folder, and fit continues a run in its own. To start a new "
+                    "run from these weights: vision_zoo export --format state_dict, then fit --model.weights FILE"
+                )
+            self.checkpoint = read_or_offer(self.checkpoint_path, self.trusted)
             words.replace("ckpt_path", str(self.checkpoint_path))
         stored = self._stored_config()
         if stored:
@@ -335,6 +375,8 @@ class VisionZooCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
+            if word := self.words.without_value(str(error)):
+                raise ArgumentError(None, f"{word} needs a value") from error
             own = self._parser(self.words.subcommand)
             raise ArgumentError(None, suggest_option(str(error), own, self.layered)) from error
         data = self.config[self.words.subcommand].get("data")
@@ -398,12 +440,22 @@ class VisionZooCLI(LightningCLI):
         callbacks: list[Any] = [Console(), Evaluation()]
         if self.words.subcommand == "fit":
             folder = self.checkpoint_path.parent.parent if self.checkpoint_path else None
+            stored = (self.checkpoint.get("callbacks") or {}).get("Speed", {}) if self.checkpoint else None
+            # Before Console, which says what was chosen, and before Run, which saves.
+            callbacks.insert(0, Speed(options.get("precision") is not None, stored))
             callbacks.append(Run(self.run_name, self.plain_config(), folder))
+            exact = self._get(self.config_init, "deterministic")
+            if options.get("deterministic") is None and torch.cuda.is_available():
+                kwargs |= {"deterministic": "warn" if exact else False, "benchmark": not exact}
         kwargs["callbacks"] = [*(options.get("callbacks") or []), *callbacks]
         try:
-            return cast(Trainer, super().instantiate_trainer(**kwargs))
+            trainer = cast(Trainer, super().instantiate_trainer(**kwargs))
         except (ValueError, MisconfigurationException) as error:
             raise ConfigError(f"these --trainer options do not work here: {error}") from error
+        watch_processes(trainer)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            skip_idle_hooks(callback)
+        return trainer
 
 
 def _constant(value: Any) -> Callable[[Any], Any]:

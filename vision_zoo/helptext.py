@@ -90,6 +90,7 @@ COMMANDS: dict[str, Command] = {
         (
             _CKPT,
             Option("--output", "FOLDER", "for figures by class and mistakes", "FOLDERS"),
+            Option("--tta", "KIND", "average over mirrored, shifted views", "flip shift flip+shift"),
             *_DATA,
             _SIZE,
             _DEVICE,

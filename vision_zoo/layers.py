@@ -3,13 +3,15 @@
 import copy
 import importlib
 import inspect
-from collections.abc import Mapping
+import itertools
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vision_zoo.classifier import import_path
+from vision_zoo.checkpoints import import_path, read_checkpoint
 from vision_zoo.errors import CheckpointError, ConfigError
 from vision_zoo.helptext import did_you_mean
 from vision_zoo.listing import configs_folder
@@ -81,6 +83,14 @@ class Words:
             elif not word.startswith(f"--{key}="):
                 kept.append(word)
         self.rest = kept
+
+    def without_value(self, message: str) -> str | None:
+        """The option that the parser means when it says that one lacks its value; it names just the option's root."""
+        lacking = re.search(r"argument (--[\w.]+): expected one argument", message)
+        for word, following in itertools.pairwise([*self.rest, "--"]):
+            if lacking and following.startswith("--") and f"{word}.".startswith(f"{lacking[1]}."):
+                return word
+        return None
 
     def replace(self, key: str, value: str) -> None:
         """Give an option another value."""
@@ -224,6 +234,8 @@ def find_config(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    if path.is_dir():
+        raise ConfigError(f"--config {name} is a folder: give a file in it")
     shipped = {p.stem: p for p in configs_folder().rglob("*.yaml")}
     if path.name == name and name.removesuffix(".yaml") in shipped:
         return shipped[name.removesuffix(".yaml")]
@@ -241,13 +253,24 @@ def read_config(path: Path) -> Config:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if config is None:
-        return {}
+        raise ConfigError(f"{path} is empty: write options as 'name: value', or leave --config out for the defaults")
     if not isinstance(config, dict):
         raise ConfigError(f"{path} must hold options as 'name: value', got {type(config).__name__}")
+    if (strange := _no_name(config)) is not None:
+        raise ConfigError(f"{path} must hold options as 'name: value', but {strange!r} is no name")
     return normalise(config, str(path))
+
+
+def _no_name(node: Any) -> Any:
+    """A key of nested options that is no text."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        strange = key if not isinstance(key, str) else _no_name(value)
+        if strange is not None:
+            return strange
+    return None
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints
@@ -288,6 +311,29 @@ def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = N
     if not path.is_file():
         raise CheckpointError(f"--ckpt_path {name}: {path.resolve()} not found")
     return path.resolve()
+
+
+def read_or_offer(path: Path, trusted_packages: Sequence[str]) -> Config:
+    """Read a checkpoint, or say which other one of the same run is good.
+
+    Raises:
+        CheckpointError: if it cannot be used, with the path of the next older good one.
+    """
+    try:
+        return read_checkpoint(path, trusted_packages)
+    except CheckpointError as error:
+        if path.parent.name != "checkpoints":
+            raise
+        others = sorted(path.parent.glob("*.ckpt"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+        for other in others:
+            if other != path:
+                try:
+                    read_checkpoint(other, trusted_packages)
+                except CheckpointError:
+                    continue
+                hint = f"The next older good checkpoint is {other}: --ckpt_path {other}"
+                raise CheckpointError(f"{error}. {hint}") from error
+        raise CheckpointError(f"{error}. There is no other good checkpoint in {path.parent}") from error
 
 
 def prepare_schedule(config: Config) -> Config:

@@ -15,7 +15,10 @@ from vision_zoo.helptext import did_you_mean
 
 PACKAGE = Path(__file__).parent
 KINDS = ("backbones", "datasets", "recipes", "runs")
-HEADER = re.compile(r"# (?P<what>.+?) \((?P<source>.+?)\)\. Published: (?P<published>.+?)\. Measured: (?P<measured>.+)")
+HEADER = re.compile(
+    r"# (?P<what>.+?) \((?P<source>.+?)\)(?P<how>.*?)\. (?P<kind>Published|Target): (?P<published>.+?)\. "
+    r"Measured: (?P<measured>.+)"
+)
 PAPER = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
 RUN_COLUMNS = ("config", "version", "test/accuracy", "val/accuracy", "epochs", "seconds", "parameters")
 
@@ -125,12 +128,13 @@ def recipes() -> list[Row]:
         with file.open(encoding="utf-8") as lines:
             header = lines.readline().strip()
         match = HEADER.fullmatch(header)
-        facts = match.groupdict("") if match else {"what": header.lstrip("# "), "published": "", "measured": ""}
+        facts = {"what": header.lstrip("# "), "how": "", "kind": "", "published": "", "measured": ""}
+        facts |= match.groupdict("") if match else {}
         rows.append(
             {
                 "name": file.stem,
-                "experiment": facts["what"],
-                "published": facts["published"],
+                "experiment": facts["what"] + facts["how"],
+                "published": "target " * (facts["kind"] == "Target") + facts["published"],
                 "measured": facts["measured"].removesuffix("."),
             }
         )

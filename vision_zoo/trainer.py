@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -15,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from vision_zoo import __version__
-from vision_zoo.callbacks import Console, Evaluation, Run
+from vision_zoo.callbacks import Console, Evaluation, Run, Speed
 from vision_zoo.callbacks.console import device_name
 from vision_zoo.callbacks.run import write_atomically
 from vision_zoo.classifier import Classifier
@@ -50,6 +51,8 @@ class Trainer(pl.Trainer):
         ckpt_path: str | None = None,
         test_after_fit: bool = True,
         save_every_minutes: float = 10.0,
+        deterministic: bool = True,
+        channels_last: bool | None = None,
     ) -> None:
         """Train a network, test the best checkpoint, leave a run folder.
 
@@ -59,15 +62,25 @@ class Trainer(pl.Trainer):
             ckpt_path: continue a run exactly where it stopped: its folder, a checkpoint, or "last" for the newest one.
             test_after_fit: test the best checkpoint when training ends.
             save_every_minutes: save the state also within an epoch, this often, minutes.
+            deterministic: two runs of one configuration on one machine are the same bit for bit; false lets a GPU
+                choose faster algorithms that are not (a CPU has none to choose).
+            channels_last: memory layout of convolutions in training; by default wherever the network has some.
         """
         if save_every_minutes <= 0:
             raise ConfigError(f"--save_every_minutes must be positive, got {save_every_minutes}")
+        self._check_lengths()
         model.check(getattr(datamodule, "batch_size", None))
+        model.check_optimizer()
+        if datamodule is not None:
+            datamodule.check_augmentation()
         if self.is_global_zero:
-            self.say(layer_table(model, max_rows=40))
+            self.say(layer_table(model, max_rows=24))
         run: Run | None = self.callback(Run)
         if run is not None:
             run.save_every_minutes = save_every_minutes
+        speed: Speed | None = self.callback(Speed)
+        if speed is not None:
+            speed.channels_last = channels_last
         super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         if run is None:
             return
@@ -89,6 +102,12 @@ class Trainer(pl.Trainer):
         if self.is_global_zero:
             self._finish(model, run, epochs, metrics)
 
+    def _check_lengths(self) -> None:
+        """Refuse options that leave nothing to train on, in words that name them."""
+        for option in ("accumulate_grad_batches", "max_epochs", "max_steps", "limit_train_batches"):
+            if getattr(self, option) == 0:
+                raise ConfigError(f"--trainer.{option} is 0, so that nothing would be trained: set it to at least 1")
+
     def _of_best(self, run: Run) -> dict[str, float]:
         """The validation figures of the best checkpoint, as metrics.csv has them."""
         best: dict[str, float] = {}
@@ -99,8 +118,10 @@ class Trainer(pl.Trainer):
         return best
 
     def _finish(self, model: Classifier, run: Run, epochs: int, metrics: dict[str, float]) -> None:
+        data = self.datamodule  # type: ignore[attr-defined]
         results = {
             "config": run.name,
+            "data": {"name": type(data).__name__, "note": getattr(data, "note", "")},
             "parameters": sum(p.numel() for p in model.parameters()),
             "epochs": epochs,
             "fit_seconds": round(run.fit_seconds, 3),
@@ -111,6 +132,7 @@ class Trainer(pl.Trainer):
             "device": device_name(self),
             "devices": self.world_size,
             "precision": str(self.precision),
+            "speed": speed.choices if (speed := self.callback(Speed)) is not None else {},
             "versions": versions(),
         }
         write_atomically(run.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
@@ -159,6 +181,7 @@ class Trainer(pl.Trainer):
         datamodule: ImageDataModule | None = None,
         ckpt_path: str | None = None,
         output: str | None = None,
+        tta: Literal["none", "flip", "shift", "flip+shift"] = "none",
     ) -> None:
         """Score a checkpoint on the test images.
 
@@ -167,18 +190,26 @@ class Trainer(pl.Trainer):
             datamodule: the data.
             ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
             output: folder for the confusion matrix, per-class figures and mistakes; default: "test" in the run folder.
+            tta: test-time augmentation: average the predictions for each image, its mirror image and its shifts by
+                one pixel.
         """
         if ckpt_path is None:
             raise ConfigError(NO_CHECKPOINT.format("test"))
+        model.test_time_augmentation = tta
         if datamodule is not None:
             check_data(model, datamodule)
         load_weights(model, Path(ckpt_path))
         evaluation: Evaluation | None = self.callback(Evaluation)
         folder = Path(output) if output else run_folder_of(Path(ckpt_path)) / "test"
+        existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise ConfigError(f"--output {output or folder}: {existing} is no folder that can be written to")
         if evaluation is not None:
             evaluation.folder = folder
         super().test(model, datamodule=datamodule, verbose=False)
         self.say(results_table(numbers(self.callback_metrics)))
+        if tta != "none":
+            self.say(f"with test-time augmentation: {tta}")
         if evaluation is not None:
             self.say(per_class_table(model.class_names, evaluation.rows))
         self.say(escape(str(folder.resolve())))
@@ -387,7 +418,8 @@ def per_class_table(class_names: tuple[str, ...], rows: list[dict[str, float]], 
     """Precision, recall and F1 of each class."""
     table = Table("class", "precision", "recall", "F1", "images")
     for name, row in list(zip(class_names, rows, strict=True))[:limit]:
-        table.add_row(name, *(f"{100 * row[key]:.2f} %" for key in ("precision", "recall", "f1")), f"{row['images']:,}")
+        shares = (f"{100 * row[key]:.2f} %" for key in ("precision", "recall", "f1"))
+        table.add_row(escape(name), *shares, f"{row['images']:,}")
     for column in table.columns[1:]:
         column.justify = "right"
     return table

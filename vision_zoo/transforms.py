@@ -246,6 +246,25 @@ def apply_transforms(transforms: Iterable[nn.Module], images: Tensor) -> Tensor:
     return images
 
 
+def views(images: Tensor, kind: str) -> list[Tensor]:
+    """The views of each image whose predictions test-time augmentation averages, the image itself first.
+
+    Args:
+        images: uint8 (B, C, H, W).
+        kind: "flip" adds the mirror image, "shift" the image moved by one pixel to each side (the edge repeated),
+            "flip+shift" both and the moved mirror images.
+    """
+    found = [images]
+    if "shift" in kind:
+        for axis in (2, 3):
+            size = images.shape[axis]
+            places = torch.arange(size, device=images.device)
+            found += [images.index_select(axis, (places + step).clamp(0, size - 1)) for step in (-1, 1)]
+    if "flip" in kind:
+        found += [view.flip(3) for view in found]
+    return found
+
+
 def _rectangles(images: Tensor, top: Tensor, left: Tensor, tall: Tensor, wide: Tensor) -> Tensor:
     """True inside of one rectangle per image, bool (B, 1, H, W)."""
     rows = torch.arange(images.shape[2], device=images.device)

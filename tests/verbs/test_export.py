@@ -118,7 +118,7 @@ def test_a_state_dict_starts_another_classifier(exported, model, images):
 
 def test_a_state_dict_is_where_a_fit_starts_from(exported, here, model):
     words = ["fit", "--config", "lenet5_mnist", "--data", "MNIST5k", "--model.weights", str(exported["state_dict"])]
-    standing = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--model.optimizer.lr", "0"]
+    standing = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--model.optimizer.lr", "1e-30"]
     assert main([*words, *standing, "--test_after_fit", "false"]) == 0
     other = Classifier.load_from_checkpoint(here / "runs/lenet5_mnist/version_0/checkpoints/last.ckpt")
     own = model.backbone.state_dict()

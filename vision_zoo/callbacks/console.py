@@ -13,6 +13,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vision_zoo.callbacks.speed import Speed
 from vision_zoo.classifier import Classifier
 
 REFRESH_SECONDS = 0.2
@@ -105,12 +106,15 @@ class Console(ProgressBar):
             spread += f" x {trainer.accumulate_grad_batches} steps" if trainer.accumulate_grad_batches > 1 else ""
             facts.add_row("batch", f"{effective} images per step{spread}; the learning rate is used as given")
         optimizer = trainer.optimizers[0]
-        facts.add_row("optimizer", f"{type(optimizer).__name__}, lr {optimizer.param_groups[0]['lr']:g}")
+        facts.add_row("optimizer", f"{type(optimizer).__name__}, lr {optimizer.defaults['lr']:g}")
         for config in trainer.lr_scheduler_configs:
             facts.add_row("schedule", f"{type(config.scheduler).__name__}, every {config.interval}")
         smoothing = f", label smoothing {pl_module.label_smoothing}" if pl_module.label_smoothing else ""
         facts.add_row("loss", f"cross-entropy{smoothing}")
         facts.add_row("device", f"{device_name(trainer)}, {trainer.precision}")
+        speed = next((c for c in trainer.callbacks if isinstance(c, Speed)), None)  # type: ignore[attr-defined]
+        if speed is not None and speed.choices:
+            facts.add_row("speed", speed.describe(optimizer))
         self.print(facts)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -11,7 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from vision_zoo.callbacks.run import write_atomically
+from vision_zoo.callbacks.processes import expect_answers
+from vision_zoo.callbacks.run import end_on_sigterm, write_atomically
 from vision_zoo.classifier import Classifier
 from vision_zoo.plots import plot_confusion_matrix, plot_images
 from vision_zoo.types import Batch
@@ -54,6 +55,14 @@ class Evaluation(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start afresh."""
         self._mistakes = []
+        end_on_sigterm()
+        expect_answers(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let a signal end the command; within a training, it is the training that ends."""
+        if trainer.state.fn == "validate":
+            end_on_sigterm()
+            expect_answers(trainer)
 
     def on_test_batch_end(
         self,
@@ -107,9 +116,14 @@ class Evaluation(Callback):
         table.writerow(["class", "precision", "recall", "f1", "images"])
         table.writerows([name, *row.values()] for name, row in zip(names, self.rows, strict=True))
         write_atomically(self.folder / "per_class.csv", text.getvalue().encode())
-        write_atomically(self.folder / "test.json", (json.dumps(self.metrics, indent=2) + "\n").encode())
+        figures: dict[str, Any] = dict(self.metrics)
+        if pl_module.test_time_augmentation != "none":
+            figures["test_time_augmentation"] = pl_module.test_time_augmentation
+        write_atomically(self.folder / "test.json", (json.dumps(figures, indent=2) + "\n").encode())
         accuracy = self.metrics["test/accuracy"]
-        title = f"{type(pl_module.backbone).__name__}: {accuracy:.2%} of {int(matrix.sum()):,} test images"
+        title = f"{type(pl_module.backbone).__name__}: {100 * accuracy:.2f} % of {int(matrix.sum()):,} test images"
+        if pl_module.test_time_augmentation != "none":
+            title += f" ({pl_module.test_time_augmentation} averaged)"
         plot_confusion_matrix(matrix, names, self.folder / "confusion_matrix.png", title)
         if mistakes:
             plot_images(

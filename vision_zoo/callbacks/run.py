@@ -1,8 +1,10 @@
 """The folder of one training run: its configuration, metrics and checkpoints, written so that nothing is lost."""
 
+import contextlib
 import csv
 import fcntl
 import io
+import math
 import os
 import random
 import signal
@@ -23,20 +25,35 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from vision_zoo.callbacks.console import Console
-from vision_zoo.classifier import read_checkpoint
+from vision_zoo.callbacks.processes import expect_answers
+from vision_zoo.checkpoints import read_checkpoint
+from vision_zoo.classifier import gather
 from vision_zoo.errors import CheckpointError, ConfigError, TrainingError
 
 CHECKPOINT_VERSION = 1
+REPEAT_SECONDS = 1.0  # a signal that comes again so soon was sent once
 STEP_METRICS = ("train/loss_step", "lr")  # of single steps: a later row must not repeat them
 
 
 class StoppedBySignalError(TrainingError):
-    """Training was stopped by a signal, with its state saved."""
+    """The command was stopped by a signal; training with its state saved."""
 
     def __init__(self, number: int, path: Path | None) -> None:
-        saved = f"; continue with: vision_zoo fit --ckpt_path {path.parent.parent}" if path else ""
-        super().__init__(f"stopped by {signal.Signals(number).name}, the state is saved{saved}")
+        saved = ""
+        if path:
+            saved = f", the state is saved; continue with: vision_zoo fit --ckpt_path {path.parent.parent}"
+        super().__init__(f"stopped by {signal.Signals(number).name}{saved}")
         self.exit_code = 128 + number
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end an evaluation, which has nothing to save; after Lightning's handler the exit code would be 0."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise StoppedBySignalError(number, None)
+
+    with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us handles the signals
+        signal.signal(signal.SIGTERM, end)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -133,6 +150,8 @@ class Run(Checkpoint):
         self._lock: TextIO | None = None
         self._columns: list[str] = []
         self._signal = 0
+        self._signalled = 0.0
+        self._speaks = True
         self._old_handlers: dict[int, Any] = {}
         self._validated = False
         self._clock = self._train_clock = self._last_save = 0.0
@@ -231,7 +250,7 @@ class Run(Checkpoint):
             "fit_seconds": self.fit_seconds + now - self._clock,
             "train_seconds": self.train_seconds,
             "images_seen": self.images_seen,
-            "rng": _gather(_random_states()),
+            "rng": gather(_random_states()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -268,6 +287,8 @@ class Run(Checkpoint):
         trainer.fit_loop._load_combined_loader_states()
         if trainer.is_global_zero:
             self._cut_metrics()
+        expect_answers(trainer)
+        self._speaks = trainer.is_global_zero
         self._clock = self._train_clock = self._last_save = time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM, *((signal.SIGUSR1,) if "SLURM_JOB_ID" in os.environ else ())):
             try:
@@ -276,10 +297,14 @@ class Run(Checkpoint):
                 break
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signal:  # asked twice: stop now
-            raise KeyboardInterrupt
-        self._signal = number
-        sys.stderr.write(f"\n{signal.Signals(number).name}: saving at the end of this step ...\n")
+        if self._signal:
+            # Asked twice: stop now. But torchrun passes a Ctrl-C on that the terminal sent to all processes.
+            if time.monotonic() - self._signalled > REPEAT_SECONDS:
+                raise KeyboardInterrupt
+            return
+        self._signal, self._signalled = number, time.monotonic()
+        if self._speaks:
+            sys.stderr.write(f"\n{signal.Signals(number).name}: saving at the end of this step ...\n")
 
     def _restore_handlers(self) -> None:
         for number, handler in self._old_handlers.items():
@@ -365,6 +390,11 @@ class Run(Checkpoint):
 
     def _improved(self, trainer: Trainer) -> bool:
         loss = float(trainer.callback_metrics["val/loss"])
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the validation loss is {loss} after step {trainer.global_step} (epoch {trainer.current_epoch}). The "
+                "last good checkpoint is kept; a smaller --model.optimizer.lr often helps"
+            )
         if self.best_score is None or loss < self.best_score:
             self.best_score, self.best_epoch = loss, trainer.current_epoch
             return True
@@ -376,6 +406,13 @@ class Run(Checkpoint):
         self._restore_handlers()
 
     def _save(self, trainer: Trainer, path: Path) -> None:
+        for name, parameter in trainer.lightning_module.named_parameters():
+            if not parameter.isfinite().all():
+                raise TrainingError(
+                    f"the weights {name.removeprefix('backbone.')} are not finite after step {trainer.global_step} "
+                    f"(epoch {trainer.current_epoch}). The last good checkpoint is kept; a smaller "
+                    "--model.optimizer.lr often helps"
+                )
         trainer.save_checkpoint(path)
         self._last_save = time.monotonic()
 
@@ -454,14 +491,6 @@ def _restore_random_states(states: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-
-
-def _gather(value: Any) -> list[Any]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
 
 
 def _most_urgent(wants: int, trainer: Trainer) -> int:

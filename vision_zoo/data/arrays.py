@@ -1,5 +1,6 @@
 """ArrayFile: images and labels in one .npz file, as MedMNIST and Keras publish them."""
 
+import math
 import zipfile
 import zlib
 from functools import cached_property
@@ -16,7 +17,7 @@ from vision_zoo.data.splits import check_part, stratified_split
 from vision_zoo.errors import DataError, DatasetNotFoundError
 from vision_zoo.types import ImageShape, LabelledImages
 
-_BROKEN = (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile, NotImplementedError)
+_BROKEN = (OSError, EOFError, ValueError, KeyError, MemoryError, zlib.error, zipfile.BadZipFile, NotImplementedError)
 
 
 class ArrayFile(ImageDataModule):
@@ -143,8 +144,10 @@ class ArrayFile(ImageDataModule):
         return next((pair for pair in pairs if set(pair) <= set(self._names)), None)
 
     def _array(self, key: str) -> Any:
-        with self._reading(self.path, _BROKEN), np.load(self.path, allow_pickle=False) as content:
-            return content[key]
+        with self._reading(self.path, _BROKEN):
+            _check_size(self.path, f"{key}.npy")
+            with np.load(self.path, allow_pickle=False) as content:
+                return content[key]
 
     def _pair(self, images_key: str, labels_key: str) -> LabelledImages:
         images, labels = self._array(images_key), self._array(labels_key)
@@ -173,3 +176,20 @@ class ArrayFile(ImageDataModule):
             )
         flat = torch.from_numpy(labels.reshape(-1).astype(np.int64))
         return LabelledImages(torch.from_numpy(np.ascontiguousarray(images)), flat)
+
+
+def _check_size(path: Path, name: str) -> None:
+    """Refuse an array that is larger than the memory, before it is unpacked.
+
+    Raises:
+        ValueError: if the entry unpacks to far more than it is, or announces more than it holds.
+    """
+    with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+        entry = archive.getinfo(name)
+        if entry.file_size > max(2**30, 200 * entry.compress_size):
+            raise ValueError(f"{name} would unpack from {entry.compress_size:,} bytes to {entry.file_size:,}")
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, kind = read_header(file)
+        if not kind.hasobject and math.prod(shape) * kind.itemsize > entry.file_size:
+            raise ValueError(f"{name} announces the shape {shape}, but holds {entry.file_size:,} bytes")

@@ -1,11 +1,6 @@
 """ImageDataModule: what all data sets share, from files on a disk to augmented batches on a device."""
 
-import http.client
 import inspect
-import socket
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,22 +13,13 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as pictures
 
 from vision_zoo.data.decode import ImageFiles
+from vision_zoo.data.fetch import DOWNLOAD_ERRORS, fetch
 from vision_zoo.data.loaders import Loader, StreamLoader, TensorLoader
 from vision_zoo.data.splits import check_part, stratified_split
 from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError
 from vision_zoo.transforms import apply_transforms
 from vision_zoo.types import Batch, ImageShape, LabelledImages, Split
 
-# Everything that urllib, the archive modules and torchvision's checks raise when a download goes wrong.
-DOWNLOAD_ERRORS = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    zlib.error,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    http.client.HTTPException,
-)
 NO_NETWORK_NEEDED = "or use the images that need no network: --data MNIST5k"
 _STAGES: dict[str | None, tuple[Literal["train", "test"], ...]] = {
     None: ("train", "test"),
@@ -78,12 +64,14 @@ class ImageDataModule(LightningDataModule):
         image_shape: (channels, height, width) of every image.
         mean: mean of each channel of the training images, in [0, 1].
         std: standard deviation of each channel of the training images, in [0, 1].
+        note: how the files that were read differ from the published ones; empty where they do not, or nobody knows.
     """
 
     class_names: tuple[str, ...]
     image_shape: ImageShape
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    note: str = ""
 
     folder: ClassVar[str] = ""  # below root, where the files are
     way_out: ClassVar[str] = (
@@ -163,8 +151,8 @@ class ImageDataModule(LightningDataModule):
         """Names of the files that must be there, below root/folder; alternatives are separated by a bar."""
         return ()
 
-    def download(self) -> None:
-        """Fetch the files into root, with torchvision's data set of the same name."""
+    def download(self, root: Path) -> None:
+        """Fetch the files into a root of their own, with torchvision's data set of the same name."""
         raise NotImplementedError
 
     # What Lightning calls.
@@ -173,15 +161,11 @@ class ImageDataModule(LightningDataModule):
         """Download what is missing; called in one process per machine."""
         if not self._missing():
             return
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(30)  # seconds; without one, a silent server would be waited for without an end
         try:
-            self.download()
+            fetch(self.download, self.root, self._missing)
         except DOWNLOAD_ERRORS as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise self._not_found(f" and the download failed ({reason})") from error
-        finally:
-            socket.setdefaulttimeout(timeout)
         if self._missing():
             raise self._not_found(" after the download")
 
@@ -231,6 +215,20 @@ class ImageDataModule(LightningDataModule):
             return batch
         images, labels = batch
         return apply_transforms(self.augmentation, images), labels
+
+    def check_augmentation(self) -> None:
+        """Apply the augmentation to two black images, so that one that cannot be used is refused before any work.
+
+        Raises:
+            ConfigError: if a transform fails, or changes the shape or the type of the images.
+        """
+        if not self.augmentation:
+            return
+        try:
+            with torch.random.fork_rng(devices=[]):  # the run's own draws stay what they are
+                apply_transforms(self.augmentation, torch.zeros(2, *self.image_shape, dtype=torch.uint8))
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise ConfigError(f"--data.augmentation fails on images of shape {self.image_shape}: {error}") from error
 
     # What commands other than fit and test use.
 

@@ -22,6 +22,8 @@ UNREADABLE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
     RuntimeError,  # of the AVIF decoder
+    MemoryError,
+    ZeroDivisionError,  # of broken metadata
 )
 
 

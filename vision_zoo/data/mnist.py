@@ -16,6 +16,7 @@ from vision_zoo.data.base import ImageDataModule
 from vision_zoo.types import LabelledImages
 
 DIGITS = tuple(string.digits)
+MOST_BYTES = 2**30  # of an IDX file; the largest published one has 640 million
 
 
 class MNIST(ImageDataModule):
@@ -35,9 +36,9 @@ class MNIST(ImageDataModule):
         """The IDX files, plain or gzipped."""
         return [f"{name}|{name}.gz" for split in ("train", "test") for name in self._names(split)]
 
-    def download(self) -> None:
+    def download(self, root: Path) -> None:
         """Fetch all files with torchvision."""
-        getattr(datasets, type(self).__name__)(self.root, download=True)
+        getattr(datasets, type(self).__name__)(root, download=True)
 
     def load(self, split: Literal["train", "test"]) -> LabelledImages:
         """uint8 (N, 1, 28, 28) in [0, 255] and int64 (N,) in [0, K)."""
@@ -85,10 +86,10 @@ class QMNIST(MNIST):
         split: (f"qmnist-{split}-images-idx3-ubyte", f"qmnist-{split}-labels-idx2-int") for split in ("train", "test")
     }
 
-    def download(self) -> None:
+    def download(self, root: Path) -> None:
         """Fetch all files with torchvision, which takes one split at a time."""
         for train in (True, False):
-            datasets.QMNIST(self.root, train=train, download=True)
+            datasets.QMNIST(root, train=train, download=True)
 
     def _classes(self, labels: Tensor) -> Tensor:
         return labels[:, 0]  # the other columns say who wrote the digit
@@ -140,9 +141,9 @@ class EMNIST(MNIST):
             self.class_names = DIGITS
         super().__init__(root, batch_size, val_split, seed, image_size, augmentation, num_workers, mean, std, shuffle)
 
-    def download(self) -> None:
+    def download(self, root: Path) -> None:
         """Fetch the one archive of all selections with torchvision."""
-        datasets.EMNIST(self.root, split=self.split_name, download=True)
+        datasets.EMNIST(root, split=self.split_name, download=True)
 
     def load(self, split: Literal["train", "test"]) -> LabelledImages:
         """uint8 (N, 1, 28, 28) in [0, 255], upright, and int64 (N,) in [0, K)."""
@@ -163,7 +164,10 @@ def read_idx(path: Path, dimensions: int, image_size: tuple[int, ...] = ()) -> T
     Raises:
         ValueError: if the file has another number of dimensions, another image size, or is not what its header says.
     """
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)  # a few packed kilobytes may unpack to more than any memory holds
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES:,} bytes")
     if not content:
         raise ValueError("the file is empty")
     kinds: dict[int, np.dtype[Any]] = {8: np.dtype(np.uint8), 12: np.dtype(">i4")}

@@ -1,5 +1,6 @@
 """STL-10: few labelled photos of 96x96 (Coates et al. 2011, https://cs.stanford.edu/~acoates/stl10)."""
 
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -23,9 +24,9 @@ class STL10(ImageDataModule):
         """Images and labels as plain bytes."""
         return ["train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin"]
 
-    def download(self) -> None:
+    def download(self, root: Path) -> None:
         """Fetch and unpack the archive with torchvision."""
-        datasets.STL10(self.root, download=True)
+        datasets.STL10(root, download=True)
 
     def load(self, split: Literal["train", "test"]) -> LabelledImages:
         """uint8 (N, 3, 96, 96) in [0, 255] and int64 (N,) in [0, 10)."""

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -23,10 +24,10 @@ class SVHN(ImageDataModule):
         """Two MATLAB files."""
         return ["train_32x32.mat", "test_32x32.mat"]
 
-    def download(self) -> None:
+    def download(self, root: Path) -> None:
         """Fetch both files with torchvision."""
         for split in ("train", "test"):
-            datasets.SVHN(self.root, split=split, download=True)
+            datasets.SVHN(root, split=split, download=True)
 
     def load(self, split: Literal["train", "test"]) -> LabelledImages:
         """uint8 (N, 3, 32, 32) in [0, 255] and int64 (N,) in [0, 10)."""

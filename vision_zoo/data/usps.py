@@ -2,6 +2,7 @@
 
 import bz2
 import re
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,8 @@ from torchvision import datasets
 
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.types import LabelledImages
+
+MOST_BYTES = 2**28  # unpacked; the larger published file has 23 million
 
 
 class USPS(ImageDataModule):
@@ -23,16 +26,20 @@ class USPS(ImageDataModule):
         """Two compressed text files."""
         return ["usps.bz2", "usps.t.bz2"]
 
-    def download(self) -> None:
+    def download(self, root: Path) -> None:
         """Fetch both files with torchvision."""
         for train in (True, False):
-            datasets.USPS(self.root, train=train, download=True)
+            datasets.USPS(root, train=train, download=True)
 
     def load(self, split: Literal["train", "test"]) -> LabelledImages:
         """uint8 (N, 1, 16, 16) in [0, 255] and int64 (N,) in [0, 10)."""
         path = self.root / ("usps.bz2" if split == "train" else "usps.t.bz2")
         with self._reading(path, (OSError, EOFError, ValueError)):
-            lines = bz2.decompress(path.read_bytes()).splitlines()
+            with bz2.open(path) as file:
+                content = file.read(MOST_BYTES + 1)
+            if len(content) > MOST_BYTES:
+                raise ValueError(f"more than {MOST_BYTES:,} bytes")
+            lines = content.splitlines()
             rows = [re.sub(rb"\b\d+:", b"", line).split() for line in lines]  # "label 1:value ... 256:value"
             table = np.array(rows, dtype=np.float32).reshape(len(rows), 257)
         pixels = ((table[:, 1:] + 1) / 2 * 255).astype(np.uint8)  # values run from -1 to 1

@@ -1,0 +1,676 @@
+"""What vision_zoo's speed is, against the loops that tutorials show and against a bare loop on tensors in memory.
+
+    python scripts/benchmark.py --data_root data                  # everything, five runs of each side
+    python scripts/benchmark.py --data_root data --only a,b,e -n 3
+    python scripts/benchmark.py --data_root data --quick --json speed.json
+
+Both sides of a row run in turn, in one tree of processes; a row shows the medians, the ratio of each pair's median and
+the smallest and largest ratio of a pair. `--clock cpu` counts processor time of one thread instead of the wall's, for
+sections b and e on a machine that others use too. Sections: m machine, a batches, b cost of a step, c fit against the
+tutorials, d time to their accuracy, e augmentation, f the door, g first step, h memory, i predict, j two processes.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.transforms import v2
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class System:
+    """One network as its tutorial trains it."""
+
+    config: str
+    data: str
+    backbone: str
+    batch: int
+    epochs: int
+    optimizer: str = "Adam"
+    lr: float = 0.001
+    images: int = 60_000  # of training
+    steps: int | None = None  # so many steps stand for an epoch, where an epoch takes minutes
+
+
+SYSTEMS = {
+    "small_cnn": System("small_cnn_mnist", "MNIST", "SmallCNN", 50, 1),
+    "mlp": System("mlp_mnist", "MNIST", "MLP", 100, 5, "SGD", 0.01),
+    "simple_cnn": System("simple_cnn_mnist", "MNIST", "SimpleCNN", 100, 5, lr=0.01),
+    "lenet5": System("lenet5_mnist", "MNIST", "LeNet5", 100, 5),
+    "dnn_fashion": System("dnn_fashion_mnist", "FashionMNIST", "DNN", 100, 6, images=55_000),
+    "cnn_fashion": System("cnn_fashion_mnist", "FashionMNIST", "FashionCNN", 100, 6, images=55_000),
+    "cnn": System("cnn_mnist", "MNIST", "CNN", 256, 20, images=48_000, steps=40),
+    "alexnet": System("alexnet_cifar10", "CIFAR10", "AlexNet", 32, 50, images=50_000, steps=200),
+    "resnet18": System("resnet18_cifar10", "CIFAR10", "ResNet", 32, 50, images=50_000, steps=20),
+}
+
+
+# ------------------------------------------------------------------------------------------- the tutorials' own loops
+
+
+class Pictures(Dataset[tuple[Any, int]]):
+    """Images in memory, given out one by one as pictures, as torchvision's data sets do."""
+
+    def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Any], Tensor]) -> None:
+        self.images, self.labels, self.transform = images.permute(0, 2, 3, 1).numpy(), labels.tolist(), transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def pictures(system: System, root: str, train: bool) -> Dataset[Any]:
+    """The data set as tutorials build it."""
+    to_tensor = torchvision.transforms.ToTensor()
+    if system.data != "CIFAR10":
+        return getattr(torchvision.datasets, system.data)(root, train=train, transform=to_tensor)
+    half = torchvision.transforms.Normalize((0.5,) * 3, (0.5,) * 3)
+    both = torchvision.transforms.Compose([to_tensor, half])
+    try:
+        return torchvision.datasets.CIFAR10(root, train=train, transform=both)
+    except RuntimeError:  # files that are not the published ones byte for byte
+        return Pictures(*datamodule(system, root).split_images("train" if train else "test"), both)
+
+
+def tutorial(system: System, root: str, epochs: int, steps: int | None) -> dict[str, float]:
+    """Train and test as the tutorials do."""
+    train: Dataset[Any] = Subset(pictures(system, root, True), range(system.images))
+    train_loader = DataLoader(train, batch_size=system.batch, shuffle=True)
+    test_loader = DataLoader(pictures(system, root, False), batch_size=system.batch)
+    model = network(system)
+    criterion = nn.CrossEntropyLoss()
+    optimizer = getattr(torch.optim, system.optimizer)(model.parameters(), lr=system.lr)
+
+    seen, began = 0, time.perf_counter()
+    model.train()
+    for _ in range(epochs):
+        for step, (images, labels) in enumerate(train_loader):
+            if step == steps:
+                break
+            optimizer.zero_grad()
+            outputs = model(images)
+            loss = criterion(outputs, labels)
+            loss.backward()
+            optimizer.step()
+            seen += len(labels)
+    seconds = time.perf_counter() - began
+
+    correct = total = 0
+    model.eval()
+    with torch.no_grad():
+        for images, labels in test_loader:
+            predicted = model(images).argmax(1)
+            correct += int((predicted == labels).sum())
+            total += len(labels)
+            if steps and total >= 2000:  # the rows with few steps are about speed
+                break
+    return {"seconds": seconds, "images_per_second": seen / seconds, "accuracy": correct / total}
+
+
+def network(system: System) -> nn.Module:
+    """The network alone, a plain module."""
+    from vision_zoo import backbones
+
+    shape = (3, 32, 32) if system.data == "CIFAR10" else (1, 28, 28)
+    return getattr(backbones, system.backbone)(shape, 10)
+
+
+def datamodule(system: System, root: str) -> Any:
+    """The data as vision_zoo reads it."""
+    from vision_zoo import data
+
+    return getattr(data, system.data)(root=root, batch_size=system.batch, val_split=0)
+
+
+# -------------------------------------------------------------------------------------------------------------- rows
+
+
+@dataclass
+class Row:
+    """One comparison."""
+
+    section: str
+    what: str
+    ours: float
+    theirs: float
+    unit: str
+    ratio: float
+    lowest: float
+    highest: float
+    n: int
+    note: str = ""
+
+
+class Bench:
+    """Runs both sides in turn and keeps the rows."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.root = str(Path(options.data_root).resolve())
+        self.n = options.n or (2 if options.quick else 5)
+        self.quick: bool = options.quick
+        self.clock = time.process_time if options.clock == "cpu" else time.perf_counter
+        self.systems = options.systems.split(",") if options.systems else list(SYSTEMS)
+        self.rows: list[Row] = []
+        self.facts: dict[str, Any] = {}
+        self.console = Console()
+
+    def row(
+        self,
+        section: str,
+        what: str,
+        ours: list[float],
+        theirs: list[float],
+        unit: str,
+        note: str = "",
+    ) -> None:
+        """Keep a comparison; of seconds less is better, of rates more, and a ratio above 1 is in our favour."""
+        rate = unit.endswith("/s")
+        pairs = [a / b if rate else b / a for a, b in zip(ours, theirs, strict=True)]
+        a, b = statistics.median(ours), statistics.median(theirs)
+        row = Row(section, what, a, b, unit, a / b if rate else b / a, min(pairs), max(pairs), len(ours), note)
+        self.rows.append(row)
+        spread = f"{row.lowest:.2f}-{row.highest:.2f}"
+        self.console.print(f"{section} {what}: {a:,.4g} against {b:,.4g} {unit}, {row.ratio:.2f}x ({spread}) {note}")
+
+    def turns(self, *sides: Callable[[], Any]) -> list[list[Any]]:
+        """Each side n times, in turn."""
+        results: list[list[Any]] = [[] for _ in sides]
+        for _ in range(self.n):
+            for kept, side in zip(results, sides, strict=True):
+                kept.append(side())
+        return results
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        """How long a call takes."""
+        began = self.clock()
+        call()
+        return self.clock() - began
+
+
+def run(*words: str, folder: str | None = None, **environment: str) -> str:
+    """Run a process of its own and give its output."""
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def child(bench: Bench, task: str, *words: str, **environment: str) -> Any:
+    """Run a task of this script in a process of its own."""
+    out = run(str(Path(__file__)), "--data_root", bench.root, "--task", task, *words, **environment)
+    return json.loads(out.strip().splitlines()[-1])
+
+
+def fit(*words: str, **environment: str) -> dict[str, Any]:
+    """`vision_zoo fit` in a process and a folder of its own; gives results.json."""
+    with tempfile.TemporaryDirectory() as folder:
+        run("-m", "vision_zoo", "fit", *words, folder=folder, **environment)
+        return dict(json.loads(next(Path(folder).glob("runs/*/version_0/results.json")).read_text()))
+
+
+# ------------------------------------------------------------------------------------------------------------ sections
+
+
+def machine(bench: Bench) -> None:
+    """The peaks that no code can pass."""
+    size = 1024 if bench.quick else 2048
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.randn(2, size, size).to(dtype)
+        a @ b
+        best = min(bench.seconds(lambda a=a, b=b: a @ b) for _ in range(10))
+        bench.facts[f"matmul {dtype} GFLOP/s"] = round(2 * size**3 / best / 1e9)
+    source = torch.empty(64 * 2**20)
+    target = torch.empty_like(source)
+    best = min(bench.seconds(lambda: target.copy_(source)) for _ in range(10))
+    bench.facts["copy GB/s (read + write)"] = round(2 * source.numel() * 4 / best / 1e9, 1)
+    bench.facts |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.machine()}
+    bench.console.print(bench.facts)
+
+
+def batches(bench: Bench) -> None:
+    """Batches alone, without a network."""
+    system = SYSTEMS["lenet5"]
+    data = datamodule(system, bench.root)
+    data.setup("fit")
+    loader = DataLoader(pictures(system, bench.root, True), batch_size=100, shuffle=True)
+    limit = 50 if bench.quick else 600
+
+    def theirs() -> float:
+        began, seen = time.perf_counter(), 0
+        for step, (images, _) in enumerate(loader):
+            if step == limit:
+                break
+            seen += len(images)
+        return seen / (time.perf_counter() - began)
+
+    def ours() -> float:
+        began = time.perf_counter()
+        seen = sum(len(labels) for _, labels in data.train_dataloader())
+        return seen / (time.perf_counter() - began)
+
+    ours()
+    note = f"theirs from {limit} of 600 batches" if limit < 600 else ""
+    bench.row("a", "batches of MNIST, 100 images", *bench.turns(ours, theirs), "images/s", note)
+
+
+def step_cost(bench: Bench) -> None:
+    """Cost of a step: fit with everything on, Lightning's loop with nothing on, and a bare loop."""
+    for name in bench.systems:
+        system = SYSTEMS[name]
+        slow = name in ("cnn", "alexnet", "resnet18")
+        steps = (12 if slow else 120) if bench.quick else (60 if slow else 600)
+        sides = [partial(in_process, bench, system, steps, kind) for kind in ("full", "lightning", "bare")]
+        full, lightning, bare = bench.turns(*sides)
+        ms = [1000 * statistics.median(side) for side in (full, lightning, bare)]
+        note = (
+            f"+{ms[0] - ms[2]:.2f} ms, of which ours {ms[0] - ms[1]:.2f}; {1 / statistics.median(bare):,.1f} steps/s "
+            f"bare; from {steps} steps"
+        )
+        bench.row("b", f"{name} {system.batch}, step", [1000 * s for s in full], [1000 * s for s in bare], "ms", note)
+
+
+def in_process(bench: Bench, system: System, steps: int, kind: str) -> float:
+    """Seconds per step of one of the three loops, the same network, batches, optimizer and precision in each."""
+    import lightning.pytorch as pl
+
+    from vision_zoo.__main__ import main
+    from vision_zoo.callbacks.speed import SMALLEST_BF16_BATCH, TrainingPrecision, has_fast_bf16
+    from vision_zoo.classifier import Classifier
+
+    marks: list[float] = []
+    bf16 = has_fast_bf16(torch.device("cpu")) and system.batch >= SMALLEST_BF16_BATCH
+
+    def per_step() -> float:
+        skip = min(20, steps // 4)
+        return (marks[-1] - marks[skip]) / (len(marks) - 1 - skip)
+
+    if kind == "full":
+        original = Classifier.training_step
+
+        def training_step(self: Classifier, *batch: Any) -> Tensor:
+            marks.append(bench.clock())
+            return original(self, *batch)
+
+        Classifier.training_step = training_step  # type: ignore[method-assign]
+        words = [
+            "fit", "--config", system.config, "--data.root", bench.root, "--data.val_split", "0",
+            "--trainer.max_epochs", "1", "--trainer.limit_train_batches", str(steps), "--test_after_fit", "false",
+            "--trainer.accelerator", "cpu",
+        ]  # fmt: skip
+        words += ["--trainer.val_check_interval", "null"] if "fashion" in system.config else []
+        try:
+            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+                with contextlib.redirect_stdout(io.StringIO()):
+                    code = main(words)
+                assert code == 0, f"vision_zoo {' '.join(words)} ended with {code}"
+        finally:
+            Classifier.training_step = original  # type: ignore[method-assign]
+        return per_step()
+
+    data = datamodule(system, bench.root)
+    data.setup("fit")
+    scale, shift = (1 / 127.5, -1.0) if system.data == "CIFAR10" else (1 / 255, 0.0)
+    model = network(system).to(memory_format=torch.channels_last)
+    optimizer = getattr(torch.optim, system.optimizer)(model.parameters(), lr=system.lr, fused=True)
+
+    def loss_of(images: Tensor, labels: Tensor) -> Tensor:
+        images = (images * scale + shift).contiguous(memory_format=torch.channels_last)
+        return F.cross_entropy(model(images).float(), labels)
+
+    if kind == "bare":
+        for step, (images, labels) in enumerate(data.train_dataloader()):
+            marks.append(bench.clock())
+            if step == steps - 1:
+                break
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
+                loss = loss_of(images, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return per_step()
+
+    class Bare(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+            marks.append(bench.clock())
+            return loss_of(*batch)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return optimizer
+
+    off: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    plugins = [TrainingPrecision("cpu")] if bf16 else []
+    trainer = pl.Trainer(max_epochs=1, limit_train_batches=steps, accelerator="cpu", plugins=plugins, **off)
+    trainer.fit(Bare(), data.train_dataloader())
+    return per_step()
+
+
+def against_tutorials(bench: Bench) -> None:
+    """`vision_zoo fit` as shipped against the tutorial's own loop: images/s, and the accuracy of both."""
+    for name in bench.systems:
+        system = SYSTEMS[name]
+        steps = (60 if system.steps is None else max(system.steps // 4, 5)) if bench.quick else system.steps
+        epochs = 1 if steps else system.epochs
+        words = ["--config", system.config, "--data.root", bench.root, "--trainer.max_epochs", str(epochs)]
+        if steps:
+            words += ["--trainer.limit_train_batches", str(steps), "--trainer.limit_val_batches", "1"]
+            words += ["--trainer.val_check_interval", str(steps)] if "fashion" in name else []
+
+        def ours(words: list[str] = words) -> dict[str, Any]:
+            return fit(*words)
+
+        def theirs(name: str = name, epochs: int = epochs, steps: int | None = steps) -> dict[str, float]:
+            return dict(child(bench, "tutorial", name, str(epochs), str(steps or 0)))
+
+        fits, loops = bench.turns(ours, theirs)
+        mine = [100 * r["metrics"]["test/accuracy"] for r in fits]
+        plain = [100 * r["accuracy"] for r in loops]
+        # Two seeds of one side lie as far apart; fewer steps, more so.
+        allowed = max(max(mine) - min(mine), max(plain) - min(plain), 5.0 if steps else 0.4)
+        gap = statistics.median(mine) - statistics.median(plain)
+        same = "same accuracy" if gap > -allowed else "ACCURACY LOST"
+        note = f"{same}: {statistics.median(mine):.2f} against {statistics.median(plain):.2f} %"
+        note += f"; from {steps} steps" if steps else f"; {epochs} epochs"
+        rates = [r["train_images_per_second"] for r in fits], [r["images_per_second"] for r in loops]
+        bench.row("c", f"{name} {system.batch}, training", *rates, "images/s", note)
+
+
+def to_accuracy(bench: Bench) -> None:
+    """Training time to the published accuracy: configs/<name>_fast.yaml against the tutorial's epochs."""
+    for name in bench.systems:
+        system = SYSTEMS[name]
+        config = ROOT / "configs" / f"{system.config}_fast.yaml"
+        if not config.exists():
+            bench.console.print(f"d {name}: there is no {config.name}")
+            continue
+        published = float(config.read_text().split("Published: ")[1].split(" %")[0])
+        limit = 100 if bench.quick else (system.steps or 0)
+        full = -(-system.images // system.batch)
+
+        def theirs(name: str = name, limit: int = limit, full: int = full, system: System = system) -> float:
+            one = child(bench, "tutorial", name, "1", str(limit))
+            return float(one["seconds"]) * (full / limit if limit else 1) * system.epochs
+
+        def ours(config: Path = config) -> dict[str, Any]:
+            return fit("--config", str(config), "--data.root", bench.root)
+
+        fits, seconds = bench.turns(ours, theirs)
+        reached = [100 * r["metrics"]["test/accuracy"] for r in fits]
+        enough = "reached" if statistics.median(reached) >= published else "NOT REACHED"
+        note = f"{published} % {enough}: {statistics.median(reached):.2f} %; theirs: its epoch x {system.epochs}"
+        note += f", from {limit} of {full} steps" if limit else ""
+        bench.row("d", f"{name}, to {published} %", [r["fit_seconds"] for r in fits], seconds, "s", note)
+
+
+def augmentation(bench: Bench) -> None:
+    """Flip and crop of a batch against the same transforms image by image."""
+    from vision_zoo.transforms import RandomCrop, RandomHorizontalFlip, apply_transforms
+
+    images = torch.randint(0, 256, (512, 3, 32, 32), dtype=torch.uint8)
+    ours_ = [RandomHorizontalFlip(), RandomCrop(padding=4)]
+    theirs_ = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop(32, padding=4)])
+    apply_transforms(ours_, images)
+    ours, theirs = bench.turns(
+        lambda: bench.seconds(lambda: [apply_transforms(ours_, images) for _ in range(10)]) / 10,
+        lambda: bench.seconds(lambda: torch.stack([theirs_(image) for image in images])),
+    )
+    model = network(SYSTEMS["resnet18"]).train()
+    batch = images[:32] if bench.quick else images[:128]
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(batch.float() / 255).float().square().mean()
+        loss.backward()
+
+    step()
+    share = statistics.median(ours) / (bench.seconds(step) * 512 / len(batch))
+    bench.row("e", "flip + crop, 512x3x32x32", ours, theirs, "s", f"{100 * share:.2f} % of a bf16 ResNet-18 step")
+
+
+def door(bench: Bench) -> None:
+    """Commands that need no torch."""
+    for words in (["--help"], ["--version"], ["list"]):
+        sides = bench.turns(
+            lambda words=words: bench_wall(lambda: run("-m", "vision_zoo", *words)),
+            lambda: bench_wall(lambda: run("-c", "import torch")),
+        )
+        bench.row("f", f"vision_zoo {words[0]} against import torch", *sides, "s")
+
+
+def bench_wall(call: Callable[[], object]) -> float:
+    """Seconds of a process, by the wall's clock."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+FIRST_STEP = """
+import os
+from torch.optim.optimizer import register_optimizer_step_post_hook
+register_optimizer_step_post_hook(lambda *_: os._exit(0))
+from vision_zoo.__main__ import main
+raise SystemExit(main(["fit"]))
+"""
+
+
+def first_step(bench: Bench) -> None:
+    """From the start of the process to the first step of the optimizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        sides = bench.turns(
+            lambda: bench_wall(lambda: run("-c", FIRST_STEP, folder=folder)),
+            lambda: bench_wall(lambda: run("-c", "import lightning.pytorch.cli")),
+        )
+    bench.row("g", "fit on MNIST5k to its first step against import lightning.pytorch.cli", *sides, "s")
+
+
+def memory(bench: Bench) -> None:
+    """Peak of fit above its libraries, against that of the bare loop."""
+    for name in ("mlp", "cnn"):
+        steps = "20" if bench.quick or name == "cnn" else "0"
+        sides = bench.turns(
+            lambda name=name, steps=steps: child(bench, "memory", name, steps, "fit"),
+            lambda name=name, steps=steps: child(bench, "memory", name, steps, "bare"),
+        )
+        more = statistics.median(sides[0]) - statistics.median(sides[1])
+        bench.row("h", f"{name}, memory of fit", *sides, "MB", f"{more:+.0f} MB; allowed +100 MB")
+
+
+def memory_of(system: System, root: str, steps: int, kind: str) -> float:
+    """Peak memory of this process above what it holds with its libraries imported, MB."""
+    import vision_zoo.backbones
+    import vision_zoo.data
+
+    if kind == "fit":
+        import vision_zoo.cli  # noqa: F401
+    from vision_zoo.__main__ import main
+
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+    if kind == "fit":
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            words = ["--trainer.max_epochs", "1"] + (["--trainer.limit_train_batches", str(steps)] if steps else [])
+            with contextlib.redirect_stdout(io.StringIO()):
+                assert main(["fit", "--config", system.config, "--data.root", root, *words]) == 0
+    else:
+        train = getattr(torchvision.datasets, system.data)(root, train=True)
+        images, labels = train.data.unsqueeze(1), train.targets
+        model = network(system)
+        optimizer = getattr(torch.optim, system.optimizer)(model.parameters(), lr=system.lr)
+        for step, batch in enumerate(torch.randperm(len(images)).split(system.batch)):
+            if steps and step == steps:
+                break
+            loss = F.cross_entropy(model(images[batch] / 255), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            test = getattr(torchvision.datasets, system.data)(root, train=False)
+            for batch in test.data.unsqueeze(1).split(system.batch):
+                model(batch / 255)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3 - before
+
+
+def predict(bench: Bench) -> None:
+    """A folder of JPEGs through the command, against a loop of one picture at a time."""
+    count = 200 if bench.quick else 10_000
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        few = ["--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1", "--test_after_fit", "false"]
+        run("-m", "vision_zoo", "fit", *few, folder=name)
+        checkpoint = str(next(folder.glob("runs/*/*/checkpoints/best.ckpt")))
+        for side in (32, 500):
+            target = folder / f"jpeg{side}"
+            target.mkdir()
+            for number, noise in enumerate(_noises(count, side)):
+                Image.fromarray(noise).save(target / f"{number:05}.jpg", quality=90)
+            words = ["predict", "--ckpt_path", checkpoint, "--images", str(target), "--output", f"{name}/p.csv"]
+            sides = bench.turns(
+                lambda words=words: bench_wall(lambda: run("-m", "vision_zoo", *words)),
+                lambda target=target: bench_wall(lambda: child(bench, "predict", checkpoint, str(target))),
+            )
+            bench.row("i", f"predict {count:,} JPEGs of {side} px", *sides, "s", "whole processes")
+
+
+def _noises(count: int, side: int) -> Iterator[Any]:
+    coarse = torch.randint(0, 256, (min(count, 50), 3, 8, 8)).float()
+    smooth = F.interpolate(coarse, size=(side, side), mode="bilinear").byte().permute(0, 2, 3, 1).numpy()
+    return (smooth[number % len(smooth)] for number in range(count))
+
+
+def predict_one_by_one(checkpoint: str, folder: str) -> int:
+    """What somebody writes by hand: open, resize, one forward pass each."""
+    from vision_zoo.classifier import Classifier
+
+    network_ = Classifier.load_from_checkpoint(checkpoint).backbone
+    prepare = torchvision.transforms.Compose(
+        [torchvision.transforms.Resize((28, 28)), torchvision.transforms.ToTensor()]
+    )
+    labels = []
+    with torch.no_grad():
+        for path in sorted(Path(folder).iterdir()):
+            image = Image.open(path).convert("L")
+            labels.append(int(network_(prepare(image).unsqueeze(0)).argmax(1)))
+    return len(labels)
+
+
+def two_processes(bench: Bench) -> None:
+    """Two processes of one thread against one of two threads."""
+    steps = 6 if bench.quick else 40
+    words = ["--config", "resnet18_cifar10", "--data.root", bench.root, "--trainer.max_epochs", "1"]
+    words += ["--test_after_fit", "false", "--trainer.accelerator", "cpu"]
+
+    def images(limit: int, *more: str, threads: int) -> float:
+        result = fit(*words, "--trainer.limit_train_batches", str(limit), *more, OMP_NUM_THREADS=str(threads))
+        return float(result["train_images_per_second"])
+
+    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    sides = bench.turns(lambda: images(steps, *ddp, threads=1), lambda: images(2 * steps, threads=2))
+    bench.row("j", "resnet18, two processes", *sides, "images/s", f"from {2 * steps} steps")
+
+
+SECTIONS: dict[str, Callable[[Bench], None]] = {
+    "m": machine, "a": batches, "b": step_cost, "c": against_tutorials, "d": to_accuracy, "e": augmentation, "f": door,
+    "g": first_step, "h": memory, "i": predict, "j": two_processes,
+}  # fmt: skip
+TARGETS = {
+    "a": ">= 100x", "b": "<= 0.55 ms, ours <= 0.15 ms", "c": ">= 2.2x geometric mean with AMX", "d": ">= 8x, none < 3x",
+    "e": ">= 15x, < 5 %", "f": ">= 2x", "g": ">= 0.8x", "h": "<= +100 MB", "i": ">= 5x, >= 1.8x", "j": ">= 0.9x",
+}  # fmt: skip
+
+
+def task(name: str, root: str, words: list[str]) -> Any:
+    """What a child process does."""
+    if name == "tutorial":
+        return tutorial(SYSTEMS[words[0]], root, int(words[1]), int(words[2]) or None)
+    if name == "memory":
+        return memory_of(SYSTEMS[words[0]], root, int(words[1]), words[2])
+    return predict_one_by_one(*words)
+
+
+def show(bench: Bench) -> None:
+    """The table, and the geometric means of the sections with one row for each system."""
+    table = Table("", "what", "ours", "theirs", "", "ratio", "spread", "n", "target", "note")
+    for r in bench.rows:
+        spread = f"{r.lowest:.2f}-{r.highest:.2f}"
+        figures = (f"{r.ours:,.4g}", f"{r.theirs:,.4g}", r.unit, f"{r.ratio:.2f}x", spread, str(r.n))
+        table.add_row(r.section, r.what, *figures, TARGETS[r.section], r.note)
+    bench.console.print(table)
+    for section in "cd":
+        ratios = [r.ratio for r in bench.rows if r.section == section]
+        if ratios:
+            mean = statistics.geometric_mean(ratios)
+            bench.console.print(f"{section}: geometric mean {mean:.2f}x, lowest {min(ratios):.2f}x of {len(ratios)}")
+
+
+def main() -> int:
+    """Run the sections asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_root", default="data", help="folder with MNIST, FashionMNIST, cifar-10-batches-py")
+    parser.add_argument("--only", help="sections, such as a,b,e")
+    parser.add_argument("--systems", help=f"networks of sections b, c and d; all are {','.join(SYSTEMS)}")
+    parser.add_argument("-n", type=int, help="runs of each side; 5, or 2 with --quick")
+    parser.add_argument("--quick", action="store_true", help="few steps, to see that everything runs")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.task:
+        print(json.dumps(task(options.task, options.data_root, options.words)))
+        return 0
+    sections = options.only.split(",") if options.only else list(SECTIONS)
+    if unknown := [s for s in sections if s not in SECTIONS] + [
+        s for s in (options.systems or "").split(",") if s and s not in SYSTEMS
+    ]:
+        parser.error(f"there is no {', '.join(unknown)}")
+    if options.clock == "cpu":
+        torch.set_num_threads(1)
+    bench = Bench(options)
+    for section in sections:
+        SECTIONS[section](bench)
+    show(bench)
+    if options.json:
+        rows = [asdict(row) for row in bench.rows]
+        options.json.write_text(json.dumps({"facts": bench.facts, "rows": rows}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,324 @@
+"""The script that makes the rows of configs/results.csv, and every measured figure from them."""
+
+import csv
+import importlib.util
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vision_zoo import listing
+from vision_zoo.__main__ import main
+from vision_zoo.callbacks.run import Run
+from vision_zoo.data import CIFAR10
+
+ROOT = Path(__file__).parents[1]
+README = "# Zoo\n\n<!-- results -->\n<!-- /results -->\n\nMore.\n"
+
+
+@pytest.fixture(scope="module")
+def reproduce():
+    spec = importlib.util.spec_from_file_location("reproduce", ROOT / "scripts" / "reproduce.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["reproduce"] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def project(tmp_path, data_root, reproduce, monkeypatch):
+    """A copy of what the script writes to; `runs` holds the words of each training, which happens in this process."""
+    root = tmp_path / "project"
+    (root / "configs").mkdir(parents=True)
+    for name in ("lenet5_mnist", "fc_mnist", "small_cnn_mnist"):
+        text = (ROOT / "configs" / f"{name}.yaml").read_text()
+        text = re.sub(r"Measured: .*\.\n", "Measured: not yet.\n", text)
+        text = re.sub(r"max_epochs: \d+", f"max_epochs: {1 if 'small' in name else 3}", text)
+        (root / "configs" / f"{name}.yaml").write_text(text)
+    (root / "README.md").write_text(README)
+    project = reproduce.Project(root)
+    words_of_runs = []
+
+    def execute(words, _log, _lock):
+        words_of_runs.append(list(words))
+        _log.touch()
+        return main(list(words))
+
+    monkeypatch.setattr(reproduce, "execute", execute)
+
+    def run(*words):
+        before, after = (words[: words.index("--")], words[words.index("--") :]) if "--" in words else (words, ())
+        return reproduce.main([*before, "--data_root", str(data_root), *after], root)
+
+    object.__setattr__(project, "run", run)
+    object.__setattr__(project, "trainings", words_of_runs)
+    return project
+
+
+@pytest.fixture
+def pretended(project, reproduce, monkeypatch):
+    """Trainings that take no time: they leave what the script reads."""
+
+    def execute(words, log, _lock):
+        log.write_text("training\n")
+        project.trainings.append(list(words))
+        recipe = yaml.safe_load(Path(words[words.index("--config") + 1]).read_text())
+        if recipe["model"]["optimizer"]["init_args"]["lr"] < 0:
+            return 2
+        epochs = int(words[words.index("--trainer.max_epochs") + 1]) if "--trainer.max_epochs" in words else 3
+        name = Path(words[words.index("--config") + 1]).stem
+        run = Path(words[words.index("--trainer.default_root_dir") + 1]) / "runs" / name / "version_0"
+        run.mkdir(parents=True)
+        (run / "metrics.csv").write_text("epoch,step,val/accuracy\n0,2,0.5\n1,4,0.75\n")
+        results = {
+            "parameters": 5142, "epochs": epochs, "fit_seconds": 8.0, "train_images_per_second": 1000.0,
+            "metrics": {"test/accuracy": 0.9744, "test/loss": 0.1}, "data": {"name": "MNIST", "note": ""},
+            "device": "cpu (Abacus, 2 threads)", "devices": 1, "precision": "32-true", "versions": {"torch": "2"},
+        }  # fmt: skip
+        (run / "results.json").write_text(json.dumps(results))
+        return 0
+
+    monkeypatch.setattr(reproduce, "execute", execute)
+
+
+def header_of(project, name: str) -> str:
+    return project.recipe(name).read_text().splitlines()[0]
+
+
+def test_a_run_becomes_a_row_and_every_figure_comes_from_the_rows(project, reproduce, monkeypatch):
+    assert project.run("fc_mnist", "lenet5_mnist", "--seeds", "2", "--", "--data.num_workers", "0") == 0
+    assert [words[words.index("--data.seed") + 1] for words in project.trainings] == ["0", "0", "1", "1"]
+    rows = project.rows()
+    assert [(row["recipe"], row["seed"], row["epochs"]) for row in rows] == [
+        ("fc_mnist", "0", "3"),
+        ("fc_mnist", "1", "3"),
+        ("lenet5_mnist", "0", "3"),
+        ("lenet5_mnist", "1", "3"),
+    ]
+    for row in rows:
+        folder = project.root / "runs" / "reproduce" / f"{row['recipe']}-{row['digest']}" / f"seed_{row['seed']}"
+        results = json.loads((folder / f"runs/{row['recipe']}/version_0/results.json").read_text())
+        assert float(row["test/accuracy"]) == results["metrics"]["test/accuracy"]
+        assert (row["data"], row["options"]) == ("MNIST", "--data.num_workers 0")
+        assert row["hardware"] in results["device"]
+        assert row["commit"]
+        assert "torch=" in row["versions"]
+    # fc_mnist has a validation after each of its 3 epochs, lenet5_mnist has none.
+    curve = reproduce.read_rows(project.configs / "curves.csv")
+    assert [row["recipe"] for row in curve] == ["fc_mnist"] * 3
+    assert float(curve[-1]["seconds"]) == pytest.approx(float(rows[0]["fit_seconds"]), abs=0.06)
+    assert sorted(p.name for p in (project.configs / "figures").iterdir()) == ["parameters.png", "time_mnist.png"]
+    assert (project.configs / "figures" / "time_mnist.png").read_bytes()[:4] == b"\x89PNG"
+
+    shown = reproduce.groups_of(project)[0].accuracy
+    assert re.fullmatch(r"[\d.]+ \+- [\d.]+ %", shown)
+    assert f"Measured: {shown} (2 seeds), " in header_of(project, "fc_mnist")
+    assert header_of(project, "small_cnn_mnist").endswith("Measured: not yet.")
+    readme = (project.root / "README.md").read_text()
+    assert readme.startswith("# Zoo\n\n<!-- results -->\n| recipe")
+    assert readme.endswith("<!-- /results -->\n\nMore.\n")
+    assert f"| {shown} | 98.37 % |" in readme
+    assert "Not measured yet: `small_cnn_mnist`." in readme
+    monkeypatch.setattr(listing, "configs_folder", lambda: project.configs)
+    assert shown in {row["name"]: row["measured"] for row in listing.recipes()}["fc_mnist"]
+
+    # Nothing is made twice, and --check sees every kind of change.
+    count = len(project.trainings)
+    before = {
+        path: path.read_bytes() for path in project.root.rglob("*") if path.is_file() and "runs" not in path.parts
+    }
+    assert project.run("fc_mnist", "lenet5_mnist", "--seeds", "2", "--check", "--", "--data.num_workers", "0") == 0
+    assert len(project.trainings) == count
+    assert before == {path: path.read_bytes() for path in before}
+    for path, old, new in (
+        (project.root / "README.md", shown, "99.99 %"),
+        (project.recipe("fc_mnist"), shown, "99.99 %"),
+        (project.configs / "results.csv", rows[0]["test/accuracy"], "0.9999"),
+    ):
+        path.write_text(path.read_text().replace(old, new))
+        assert project.run("--check") == 1
+        path.write_bytes(before[path])
+    (project.configs / "figures" / "parameters.png").unlink()
+    assert project.run("--check") == 1
+    assert project.run("--write", "--check") == 0
+
+
+def test_a_run_that_was_stopped_goes_on_and_gives_one_row(project, monkeypatch, capsys):
+    whole = Run.on_train_epoch_end
+
+    def stop_after_the_second_epoch(self, trainer, *others):
+        if trainer.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        whole(self, trainer, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "on_train_epoch_end", stop_after_the_second_epoch)
+        assert project.run("lenet5_mnist", "fc_mnist") == 143
+    assert len(project.trainings) == 1  # whoever stops the script stops it whole
+    assert project.rows() == []
+    assert project.run("lenet5_mnist") == 0
+    last = project.trainings[-1]
+    assert last[last.index("--ckpt_path") + 1].endswith("runs/lenet5_mnist/version_0")
+    (row,) = project.rows()
+    assert row["epochs"] == "3"
+    assert len(list(project.root.glob("runs/reproduce/*/seed_0/runs/lenet5_mnist/version_*"))) == 1
+    assert "lenet5_mnist seed 0: goes on" in capsys.readouterr().out
+    # A row that was lost after its training needs no other training.
+    (project.configs / "results.csv").unlink()
+    assert project.run("lenet5_mnist") == 0
+    assert project.rows() == [row]
+    assert len(project.trainings) == 2
+
+
+def test_a_shorter_run_is_no_run_of_the_recipe(project, pretended, capsys):
+    assert project.run("lenet5_mnist", "--", "--trainer.max_epochs", "1") == 0
+    (row,) = project.rows()
+    assert (row["options"], row["epochs"]) == ("--trainer.max_epochs 1", "1")
+    measured = "Measured: 97.44 % (1 seed), 8 s on Abacus, 2 threads, with --trainer.max_epochs 1."
+    assert header_of(project, "lenet5_mnist").endswith(measured)
+    assert "`lenet5_mnist` `--trainer.max_epochs 1`" in (project.root / "README.md").read_text()
+    # One that stopped early without saying so makes no row.
+    (results,) = project.root.glob("runs/reproduce/*/seed_0/runs/lenet5_mnist/version_0/results.json")
+    results.write_text(results.read_text().replace('"epochs": 1', '"epochs": 0'))
+    assert project.run("lenet5_mnist", "--", "--trainer.max_epochs", "1") == 1
+    assert "trained 0 of 1 epochs" in capsys.readouterr().err
+
+
+def test_a_variant_has_its_own_row_and_its_own_published_figure(project, pretended, reproduce):
+    assert project.run("small_cnn_mnist", "small_cnn_mnist_one_by_one") == 0
+    assert [row["options"] for row in project.rows()] == ["", "--data.batch_size 1 --data.shuffle false"]
+    assert [reproduce.goal(project, group) for group in reproduce.groups_of(project)] == [
+        (97.25, "97.25 %"),
+        (97.66, "97.66 %"),
+    ]
+
+
+def test_every_variant_names_a_recipe_and_one_of_its_figures(reproduce):
+    for name, (recipe, _, figure) in reproduce.VARIANTS.items():
+        published = reproduce.header(reproduce.Project(), recipe)["published"]
+        assert len(re.findall(r"[\d.]+ %", published)) > figure, name
+        assert not reproduce.Project().recipe(name).exists()
+
+
+def test_rows_of_a_recipe_that_was_edited_count_no_more(project, pretended, capsys):
+    assert project.run("lenet5_mnist") == 0
+    path = project.recipe("lenet5_mnist")
+    path.write_text(path.read_text().replace("lr: 0.001", "lr: 0.002"))
+    assert project.run("--write") == 0
+    assert "the recipe was edited since: lenet5_mnist  seed 0" in capsys.readouterr().err
+    assert header_of(project, "lenet5_mnist").endswith("Measured: not yet.")
+    assert "Not measured yet." in (project.root / "README.md").read_text()
+    assert not list(project.configs.glob("figures/*.png"))
+    assert project.run("lenet5_mnist") == 0  # and the next run is a new one
+    assert len(project.trainings) == 2
+    assert len(project.rows()) == 1
+
+
+def test_wrong_usage_is_refused_before_anything_is_trained(project, capsys):
+    assert project.run("lenet6_mnist") == 2
+    assert "there is no recipe 'lenet6_mnist'. Known are fc_mnist, lenet5_mnist" in capsys.readouterr().err
+    for words in (["--data.seed", "3"], ["--seed_everything=3"], ["-c", "other.yaml"]):
+        assert project.run("lenet5_mnist", "--", *words) == 2
+        assert "is chosen by this script" in capsys.readouterr().err
+    assert project.trainings == []
+
+
+def test_a_failure_is_told_and_the_next_recipe_runs(project, pretended, capsys):
+    project.recipe("fc_mnist").write_text(project.recipe("fc_mnist").read_text().replace("lr: 0.001", "lr: -1"))
+    assert project.run("fc_mnist", "lenet5_mnist") == 1
+    assert "fc_mnist seed 0: ended with exit code 2" in capsys.readouterr().out
+    assert [row["recipe"] for row in project.rows()] == ["lenet5_mnist"]
+
+
+def test_a_run_that_another_process_makes_is_left_alone(reproduce, tmp_path):
+    with (
+        reproduce.locked(tmp_path, wait=False),
+        pytest.raises(reproduce.ReproduceError, match="another process is busy"),
+        reproduce.locked(tmp_path, wait=False),
+    ):
+        pass
+    with reproduce.locked(tmp_path, wait=False):
+        pass
+
+
+def test_the_program_is_this_checkouts_and_gets_our_signals(reproduce, tmp_path, monkeypatch):
+    lock = os.open(tmp_path, os.O_RDONLY)
+    assert reproduce.execute(["--version"], tmp_path / "log.txt", lock) == 0
+    assert (tmp_path / "log.txt").read_text().startswith("vision_zoo ")
+    program = tmp_path / "waits.sh"
+    program.write_text('#!/bin/sh\ntrap "exit 143" TERM\necho ready\nwhile true; do sleep 0.05; done\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    assert reproduce.execute([], tmp_path / "log.txt", lock) == 143
+    os.close(lock)
+
+
+@pytest.mark.parametrize(("suffix", "note"), [("jpg", "JPEG copy"), ("png", "not the published files")])
+def test_results_on_other_files_than_the_published_say_so(suffix, note, data_root, here):
+    shutil.copytree(data_root / "cifar-10-batches-py", here / "cifar-10-batches-py")
+    for path in here.glob("cifar-10-batches-py/*_batch*"):
+        batch = pickle.loads(path.read_bytes())
+        names = [f"{index}_cat.{suffix}" for index in range(len(batch["labels"]))]
+        path.write_bytes(pickle.dumps({**batch, "filenames": names}, protocol=2))
+    data = CIFAR10(root=str(here))
+    data.setup("fit")
+    assert data.note == note
+    data.setup("test")
+    assert data.note == note
+
+
+def test_the_row_of_a_run_on_a_jpeg_copy_says_so(data_root, here, reproduce, monkeypatch):
+    monkeypatch.setattr("vision_zoo.data.cifar._from_jpeg", lambda path: True)
+    words = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--data.batch_size", "4"]
+    assert main(["fit", "--config", "alexnet_cifar10", "--data.root", str(data_root), *words]) == 0
+    task = reproduce.Task("alexnet_cifar10", tuple(words), 0)
+    row, points = reproduce.row_of(reproduce.Project(), task, here / "runs/alexnet_cifar10/version_0", ["abc", "abc"])
+    assert (row["data"], row["commit"], points) == ("CIFAR10 (JPEG copy)", "abc", [])
+    group = reproduce.Group("alexnet_cifar10", row["data"], row["options"], (row,))
+    bar, said = reproduce.goal(reproduce.Project(), group)
+    assert (round(bar, 2), said) == (72.08, "75.08 %, so 72.08 % here")
+
+
+# What is in this checkout.
+
+
+def test_every_generated_figure_is_what_the_rows_say(reproduce, capsys):
+    assert reproduce.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_no_measured_figure_stands_outside_of_what_is_generated(reproduce):
+    before, _, rest = (ROOT / "README.md").read_text().partition(reproduce.BEGIN)
+    by_hand = before + rest.partition(reproduce.END)[2]
+    accuracy = r"\b\d\d\.\d+ ?(%|per cent)|\b0?\.\d\d\d+ (test |validation )?accuracy"
+    assert not re.search(accuracy, by_hand)
+    for path in (ROOT / "configs").glob("*.yaml"):
+        text = path.read_text()
+        said = listing.HEADER.fullmatch(text.partition("\n")[0])
+        assert said, path
+        assert not re.search(accuracy, said["what"] + said["source"] + said["how"]), path
+        assert not re.search(accuracy, text.partition("\n")[2]), path
+
+
+def test_a_row_holds_what_its_columns_promise(reproduce):
+    path = ROOT / "configs" / "results.csv"
+    if not path.exists():
+        pytest.skip("nothing measured yet")
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    assert tuple(reader.fieldnames) == reproduce.COLUMNS
+    assert len({tuple(row[name] for name in reproduce.KEY) for row in rows}) == len(rows)
+    for row in rows:
+        assert 0 < float(row["test/accuracy"]) <= 1
+        assert row["hardware"]
+        assert row["commit"]

@@ -1,0 +1,234 @@
+"""What fit chooses by itself for speed: what it says and records, how to override it, and what it leaves alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vision_zoo.__main__ import main
+from vision_zoo.callbacks import speed
+from vision_zoo.callbacks.speed import TrainingPrecision, has_fast_bf16, match_layouts
+from vision_zoo.classifier import Classifier
+from vision_zoo.types import ImageShape
+
+SHORT = ["fit", "--data.batch_size", "32", "--trainer.limit_train_batches", "6", "--trainer.max_epochs", "1",
+         "--trainer.limit_val_batches", "4", "--trainer.limit_test_batches", "4"]  # fmt: skip
+LENET = [*SHORT, "--model.backbone", "LeNet5"]
+
+
+class Viewing(nn.Module):
+    """A network of somebody's own, which calls `view` on its features, as tutorials do."""
+
+    def __init__(self, image_shape: ImageShape, num_classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(image_shape[0], 4, 3)
+        self.pool = nn.Conv2d(4, 6, 3)
+        self.head = nn.Linear(6 * 24 * 24, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.pool(self.conv(images))
+        return self.head(x.view(x.size(0), -1))
+
+
+class Flattening(Viewing):
+    """The same with `flatten`, which takes any order in memory; notes what it saw."""
+
+    seen: list[tuple[bool, torch.dtype]] = []  # noqa: RUF012
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.pool(self.conv(images))
+        self.seen.append((x.is_contiguous(memory_format=torch.channels_last), x.dtype))
+        return self.head(x.flatten(1))
+
+
+class SinglePrecision(Flattening):
+    """Computes with an operation that knows no bfloat16."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.head(self.pool(self.conv(images)).flatten(1))
+        if features.dtype == torch.bfloat16:
+            raise RuntimeError('"own_operation" not implemented for BFloat16')
+        return features
+
+
+@pytest.fixture
+def fast_machine(monkeypatch):
+    monkeypatch.setattr(speed, "has_fast_bf16", lambda device: True)
+
+
+@pytest.fixture
+def slow_machine(monkeypatch):
+    monkeypatch.setattr(speed, "has_fast_bf16", lambda device: False)
+
+
+def results(root: Path, run: str = "version_0") -> dict:
+    return json.loads((root / "runs" / "default" / run / "results.json").read_text())
+
+
+def line(capsys) -> str:
+    return next(x for x in capsys.readouterr().out.splitlines() if x.startswith("speed "))
+
+
+# -------------------------------------------------------------------------------------------------------------- choices
+
+
+def test_the_choices_are_said_in_one_line_and_recorded(fast_machine, here, capsys):
+    assert main(LENET) == 0
+    assert line(capsys).split(maxsplit=1)[1].strip() == (
+        "bf16-mixed autocast in training steps, channels_last, fused Adam"
+    )
+    assert results(here)["speed"] == {"precision": "bf16-mixed", "channels_last": True, "fused": True}
+    assert results(here)["precision"] == "bf16-mixed"
+
+
+def test_this_machine_gets_what_its_processor_has(here):
+    assert main([*LENET, "--test_after_fit", "false"]) == 0
+    expected = "bf16-mixed" if has_fast_bf16(torch.device("cpu")) else "32-true"
+    assert results(here)["speed"]["precision"] == expected
+
+
+def test_a_machine_without_bf16_trains_in_float32(slow_machine, here, capsys):
+    assert main([*LENET, "--test_after_fit", "false"]) == 0
+    assert "32-true (this cpu has no fast bf16), channels_last, fused Adam" in line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "recorded"),
+    [
+        (["--trainer.precision", "32-true"], "32-true (as asked), channels_last, fused Adam", ("32-true", True, True)),
+        (["--trainer.precision", "bf16-mixed"], "bf16-mixed (as asked)", ("bf16-mixed", True, True)),
+        (["--channels_last", "false"], "in training steps, fused Adam", ("bf16-mixed", False, True)),
+        (["--model.optimizer.fused", "false"], "channels_last, Adam", ("bf16-mixed", True, False)),
+        (["--model.optimizer.foreach", "true"], "channels_last, Adam", ("bf16-mixed", True, False)),
+        (["--model.optimizer", "RMSprop"], "channels_last, RMSprop", ("bf16-mixed", True, False)),
+        (["--model.optimizer", "SGD"], "channels_last, fused SGD", ("bf16-mixed", True, True)),
+        (["--model.backbone", "MLP"], "in training steps, fused Adam", ("bf16-mixed", False, True)),
+        (["--data.batch_size", "31"], "32-true (batches below 32 images gain", ("32-true", True, True)),
+        (
+            ["--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", "1"],
+            "channels_last, Adam",
+            ("bf16-mixed", True, False),
+        ),
+        (["--trainer.gradient_clip_val", "1"], "channels_last, fused Adam", ("bf16-mixed", True, True)),
+    ],
+)
+def test_one_option_overrides_each_choice(words, said, recorded, fast_machine, here, capsys):
+    assert main([*LENET, *words, "--test_after_fit", "false"]) == 0
+    assert said in line(capsys)
+    assert tuple(results(here)["speed"].values()) == recorded
+
+
+# ------------------------------------------------------------------------------------------- networks of one's own
+
+
+def own(name: str) -> list[str]:
+    return [*SHORT, "--model.backbone", f"{__name__}.{name}", "--test_after_fit", "false"]
+
+
+def test_a_network_of_ones_own_gains_the_same_and_is_evaluated_in_float32(fast_machine, here, monkeypatch):
+    monkeypatch.setattr(Flattening, "seen", [])
+    assert main(own("Flattening")) == 0
+    assert results(here)["speed"] == {"precision": "bf16-mixed", "channels_last": True, "fused": True}
+    assert Flattening.seen.count((True, torch.bfloat16)) >= 6, "training steps"
+    assert (False, torch.float32) in Flattening.seen, "validation"
+
+
+def test_a_network_that_needs_the_plain_layout_keeps_it(fast_machine, here):
+    assert main(own("Viewing")) == 0
+    assert results(here)["speed"] == {"precision": "bf16-mixed", "channels_last": False, "fused": True}
+
+
+def test_a_network_that_cannot_run_in_bf16_trains_in_float32(fast_machine, here, capsys):
+    assert main(own("SinglePrecision")) == 0
+    assert "32-true (the network does not run in bf16), channels_last" in line(capsys)
+
+
+# ------------------------------------------------------------------------------------------------------------ exactness
+
+
+def test_figures_of_the_run_are_exactly_those_of_its_loaded_checkpoint(fast_machine, here, capsys):
+    assert main(LENET) == 0
+    best = str(here / "runs/default/version_0/checkpoints/best.ckpt")
+    during = results(here)["metrics"]
+    options = ["--ckpt_path", best, "--trainer.limit_test_batches", "4", "--output", "again"]
+    assert main(["test", *options]) == 0
+    after = json.loads((here / "again" / "test.json").read_text())
+    assert {n: v for n, v in during.items() if n.startswith("test/")} == after
+    stored = torch.load(best, weights_only=True)["state_dict"]
+    loaded = Classifier.load_from_checkpoint(best)
+    assert all(torch.equal(value, stored[name]) for name, value in loaded.state_dict().items())
+    assert all(value.is_contiguous() for value in loaded.state_dict().values())
+
+
+def test_validation_within_training_is_exactly_that_of_the_loaded_checkpoint(fast_machine, here, capsys):
+    assert main([*LENET, "--test_after_fit", "false"]) == 0
+    during = results(here)["metrics"]["val/loss"]
+    capsys.readouterr()
+    assert main(["validate", "--ckpt_path", "best", "--trainer.limit_val_batches", "4"]) == 0
+    assert f"{during:.4f}" in capsys.readouterr().out
+
+
+def test_precision_contexts_are_null_in_evaluation():
+    plugin = TrainingPrecision("cpu")
+    a = torch.ones(2, 2)
+    with plugin.train_step_context():
+        assert (a @ a).dtype == torch.bfloat16
+    for context in (plugin.val_step_context, plugin.test_step_context, plugin.predict_step_context):
+        with context():
+            assert (a @ a).dtype == torch.float32
+
+
+def test_a_continued_run_keeps_its_choices_on_another_machine(here, monkeypatch, capsys):
+    words = [*LENET, "--model.scheduler", "null", "--test_after_fit", "false", "--channels_last", "false"]
+    monkeypatch.setattr(speed, "has_fast_bf16", lambda device: True)
+    assert main([*words, "--trainer.max_epochs", "1"]) == 0
+    monkeypatch.setattr(speed, "has_fast_bf16", lambda device: False)
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2", "--test_after_fit", "false"]) == 0
+    assert "bf16-mixed autocast in training steps (as the run began), fused Adam" in capsys.readouterr().out
+    assert results(here)["speed"] == {"precision": "bf16-mixed", "channels_last": False, "fused": True}
+
+
+def test_a_run_of_before_the_choices_goes_on_as_it_was(fast_machine, here):
+    words = [*LENET, "--model.scheduler", "null", "--test_after_fit", "false", "--trainer.max_epochs", "1"]
+    assert main(words) == 0
+    last = here / "runs/default/version_0/checkpoints/last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    del checkpoint["callbacks"]["Speed"]
+    torch.save(checkpoint, last)
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2", "--test_after_fit", "false"]) == 0
+    assert results(here)["speed"] == {"precision": "32-true", "channels_last": False, "fused": False}
+
+
+@pytest.mark.parametrize("weight_layout", [torch.channels_last, torch.contiguous_format])
+def test_a_fused_step_is_right_whatever_the_layout_of_its_restored_state(weight_layout):
+    start, gradient = torch.randn(2, 8, 3, 5, 5)
+
+    def steps(fused: bool, restored: torch.memory_format) -> Tensor:
+        weight = nn.Parameter(start.clone(memory_format=weight_layout))
+        optimizer = torch.optim.Adam([weight], fused=fused)
+        for number in range(3):
+            weight.grad = (gradient * (number + 1)).clone(memory_format=weight_layout)
+            optimizer.step()
+            state = optimizer.state[weight]
+            state["exp_avg"] = state["exp_avg"].clone(memory_format=restored)
+            match_layouts(optimizer)
+        return weight.detach()
+
+    for restored in (torch.channels_last, torch.contiguous_format):
+        torch.testing.assert_close(steps(True, restored), steps(False, torch.contiguous_format))
+
+
+def test_the_layout_changes_no_logit_beyond_rounding():
+    torch.manual_seed(0)
+    model = Classifier(Flattening, (3, 28, 28), [str(i) for i in range(10)]).eval()
+    images = torch.randint(0, 256, (4, 3, 28, 28), dtype=torch.uint8)
+    with torch.no_grad():
+        plain = model(images)
+        model.lay_out(channels_last=True)
+        torch.testing.assert_close(model(images), plain)
+        model.lay_out(channels_last=False)
+        assert torch.equal(model(images), plain)
+    assert F.cross_entropy(plain, torch.zeros(4, dtype=torch.long)).isfinite()

@@ -1,0 +1,229 @@
+"""What makes training fast on the machine at hand: chosen at the start of fit, said in one line, kept on resume."""
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import nn
+from torch.optim import Optimizer
+
+from vision_zoo.classifier import Classifier
+
+# Below so many images, casting the weights takes longer than bf16 saves.
+SMALLEST_BF16_BATCH = 32
+
+STEP_HOOKS = (
+    "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward",
+    "on_before_optimizer_step", "on_train_batch_end",
+)  # fmt: skip
+
+
+class TrainingPrecision(MixedPrecision):
+    """Autocast to bfloat16 in training steps; what is evaluated is what a loaded checkpoint computes, in float32.
+
+    Args:
+        device: type of the device, such as cpu or cuda.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__("bf16-mixed", device)
+
+    def clip_gradients(self, *args: Any, **kwargs: Any) -> None:
+        """Clip; without a scaler, gradients are whole also where the optimizer is fused."""
+        Precision.clip_gradients(self, *args, **kwargs)
+
+    @contextmanager
+    def val_step_context(self) -> Generator[None, None, None]:
+        """Nothing: float32."""
+        yield
+
+    @contextmanager
+    def test_step_context(self) -> Generator[None, None, None]:
+        """Nothing: float32."""
+        yield
+
+    @contextmanager
+    def predict_step_context(self) -> Generator[None, None, None]:
+        """Nothing: float32."""
+        yield
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware: AMX or AVX512-BF16, or a GPU that does."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # torch has no public ones for CPUs
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)
+
+
+class Speed(Callback):
+    """Chooses bf16 autocast, the memory layout of convolutions and the optimizer's fused form.
+
+    Each depends on the machine, the network and the batch size only, and a continued run keeps what it began with.
+
+    Args:
+        precision_given: the user has set the precision, so that it is not ours to choose.
+        stored: the choices of the run that is continued; empty for one that made none.
+
+    Attributes:
+        channels_last: the user's word on the memory layout; None leaves it to the network.
+        choices: precision, channels_last and fused, known from the start of training.
+    """
+
+    def __init__(self, precision_given: bool = False, stored: Mapping[str, Any] | None = None) -> None:
+        self.precision_given = precision_given
+        self.stored = stored
+        self.channels_last: bool | None = None
+        self.choices: dict[str, Any] = {}
+        self._reason = ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The choices."""
+        return dict(self.choices)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Choose, on the first process for all of them, before the optimizer is built."""
+        if stage != "fit" or not isinstance(pl_module, Classifier):
+            return
+        choices, self._reason = trainer.strategy.broadcast(self._choose(trainer, pl_module))
+        plugin = trainer.strategy.precision_plugin
+        if choices["precision"] == "bf16-mixed" and type(plugin) is Precision:
+            trainer.strategy.precision_plugin = TrainingPrecision(trainer.strategy.root_device.type)
+        # Lightning refuses to clip the gradients of a fused optimizer under its own mixed precision.
+        stock = isinstance(trainer.strategy.precision_plugin, MixedPrecision) and not self._is_ours(trainer)
+        choices["fused"] = choices["fused"] and not (stock and trainer.gradient_clip_val)
+        pl_module.fuses_optimizer = choices["fused"]
+        pl_module.lay_out(choices["channels_last"])
+        self.choices = choices
+
+    @staticmethod
+    def _is_ours(trainer: Trainer) -> bool:
+        return isinstance(trainer.strategy.precision_plugin, TrainingPrecision)
+
+    def _choose(self, trainer: Trainer, model: Classifier) -> tuple[dict[str, Any], str]:
+        # Sharding strategies have precisions and memory layouts of their own.
+        simple = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
+        stored = self.stored
+        reason = ""
+        if self.precision_given or not simple:
+            precision, reason = str(trainer.precision), "as asked" if self.precision_given else ""
+        elif stored is not None:
+            precision, reason = stored.get("precision", "32-true"), "as the run began"
+        else:
+            reason = self._against_bf16(trainer, model)
+            precision = "32-true" if reason else "bf16-mixed"
+        if self.channels_last is not None:
+            channels_last = self.channels_last
+        elif stored is not None:
+            channels_last = bool(stored.get("channels_last"))
+        else:
+            channels_last = simple and _has_convolutions(model) and _accepts(model, channels_last=True)
+        fused = simple and trainer.strategy.root_device.type in ("cpu", "cuda")
+        if stored is not None:
+            fused = bool(stored.get("fused"))
+        return {"precision": precision, "channels_last": channels_last, "fused": fused}, reason
+
+    @staticmethod
+    def _against_bf16(trainer: Trainer, model: Classifier) -> str:
+        """Why the training steps stay in float32, or nothing."""
+        device = trainer.strategy.root_device
+        if not has_fast_bf16(device):
+            return f"this {device.type} has no fast bf16"
+        if (getattr(trainer.datamodule, "batch_size", None) or 1) < SMALLEST_BF16_BATCH:  # type: ignore[attr-defined]
+            return f"batches below {SMALLEST_BF16_BATCH} images gain nothing from bf16"
+        # (The network is not on its device yet; CUDA's autocast knows more operations than the CPU's.)
+        return "" if device.type == "cuda" or _accepts(model, bf16=True) else "the network does not run in bf16"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take note of whether the optimizer is fused, and give its state the layout of the weights."""
+        if not self.choices:
+            return
+        self.choices["fused"] = all(bool(o.defaults.get("fused")) for o in trainer.optimizers)
+        for optimizer in trainer.optimizers:
+            match_layouts(optimizer)
+
+    # Validation and what follows training see the layout that a loaded checkpoint has, so that figures agree exactly.
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the weights into their plain layout."""
+        if self.choices.get("channels_last") and isinstance(pl_module, Classifier):
+            pl_module.lay_out(channels_last=False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the weights back into the layout of training."""
+        if self.choices.get("channels_last") and isinstance(pl_module, Classifier) and trainer.state.fn == "fit":
+            pl_module.lay_out(channels_last=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave a network like any other."""
+        if isinstance(pl_module, Classifier):
+            pl_module.lay_out(channels_last=False)
+
+    def describe(self, optimizer: Optimizer) -> str:
+        """The choices in one line."""
+        precision = self.choices["precision"]
+        ours = precision == "bf16-mixed" and not self.precision_given
+        parts = [f"{precision} autocast in training steps" if ours else precision]
+        parts[0] += f" ({self._reason})" if self._reason else ""
+        parts += ["channels_last"] if self.choices["channels_last"] else []
+        parts.append(("fused " if self.choices["fused"] else "") + type(optimizer).__name__)
+        return ", ".join(parts)
+
+
+def skip_idle_hooks(callback: Callback) -> None:
+    """Keep Lightning from calling a callback at each of the six places of a step where it does nothing.
+
+    Lightning calls what is callable, at a cost of some microseconds each.
+    """
+    for name in STEP_HOOKS:
+        if getattr(type(callback), name) is getattr(Callback, name) and name not in vars(callback):
+            setattr(callback, name, None)
+
+
+def match_layouts(optimizer: Optimizer) -> None:
+    """Give each state of a weight, such as its mean gradient, the weight's order in memory.
+
+    A fused step walks through weight, gradient and states side by side and does not look at their strides: with
+    different ones it would pair the wrong elements.
+    """
+    for weight, states in optimizer.state.items():
+        for name, state in states.items():
+            if isinstance(state, torch.Tensor) and state.shape == weight.shape and state.stride() != weight.stride():
+                states[name] = torch.empty_like(weight, dtype=state.dtype).copy_(state)
+
+
+def _has_convolutions(model: Classifier) -> bool:
+    return any(isinstance(module, nn.Conv2d) for module in model.backbone.modules())
+
+
+def _accepts(model: Classifier, channels_last: bool = False, bf16: bool = False) -> bool:
+    """Whether the network still classifies; one that calls `view` on its features does not with channels_last."""
+    autocast = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
+    images = torch.zeros(2, *model.image_shape, dtype=torch.uint8, device=model.device)
+    with _undisturbed(model), torch.no_grad(), autocast:
+        try:
+            model.lay_out(channels_last)
+            logits = model(images)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError):
+            return False
+        finally:
+            model.lay_out(channels_last=False)
+    return bool(logits.shape == (2, model.num_classes))
+
+
+@contextmanager
+def _undisturbed(model: Classifier) -> Iterator[None]:
+    """Look at the network in eval mode without changing it or the random numbers."""
+    modes = [(module, module.training) for module in model.backbone.modules()]
+    model.backbone.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

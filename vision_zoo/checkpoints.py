@@ -1,0 +1,344 @@
+"""Reading files that somebody else may have made: nothing in them is run, and they name trusted classes only."""
+
+import importlib
+import importlib.util
+import inspect
+import keyword
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from vision_zoo.errors import CheckpointError, ConfigError
+
+TRUSTED_PACKAGES = ("vision_zoo", "torch", "torchvision", "torchmetrics", "lightning", "timm")
+"""Packages whose classes a checkpoint may name; a checkpoint is data from somebody else."""
+
+CLASS_KEYS = ("class_path", "_class_path", "_instantiator")
+KINDS: dict[str, tuple[type, ...]] = {
+    "backbone": (nn.Module,),
+    "optimizer": (Optimizer,),
+    "scheduler": (LRScheduler, ReduceLROnPlateau),
+    "data": (LightningDataModule,),
+    "augmentation": (nn.Module,),
+    "callbacks": (Callback,),
+    "logger": (Logger,),
+}
+HYPERPARAMETERS = {
+    *("backbone", "image_shape", "class_names", "mean", "std"),
+    *("optimizer", "scheduler", "label_smoothing"),
+}
+PATHS = ("data.init_args.root", "data.init_args.path", "root", "path", "trainer.default_root_dir")
+MOST_SIDE, MOST_VALUES, MOST_CLASSES = 2**15, 2**28, 10**6  # of an image, in an image, of a network
+MOST_NODES, DEEPEST = 5_000_000, 40  # of nested plain data
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def read_torch_file(path: str | Path) -> Any:
+    """Read a file written by ``torch.save`` without running anything that it holds.
+
+    Raises:
+        CheckpointError: if it is missing, broken, or needs more than tensors and plain types.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise CheckpointError(f"{file.resolve()} not found")
+    try:
+        _refuse_compressed(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise CheckpointError(f"{file.resolve()} cannot be read: {error.strerror}") from error
+    except Exception as error:  # torch.load raises whatever the zip or pickle reader meets in a broken file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        for line in str(error).splitlines():
+            if "Unsupported" in line or "WeightsUnpickler error" in line:
+                reason = line.strip()
+        raise CheckpointError(
+            f"{file.resolve()} is not a checkpoint that can be loaded safely (truncated, of another kind, or holding "
+            f"more than tensors and plain data): {reason}"
+        ) from error
+
+
+def _refuse_compressed(file: Path) -> None:
+    """Refuse archives that unpack to more than they are: torch.save compresses nothing."""
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+    size = sum(entry.file_size for entry in entries)
+    if size > file.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError(f"a compressed archive of {size:,} bytes, which torch.save does not write")
+
+
+# -------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def read_checkpoint(path: str | Path, trusted_packages: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a training checkpoint and check that it is one, and that it names trusted classes only.
+
+    Raises:
+        CheckpointError: if it is missing, broken, no vision_zoo checkpoint, or names a class of another package.
+    """
+    checkpoint = read_torch_file(path)
+    where = str(Path(path).resolve())
+    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
+        raise CheckpointError(f"{where} is not a vision_zoo checkpoint (a bare state dict goes to --model.weights)")
+    hparams = checkpoint["hyper_parameters"]
+    if not isinstance(hparams, dict) or not {"backbone", "image_shape", "class_names"} <= hparams.keys():
+        raise CheckpointError(f"{where} was not written by vision_zoo: it describes no backbone")
+    check_trust(checkpoint, trusted_packages, where)
+    for problem in _problems(checkpoint):
+        raise CheckpointError(f"{where} was not written by vision_zoo: {problem}")
+    return checkpoint
+
+
+def _problems(checkpoint: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a checkpoint's plain data, one after the other."""
+    hparams, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+    shape, names = hparams["image_shape"], hparams["class_names"]
+    if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
+        yield "its state_dict is not one"
+    if not isinstance(shape, (list, tuple)) or len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
+        yield f"image_shape is {str(shape)[:80]}, not (channels, height, width)"
+    if max(shape) > MOST_SIDE or shape[0] * shape[1] * shape[2] > MOST_VALUES:
+        yield f"images of shape {tuple(shape)} are beyond all measure"
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        yield "class_names is not a list of names"
+    if not 1 <= len(names) <= MOST_CLASSES:
+        yield f"it has {len(names):,} classes"
+    for name in ("mean", "std"):
+        values = hparams.get(name, [0.0])
+        if not isinstance(values, (list, tuple)) or not all(isinstance(x, (int, float)) for x in values):
+            yield f"{name} is not a list of numbers"
+        if len(values) not in (1, shape[0]):
+            yield f"{name} has {len(values)} values for {shape[0]} channels"
+    about = checkpoint.get("vision_zoo")
+    if about is not None:
+        sections = about.get("config") if isinstance(about, dict) else None
+        if not isinstance(sections, dict) or not all(isinstance(sections.get(n), dict) for n in ("model", "data")):
+            yield "its configuration has no model and data"
+        name = about.get("name")
+        if not isinstance(name, str) or not name or Path(name).name != name:
+            yield f"it names its run {str(name)[:80]!r}"
+    for section in ("hyper_parameters", "datamodule_hyper_parameters"):
+        options = checkpoint.get(section)
+        if options is not None and not (isinstance(options, dict) and all(isinstance(key, str) for key in options)):
+            yield f"its {section} are no options"
+    foreign = sorted(hparams.keys() - HYPERPARAMETERS)
+    if foreign:
+        yield f"it has the hyperparameters {', '.join(foreign)[:80]}"
+    described = [hparams["backbone"]]
+    if about is not None and isinstance(about["config"]["model"].get("backbone"), dict):
+        described.append(about["config"]["model"]["backbone"])
+    for backbone in described:
+        yield from _too_large(backbone, shape, len(names), state)
+
+
+def _too_large(
+    backbone: Mapping[str, Any], shape: Sequence[int], classes: int, state: Mapping[str, Tensor]
+) -> Iterator[str]:
+    """Build the network without memory: one far larger than the weights in the file must not be built for real."""
+    target, options = import_path(backbone["class_path"]), dict(backbone.get("init_args") or {})
+    if "weights" in options:  # those to start from are not fetched any more
+        options["weights"] = None
+    try:
+        with torch.device("meta"):
+            network = target(tuple(shape), classes, **options)
+    except Exception:  # some networks compute while they are built; wrong options are refused later
+        return
+    own = sum(tensor.numel() for tensor in network.state_dict().values()) if isinstance(network, nn.Module) else 0
+    held = sum(tensor.untyped_storage().nbytes() for tensor in state.values())
+    if own > max(held, 2**20):  # values against bytes
+        yield f"its network has {own:,} values, and its weights hold {held:,} bytes"
+
+
+# -------------------------------------------------------------------------------------------------------------- trust
+
+
+class Value(NamedTuple):
+    """One plain value of nested data: where it is, the key that holds it, and the value."""
+
+    path: str
+    key: str
+    value: Any
+
+
+def check_trust(checkpoint: Any, trusted_packages: Sequence[str], where: str) -> None:
+    """Refuse names of code outside of the trusted packages, and of code of the wrong kind.
+
+    What a checkpoint describes is built by importing what it names. So every class path is checked for its package,
+    and what it leads to for where it was defined (``torch.os.system`` is no part of torch) and for what it is (a
+    backbone must be an ``nn.Module``). Other texts of the configuration count too where they could be imported.
+
+    Raises:
+        CheckpointError: naming the code and the option that admits it.
+    """
+    admitted = (*TRUSTED_PACKAGES, *trusted_packages)
+    for _, key, value in _walk({k: v for k, v in checkpoint.items() if k != "state_dict"}, where):
+        if key in CLASS_KEYS:
+            _check_class(value, key, admitted, where)
+    about = checkpoint.get("vision_zoo")
+    described = [checkpoint.get("datamodule_hyper_parameters"), about.get("config") if isinstance(about, dict) else 0]
+    hparams = checkpoint["hyper_parameters"]
+    described += [{name: hparams.get(name)} for name in ("backbone", "optimizer", "scheduler")]
+    for part in described:
+        for path, key, value in _walk(part, where):
+            if key not in CLASS_KEYS and isinstance(value, str) and path not in PATHS:
+                _check_text(value, path, admitted, where)
+    model = about["config"].get("model") if isinstance(about, dict) and isinstance(about.get("config"), dict) else None
+    for holder in (hparams, model if isinstance(model, dict) else {}):
+        for slot in ("backbone", "optimizer", "scheduler"):
+            _check_slot(holder.get(slot), slot, where, needed=slot == "backbone" and holder is hparams)
+    if isinstance(about, dict) and isinstance(about.get("config"), dict):
+        config = about["config"]
+        _check_slot(config.get("data"), "data", where)
+        for section, slot in (("data", "augmentation"), ("trainer", "callbacks"), ("trainer", "logger")):
+            options = config.get(section)
+            options = options.get("init_args") if section == "data" and isinstance(options, dict) else options
+            found = options.get(slot) if isinstance(options, dict) else None
+            for spec in found if isinstance(found, list) else [found]:
+                _check_slot(spec, slot, where)
+
+
+def _walk(node: Any, where: str) -> Iterator[Value]:
+    """Every value of nested plain data that holds no further ones, and every class path."""
+    stack: list[tuple[str, str, Any, int]] = [("", "", node, 0)]
+    count = 0
+    while stack:
+        path, key, value, depth = stack.pop()
+        count += 1
+        if depth > DEEPEST or count > MOST_NODES:
+            raise CheckpointError(f"{where} was not written by vision_zoo: its data are nested without an end")
+        if key in CLASS_KEYS or not isinstance(value, (Mapping, list, tuple)):
+            yield Value(path, key, value)
+        elif isinstance(value, Mapping):
+            stack += [(f"{path}.{k}".lstrip("."), str(k), v, depth + 1) for k, v in value.items()]
+        else:
+            stack += [(path, "", v, depth + 1) for v in value]
+
+
+def _check_class(value: Any, key: str, admitted: Sequence[str], where: str) -> None:
+    if not isinstance(value, str) or not is_import_path(value):
+        raise CheckpointError(f"{where} has {str(value)[:80]!r} as {key}, which is no package.module.Class")
+    package = value.split(".")[0]
+    if package not in admitted:
+        raise CheckpointError(_not_trusted(where, value, package))
+    _check_origin(value, admitted, where)
+
+
+def _check_text(value: str, path: str, admitted: Sequence[str], where: str) -> None:
+    """Refuse a text that the parser would import, or read as a configuration of its own."""
+    if is_import_path(value):
+        package = value.split(".", maxsplit=1)[0]
+        if package in admitted:
+            _check_origin(value, admitted, where)
+        elif _is_package(package):
+            raise CheckpointError(_not_trusted(where, value, package))
+    elif ("/" in value or "." in value) and "\0" not in value and len(value) < 4096 and Path(value).is_file():
+        raise CheckpointError(f"{where} names the file {value} as {path}, which a checkpoint may not do")
+
+
+def _check_origin(value: str, admitted: Sequence[str], where: str) -> None:
+    """Refuse what a trusted module has merely imported from elsewhere."""
+    try:
+        found = _find(value)
+    except Exception:  # cannot be imported: then it cannot be run either, and is refused where needed
+        return
+    module = found.__name__ if inspect.ismodule(found) else getattr(found, "__module__", None)
+    package = str(module).split(".")[0]
+    if callable(found) and package not in admitted:
+        raise CheckpointError(_not_trusted(where, f"{value}, which is {module}.{found.__name__}", package))
+    if inspect.ismodule(found) and package not in admitted:
+        raise CheckpointError(_not_trusted(where, f"{value}, which is {module}", package))
+
+
+def _check_slot(spec: Any, slot: str, where: str, *, needed: bool = False) -> None:
+    """Refuse a class of the wrong kind before anybody calls it."""
+    if isinstance(spec, Mapping) and "class_path" in spec:
+        name, options = spec["class_path"], spec.get("init_args")
+        if options is not None and not (isinstance(options, Mapping) and all(isinstance(k, str) for k in options)):
+            raise CheckpointError(f"{where}: the init_args of {name} are not options")
+    elif isinstance(spec, str) and "." in spec:
+        name = spec
+    elif needed:
+        raise CheckpointError(f"{where} was not written by vision_zoo: {str(spec)[:80]!r} describes no {slot}")
+    else:
+        return
+    try:
+        found = import_path(name)
+    except ConfigError as error:
+        raise CheckpointError(f"{where} names {name} as {slot}: {error}") from error
+    made = found if inspect.isclass(found) else returned_class(found)
+    kinds = KINDS[slot]
+    if made is None or not issubclass(made, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise CheckpointError(f"{where} names {name} as {slot}, which is no {expected} class")
+
+
+def _not_trusted(where: str, what: str, package: str) -> str:
+    return (
+        f"{where} names {what}, code of a package that is not trusted. If you trust it, admit it with "
+        f"--trusted_packages {package}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- import paths
+
+
+def is_import_path(text: str) -> bool:
+    """Whether a text is ``package.Name``, with any number of modules between."""
+    parts = text.split(".")
+    return text.isascii() and len(parts) > 1 and all(p.isidentifier() and not keyword.iskeyword(p) for p in parts)
+
+
+def import_path(path: str) -> Any:
+    """Import ``package.module.Name``.
+
+    Raises:
+        ConfigError: if there is no such thing.
+    """
+    module_name, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be imported: {error}") from error
+
+
+def returned_class(function: Any) -> type | None:
+    """The class that a function says it returns."""
+    try:
+        returns = inspect.signature(function).return_annotation
+    except (TypeError, ValueError):
+        return None
+    return returns if inspect.isclass(returns) and returns is not inspect.Signature.empty else None
+
+
+def _find(path: str) -> Any:
+    """What an import path leads to, whichever of its parts are modules and whichever attributes."""
+    parts = path.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[count:]:
+            found = getattr(found, name)
+        return found
+    raise ModuleNotFoundError(path)
+
+
+def _is_package(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False

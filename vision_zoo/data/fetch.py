@@ -1,0 +1,112 @@
+"""Downloads that are complete and checked, or not there: whatever happens, no half file is taken for data."""
+
+import contextlib
+import fcntl
+import http.client
+import os
+import shutil
+import socket
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+# Everything that urllib, the archive modules and torchvision's checks raise when a download goes wrong.
+DOWNLOAD_ERRORS = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    zlib.error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    http.client.HTTPException,
+)
+SILENCE_SECONDS = 30.0  # after which a server that says nothing is given up
+TEMPORARY = ".download-"
+
+
+def fetch(download: Callable[[Path], None], root: Path, missing: Callable[[], Sequence[str]]) -> None:
+    """Download into a folder of its own below root, then move what is not there yet; one process at a time.
+
+    torchvision compares every file, or the archive that it comes in, with the published checksum. What is there
+    already is never touched.
+
+    Args:
+        download: fetches and unpacks the files into a root.
+        root: where they belong; made if need be, and gone again if the download fails.
+        missing: what is still not there; another process may have brought it meanwhile.
+    """
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    try:
+        with _alone(root):
+            if missing():
+                with _temporary(root) as folder, _careful():
+                    download(folder)
+                    _move(folder, root)
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # not empty, so not in vain
+                folder.rmdir()
+
+
+def _move(source: Path, target: Path) -> None:
+    for path in sorted(source.rglob("*")):
+        place = target / path.relative_to(source)
+        if path.is_dir() and not path.is_symlink():
+            place.mkdir(exist_ok=True)
+        elif not place.exists():
+            path.replace(place)
+
+
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Hold the lock of a folder; the processes that come meanwhile wait."""
+    path = root / ".lock"
+    while True:
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = path.open("w")
+        except FileNotFoundError:  # whoever failed before us has just removed the folder
+            continue
+        with lock:
+            with contextlib.suppress(OSError):  # a file system without locks: the moves are atomic even so
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                continue  # it was removed while we waited for it
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+@contextlib.contextmanager
+def _temporary(root: Path) -> Iterator[Path]:
+    """A folder on the same disk, so that moving a file out of it is a rename."""
+    for leftover in root.glob(f"{TEMPORARY}*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=root))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _careful() -> Iterator[None]:
+    """Give up on silent servers, and refuse archives that would write outside of the folder they are unpacked in."""
+    timeout = socket.getdefaulttimeout()
+    unfiltered: Any = getattr(tarfile.TarFile, "extraction_filter", None)
+    socket.setdefaulttimeout(SILENCE_SECONDS)
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(timeout)
+        if unfiltered is None:
+            del tarfile.TarFile.extraction_filter
+        else:
+            tarfile.TarFile.extraction_filter = staticmethod(unfiltered)

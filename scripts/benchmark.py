@@ -63,7 +63,7 @@ SYSTEMS = {
     "lenet5": System("lenet5_mnist", "MNIST", "LeNet5", 100, 5),
     "dnn_fashion": System("dnn_fashion_mnist", "FashionMNIST", "DNN", 100, 6, images=55_000),
     "cnn_fashion": System("cnn_fashion_mnist", "FashionMNIST", "FashionCNN", 100, 6, images=55_000),
-    "cnn": System("cnn_mnist", "MNIST", "CNN", 256, 20, images=48_000, steps=40),
+    "cnn": System("cnn_mnist", "MNIST", "CNN", 128, 20, images=48_000, steps=40),
     "alexnet": System("alexnet_cifar10", "CIFAR10", "AlexNet", 32, 50, images=50_000, steps=200),
     "resnet18": System("resnet18_cifar10", "CIFAR10", "ResNet", 32, 50, images=50_000, steps=20),
 }

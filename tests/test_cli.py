@@ -128,7 +128,7 @@ def test_another_backbone_in_a_later_file_leaks_nothing(here):
 def test_another_data_set_keeps_what_belongs_to_the_experiment(here):
     assert fit("--config", "cnn_mnist", "--data", "MNIST5k") == 0
     options = config_of(newest(here, "cnn_mnist"))["data"]["init_args"]
-    assert options["batch_size"] == 256
+    assert options["batch_size"] == 128
     assert options["val_split"] == 0.2
     assert options["mean"] == [0.0]
     assert options["std"] == [1.0]

@@ -25,6 +25,7 @@ STATEFUL = [
     "--data.augmentation", "[{class_path: RandomCrop, init_args: {padding: 2}}, RandomErasing]",
     "--trainer.max_epochs", "3", "--trainer.limit_train_batches", "12", "--trainer.val_check_interval", "6",
     "--trainer.log_every_n_steps", "4", "--test_after_fit", "false",
+    "--trainer.callbacks", "[{class_path: EarlyStopping, init_args: {monitor: val/loss, patience: 10}}]",
 ]  # fmt: skip
 
 

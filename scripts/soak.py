@@ -81,14 +81,18 @@ def kill(kills: int, seed: int) -> int:
         calm = Path(name) / "calm"
         calm.mkdir()
         began = time.monotonic()
-        code = start(calm).wait()
-        seconds = time.monotonic() - began
+        process, starting = start(calm), 0.0
+        while process.poll() is None:
+            time.sleep(0.05)
+            if not starting and list(calm.glob("runs/*/version_*/metrics.csv")):
+                starting = time.monotonic() - began
+        code, seconds = process.returncode, time.monotonic() - began
         reference = newest(calm)
         if code or reference is None:
             print((calm / "log.txt").read_text())
             return 1
         total_steps = torch.load(reference, weights_only=True)["global_step"]
-        print(f"undisturbed run: {seconds:.1f} s, {total_steps} steps", flush=True)
+        print(f"undisturbed run: {seconds:.1f} s, of these {starting:.1f} s to start; {total_steps} steps", flush=True)
         round_ = 0
         while total < kills:
             folder = Path(name) / f"killed_{round_}"
@@ -98,7 +102,10 @@ def kill(kills: int, seed: int) -> int:
             while True:
                 process = start(folder, *(["--ckpt_path", "last"] if newest(folder) else []))
                 how = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-                wait = chance.uniform(0.3, 1.1) * seconds
+                # Mostly while it trains, sometimes while it starts or tests: what is left to train shrinks.
+                before = newest(folder)
+                done = torch.load(before, weights_only=True)["global_step"] / total_steps if before else 0.0
+                wait = chance.uniform(0.8, 1.0) * starting + chance.random() * (seconds - starting) * (1 - done)
                 try:
                     code = process.wait(wait if here < 7 and total < kills else None)
                     if code:

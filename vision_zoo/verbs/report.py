@@ -339,7 +339,7 @@ main { max-width: 880px; margin: 0 auto; padding: 48px 24px 72px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 4px; letter-spacing: -.01em; overflow-wrap: anywhere; }
 h2 { font-size: 19px; margin: 44px 0 12px; padding-bottom: 6px; border-bottom: 1px solid var(--line); }
 p { margin: 8px 0; } .quiet { color: var(--quiet); } .remark { color: var(--quiet); font-size: 14.5px; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); gap: 12px; margin: 28px 0 8px; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 12px; margin: 28px 0 8px; }
 .figures div { background: var(--soft); border-radius: 10px; padding: 14px 16px; }
 .figures b { display: block; font-size: 22px; line-height: 1.25; font-weight: 650; font-variant-numeric: tabular-nums;
   white-space: nowrap; }

@@ -73,6 +73,21 @@ def state(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def progress(folder: Path) -> int:
+    """The last step that a run has written to its metrics.csv."""
+    files = sorted(folder.glob("runs/*/version_*/metrics.csv"))
+    lines = files[-1].read_text().splitlines()[1:] if files else []
+    return int(lines[-1].split(",")[1]) if lines else 0
+
+
+def wait_for(process: subprocess.Popen[bytes], folder: Path, target: float, until: float | None) -> None:
+    """Wait until a run has reached a step, or a moment, or its end."""
+    while process.poll() is None:
+        if time.monotonic() >= until if until is not None else progress(folder) >= target:
+            return
+        time.sleep(0.01)
+
+
 def kill(kills: int, seed: int) -> int:
     """Kill and resume until the run has been killed often enough, then compare."""
     chance = random.Random(seed)  # noqa: S311
@@ -81,18 +96,13 @@ def kill(kills: int, seed: int) -> int:
         calm = Path(name) / "calm"
         calm.mkdir()
         began = time.monotonic()
-        process, starting = start(calm), 0.0
-        while process.poll() is None:
-            time.sleep(0.05)
-            if not starting and list(calm.glob("runs/*/version_*/metrics.csv")):
-                starting = time.monotonic() - began
-        code, seconds = process.returncode, time.monotonic() - began
+        code, seconds = start(calm).wait(), time.monotonic() - began
         reference = newest(calm)
         if code or reference is None:
             print((calm / "log.txt").read_text())
             return 1
         total_steps = torch.load(reference, weights_only=True)["global_step"]
-        print(f"undisturbed run: {seconds:.1f} s, of these {starting:.1f} s to start; {total_steps} steps", flush=True)
+        print(f"undisturbed run: {seconds:.1f} s, {total_steps} steps", flush=True)
         round_ = 0
         while total < kills:
             folder = Path(name) / f"killed_{round_}"
@@ -102,17 +112,22 @@ def kill(kills: int, seed: int) -> int:
             while True:
                 process = start(folder, *(["--ckpt_path", "last"] if newest(folder) else []))
                 how = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-                # Mostly while it trains, sometimes while it starts or tests: what is left to train shrinks.
-                before = newest(folder)
-                done = torch.load(before, weights_only=True)["global_step"] / total_steps if before else 0.0
-                wait = chance.uniform(0.8, 1.0) * starting + chance.random() * (seconds - starting) * (1 - done)
+                # Anywhere in what is left to train, or, one time in five, while it starts, tests or ends.
+                target = chance.uniform(progress(folder), total_steps)
+                until = time.monotonic() + chance.uniform(0.1, 1.0) * seconds if chance.random() < 0.2 else None
                 try:
-                    code = process.wait(wait if here < 7 and total < kills else None)
+                    if here < 7 and total < kills:
+                        wait_for(process, folder, target, until)
+                        time.sleep(chance.uniform(0, 0.05))
+                        code = process.wait(0)
+                    else:
+                        code = process.wait()
                     if code:
                         print((folder / "log.txt").read_text()[-3000:])
                         return 1
                     break
                 except subprocess.TimeoutExpired:
+                    reached = progress(folder)
                     process.send_signal(how)
                     code = process.wait()
                     here, total = here + 1, total + 1
@@ -124,7 +139,7 @@ def kill(kills: int, seed: int) -> int:
                     at = f"saved at step {step}" if last else "nothing saved yet"
                     verdict = "" if code in expected else f"  UNEXPECTED exit code {code}"
                     bad += bool(verdict)
-                    print(f"kill {total:2}: {how.name} after {wait:5.1f} s, exit {code}, {at}{verdict}", flush=True)
+                    print(f"kill {total:2}: {how.name} at step {reached:3}, exit {code}, {at}{verdict}", flush=True)
             last = newest(folder)
             assert last is not None
             wrong = []

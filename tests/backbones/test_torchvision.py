@@ -174,3 +174,9 @@ def test_weights_that_cannot_be_fetched_are_a_clear_refusal(
     )
     with pytest.raises(ConfigError, match=message):
         Torchvision((3, 32, 32), 10, name="resnet18", weights="IMAGENET1K_V1")
+
+
+def test_running_statistics_keep_up_with_small_data_sets() -> None:
+    network = Torchvision((3, 64, 64), 5, "mobilenet_v3_small")  # torchvision's own momentum is .01
+    momenta = {m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d)}
+    assert momenta == {0.1}

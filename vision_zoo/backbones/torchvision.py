@@ -26,8 +26,9 @@ class Torchvision(nn.Module):
 
     Where images have not three channels, the filters of the first convolution are made of the red, green and blue ones,
     so that pretrained weights stay useful: one channel takes their sum (the network then answers as if the gray image
-    stood in all three), others take them in turn, scaled by 3 / channels. Auxiliary heads are left out. Vision
-    transformers are built for the size of the images, and pretrained position embeddings are interpolated to it.
+    stood in all three), others take them in turn, scaled by 3 / channels. Auxiliary heads are left out. From scratch,
+    the momentum of batch norm is at least torch's usual .1, so that small data sets suffice. Vision transformers are
+    built for the size of the images, and pretrained position embeddings are interpolated to it.
 
     Args:
         image_shape: (channels, height, width) of one image; the least size depends on the network.
@@ -50,6 +51,7 @@ class Torchvision(nn.Module):
         _require_shape(name, image_shape)  # before anything is downloaded
         if chosen is None:
             self.network = _build(name, image_shape, num_classes)
+            _hasten_statistics(self.network)
         else:
             self.network = _build(name, image_shape, len(chosen.meta["categories"]))
             _load(self.network, name, chosen, image_shape)
@@ -60,6 +62,17 @@ class Torchvision(nn.Module):
         """Logits (B, num_classes) of normalised images, float (B, C, H, W)."""
         logits: Tensor = self.network(images)  # (B, num_classes)
         return logits
+
+
+def _hasten_statistics(network: nn.Module) -> None:
+    """Give batch norm torch's usual momentum where a network asks for less, as MobileNetV3 does with .01.
+
+    Such momenta are made for the many thousand steps of ImageNet; after the few hundred of a small data set the running
+    statistics would still be those of the first steps, and evaluation far below training.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
+            module.momentum = max(module.momentum, 0.1)
 
 
 class WithoutMemory(TorchFunctionMode):

@@ -324,7 +324,7 @@ def in_process(bench: Bench, system: System, steps: int, kind: str) -> float:
             marks.append(bench.clock())
             return original(self, *batch)
 
-        Classifier.training_step = training_step  # type: ignore[method-assign]
+        Classifier.training_step = training_step  # type: ignore[method-assign]  # watched for this run
         words = [
             "fit", "--config", system.config, "--data.root", bench.root, "--data.val_split", "0",
             "--trainer.max_epochs", "1", "--trainer.limit_train_batches", str(steps), "--test_after_fit", "false",
@@ -337,7 +337,7 @@ def in_process(bench: Bench, system: System, steps: int, kind: str) -> float:
                     code = main(words)
                 assert code == 0, f"vision_zoo {' '.join(words)} ended with {code}"
         finally:
-            Classifier.training_step = original  # type: ignore[method-assign]
+            Classifier.training_step = original  # type: ignore[method-assign]  # and given back
         return per_step()
 
     data = datamodule(system, bench.root)
@@ -519,7 +519,7 @@ def memory_of(system: System, root: str, steps: int, kind: str) -> float:
     import vision_zoo.data
 
     if kind == "fit":
-        import vision_zoo.cli  # noqa: F401
+        import vision_zoo.cli  # noqa: F401  # its import is what is measured
     from vision_zoo.__main__ import main
 
     before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6

@@ -436,7 +436,7 @@ def test_an_array_that_unpacks_to_more_than_the_memory_is_refused(here, monkeypa
 
     monkeypatch.setattr(zipfile.ZipFile, "getinfo", huge)
     with pytest.raises(DataError, match=r"a\.npz is broken .*would unpack from .* bytes to 1,099,511,627,776"):
-        ArrayFile("a.npz").class_names  # noqa: B018
+        ArrayFile("a.npz").class_names  # noqa: B018  # reading it raises
 
 
 def test_an_array_of_objects_is_not_unpickled(here, capsys):

@@ -175,7 +175,7 @@ def test_linear_layers_of_the_fully_connected_network_fall_by_equal_steps() -> N
 
 @pytest.mark.parametrize(("norm", "kind"), [("batch_norm", nn.BatchNorm1d), ("dropout", nn.Dropout)])
 def test_a_norm_follows_each_hidden_layer_and_no_other(norm: str, kind: type[nn.Module]) -> None:
-    layers = list(FullyConnected(MNIST, 10, norm=norm, drop_rate=0.3).modules())  # type: ignore[arg-type]
+    layers = list(FullyConnected(MNIST, 10, norm=norm, drop_rate=0.3).modules())  # type: ignore[arg-type]  # norm is any word here
     assert sum(isinstance(layer, nn.BatchNorm1d | nn.Dropout) for layer in layers) == 4
     assert sum(isinstance(layer, kind) for layer in layers) == 4
     assert all(layer.p == 0.3 for layer in layers if isinstance(layer, nn.Dropout))

@@ -78,7 +78,7 @@ def test_images_can_be_resized_and_statistics_given(tmp_path, ready):
     assert data.split_images("train").images.shape[1:] == (3, 8, 8)
     assert (data.mean, data.std) == ((0.5,) * 3, (0.5, 0.4, 0.3))
     with pytest.raises(ConfigError, match=r"--data\.mean has 2 values"):
-        ArrayFile(path, mean=[0.5, 0.5]).mean  # noqa: B018
+        ArrayFile(path, mean=[0.5, 0.5]).mean  # noqa: B018  # reading it raises
 
 
 IMAGES = np.zeros((8, 4, 4), np.uint8)
@@ -113,7 +113,7 @@ LABELS = np.arange(8) % 2
 def test_other_contents_are_refused_with_the_way_out(tmp_path, arrays, message):
     path = save(tmp_path / "a.npz", **arrays)
     with pytest.raises(DataError, match=message):
-        ArrayFile(path, test_split=2, val_split=2).mean  # noqa: B018
+        ArrayFile(path, test_split=2, val_split=2).mean  # noqa: B018  # reading it raises
 
 
 def test_labels_beyond_the_classes_of_training_are_refused(tmp_path):
@@ -126,14 +126,14 @@ def test_labels_beyond_the_classes_of_training_are_refused(tmp_path):
 def test_a_broken_file_is_named(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.npz is broken .*--data.path"):
-        ArrayFile(str(tmp_path / "a.npz")).class_names  # noqa: B018
+        ArrayFile(str(tmp_path / "a.npz")).class_names  # noqa: B018  # reading it raises
 
 
 def test_a_truncated_file_is_named(tmp_path):
     path = tiny.write_npz(tmp_path / "a.npz")
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(DataError, match=r"a\.npz is broken"):
-        ArrayFile(str(path)).class_names  # noqa: B018
+        ArrayFile(str(path)).class_names  # noqa: B018  # reading it raises
 
 
 def test_a_damaged_array_is_named(tmp_path):
@@ -142,15 +142,15 @@ def test_a_damaged_array_is_named(tmp_path):
     content[5000] ^= 255
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"a\.npz is broken .*CRC"):
-        ArrayFile(str(path)).class_names  # noqa: B018
+        ArrayFile(str(path)).class_names  # noqa: B018  # reading it raises
 
 
 def test_one_array_alone_and_a_missing_file_are_named(tmp_path):
     np.save(tmp_path / "a.npy", IMAGES)
     with pytest.raises(DataError, match=r"a\.npy is broken .no \.npz archive"):
-        ArrayFile(str(tmp_path / "a.npy")).class_names  # noqa: B018
+        ArrayFile(str(tmp_path / "a.npy")).class_names  # noqa: B018  # reading it raises
     with pytest.raises(DatasetNotFoundError, match=r"there is no file .*b\.npz. Set --data.path"):
-        ArrayFile(str(tmp_path / "b.npz")).class_names  # noqa: B018
+        ArrayFile(str(tmp_path / "b.npz")).class_names  # noqa: B018  # reading it raises
 
 
 def test_nothing_is_read_before_it_is_asked_for(tmp_path):

@@ -245,7 +245,7 @@ def different(root):
 def test_other_layouts_are_refused_with_the_way_out(tmp_path, prepare, message):
     prepare(tmp_path / "root")
     with pytest.raises(DataError, match=message):
-        folder(tmp_path / "root").class_names  # noqa: B018
+        folder(tmp_path / "root").class_names  # noqa: B018  # reading it raises
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -1,7 +1,7 @@
 """Train recipes as everybody would, keep one row per run, and write every measured figure of the project from the rows.
 
     python scripts/reproduce.py lenet5_mnist fc_mnist --seeds 3 --data_root DIR    # run, then write
-    python scripts/reproduce.py resnet18_cifar10 --seeds 1 -- --trainer.max_epochs 15 --trainer.precision bf16-mixed
+    python scripts/reproduce.py resnet18_cifar10 --seeds 1 -- --trainer.max_epochs 15
     python scripts/reproduce.py --write    # results table of the README, headers of the recipes, figures
     python scripts/reproduce.py --check    # exit code 1 where any of them is not what the rows say
 
@@ -45,12 +45,7 @@ from vision_zoo.listing import HEADER  # noqa: E402  # of this checkout, and wit
 # A recipe with other options under a name: recipe, options, and which of the published figures in its header they have.
 VARIANTS: dict[str, tuple[str, str, int]] = {
     "small_cnn_mnist_one_by_one": ("small_cnn_mnist", "--data.batch_size 1 --data.shuffle false", 1),
-    "alexnet_cifar10_bf16": ("alexnet_cifar10", "--trainer.precision bf16-mixed", 0),
-    "resnet18_cifar10_15_epochs": (
-        "resnet18_cifar10",
-        "--trainer.max_epochs 15 --trainer.precision bf16-mixed",
-        0,
-    ),
+    "resnet18_cifar10_15_epochs": ("resnet18_cifar10", "--trainer.max_epochs 15", 0),
 }
 OURS = (
     "config",

@@ -10,6 +10,8 @@ from vision_zoo.transforms import (
     RandomErasing,
     RandomHorizontalFlip,
     RandomVerticalFlip,
+    _cut_by_index,
+    _cut_by_place,
     apply_transforms,
 )
 
@@ -67,6 +69,18 @@ def test_flips_mirror_all_or_none(batch):
     assert torch.equal(RandomHorizontalFlip(0.0)(batch), batch)
 
 
+@pytest.mark.parametrize("size", [(3, 5, 7), (1, 28, 28)])  # bytes of an image that eight divides, and not
+def test_a_flip_mirrors_some_images_whatever_their_size(size):
+    batch = torch.randint(0, 256, (32, *size), dtype=torch.uint8)
+    mirrored = [
+        bool(torch.equal(after, before.flip(2)))
+        for after, before in zip(RandomHorizontalFlip()(batch), batch, strict=True)
+        if not torch.equal(after, before)
+    ]
+    assert all(mirrored)
+    assert 0 < len(mirrored) < 32
+
+
 @pytest.mark.parametrize("mode", ["constant", "reflect", "edge"])
 def test_a_crop_is_a_window_of_the_padded_image(batch, mode):
     padded = v2.functional.pad(batch, [2, 2, 2, 2], fill=7, padding_mode=mode)
@@ -82,6 +96,13 @@ def test_a_crop_is_a_window_of_the_padded_image(batch, mode):
         assert found
         places.add(found[0])
     assert len(places) > 4
+
+
+def test_a_crop_is_the_same_on_every_kind_of_device(batch):
+    """A GPU cuts in another way, and must not draw or cut anything else."""
+    padded = v2.functional.pad(batch, [3, 3, 3, 3])
+    top, left = torch.randint(7, (2, len(batch)))
+    assert torch.equal(_cut_by_place(padded, top, left, 12, 20), _cut_by_index(padded, top, left, 12, 20))
 
 
 def test_an_affine_transform_without_range_changes_nothing(batch):

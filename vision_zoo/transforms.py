@@ -40,7 +40,8 @@ class RandomHorizontalFlip(BatchTransform):
     def forward(self, images: Tensor) -> Tensor:
         """Mirror each image with probability p."""
         chosen = torch.rand(len(images), device=images.device) < self.p
-        return torch.where(chosen[:, None, None, None], images.flip(self.dimension), images)
+        mirrored = _words(images.flip(self.dimension))
+        return torch.where(chosen[:, None], mirrored, _words(images)).view(images.dtype).view(images.shape)
 
 
 class RandomVerticalFlip(RandomHorizontalFlip):
@@ -79,9 +80,9 @@ class RandomCrop(BatchTransform):
             raise ConfigError(f"RandomCrop: cannot reflect {self.padding} pixels of {height}x{width} images")
         places = 2 * self.padding + 1
         top, left = torch.randint(places, (2, count), device=images.device)
-        # Every place at once is a view, (B, C, places, places, H, W), so that picking one per image is the only copy.
-        windows = self._pad(images).unfold(2, height, 1).unfold(3, width, 1)
-        return windows[torch.arange(count, device=images.device), :, top, left]
+        padded = self._pad(images)
+        cut = _cut_by_place if images.device.type == "cpu" else _cut_by_index
+        return cut(padded, top, left, height, width)
 
     def _pad(self, images: Tensor) -> Tensor:
         if self.padding_mode == "constant":
@@ -263,6 +264,35 @@ def views(images: Tensor, kind: str) -> list[Tensor]:
     if "flip" in kind:
         found += [view.flip(3) for view in found]
     return found
+
+
+def _cut_by_index(padded: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+    """A window of each image, in one kernel that picks from a view of all windows; a CPU does that value by value."""
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, places, places, H, W)
+    return windows[torch.arange(len(padded), device=padded.device), :, top, left]
+
+
+def _cut_by_place(padded: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+    """The same by whole rows: images whose windows lie at the same place are put side by side and cut together."""
+    columns = padded.shape[3] - width + 1
+    place = top * columns + left
+    order = place.argsort()
+    groups = torch.split(padded.index_select(0, order), place.bincount().tolist())
+    cuts = [
+        group[:, :, number // columns :, number % columns :][:, :, :height, :width]
+        for number, group in enumerate(groups)
+        if len(group)
+    ]
+    return torch.cat(cuts).index_select(0, order.argsort())
+
+
+def _words(images: Tensor) -> Tensor:
+    """The pixels of each image, (B, C * H * W), or where they divide so, the same memory as (B, C * H * W / 8) int64.
+
+    torch.where goes value by value, and one of eight bytes takes it as long as one of one.
+    """
+    pixels = images.flatten(1)
+    return pixels.view(torch.int64) if pixels.shape[1] % 8 == 0 else pixels
 
 
 def _rectangles(images: Tensor, top: Tensor, left: Tensor, tall: Tensor, wide: Tensor) -> Tensor:

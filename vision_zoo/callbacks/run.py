@@ -190,7 +190,9 @@ class Run(Checkpoint):
             raise ConfigError(f"{error}. Choose another place with --trainer.default_root_dir")
         self.folder = Path(folder)
         if not trainer.loggers:
-            trainer.loggers = [EventFiles(self.path, name="", version="")]
+            events = EventFiles(self.path, name="", version="")
+            _ = events.experiment  # opens the file now: the first steps need not wait for TensorBoard
+            trainer.loggers = [events]
 
     def _open(self, root: Path) -> None:
         if self.folder is None:

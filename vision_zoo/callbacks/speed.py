@@ -146,6 +146,10 @@ class Speed(Callback):
         self.choices["fused"] = all(bool(o.defaults.get("fused")) for o in trainer.optimizers)
         for optimizer in trainer.optimizers:
             match_layouts(optimizer)
+            if trainer.strategy.root_device.type == "cpu":
+                # Adam asks before each step whether a GPU records a CUDA graph. With the environment variable that
+                # Lightning sets, the answer loads the GPU's driver library anew each time.
+                optimizer._accelerator_graph_capture_health_check = lambda: None  # type: ignore[method-assign]
 
     # Validation and what follows training see the layout that a loaded checkpoint has, so that figures agree exactly.
 

@@ -269,12 +269,13 @@ def test_a_stopped_run_leaves_the_old_table_and_no_temporary_file(trained_run, h
     assert (here / "predictions.csv").read_text() == "old"
 
 
-def test_decoding_stays_a_bounded_number_of_pictures_ahead(here, digits, monkeypatch):
+@pytest.mark.parametrize(("overlap", "most"), [(True, 64 + (2 * 16 + 2) * predict.CHUNK), (False, 64 * predict.TURN)])
+def test_decoding_stays_a_bounded_number_of_pictures_ahead(overlap, most, here, digits, monkeypatch):
     files = [save(here / "a.png", digits[0])] * 5000
     decoded = []
     monkeypatch.setattr(predict, "decode_image", lambda *_: decoded.append(1) or digits[0])
-    parts = predict.decode_all(files, (1, 28, 28), "crop", 64)
+    parts = predict.decode_all(files, (1, 28, 28), "crop", 64, overlap)
     next(parts)
     time.sleep(0.2)
-    assert len(decoded) <= 64 + (2 * 16 + 2) * predict.CHUNK
+    assert len(decoded) <= most
     parts.close()

@@ -32,6 +32,7 @@ Format = Literal["csv", "json"]
 
 CHUNK = 16  # pictures that a thread decodes at a time
 SHOWN = 20  # results, and files that cannot be read, that the terminal shows
+TURN = 4  # batches that are decoded at a time where decoding and network share the processor
 CACHED = 64  # images of a batch; with more of them the activations leave a processor's caches
 REFRESH_SECONDS = 0.2
 
@@ -97,7 +98,8 @@ def predict_pictures(
     model = model.to(device).eval()
     resize: Resize = getattr(datamodule, "resize", "crop")
     batch_size = datamodule.batch_size if datamodule is not None else CACHED
-    if torch.device(device).type == "cpu":
+    overlap = torch.device(device).type != "cpu"
+    if not overlap:
         batch_size = min(batch_size, CACHED)
     start, done, failures = time.monotonic(), 0, list[tuple[Path, str]]()
     first: list[tuple[str, ...]] = []
@@ -106,7 +108,7 @@ def predict_pictures(
         with _bar(console) as advance, _open_output(output) as file, warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\b")  # odd but readable files
             writer = _Writer(file, file_format, top_k)
-            for batch in _batches(decode_all(paths, model.image_shape, resize, batch_size), batch_size):
+            for batch in _batches(decode_all(paths, model.image_shape, resize, batch_size, overlap), batch_size):
                 failures += batch.failures
                 if batch.images:
                     pixels = torch.stack(batch.images)
@@ -199,20 +201,30 @@ def _walk(folder: Path, endings: frozenset[str], above: frozenset[Path] = frozen
 # ---------------------------------------------------------------------------------------------------- decoding
 
 
-def decode_all(paths: Sequence[Path], image_shape: ImageShape, resize: Resize, batch_size: int) -> Iterator[Decoded]:
-    """Decode files in order by threads that keep about one batch ahead of whoever takes the results."""
+def decode_all(
+    paths: Sequence[Path], image_shape: ImageShape, resize: Resize, batch_size: int, overlap: bool
+) -> Iterator[Decoded]:
+    """Decode files in order by threads.
+
+    Args:
+        paths: the files.
+        image_shape: of the pictures, see ``decode_image``.
+        resize: see ``decode_image``.
+        batch_size: pictures that are taken at a time.
+        overlap: keep about one batch ahead of whoever takes the results. Where the network runs on the same processor,
+            its threads and these would wait for each other; then they take turns, some batches each.
+    """
     threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
     chunk = min(CHUNK, batch_size)
-    ahead = 2 * threads + batch_size // chunk
+    ahead = 2 * threads + batch_size // chunk if overlap else TURN * batch_size // chunk
     pending: deque[Future[Decoded]] = deque()
     pool = ThreadPoolExecutor(threads, "decode")  # PIL decodes and resizes without holding the interpreter
     try:
         for place in range(0, len(paths), chunk):
             pending.append(pool.submit(_decode, paths[place : place + chunk], image_shape, resize))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+            if len(pending) >= ahead:
+                yield from [pending.popleft().result() for _ in range(1 if overlap else len(pending))]
+        yield from [pending.popleft().result() for _ in range(len(pending))]
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -273,17 +273,17 @@ def _cut_by_index(padded: Tensor, top: Tensor, left: Tensor, height: int, width:
 
 
 def _cut_by_place(padded: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """The same by whole rows: images whose windows lie at the same place are put side by side and cut together."""
-    columns = padded.shape[3] - width + 1
-    place = top * columns + left
-    order = place.argsort()
-    groups = torch.split(padded.index_select(0, order), place.bincount().tolist())
-    cuts = [
-        group[:, :, number // columns :, number % columns :][:, :, :height, :width]
-        for number, group in enumerate(groups)
-        if len(group)
-    ]
-    return torch.cat(cuts).index_select(0, order.argsort())
+    """The same by whole rows: images of the same place are put side by side and cut together, first in height."""
+    rows, order = _cut_along(2, padded, top, height)
+    cut, then = _cut_along(3, rows, left[order], width)
+    return cut.index_select(0, order[then].argsort())
+
+
+def _cut_along(dimension: int, images: Tensor, start: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Images cut to `size` from their `start` on, in the order of their starts, and that order."""
+    order = start.argsort()
+    groups = torch.split(images.index_select(0, order), start.bincount().tolist())
+    return torch.cat([group.narrow(dimension, place, size) for place, group in enumerate(groups)]), order
 
 
 def _words(images: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from vision_zoo.errors import CheckpointError, ConfigError, TrainingError
 
 CHECKPOINT_VERSION = 1
 REPEAT_SECONDS = 1.0  # a signal that comes again so soon was sent once
+EVENTS_FLUSHED_SECONDS = 10  # what TensorBoard may lag behind; metrics.csv never does
 STEP_METRICS = ("train/loss_step", "lr")  # of single steps: a later row must not repeat them
 
 
@@ -109,8 +110,7 @@ class EventFiles(TensorBoardLogger):
     """TensorBoard's event files alone: config.yaml already holds what hparams.yaml would."""
 
     def save(self) -> None:
-        """Flush the event file."""
-        self.experiment.flush()
+        """Nothing: the writer's thread flushes, and waiting for it at a logged step took longer than a small step."""
 
 
 class Run(Checkpoint):
@@ -190,7 +190,7 @@ class Run(Checkpoint):
             raise ConfigError(f"{error}. Choose another place with --trainer.default_root_dir")
         self.folder = Path(folder)
         if not trainer.loggers:
-            events = EventFiles(self.path, name="", version="")
+            events = EventFiles(self.path, name="", version="", flush_secs=EVENTS_FLUSHED_SECONDS)
             _ = events.experiment  # opens the file now: the first steps need not wait for TensorBoard
             trainer.loggers = [events]
 

@@ -1,6 +1,8 @@
 """What fit chooses by itself for speed: what it says and records, how to override it, and what it leaves alone."""
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from vision_zoo.callbacks.speed import TrainingPrecision, has_fast_bf16, match_l
 from vision_zoo.classifier import Classifier
 from vision_zoo.types import ImageShape
 
+ROOT = Path(__file__).parents[1]
 SHORT = ["fit", "--data.batch_size", "32", "--trainer.limit_train_batches", "6", "--trainer.max_epochs", "1",
          "--trainer.limit_val_batches", "4", "--trainer.limit_test_batches", "4"]  # fmt: skip
 LENET = [*SHORT, "--model.backbone", "LeNet5"]
@@ -232,3 +235,13 @@ def test_the_layout_changes_no_logit_beyond_rounding():
         model.lay_out(channels_last=False)
         assert torch.equal(model(images), plain)
     assert F.cross_entropy(plain, torch.zeros(4, dtype=torch.long)).isfinite()
+
+
+def test_the_readme_shows_the_figures_that_the_benchmark_measured():
+    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts" / "benchmark.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    sys.modules["benchmark"] = benchmark  # its dataclasses look themselves up
+    spec.loader.exec_module(benchmark)
+    assert (ROOT / "README.md").read_text() == benchmark.readme(ROOT), "python scripts/benchmark.py --write"
+    recipes = {system.config for system in benchmark.SYSTEMS.values()}
+    assert all((ROOT / "configs" / f"{recipe}{kind}.yaml").is_file() for recipe in recipes for kind in ("", "_fast"))

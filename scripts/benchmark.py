@@ -300,7 +300,7 @@ def step_cost(bench: Bench) -> None:
     for name in bench.systems:
         system = SYSTEMS[name]
         slow = name in ("cnn", "alexnet", "resnet18")
-        steps = (12 if slow else 120) if bench.quick else (60 if slow else 600)
+        steps = (12 if slow else 120) if bench.quick else (120 if slow else 600)
         sides = [
             lambda _, s=system, n=steps, kind=kind: in_process(bench, s, n, kind)
             for kind in ("full", "lightning", "bare")

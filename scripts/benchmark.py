@@ -1,6 +1,6 @@
 """What vision_zoo's speed is, against the loops that tutorials show and against a bare loop on tensors in memory.
 
-    python scripts/benchmark.py --data_root data                  # everything, five runs of each side
+    python scripts/benchmark.py --data_root data                  # everything, five times; d takes hours
     python scripts/benchmark.py --data_root data --only a,b,e -n 3
     python scripts/benchmark.py --data_root data --quick --json speed.json
     python scripts/benchmark.py --write                     # configs/speed.json into the README; --check compares

@@ -5,6 +5,7 @@ import fcntl
 import json
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,20 @@ def test_a_run_that_crashed_goes_on_from_its_last_epoch(step, undisturbed, tmp_p
     run = tmp_path / "runs" / "default" / "version_0"
     assert (run / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
     assert same(state(run / "checkpoints/last.ckpt"), state(undisturbed / "checkpoints/last.ckpt"))
+
+
+def test_the_speed_of_a_run_that_was_stopped_counts_all_of_its_time(here, monkeypatch):
+    step_seconds = 0.05
+    original = Run.on_train_batch_start
+    monkeypatch.setattr(
+        Run, "on_train_batch_start", lambda *given, **named: (time.sleep(step_seconds), original(*given, **named))[1]
+    )
+    with monkeypatch.context() as patch:
+        stop_at(patch, 8, "SIGTERM")
+        assert main([*QUICK, "--trainer.max_epochs", "1"]) == 128 + signal.SIGTERM
+    assert main(["fit", "--ckpt_path", "last"]) == 0
+    results = json.loads((here / "runs/default/version_0/results.json").read_text())
+    assert 0 < results["train_images_per_second"] < 64 / step_seconds
 
 
 def test_a_run_goes_on_for_longer(here):

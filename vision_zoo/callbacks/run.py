@@ -250,7 +250,7 @@ class Run(Checkpoint):
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
             "fit_seconds": self.fit_seconds + now - self._clock,
-            "train_seconds": self.train_seconds,
+            "train_seconds": self.train_seconds + now - self._train_clock,
             "images_seen": self.images_seen,
             "rng": gather(_random_states()),
         }
@@ -345,10 +345,15 @@ class Run(Checkpoint):
         if number > 0:
             raise StoppedBySignalError(number, self.last)
 
+    def _count_training(self) -> None:
+        now = time.monotonic()
+        self.train_seconds += now - self._train_clock
+        self._train_clock = now
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock of training."""
         if not trainer.sanity_checking:
-            self.train_seconds += time.monotonic() - self._train_clock
+            self._count_training()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights if they are the best so far; within an epoch, at once."""
@@ -367,8 +372,7 @@ class Run(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the epoch's row, then save: the row is part of what the checkpoint knows."""
-        now = time.monotonic()
-        self.train_seconds += now - self._train_clock
+        self._count_training()
         self._write_row(
             trainer,
             [

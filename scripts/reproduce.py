@@ -40,7 +40,10 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vision_zoo.listing import HEADER  # noqa: E402  # of this checkout, and without torch
+# Of this checkout, and without torch.
+from vision_zoo.errors import VisionZooError  # noqa: E402
+from vision_zoo.files import write_file  # noqa: E402
+from vision_zoo.listing import HEADER  # noqa: E402
 
 # A recipe with other options under a name: recipe, options, and which of the published figures in its header they have.
 VARIANTS: dict[str, tuple[str, str, int]] = {
@@ -79,7 +82,7 @@ BEGIN, END = "<!-- results -->", "<!-- /results -->"
 Row = dict[str, str]
 
 
-class ReproduceError(Exception):
+class ReproduceError(VisionZooError):
     """What cannot be done, and the way out."""
 
 
@@ -297,13 +300,13 @@ def add_row(project: Project, row: Row, points: list[Row]) -> None:
     with locked(project.configs, wait=True):
         others = [other for other in project.rows() if any(other[name] != row[name] for name in KEY)]
         rows = sorted([*others, row], key=lambda r: (*(r[name] for name in KEY[:3]), int(r["seed"])))
-        write_file(project.configs / "results.csv", to_csv(COLUMNS, rows))
+        write_file(project.configs / "results.csv", to_csv(COLUMNS, rows).encode())
         if row["seed"] == "0":
             whose = CURVE_COLUMNS[:3]
             curves = read_rows(project.configs / "curves.csv")
             curves = [other for other in curves if any(other[name] != row[name] for name in whose)] + points
             curves.sort(key=lambda r: tuple(r[name] for name in whose))  # stable: the points stay in order
-            write_file(project.configs / "curves.csv", to_csv(CURVE_COLUMNS, curves))
+            write_file(project.configs / "curves.csv", to_csv(CURVE_COLUMNS, curves).encode())
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -318,13 +321,6 @@ def to_csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def write_file(path: Path, content: str) -> None:
-    """Replace a file in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(content)
-    temporary.replace(path)
 
 
 # ---------------------------------------------------------------------------------------------------------- generation
@@ -506,7 +502,7 @@ def write(project: Project) -> None:
     with locked(project.configs, wait=True):
         for path, text in texts(project).items():
             if path.read_text() != text:
-                write_file(path, text)
+                write_file(path, text.encode())
         folder = project.configs / "figures"
         wanted = pictures(project)
         for name, (draw, content) in wanted.items():
@@ -737,7 +733,7 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
             folder = given.runs.resolve() / f"{task.recipe}-{digest}" / f"seed_{task.seed}"
             try:
                 code = make_run(project, task, folder, data_root)
-            except ReproduceError as error:
+            except VisionZooError as error:
                 print(f"reproduce: {error}", file=sys.stderr)
                 code = 1
             if code > 128:
@@ -749,7 +745,7 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
         wrong = check(project) if given.check else []
         for row in stale(project):
             print(f"counts no more, for the recipe was edited since: {row}", file=sys.stderr)
-    except ReproduceError as error:
+    except VisionZooError as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return 2
     for path in wrong:

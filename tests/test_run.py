@@ -16,8 +16,9 @@ from PIL import Image
 from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.callbacks import Run
-from vision_zoo.callbacks.run import AtomicCheckpointIO, write_atomically
+from vision_zoo.callbacks.run import AtomicCheckpointIO
 from vision_zoo.errors import TrainingError
+from vision_zoo.files import write_file
 
 # Every source of state at once: dropout, augmentation, a per-step schedule, validation within the epoch, momentum.
 STATEFUL = [
@@ -261,5 +262,5 @@ def test_a_checkpoint_is_complete_or_the_old_one(tmp_path, monkeypatch):
         AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(3)}, path)
     assert torch.equal(torch.load(path)["weights"], torch.ones(3))
     with pytest.raises(TrainingError, match="No space left"):
-        write_atomically(tmp_path / "results.json", b"{}")
+        write_file(tmp_path / "results.json", b"{}")
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]

@@ -18,10 +18,10 @@ from torch import Tensor
 from vision_zoo import __version__
 from vision_zoo.callbacks import Console, Evaluation, Run, Speed
 from vision_zoo.callbacks.console import device_name
-from vision_zoo.callbacks.run import write_atomically
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError
+from vision_zoo.files import write_file
 from vision_zoo.plots import plot_curves
 from vision_zoo.summary import layer_table
 from vision_zoo.types import Split
@@ -135,7 +135,7 @@ class Trainer(pl.Trainer):
             "speed": speed.choices if (speed := self.callback(Speed)) is not None else {},
             "versions": versions(),
         }
-        write_atomically(run.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+        write_file(run.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
         if (run.path / "metrics.csv").exists():
             plot_curves(
                 run.path / "metrics.csv", run.path / "curves.png", f"{run.name}: {type(model.backbone).__name__}"

@@ -12,8 +12,9 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from vision_zoo.callbacks.processes import expect_answers
-from vision_zoo.callbacks.run import end_on_sigterm, write_atomically
+from vision_zoo.callbacks.run import end_on_sigterm
 from vision_zoo.classifier import Classifier
+from vision_zoo.files import write_file
 from vision_zoo.plots import plot_confusion_matrix, plot_images
 from vision_zoo.types import Batch
 
@@ -110,16 +111,16 @@ class Evaluation(Callback):
                 *([name, *counts] for name, counts in zip(names, matrix.tolist(), strict=True)),
             ]
         )
-        write_atomically(self.folder / "confusion_matrix.csv", text.getvalue().encode())
+        write_file(self.folder / "confusion_matrix.csv", text.getvalue().encode())
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["class", "precision", "recall", "f1", "images"])
         table.writerows([name, *row.values()] for name, row in zip(names, self.rows, strict=True))
-        write_atomically(self.folder / "per_class.csv", text.getvalue().encode())
+        write_file(self.folder / "per_class.csv", text.getvalue().encode())
         figures: dict[str, Any] = dict(self.metrics)
         if pl_module.test_time_augmentation != "none":
             figures["test_time_augmentation"] = pl_module.test_time_augmentation
-        write_atomically(self.folder / "test.json", (json.dumps(figures, indent=2) + "\n").encode())
+        write_file(self.folder / "test.json", (json.dumps(figures, indent=2) + "\n").encode())
         accuracy = self.metrics["test/accuracy"]
         title = f"{type(pl_module.backbone).__name__}: {100 * accuracy:.2f} % of {int(matrix.sum()):,} test images"
         if pl_module.test_time_augmentation != "none":

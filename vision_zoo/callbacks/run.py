@@ -29,6 +29,7 @@ from vision_zoo.callbacks.processes import expect_answers
 from vision_zoo.checkpoints import read_checkpoint
 from vision_zoo.classifier import gather
 from vision_zoo.errors import CheckpointError, ConfigError, TrainingError
+from vision_zoo.files import new_file, write_file
 
 CHECKPOINT_VERSION = 1
 REPEAT_SECONDS = 1.0  # a signal that comes again so soon was sent once
@@ -57,45 +58,17 @@ def end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, end)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment there is either the old one or the complete new one.
-
-    Raises:
-        TrainingError: if the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise TrainingError(f"{path} could not be written: {error.strerror}") from error
-
-
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that are complete or not there, and are read without running anything in them."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write to a temporary file beside ``path``, flush it to the disk, then rename it."""
+        """Write it, flush it to the disk, then let it take the place of an earlier one."""
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # the rename itself
-            finally:
-                os.close(folder)
+            with new_file(path) as temporary:
+                torch.save(checkpoint, temporary)
         except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
-            temporary.unlink(missing_ok=True)
             kept = f"; the previous {path.name} is kept" if path.exists() else ""
             raise TrainingError(f"the checkpoint {path} could not be written: {error}{kept}") from error
 
@@ -220,7 +193,7 @@ class Run(Checkpoint):
         (self.folder / "checkpoints").mkdir(exist_ok=True)
         for leftover in (self.folder / "checkpoints").glob(".*.tmp"):
             leftover.unlink()
-        write_atomically(
+        write_file(
             self.folder / "config.yaml", yaml.safe_dump(dict(self.config), sort_keys=False, allow_unicode=True).encode()
         )
 
@@ -424,14 +397,11 @@ class Run(Checkpoint):
 
     def _link_best(self) -> None:
         # The same bytes under a second name; the next last.ckpt replaces the first name only.
-        temporary = self.best.with_name(".best.ckpt.tmp")
-        temporary.unlink(missing_ok=True)
         try:
-            os.link(self.last, temporary)
+            with new_file(self.best) as temporary:
+                os.link(self.last, temporary)
         except OSError:  # a file system without hard links
             AtomicCheckpointIO().save_checkpoint(torch.load(self.last, weights_only=True), self.best)
-        else:
-            temporary.replace(self.best)
 
     # --------------------------------------------------------------------------------------------------- metrics.csv
 
@@ -448,7 +418,7 @@ class Run(Checkpoint):
         if new:
             self._columns += new
             old = list(csv.DictReader(io.StringIO(file.read_text()))) if file.exists() else []
-            write_atomically(file, _to_csv(self._columns, old, header=True))
+            write_file(file, _to_csv(self._columns, old, header=True))
         with file.open("ab") as stream:
             stream.write(_to_csv(self._columns, [row], header=False))
         self.rows += 1
@@ -463,7 +433,7 @@ class Run(Checkpoint):
         rows = list(csv.DictReader(io.StringIO(file.read_text())))[: self.rows]
         if len(rows) < self.rows:
             raise CheckpointError(f"{file} has {len(rows)} rows, the checkpoint was saved after {self.rows}")
-        write_atomically(file, _to_csv(self._columns, rows, header=True))
+        write_file(file, _to_csv(self._columns, rows, header=True))
 
 
 def _to_csv(columns: list[str], rows: list[dict[str, Any]], *, header: bool) -> bytes:

@@ -4,13 +4,14 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from vision_zoo.files import new_file
 
 Facts = dict[str, Any]
 
@@ -35,7 +36,9 @@ def cached_facts(files: Iterable[Path], options: object, compute: Callable[[], F
         return kept
     facts = compute()
     with contextlib.suppress(OSError):
-        _write(path, json.dumps(facts, ensure_ascii=False))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path) as temporary:
+            temporary.write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
     return facts
 
 
@@ -48,10 +51,3 @@ def statistics(images: Tensor) -> Facts:
     std = (share @ values.square() - mean.square()).clamp_min(0).sqrt()
     std = torch.where(std > 1e-4, std, 1.0)  # a channel of one colour must not be divided by zero
     return {"mean": [round(x, 4) for x in mean.tolist()], "std": [round(x, 4) for x in std.tolist()]}
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    Path(file.name).replace(path)

@@ -21,6 +21,7 @@ from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule, resize_images
 from vision_zoo.data.mnist5k import MNIST5k
 from vision_zoo.errors import ConfigError, InputError, VisionZooError
+from vision_zoo.files import new_file
 from vision_zoo.types import ImageShape
 
 Format = Literal["onnx", "torch_export", "safetensors", "state_dict"]
@@ -89,17 +90,13 @@ def export(
         raise ConfigError(f"--output {path} is the checkpoint itself: choose another file")
     model.cpu().eval()
     images, described = sample_images(model, datamodule)
-    with _temporary(path) as temporary:
-        content = _made(make, model, metadata(model, ckpt_path, run_name), format_)
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise ExportError(f"{path} could not be written: {error.strerror}") from error
-        logits, probabilities, scale = compare(model, load(temporary, model), images, format_)
-        temporary.replace(path)
+    try:
+        with new_file(path) as temporary:
+            _claim(path, temporary)
+            temporary.write_bytes(_made(make, model, metadata(model, ckpt_path, run_name), format_))
+            logits, probabilities, scale = compare(model, load(temporary, model), images, format_)
+    except OSError as error:
+        raise ExportError(f"{path} could not be written: {error.strerror}") from error
     return Exported(path.resolve(), described, logits, probabilities, scale)
 
 
@@ -324,20 +321,14 @@ def _require(packages: tuple[str, ...]) -> None:
             ) from error
 
 
-@contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A file beside the one to be written, gone afterwards; made at once, so that a wrong place shows early."""
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+def _claim(path: Path, temporary: Path) -> None:
+    """Make the file at once, so that a wrong place shows before the work."""
     try:
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder")
         temporary.touch()
     except OSError as error:
         raise ConfigError(f"--output {path} cannot be written: {error.strerror}. Choose another place") from error
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _made(make: Callable[[Classifier, Metadata], bytes], model: Classifier, facts: Metadata, format_: str) -> bytes:

@@ -26,6 +26,7 @@ from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.decode import Resize, decode_image, picture_extensions
 from vision_zoo.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
+from vision_zoo.files import new_file
 from vision_zoo.types import ImageShape
 
 Format = Literal["csv", "json"]
@@ -358,25 +359,20 @@ def _open_output(output: str) -> Iterator[TextIO]:
     if path.is_dir():
         raise ConfigError(f"--output {output} is a folder: give the name of a file in it")
     special = path.exists() and not path.is_file()  # a pipe or a device must not be replaced
-    temporary = path if special else path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="")
-    except OSError as error:
-        raise ConfigError(f"--output {output}: {path} cannot be written ({error.strerror})") from error
-    try:
-        with file:
-            yield file
-            if not special:
-                file.flush()
-                os.fsync(file.fileno())
-        if not special:
-            temporary.replace(path)
-    except OSError as error:
-        raise TrainingError(f"--output {output}: {path} could not be written ({error.strerror or error})") from error
-    finally:
-        if not special:
-            temporary.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            place = path if special else stack.enter_context(new_file(path))
+            file = place.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        except OSError as error:
+            raise ConfigError(f"--output {output}: {path} cannot be written ({error.strerror})") from error
+        try:
+            with stack.pop_all(), file:
+                yield file
+        except OSError as error:
+            raise TrainingError(
+                f"--output {output}: {path} could not be written ({error.strerror or error})"
+            ) from error
 
 
 @contextlib.contextmanager

@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from vision_zoo import __version__
-from vision_zoo.callbacks.run import write_atomically
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError
+from vision_zoo.files import write_file
 from vision_zoo.plots import plot_curves
 
 MARK = "<!-- written by vision_zoo report -->"
@@ -107,8 +107,8 @@ def write_report(model: Classifier, checkpoint: Path, output: str | None = None)
         page.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output {output}: {page.parent.resolve()} cannot be made: {error.strerror}") from error
-    write_atomically(page, html_page(facts).encode())
-    write_atomically(card, model_card(facts).encode())
+    write_file(page, html_page(facts).encode())
+    write_file(card, model_card(facts).encode())
     return page.resolve(), card.resolve()
 
 

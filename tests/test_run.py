@@ -138,6 +138,17 @@ def test_fit_says_what_it_does_and_prints_the_run_folder_last(here, capsys):
         assert noise not in captured.out + captured.err
 
 
+def test_a_terminal_shows_a_bar_unless_told_not_to(here, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("vision_zoo.callbacks.console.REFRESH_SECONDS", 0)
+    for words, bar in ((), True), (("--trainer.enable_progress_bar", "false"), False):
+        assert main([*QUICK, "--trainer.max_epochs", "1", "--test_after_fit", "false", *words]) == 0
+        out = capsys.readouterr().out
+        assert ("5/10" in out) == bar
+        assert "train/accuracy" in out
+
+
 def test_without_validation_the_last_weights_are_the_best(here, capsys):
     assert main([*QUICK, "--trainer.max_epochs", "2", "--data.val_split", "0"]) == 0
     folder = here / "runs" / "default" / "version_0" / "checkpoints"

@@ -437,7 +437,9 @@ class VisionZooCLI(LightningCLI):
         options = dict(self._get(self.config_init, "trainer"))
         plugins = options.get("plugins") or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), checkpoint_io]
-        callbacks: list[Any] = [Console(), Evaluation()]
+        # Lightning takes "no bar" for "no Console".
+        callbacks: list[Any] = [Console(bar=options.get("enable_progress_bar") is not False), Evaluation()]
+        kwargs["enable_progress_bar"] = True
         if self.words.subcommand == "fit":
             folder = self.checkpoint_path.parent.parent if self.checkpoint_path else None
             stored = (self.checkpoint.get("callbacks") or {}).get("Speed", {}) if self.checkpoint else None

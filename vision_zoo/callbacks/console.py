@@ -20,10 +20,15 @@ REFRESH_SECONDS = 0.2
 
 
 class Console(ProgressBar):
-    """A progress bar with loss and accuracy, and for each epoch a line that stays."""
+    """A progress bar with loss and accuracy, and for each epoch a line that stays.
 
-    def __init__(self) -> None:
+    Args:
+        bar: whether there is a bar at all; the lines stay.
+    """
+
+    def __init__(self, bar: bool = True) -> None:
         super().__init__()
+        self._bar = bar
         self.console = RichConsole(file=sys.stdout, highlight=False, soft_wrap=True)
         self._enabled = True
         self._progress: Progress | None = None
@@ -46,7 +51,7 @@ class Console(ProgressBar):
     # The bar is drawn by hand, five times a second at most: a drawing thread would compete with the training.
 
     def _start(self, text: str, total: float) -> None:
-        if not self._enabled or not self.console.is_terminal:
+        if not self._enabled or not self._bar or not self.console.is_terminal:
             return
         if self._progress is None:
             self._progress = Progress(

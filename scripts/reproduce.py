@@ -47,13 +47,13 @@ from vision_zoo.listing import HEADER  # noqa: E402
 
 # A recipe with other options under a name: recipe, options, and which of the published figures in its header they have.
 VARIANTS: dict[str, tuple[str, str, int]] = {
-    "small_cnn_mnist_one_by_one": ("small_cnn_mnist", "--data.batch_size 1 --data.shuffle false", 1),
+    "small_cnn_mnist_batch_1": ("small_cnn_mnist", "--data.batch_size 1 --data.shuffle false", 1),
     # The one change that closes the gap where a protocol as published falls short in the mean.
     **{
         f"{name}_one_cycle": (recipe, f"{options}--model.scheduler OneCycleLR --model.scheduler.max_lr {peak}", place)
         for name, recipe, options, peak, place in (
             ("small_cnn_mnist", "small_cnn_mnist", "", 0.01, 0),
-            ("small_cnn_mnist_one_by_one", "small_cnn_mnist", "--data.batch_size 1 --data.shuffle false ", 0.001, 1),
+            ("small_cnn_mnist_batch_1", "small_cnn_mnist", "--data.batch_size 1 --data.shuffle false ", 0.001, 1),
             ("simple_cnn_mnist", "simple_cnn_mnist", "", 0.003, 0),
             ("fc_mnist", "fc_mnist", "", 0.003, 0),
             ("cnn_mnist", "cnn_mnist", "", 0.003, 0),
@@ -357,7 +357,10 @@ class Group:
 
     @property
     def short(self) -> str:
-        """For figures: the options on a line of their own, without dashes and sections."""
+        """For figures: a variant's name, else the options on a line of their own, without dashes and sections."""
+        for name, (recipe, options, _) in VARIANTS.items():
+            if (recipe, options) == (self.recipe, self.options):
+                return name
         words = [re.sub(r"^--(\w+\.)*", "", word) for word in shlex.split(self.options)]
         return "\n".join([self.recipe, *([" ".join(words)] if words else [])])
 
@@ -618,8 +621,9 @@ def draw_time(content: Any) -> Any:
     data, entries = content
     figure, (axes,) = new_axes(1, 9, 4.8)
     entries = sorted(entries, key=lambda entry: -entry[2][1])
-    for place, (name, points, (seconds, accuracy), _) in enumerate(entries):
-        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+    for rank, (name, points, (seconds, accuracy), _) in enumerate(entries):
+        turn, place = divmod(rank, len(COLOURS))  # the second time around, a colour has another marker
+        colour, marker = COLOURS[place], MARKERS[(place + turn) % len(MARKERS)]
         if points:
             x, y = [p[0] for p in points], [1 - p[1] for p in points]
             axes.plot(x, y, color=colour, linewidth=1.8, alpha=0.9, solid_joinstyle="round")

@@ -193,7 +193,7 @@ def test_a_shorter_run_is_no_run_of_the_recipe(project, pretended, capsys):
 
 
 def test_a_variant_has_its_own_row_and_its_own_published_figure(project, pretended, reproduce):
-    assert project.run("small_cnn_mnist", "small_cnn_mnist_one_by_one") == 0
+    assert project.run("small_cnn_mnist", "small_cnn_mnist_batch_1") == 0
     assert [row["options"] for row in project.rows()] == ["", "--data.batch_size 1 --data.shuffle false"]
     assert [reproduce.goal(project, group) for group in reproduce.groups_of(project)] == [
         (97.25, "97.25 %"),

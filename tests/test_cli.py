@@ -1,6 +1,7 @@
 """The command line: what is layered over what, which names are found, and what is refused with which words."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,18 @@ def test_a_network_from_outside_works_by_class_path(here, backbone):
     run = str(newest(here))
     assert main(["test", "--ckpt_path", run]) == 2
     assert main(["test", "--ckpt_path", run, "--trusted_packages", "tests"]) == 0
+
+
+def test_a_network_in_the_working_directory_is_found(here, monkeypatch):
+    monkeypatch.setattr("sys.path", [place for place in sys.path if place])
+    (here / "my_network.py").write_text(
+        "import math\n"
+        "from torch import nn\n"
+        "def linear(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(image_shape), num_classes))\n"
+    )
+    assert fit("--model.backbone", "my_network.linear") == 0
+    assert main(["test", "--ckpt_path", "last", "--trusted_packages", "my_network"]) == 0
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoints

@@ -21,6 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code = _answer(words)
         if code is None:
+            if "" not in sys.path:  # the user's own modules, in the working directory; last, so that none hides another
+                sys.path.append("")
             from vision_zoo.cli import main as run  # noqa: PLC0415
 
             if "--help_all" in words:

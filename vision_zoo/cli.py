@@ -24,10 +24,7 @@ from vision_zoo.callbacks.processes import leaves_the_word, lost_process, watch_
 from vision_zoo.callbacks.speed import skip_idle_hooks
 from vision_zoo.checkpoints import import_path
 from vision_zoo.classifier import Classifier, is_out_of_memory, without_downloads
-from vision_zoo.data.base import ImageDataModule
-from vision_zoo.errors import CheckpointError, ConfigError, VisionZooError
-from vision_zoo.helptext import did_you_mean
-from vision_zoo.layers import (
+from vision_zoo.configuration import (
     CLASS_SLOTS,
     DEFAULT_RECIPE,
     DEFAULTS,
@@ -44,6 +41,9 @@ from vision_zoo.layers import (
     read_config,
     read_or_offer,
 )
+from vision_zoo.data.base import ImageDataModule
+from vision_zoo.errors import CheckpointError, ConfigError, VisionZooError
+from vision_zoo.helptext import did_you_mean
 from vision_zoo.trainer import Trainer
 
 VERBS = ("fit", "validate", "test", "predict", "export", "summary", "show", "report")

@@ -356,13 +356,16 @@ class Group:
         return f"{self.recipe} {self.options}".strip()
 
     @property
+    def variant(self) -> str:
+        """Its name in VARIANTS, if it has one."""
+        ours = (self.recipe, self.options)
+        return next((name for name, (recipe, options, _) in VARIANTS.items() if (recipe, options) == ours), "")
+
+    @property
     def short(self) -> str:
         """For figures: a variant's name, else the options on a line of their own, without dashes and sections."""
-        for name, (recipe, options, _) in VARIANTS.items():
-            if (recipe, options) == (self.recipe, self.options):
-                return name
         words = [re.sub(r"^--(\w+\.)*", "", word) for word in shlex.split(self.options)]
-        return "\n".join([self.recipe, *([" ".join(words)] if words else [])])
+        return self.variant or "\n".join([self.recipe, *([" ".join(words)] if words else [])])
 
 
 def groups_of(project: Project) -> list[Group]:
@@ -434,29 +437,25 @@ def table(project: Project, groups: Sequence[Group], figures: Sequence[str]) -> 
     if not groups:
         return "Not measured yet."
     loops = tutorial_times(project)
-    lines = [
-        "| recipe | data | parameters | test accuracy | published | reached | n | epochs "
-        "| time | tutorial's loop | images/s | precision |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = table_head()
+    folded = []  # the same recipes in another precision, which say that it does not matter
     for group in groups:
-        bar, text = goal(project, group)
-        reached = "-" if bar is None else "yes" if round(100 * group.mean("test/accuracy"), 2) >= bar else "**no**"
-        loop = "-" if group.options else loops.get(group.recipe, "-")
-        name = f"`{group.recipe}`" + (f" `{group.options}`" if group.options else "")
-        lines.append(
-            f"| {name} | {group.data} | {int(group.rows[0]['parameters']):,} | {group.accuracy} | {text} | {reached} | "
-            f"{len(group.rows)} | {group.all('epochs')} | {duration(group.mean('fit_seconds'))} | {loop} | "
-            f"{group.mean('images_per_second'):,.0f} | {group.all('precision')} |"
-        )
+        (folded if "--trainer.precision" in group.options else lines).append(table_row(project, group, loops))
     hardware = " / ".join(dict.fromkeys(group.all("hardware") for group in groups))
     lines += [
         "",
-        "Mean and standard deviation of single runs over n seeds; time and images/s are means of the training alone, "
-        f"validation included in the time. Trained on: {hardware}. Every run is a row of `configs/results.csv`. The "
-        "tutorial's loop: the same epochs by the loop that its tutorial shows, on the same machine, with all of its "
-        "threads; from `configs/speed.json`, which `scripts/benchmark.py` writes.",
+        "Test accuracy: mean and standard deviation of single runs, and how many. Time: mean of the training alone, "
+        f"with its validation, on {hardware}. Every run is a row of `configs/results.csv`, with its speed, versions "
+        "and commit. The tutorial's loop: one epoch of the loop that the tutorial shows, measured with all threads of "
+        "the machine, times its epochs; from `configs/speed.json`, which `scripts/benchmark.py` writes.",
     ]
+    variants = [group for group in groups if group.variant]
+    if variants:
+        lines += ["", "Recipes with other options:", ""]
+        lines += [f"- `{group.variant}`: `{group.recipe}` with `{group.options}`" for group in variants]
+    if folded:
+        lines += ["", "<details><summary>The same recipes in another precision</summary>", ""]
+        lines += [*table_head(), *folded, "", "</details>"]
     if any("JPEG copy" in group.data for group in groups):
         lines += [
             "",
@@ -471,6 +470,30 @@ def table(project: Project, groups: Sequence[Group], figures: Sequence[str]) -> 
         about = "Accuracy against parameters" if name == "parameters.png" else "Accuracy against wall time"
         lines += ["", f"![{about}](configs/figures/{name})"]
     return "\n".join(lines)
+
+
+def table_head() -> list[str]:
+    """The first two lines of a table of results."""
+    names = ("recipe", "data", "parameters", "test accuracy", "published", "reached", "epochs", "time")
+    return [f"| {' | '.join(names)} | tutorial's loop |", "|---" * (len(names) + 1) + "|"]
+
+
+def table_row(project: Project, group: Group, loops: dict[str, str]) -> str:
+    """An experiment's line in the README."""
+    bar, text = goal(project, group)
+    reached = "-" if bar is None else "yes" if round(100 * group.mean("test/accuracy"), 2) >= bar else "**no**"
+    cells = (
+        f"`{group.variant}`" if group.variant else f"`{group.recipe}`" + f" `{group.options}`" * bool(group.options),
+        group.data,
+        f"{int(group.rows[0]['parameters']):,}",
+        f"{group.accuracy} ({len(group.rows)})",
+        text,
+        reached,
+        group.all("epochs"),
+        duration(group.mean("fit_seconds")),
+        "-" if group.options else loops.get(group.recipe, "-"),
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def tutorial_times(project: Project) -> dict[str, str]:

@@ -125,7 +125,7 @@ def test_a_run_becomes_a_row_and_every_figure_comes_from_the_rows(project, repro
     readme = (project.root / "README.md").read_text()
     assert readme.startswith("# Zoo\n\n<!-- results -->\n| recipe")
     assert readme.endswith("<!-- /results -->\n\nMore.\n")
-    assert f"| {shown} | 98.37 % |" in readme
+    assert f"| {shown} (2) | 98.37 % |" in readme
     assert "Not measured yet: `small_cnn_mnist`." in readme
     monkeypatch.setattr(listing, "configs_folder", lambda: project.configs)
     assert shown in {row["name"]: row["measured"] for row in listing.recipes()}["fc_mnist"]

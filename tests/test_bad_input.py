@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 
 from tests import tiny
 from vision_zoo.__main__ import main
@@ -422,6 +423,12 @@ OPTIONS = [
         (*FIT, "--model.weights", "own.pth"),
         r"head\.2\.weight \(5, 84\) instead of \(10, 84\)",
         lambda here: torch.save(LeNet5((1, 28, 28), 5).state_dict(), here / "own.pth"),
+    ),
+    Case(
+        "weights in half a safetensors file",
+        (*FIT, "--model.weights", "own.safetensors"),
+        r"own\.safetensors is not a whole safetensors file",
+        lambda here: (here / "own.safetensors").write_bytes(save(LeNet5((1, 28, 28), 10).state_dict())[:99_000]),
     ),
     Case(
         "label_smoothing",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch import nn
 
 from tests.conftest import QUICK
@@ -237,14 +238,15 @@ def test_another_data_set_that_does_not_fit_the_checkpoint_is_refused(trained_ru
     assert "takes images of shape (1, 28, 28), CIFAR10 has (3, 32, 32)" in message
 
 
-def test_a_state_dict_starts_a_network_and_leaves_no_path_in_the_checkpoint(here):
+@pytest.mark.parametrize("save", [torch.save, save_file])
+def test_a_state_dict_starts_a_network_and_leaves_no_path_in_the_checkpoint(save, here):
     own = LeNet5((1, 28, 28), 10)
-    torch.save(own.state_dict(), "own.pth")
-    words = ("--model.backbone", "LeNet5", "--model.weights", "own.pth", "--model.optimizer.lr", "1e-30")
+    save(own.state_dict(), "own.weights")
+    words = ("--model.backbone", "LeNet5", "--model.weights", "own.weights", "--model.optimizer.lr", "1e-30")
     assert fit(*words, "--model.scheduler", "null") == 0
     checkpoint = torch.load(newest(here) / "checkpoints" / "last.ckpt", weights_only=True)
     assert torch.equal(checkpoint["state_dict"]["backbone.head.2.weight"], own.state_dict()["head.2.weight"])
-    assert "own.pth" not in str(checkpoint)
+    assert "own.weights" not in str(checkpoint)
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals

@@ -69,6 +69,46 @@ def read_torch_file(path: str | Path) -> Any:
         ) from error
 
 
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read a file of weights, written by ``torch.save`` or in the safetensors format.
+
+    Returns:
+        Names and tensors.
+
+    Raises:
+        CheckpointError: if it is missing, broken, or holds anything else.
+        ConfigError: if it is of the safetensors format and that package is not installed.
+    """
+    file = Path(path)
+    state = _read_safetensors(file) if _is_safetensors(file) else read_torch_file(file)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} is not a state dict (names with tensors); a checkpoint goes to --ckpt_path")
+    return state
+
+
+def _is_safetensors(file: Path) -> bool:
+    """Whether a file begins as https://huggingface.co/docs/safetensors says: a length of eight bytes, then JSON."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(9)[8:] == b"{"
+    except OSError:  # who reads it as a whole says what is wrong
+        return False
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file  # noqa: PLC0415  of an extra
+    except ImportError as error:
+        raise ConfigError(
+            f"{file} needs the package safetensors ({error}). Run: pip install 'vision_zoo[export]'"
+        ) from error
+    try:
+        state: dict[str, Tensor] = load_file(file)
+    except Exception as error:  # safetensors has an exception of its own, and others for what its header may hold
+        raise CheckpointError(f"{file.resolve()} is not a whole safetensors file: {error}") from error
+    return state
+
+
 def _refuse_compressed(file: Path) -> None:
     """Refuse archives that unpack to more than they are: torch.save compresses nothing."""
     if not zipfile.is_zipfile(file):

@@ -22,7 +22,7 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
-from vision_zoo.checkpoints import import_path, read_checkpoint, read_torch_file
+from vision_zoo.checkpoints import import_path, read_checkpoint, read_state_dict
 from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, TrainingError, VisionZooError
 from vision_zoo.transforms import views
 from vision_zoo.types import Batch, ImageShape
@@ -46,7 +46,7 @@ class Classifier(LightningModule):
         scheduler: learning rate schedule, called with the optimizer. T_max and total_steps may be left out: they are
             then the number of steps of the whole run, and the schedule moves with every step instead of every epoch.
         label_smoothing: of the training loss, in [0, 1).
-        weights: file with a state dict of the backbone to start from.
+        weights: file with a state dict of the backbone to start from, of torch.save or safetensors.
     """
 
     def __init__(
@@ -408,16 +408,15 @@ class Classifier(LightningModule):
         """Load a bare state dict into the backbone.
 
         Args:
-            path: file written by ``torch.save(backbone.state_dict(), path)`` or ``export --format state_dict``.
+            path: file written by ``torch.save(backbone.state_dict(), path)`` or by ``export`` as ``state_dict`` or
+                ``safetensors``.
 
         Raises:
             CheckpointError: if the file cannot be read safely or holds other keys or shapes.
         """
-        state = read_torch_file(path)
+        state = read_state_dict(path)
         own = self.backbone.state_dict()
         name = type(self.backbone).__name__
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise CheckpointError(f"{path} is not a state dict (names with tensors); a checkpoint goes to --ckpt_path")
         missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or foreign:
             raise CheckpointError(

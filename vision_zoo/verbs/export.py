@@ -255,22 +255,10 @@ def _make_safetensors(model: Classifier, facts: Metadata) -> bytes:
     return content
 
 
-def _load_safetensors(path: Path, model: Classifier) -> Run:
-    from safetensors.torch import load  # noqa: PLC0415  of an extra
-
-    fresh = _with_other_weights(model)
-    fresh.backbone.load_state_dict(load(path.read_bytes()))
-    return fresh
-
-
 def _make_state_dict(model: Classifier, facts: Metadata) -> bytes:
     file = io.BytesIO()
     torch.save(_own_tensors(model), file)
     return file.getvalue()
-
-
-def _load_state_dict(path: Path, model: Classifier) -> Run:
-    return _with_other_weights(model, weights=str(path))
 
 
 def _own_tensors(model: Classifier) -> dict[str, Tensor]:
@@ -278,8 +266,8 @@ def _own_tensors(model: Classifier) -> dict[str, Tensor]:
     return {name: tensor.detach().clone().contiguous() for name, tensor in model.backbone.state_dict().items()}
 
 
-def _with_other_weights(model: Classifier, weights: str | None = None) -> Classifier:
-    """A second classifier, whose weights are not numbers until others are loaded, so that a missing one shows."""
+def _load_weights(path: Path, model: Classifier) -> Run:
+    """A second classifier, whose weights are not numbers until those of the file are loaded, so that a lack shows."""
 
     def backbone(image_shape: ImageShape, num_classes: int) -> nn.Module:
         empty = copy.deepcopy(model.backbone)
@@ -289,7 +277,7 @@ def _with_other_weights(model: Classifier, weights: str | None = None) -> Classi
 
     hparams = model.hparams
     return Classifier(
-        backbone, model.image_shape, model.class_names, hparams["mean"], hparams["std"], weights=weights
+        backbone, model.image_shape, model.class_names, hparams["mean"], hparams["std"], weights=str(path)
     ).eval()
 
 
@@ -303,8 +291,8 @@ class _Kind(NamedTuple):
 FORMATS: Mapping[Format, _Kind] = {
     "onnx": _Kind(".onnx", ("onnx", "onnxscript", "onnxruntime"), _make_onnx, _load_onnx),
     "torch_export": _Kind(".pt2", (), _make_torch_export, _load_torch_export),
-    "safetensors": _Kind(".safetensors", ("safetensors",), _make_safetensors, _load_safetensors),
-    "state_dict": _Kind(".pt", (), _make_state_dict, _load_state_dict),
+    "safetensors": _Kind(".safetensors", ("safetensors",), _make_safetensors, _load_weights),
+    "state_dict": _Kind(".pt", (), _make_state_dict, _load_weights),
 }
 
 

@@ -200,5 +200,6 @@ def device_name(trainer: Trainer) -> str:
         if cpuinfo.exists():
             names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
             model = names[0] if names else model
-        return f"cpu ({model}, {torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        return f"cpu ({model}, {threads} thread{'s' * (threads != 1)})"
     return str(device)

@@ -485,6 +485,15 @@ OPTIONS = [
         (*FIT, "--trainer.accumulate_grad_batches", "0"),
         r"--trainer\.accumulate_grad_batches is 0",
     ),
+    Case(
+        "no checkpoints",
+        (*FIT, "--trainer.enable_checkpointing", "false"),
+        r"--trainer\.enable_checkpointing false does not work here: every run keeps its checkpoints",
+    ),
+    Case("bare bones", (*FIT, "--trainer.barebones", "true"), r"--trainer\.barebones true does not work here"),
+    Case(
+        "second bar", (*FIT, "--trainer.callbacks", "RichProgressBar"), r"RichProgressBar .*a progress bar of its own"
+    ),
     Case("no epochs", (*FIT, "--trainer.max_epochs", "0"), r"--trainer\.max_epochs is 0"),
     Case("no batches", (*FIT, "--trainer.limit_train_batches", "0"), r"--trainer\.limit_train_batches is 0"),
     Case("save_every_minutes zero", (*FIT, "--save_every_minutes", "0"), r"--save_every_minutes must be positive"),

@@ -127,6 +127,46 @@ def test_the_configuration_in_the_run_is_the_one_in_the_checkpoint(trained_run):
     assert checkpoint["hyper_parameters"]["class_names"] == [str(digit) for digit in range(10)]
 
 
+def test_without_logger_no_event_files_are_written_and_metrics_still_are(here):
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--trainer.logger", "false"]) == 0
+    run = here / "runs" / "default" / "version_0"
+    assert not list(run.glob("events*"))
+    assert rows(run)
+
+
+def test_checkpoints_of_a_callback_of_ones_own_are_kept_with_the_run(here):
+    best = "{class_path: ModelCheckpoint, init_args: {monitor: val/accuracy, mode: max, filename: most_accurate}}"
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--trainer.callbacks", f"[{best}]"]) == 0
+    kept = here / "runs" / "default" / "version_0" / "checkpoints"
+    assert sorted(path.name for path in kept.iterdir()) == ["best.ckpt", "last.ckpt", "most_accurate.ckpt"]
+    assert [path.name for path in here.iterdir()] == ["runs"]
+
+
+@pytest.mark.parametrize(
+    "callback", ["EMAWeightAveraging", "{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.01}}"]
+)
+def test_weights_can_be_averaged_by_callbacks_of_lightning(callback, here):
+    assert main([*QUICK, "--trainer.max_epochs", "2", "--trainer.callbacks", f"[{callback}]"]) == 0
+    assert (here / "runs" / "default" / "version_0" / "results.json").is_file()
+
+
+def test_fit_says_why_it_stopped_early(here, capsys):
+    stopping = "{class_path: EarlyStopping, init_args: {monitor: val/loss, stopping_threshold: 100}}"
+    assert main([*QUICK, "--trainer.max_epochs", "3", "--trainer.callbacks", f"[{stopping}]"]) == 0
+    *_, reason, trained, _ = capsys.readouterr().out.strip().splitlines()
+    assert reason.startswith("Stopping threshold reached: val/loss = ")
+    assert trained.startswith("trained 1 epoch in")
+
+
+def test_the_report_of_a_profiler_is_shown(here, caplog):
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--trainer.profiler", "simple"]) == 0
+    assert "Profiler Report" in caplog.text
+
+
+def test_one_callback_needs_no_list(here):
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--trainer.callbacks", "LearningRateMonitor"]) == 0
+
+
 def test_fit_says_what_it_does_and_prints_the_run_folder_last(here, capsys):
     assert main([*QUICK, "--trainer.max_epochs", "1"]) == 0
     captured = capsys.readouterr()

@@ -80,8 +80,8 @@ class Classifier(LightningModule):
         )
         self.image_shape: ImageShape = (image_shape[0], image_shape[1], image_shape[2])
         self.class_names = tuple(class_names)
-        self.optimizer = optimizer
-        self.scheduler = scheduler
+        self.optimizer = _copyable(optimizer)
+        self.scheduler = _copyable(scheduler)
         self.label_smoothing = label_smoothing
         self.backbone = build_backbone(backbone, self.image_shape, len(self.class_names))
         if weights is not None:
@@ -495,6 +495,12 @@ def _class_and_arguments(target: Any) -> tuple[Any, dict[str, Any]]:
             return target.args[-1], target.keywords
         return target.func, target.keywords
     return target, {}
+
+
+def _copyable(target: Any) -> Any:
+    """The same callable, without the parser that the command line's holds: averages of weights copy the module."""
+    class_, arguments = _class_and_arguments(target)
+    return partial(class_, **arguments) if isinstance(target, partial) and target.args else target
 
 
 def _takes(target: Any, name: str) -> bool:

@@ -17,6 +17,7 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vision_zoo.callbacks import AtomicCheckpointIO, Console, Evaluation, Run, Speed
@@ -205,6 +206,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torchvision|torchmetrics|jsonargparse|onnx\w*)\b")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the report of a profiler was asked for
 
 
 class VisionZooCLI(LightningCLI):
@@ -225,7 +227,7 @@ class VisionZooCLI(LightningCLI):
             ImageDataModule,
             save_config_callback=None,
             trainer_class=Trainer,
-            trainer_defaults={"logger": False, "enable_model_summary": False, "num_sanity_val_steps": 0},
+            trainer_defaults={"enable_model_summary": False, "num_sanity_val_steps": 0},
             seed_everything_default=0,
             parser_kwargs={**strict, self.words.subcommand: dict(strict)},
             subclass_mode_data=True,
@@ -309,7 +311,7 @@ class VisionZooCLI(LightningCLI):
                 self.words.replace(f"{slot}.help", find_class(asked, slot))
             for option in (slot, f"{slot}.class_path", f"{slot}+"):
                 value = self.words.last(option)
-                if value is None or value in ("null", "None"):
+                if value is None or value in ("null", "None", "true", "false"):  # a logger may be those
                     continue
                 choice = class_choice(value, slot)
                 if isinstance(choice, Mapping) and choice.keys() == {"class_path"}:
@@ -435,8 +437,10 @@ class VisionZooCLI(LightningCLI):
         checkpoint_io = AtomicCheckpointIO()
         checkpoint_io.trusted_packages = self.trusted
         options = dict(self._get(self.config_init, "trainer"))
-        plugins = options.get("plugins") or []
-        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), checkpoint_io]
+        _check_trainer_options(options)
+        # Run opens TensorBoard's file in its folder; Lightning would open one elsewhere.
+        kwargs["logger"] = options.get("logger") if options.get("logger") not in (None, True) else False
+        kwargs["plugins"] = [*_listed(options.get("plugins")), checkpoint_io]
         # Lightning takes "no bar" for "no Console".
         callbacks: list[Any] = [Console(bar=options.get("enable_progress_bar") is not False), Evaluation()]
         kwargs["enable_progress_bar"] = True
@@ -445,11 +449,11 @@ class VisionZooCLI(LightningCLI):
             stored = (self.checkpoint.get("callbacks") or {}).get("Speed", {}) if self.checkpoint else None
             # Before Console, which says what was chosen, and before Run, which saves.
             callbacks.insert(0, Speed(options.get("precision") is not None, stored))
-            callbacks.append(Run(self.run_name, self.plain_config(), folder))
+            callbacks.append(Run(self.run_name, self.plain_config(), folder, options.get("logger") is not False))
             exact = self._get(self.config_init, "deterministic")
             if options.get("deterministic") is None and torch.cuda.is_available():
                 kwargs |= {"deterministic": "warn" if exact else False, "benchmark": not exact}
-        kwargs["callbacks"] = [*(options.get("callbacks") or []), *callbacks]
+        kwargs["callbacks"] = [*_listed(options.get("callbacks")), *callbacks]
         try:
             trainer = cast(Trainer, super().instantiate_trainer(**kwargs))
         except (ValueError, MisconfigurationException) as error:
@@ -458,6 +462,27 @@ class VisionZooCLI(LightningCLI):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             skip_idle_hooks(callback)
         return trainer
+
+
+def _check_trainer_options(options: Mapping[str, Any]) -> None:
+    """Refuse what would take away a part that every run has, where Lightning's message names no option."""
+    for name, value in (("barebones", True), ("enable_checkpointing", False)):
+        if options.get(name) is value:
+            raise ConfigError(
+                f"--trainer.{name} {str(value).lower()} does not work here: every run keeps its checkpoints and "
+                "metrics. Leave it out"
+            )
+    for callback in _listed(options.get("callbacks")):
+        if isinstance(callback, ProgressBar):
+            raise ConfigError(
+                f"--trainer.callbacks {type(callback).__name__} does not work here: a run has a progress bar of its "
+                "own, and Lightning takes one. Leave it out"
+            )
+
+
+def _listed(value: Any) -> list[Any]:
+    """An option that takes one or several, as a list."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _constant(value: Any) -> Callable[[Any], Any]:

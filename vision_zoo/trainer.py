@@ -145,6 +145,9 @@ class Trainer(pl.Trainer):
         took = f"{int(minutes)} min {seconds:.0f} s" if minutes else f"{seconds:.1f} s"
         speed = f", {results['train_images_per_second']:,.0f} images/s" if run.train_seconds else ""
         self.say(table)
+        stopping = self.early_stopping_callback
+        if stopping is not None and stopping.stopping_reason_message:
+            self.say(escape(stopping.stopping_reason_message.removesuffix(" Signaling Trainer to stop.")))
         which = "last.ckpt, for there is no validation"
         if run.best_epoch is not None:
             which = f"of the lowest validation loss, epoch {run.best_epoch + 1}"

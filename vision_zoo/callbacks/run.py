@@ -20,7 +20,7 @@ import torch
 import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
@@ -97,6 +97,7 @@ class Run(Checkpoint):
         name: of the configuration; names the folder.
         config: the whole configuration as plain data, kept in config.yaml and in every checkpoint.
         folder: of the run to continue; None starts a new version.
+        events: whether TensorBoard's event files are written, where there is no other logger.
 
     Attributes:
         save_every_minutes: last.ckpt is saved also within an epoch, this often, minutes.
@@ -109,10 +110,12 @@ class Run(Checkpoint):
         name: str,
         config: Mapping[str, Any],
         folder: Path | None = None,
+        events: bool = True,
     ) -> None:
         self.name = name
         self.config = config
         self.folder = folder
+        self.events = events
         self.best_score: float | None = None
         self.best_epoch: int | None = None
         self.rows = 0
@@ -162,7 +165,12 @@ class Run(Checkpoint):
         if error:
             raise ConfigError(f"{error}. Choose another place with --trainer.default_root_dir")
         self.folder = Path(folder)
-        if not trainer.loggers:
+        for callback in trainer.checkpoint_callbacks:
+            # It was set up before us, when no logger told it the folder, and chose one that all runs would share.
+            shared = Path(trainer.default_root_dir, "checkpoints")
+            if isinstance(callback, ModelCheckpoint) and Path(callback.dirpath or shared) == shared:
+                callback.dirpath = str(self.path / "checkpoints")
+        if self.events and not trainer.loggers:
             events = EventFiles(self.path, name="", version="", flush_secs=EVENTS_FLUSHED_SECONDS)
             _ = events.experiment  # opens the file now: the first steps need not wait for TensorBoard
             trainer.loggers = [events]

@@ -237,6 +237,17 @@ def test_the_layout_changes_no_logit_beyond_rounding():
     assert F.cross_entropy(plain, torch.zeros(4, dtype=torch.long)).isfinite()
 
 
+def test_hooks_that_somebody_wrote_are_called_and_idle_ones_are_not():
+    class Watched(Classifier):
+        def on_train_batch_end(self, *arguments):
+            raise NotImplementedError
+
+    model = Watched(Flattening, (3, 28, 28), "ab")
+    speed.skip_idle_hooks(model)
+    assert callable(model.on_train_batch_end)
+    assert model.on_train_batch_start is None
+
+
 def test_the_readme_shows_the_figures_that_the_benchmark_measured():
     spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts" / "benchmark.py")
     benchmark = importlib.util.module_from_spec(spec)

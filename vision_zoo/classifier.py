@@ -103,6 +103,13 @@ class Classifier(LightningModule):
         self._pending_losses: list[tuple[Tensor, int]] = []
         self._pending_outputs: list[tuple[Tensor, Tensor]] = []
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; Lightning notes the name of the running hook here some forty times a step."""
+        if name in self.__dict__ and (value is None or type(value) is str):
+            self.__dict__[name] = value  # without torch's search for a parameter, buffer or module of that name
+        else:
+            super().__setattr__(name, value)
+
     @property
     def num_classes(self) -> int:
         """Number of logits."""

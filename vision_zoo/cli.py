@@ -22,7 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vision_zoo.callbacks import AtomicCheckpointIO, Console, Evaluation, Run, Speed
 from vision_zoo.callbacks.processes import leaves_the_word, lost_process, watch_processes
-from vision_zoo.callbacks.speed import skip_idle_hooks
+from vision_zoo.callbacks.speed import NoProfiler, skip_idle_hooks
 from vision_zoo.checkpoints import import_path
 from vision_zoo.classifier import Classifier, is_out_of_memory, without_downloads
 from vision_zoo.configuration import (
@@ -440,6 +440,8 @@ class VisionZooCLI(LightningCLI):
         _check_trainer_options(options)
         # Run opens TensorBoard's file in its folder; Lightning would open one elsewhere.
         kwargs["logger"] = options.get("logger") if options.get("logger") not in (None, True) else False
+        if options.get("profiler") is None:
+            kwargs["profiler"] = NoProfiler()
         kwargs["plugins"] = [*_listed(options.get("plugins")), checkpoint_io]
         # Lightning takes "no bar" for "no Console".
         callbacks: list[Any] = [Console(bar=options.get("enable_progress_bar") is not False), Evaluation()]

@@ -167,6 +167,7 @@ class Row:
     n: int
     note: str = ""
     recipe: str = ""
+    machine: str = ""
 
 
 class Bench:
@@ -198,7 +199,7 @@ class Bench:
         pairs = [a / b if rate else b / a for a, b in zip(ours, theirs, strict=True)]
         a, b = statistics.median(ours), statistics.median(theirs)
         ratio = a / b if rate else b / a
-        row = Row(section, what, a, b, unit, ratio, min(pairs), max(pairs), len(ours), note, recipe)
+        row = Row(section, what, a, b, unit, ratio, min(pairs), max(pairs), len(ours), note, recipe, processor())
         self.rows.append(row)
         spread = f"{row.lowest:.2f}-{row.highest:.2f}"
         self.console.print(
@@ -251,6 +252,14 @@ def fit(*words: str, **environment: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------ sections
 
 
+def processor() -> str:
+    """What this processor is called; one name may stand for several models, which their numbers tell apart."""
+    lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    numbers = [f"{word} {said[name]}" for word, name in (("family", "cpu family"), ("model", "model")) if name in said]
+    return ", ".join([said.get("model name", platform.machine()), *numbers])
+
+
 def machine(bench: Bench) -> None:
     """The peaks that no code can pass."""
     size = 1024 if bench.quick else 2048
@@ -263,8 +272,7 @@ def machine(bench: Bench) -> None:
     target = torch.empty_like(source)
     best = min(bench.seconds(lambda: target.copy_(source)) for _ in range(10))
     bench.facts["GB/s of a copy (read and written)"] = round(2 * source.numel() * 4 / best / 1e9, 1)
-    cpus = [line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    bench.facts |= {"CPU": cpus[0] if cpus else platform.machine(), "threads": torch.get_num_threads()}
+    bench.facts["threads"] = torch.get_num_threads()
     bench.facts |= {name: importlib.metadata.version(name) for name in ("torch", "lightning")}
     bench.console.print(bench.facts)
 
@@ -700,11 +708,13 @@ def show(bench: Bench) -> None:
 
 def merge(path: Path, bench: Bench) -> None:
     """Put the rows into a file, in place of older ones of the same name."""
-    old = json.loads(path.read_text()) if path.exists() else {"facts": {}, "rows": []}
+    old = json.loads(path.read_text()) if path.exists() else {"machines": {}, "rows": []}
     rows = {(row["section"], row["what"]): row for row in old["rows"]}
     rows |= {(row.section, row.what): asdict(row) for row in bench.rows}
     ordered = sorted(rows.values(), key=lambda row: row["section"])
-    path.write_text(json.dumps({"facts": old["facts"] | bench.facts, "rows": ordered}, indent=2) + "\n")
+    machines = old["machines"] | {processor(): bench.facts}
+    machines = {name: facts for name, facts in machines.items() if any(row["machine"] == name for row in ordered)}
+    path.write_text(json.dumps({"machines": machines, "rows": ordered}, indent=2) + "\n")
 
 
 def readme(root: Path) -> str:
@@ -712,7 +722,8 @@ def readme(root: Path) -> str:
     said = json.loads((root / "configs" / "speed.json").read_text())
     rows = [Row(**row) for row in said["rows"]]
     lines = ["| | | ratio | target |", "|---|---|---|---|"]
-    details = ["| | vision_zoo | compared with | | ratio | n | |", "|---|---|---|---|---|---|---|"]
+    letters = {name: "ABCDEFGH"[place] for place, name in enumerate(said["machines"])}
+    details = ["| | vision_zoo | compared with | | ratio | n | on | |", "|---|---|---|---|---|---|---|---|"]
     for section, title in TITLES.items():
         mine = [row for row in rows if row.section == section]
         if not mine:
@@ -722,13 +733,17 @@ def readme(root: Path) -> str:
         if len(mine) > 1:
             whole += f", the mean of {len(mine)} from {min(ratios):.3g}x to {max(ratios):.3g}x"
         lines.append(f"| **{section}** | {title} | {whole} | {TARGETS[section]} |")
-        details.append(f"| **{section}** {title} | | | | | | |")
+        details.append(f"| **{section}** {title} | | | | | | | |")
         for r in mine:
             ratio = f"**{r.ratio:.2f}x** ({r.lowest:.2f}-{r.highest:.2f})"
-            figures = f"{shown(r.ours)} | {shown(r.theirs)} | {r.unit} | {ratio} | {r.n}"
+            figures = f"{shown(r.ours)} | {shown(r.theirs)} | {r.unit} | {ratio} | {r.n} | {letters[r.machine]}"
             details.append(f"| {r.what} | {figures} | {r.note} |")
-    measured_on = ", ".join(f"{name} {value}" for name, value in said["facts"].items())
-    lines += ["", f"Means are geometric. Measured on: {measured_on}.", ""]
+    lines += ["", "Means are geometric. Measured on:", ""]
+    for name, facts in said["machines"].items():
+        sections = ", ".join(dict.fromkeys(row.section for row in rows if row.machine == name))
+        peaks = ", ".join(f"{what} {value}" for what, value in facts.items())
+        lines.append(f"- {letters[name]} (rows of {sections}): {name}; {peaks}")
+    lines.append("")
     lines += ["<details><summary>Every figure</summary>", "", *details, "", "</details>"]
     before, _, rest = (root / "README.md").read_text().partition(BEGIN)
     return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.partition(END)[2]}"
@@ -765,7 +780,7 @@ def main() -> int:
         parser.error(f"there is no {', '.join(unknown)}")
     if options.clock == "cpu":
         torch.set_num_threads(1)
-    for measure in dict.fromkeys(SECTIONS[section] for section in bench.sections):
+    for measure in dict.fromkeys(SECTIONS[section] for section in ["m", *bench.sections]):
         measure(bench)
     show(bench)
     if options.json:

@@ -362,6 +362,18 @@ class Group:
         return next((name for name, (recipe, options, _) in VARIANTS.items() if (recipe, options) == ours), "")
 
     @property
+    def network(self) -> str:
+        """The recipe of the tutorial's protocol, whose network this one trains."""
+        return re.sub("_(fast|best)$", "", self.recipe)
+
+    @property
+    def kind(self) -> str:
+        """How it trains the network, a key of MARKERS."""
+        if self.recipe != self.network:
+            return self.recipe.rpartition("_")[2]
+        return "one-cycle" if "OneCycleLR" in self.options else "other options" if self.options else "protocol"
+
+    @property
     def short(self) -> str:
         """For figures: a variant's name, else the options on a line of their own, without dashes and sections."""
         words = [re.sub(r"^--(\w+\.)*", "", word) for word in shlex.split(self.options)]
@@ -553,7 +565,7 @@ def check(project: Project) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------- figures
 
 COLOURS = ("#4c78a8", "#e45756", "#54a24b", "#b279a2", "#f58518", "#439894", "#9d755d", "#d67195", "#79706e", "#b79a20")
-MARKERS = "osD^vp<>hH"
+MARKERS = {"protocol": "o", "other options": "D", "one-cycle": "^", "fast": "s", "best": "*"}
 TIMES = {
     1: "1 s", 3: "3 s", 10: "10 s", 30: "30 s", 60: "1 min", 180: "3 min", 600: "10 min", 1800: "30 min",
     3600: "1 h", 10800: "3 h", 36000: "10 h", 108000: "30 h",
@@ -573,8 +585,9 @@ def pictures(project: Project) -> dict[str, tuple[Any, Any]]:
         if "--trainer.precision" in group.options:
             continue  # what the table compares lies on top of each other in a picture
         end = [group.mean("fit_seconds"), group.mean("test/accuracy")]
-        entry = [group.short, curves.get((group.recipe, group.data, group.options), []), end]
+        entry = [group.short, group.network, group.kind, curves.get((group.recipe, group.data, group.options), []), end]
         by_data.setdefault(group.data, []).append([*entry, int(group.rows[0]["parameters"])])
+    by_data = {data: entries for data, entries in by_data.items() if len(entries) > 1}  # there is nothing to compare
     found: dict[str, tuple[Any, Any]] = {}
     for data, entries in by_data.items():
         name = re.sub(r"\W+", "_", data).strip("_").lower()
@@ -642,22 +655,21 @@ def draw_time(content: Any) -> Any:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     data, entries = content
-    figure, (axes,) = new_axes(1, 9, 4.8)
-    entries = sorted(entries, key=lambda entry: -entry[2][1])
-    for rank, (name, points, (seconds, accuracy), _) in enumerate(entries):
-        turn, place = divmod(rank, len(COLOURS))  # the second time around, a colour has another marker
-        colour, marker = COLOURS[place], MARKERS[(place + turn) % len(MARKERS)]
+    networks = list(dict.fromkeys(network for _, network, *_ in sorted(entries, key=lambda entry: entry[5])))
+    figure, (axes,) = new_axes(1, 9, max(4.8, 0.8 + 0.25 * len(entries)))
+    for name, network, kind, points, (seconds, accuracy), _ in sorted(entries, key=lambda entry: -entry[4][1]):
+        colour = COLOURS[networks.index(network) % len(COLOURS)]
         if points:
             x, y = [p[0] for p in points], [1 - p[1] for p in points]
             axes.plot(x, y, color=colour, linewidth=1.8, alpha=0.9, solid_joinstyle="round")
         axes.plot(
-            *(seconds, 1 - accuracy), marker, color=colour, markersize=9, markeredgecolor="white", linestyle="none",
-            zorder=4, label=f"{name}  {100 * accuracy:.2f} %",
+            *(seconds, 1 - accuracy), MARKERS[kind], color=colour, markersize=14 if kind == "best" else 9,
+            markeredgecolor="white", linestyle="none", zorder=4, label=f"{name}  {100 * accuracy:.2f} %",
         )  # fmt: skip
-    ends = [entry[2][1] for entry in entries]
-    starts = [point[1] for entry in entries for point in entry[1]]
+    ends = [entry[4][1] for entry in entries]
+    starts = [point[1] for entry in entries for point in entry[3]]
     accuracy_axis(axes, [*ends, *starts], 1.15, lowest=1 - 4 * max(1 - end for end in ends))
-    times = [t for entry in entries for t in (entry[2][0], *(p[0] for p in entry[1]))]
+    times = [t for entry in entries for t in (entry[4][0], *(p[0] for p in entry[3]))]
     axes.set_xscale("log")
     axes.set_xlim(min(times) / 1.3, max(times) * 1.3)
     axes.xaxis.set_major_locator(FixedLocator([t for t in TIMES if min(times) / 1.3 <= t <= max(times) * 1.3]))
@@ -671,20 +683,30 @@ def draw_time(content: Any) -> Any:
 
 
 def draw_parameters(content: Any) -> Any:
-    """Mean test accuracy against the number of parameters, one panel for each data set."""
+    """Mean test accuracy against the number of parameters: a panel for each data set, a column for each network."""
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     figure, panels = new_axes(len(content), max(6.0, 4.6 * len(content)), 4.6)
+    labels: list[list[tuple[str, float, float]]] = []
     for axes, (data, entries) in zip(panels, content, strict=True):
-        for name, _, (_, accuracy), parameters in entries:
-            best = "_best" in name
-            axes.plot(
-                *(parameters, 1 - accuracy), "o", markersize=8, markeredgecolor="white",
-                color=COLOURS[1] if best else COLOURS[0], zorder=3,
-            )  # fmt: skip
-        sizes = [entry[3] for entry in entries]
+        networks: dict[str, list[Any]] = {}
+        for entry in entries:
+            networks.setdefault(entry[1], []).append(entry)
+        labels.append([])
+        for network, mine in networks.items():
+            errors = [1 - entry[4][1] for entry in mine]
+            axes.plot([mine[0][5]] * 2, [min(errors), max(errors)], color="#bbbbbb", linewidth=1.2, zorder=2)
+            labels[-1].append((re.sub("_[a-z]+[0-9]*$", "", network), mine[0][5], min(errors)))
+            for error, entry in zip(errors, mine, strict=True):
+                kind = entry[2]
+                axes.plot(
+                    *(entry[5], error), MARKERS[kind], markersize=13 if kind == "best" else 8, zorder=3,
+                    markeredgecolor="white", color=COLOURS[list(MARKERS).index(kind)],
+                )  # fmt: skip
+        sizes = [entry[5] for entry in entries]
         low, high = min(sizes) / 2.2, max(sizes) * 2.2
-        accuracy_axis(axes, [entry[2][1] for entry in entries], 1.12)
+        accuracy_axis(axes, [entry[4][1] for entry in entries], 1.2)
         axes.set_xscale("log")
         axes.set_xlim(low, high)
         steps = [k * 10**e for e in range(2, 10) for k in (1, 3) if low <= k * 10**e <= high]
@@ -696,9 +718,23 @@ def draw_parameters(content: Any) -> Any:
         axes.set_title(data, fontsize=11, loc="left")
         axes.set_xlabel("parameters", fontsize=9)
     panels[0].set_ylabel("test accuracy, mean", fontsize=9)
+    shown = [kind for kind in MARKERS if any(entry[2] == kind for _, entries in content for entry in entries)]
+    marks = [
+        Line2D(
+            [],
+            [],
+            marker=MARKERS[kind],
+            color=COLOURS[list(MARKERS).index(kind)],
+            linestyle="none",
+            label=kind,
+            markersize=8,
+        )
+        for kind in shown
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=9, frameon=False)
     figure.draw_without_rendering()
-    for axes, (_, entries) in zip(panels, content, strict=True):
-        label_points(axes, [(name, parameters, 1 - accuracy) for name, _, (_, accuracy), parameters in entries])
+    for axes, points in zip(panels, labels, strict=True):
+        label_points(axes, points)
     return figure
 
 

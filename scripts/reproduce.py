@@ -432,9 +432,9 @@ def duration(seconds: float) -> str:
 
 
 def measured(groups: Sequence[Group]) -> str:
-    """What the header of a recipe says about its runs."""
+    """What the header of a recipe says about its runs: those as it stands, else those with other options."""
     parts = []
-    for group in sorted(groups, key=lambda g: (bool(g.options), g.data)):
+    for group in [group for group in groups if not group.options] or groups:
         n = len(group.rows)
         text = f"{group.accuracy} ({n} seed{'s' * (n > 1)}), {duration(group.mean('fit_seconds'))} on "
         text += group.all("hardware")

@@ -201,6 +201,12 @@ def make_run(project: Project, task: Task, folder: Path, data_root: Path | None)
     title = " ".join([task.recipe, *task.options, f"seed {task.seed}"])
     with locked(folder, wait=False) as lock:
         run, done = find_run(folder, task.recipe)
+        if run is not None and data_root is not None and (run / "config.yaml").is_file():
+            before = (yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"] or {}).get("root")
+            if before not in (None, str(data_root)) and not task.recipe.endswith("mnist5k"):
+                raise ReproduceError(
+                    f"{title}: {run} has the data of {before}; give another --runs, or that --data_root"
+                )
         if not done:
             words = ["fit", "--config", str(project.recipe(task.recipe))]
             words += ["--seed_everything", str(task.seed), "--data.seed", str(task.seed)]

@@ -18,13 +18,23 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save
+from torch import nn
 
 from tests import tiny
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import LeNet5, SmallCNN
 from vision_zoo.callbacks import Run
 
+
+class OneMoreAxis(nn.Module):
+    """What somebody writes who takes the image for a batch."""
+
+    def forward(self, image):
+        return image[:1].unsqueeze(0)
+
+
 FIT = ("fit", "--model.backbone", "LeNet5", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3")
+ONE_CYCLE = ("--model.scheduler", "OneCycleLR", "--model.scheduler.max_lr", "0.1")
 MNIST = (*FIT, "--data", "MNIST")
 CIFAR = (*FIT, "--data", "CIFAR10")
 FOLDER = (*FIT, "--data", "ImageFolder", "--data.root", "pictures", "--data.image_size", "32")
@@ -458,6 +468,31 @@ OPTIONS = [
         (*FIT, "--data.augmentation", "[{class_path: CenterCrop, init_args: {size: 9}}]"),
         r"--data\.augmentation: CenterCrop turns",
     ),
+    Case(
+        "augmentation that takes the image for a batch",
+        (*FIT, "--data.augmentation", f"[{__name__}.OneMoreAxis]"),
+        r"OneMoreAxis turns .* shape \(1, 28, 28\) into .* \(1, 1, 28, 28\); .* It gets one image",
+    ),
+    Case(
+        "metric of another name",
+        (*FIT, "--trainer.callbacks", "[{class_path: EarlyStopping, init_args: {monitor: val_loss}}]"),
+        r"EarlyStopping: there is no metric val_loss; did you mean val/loss",
+    ),
+    Case(
+        "schedule with a share above one",
+        (*FIT, *ONE_CYCLE, "--model.scheduler.pct_start", "2"),
+        r"--model\.scheduler cannot be used so: .*pct_start",
+    ),
+    Case(
+        "schedule that steps after no epochs",
+        (*FIT, "--model.scheduler", "StepLR", "--model.scheduler.step_size", "0"),
+        r"--model\.scheduler cannot be used so: .*zero",
+    ),
+    Case("infinite val_split", (*FIT, "--data.val_split", ".inf"), r"--data\.val_split must be a fraction"),
+    Case("std that is no number", (*FIT, "--data.std", "[.nan]"), r"--data\.std must be finite"),
+    Case("metrics never counted", (*FIT, "--trainer.log_every_n_steps", "0"), r"--trainer\.log_every_n_steps is 0"),
+    Case("no test batches", (*FIT, "--trainer.limit_test_batches", "0"), r"limit_test_batches is 0.*test_after_fit"),
+    Case("config without a value", (*FIT, "--config"), r"--config needs a value"),
     Case(
         "unknown augmentation",
         (*FIT, "--data.augmentation", "[RandomCorp]"),

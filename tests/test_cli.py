@@ -177,7 +177,8 @@ def test_test_needs_nothing_but_the_run_folder(trained_run, here, capsys):
     assert main(["test", "--ckpt_path", str(trained_run), "--output", "out"]) == 0
     tested = json.loads(Path("out/test.json").read_text())
     fitted = json.loads((trained_run / "results.json").read_text())["metrics"]
-    assert tested == {name: value for name, value in fitted.items() if name.startswith("test/")}
+    about = {"checkpoint": "best.ckpt", "data": "MNIST5k", "images": str(trained_run.parents[2] / "data")}
+    assert tested == {name: value for name, value in fitted.items() if name.startswith("test/")} | about
     assert {p.name for p in Path("out").iterdir()} >= {"confusion_matrix.png", "confusion_matrix.csv", "per_class.csv"}
     assert f"{100 * tested['test/accuracy']:.2f} %" in capsys.readouterr().out
 

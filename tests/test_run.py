@@ -167,6 +167,72 @@ def test_one_callback_needs_no_list(here):
     assert main([*QUICK, "--trainer.max_epochs", "1", "--trainer.callbacks", "LearningRateMonitor"]) == 0
 
 
+def test_a_run_that_ends_by_its_steps_is_validated_at_its_end(here, capsys):
+    assert main(["fit", "--model.backbone", "LeNet5", "--trainer.max_steps", "5", "--model.scheduler", "null"]) == 0
+    *_, trained, folder = capsys.readouterr().out.strip().splitlines()
+    assert trained.startswith("trained 5 steps in")
+    assert trained.endswith("best.ckpt is of the lowest validation loss, epoch 1")
+    assert [row["step"] for row in rows(Path(folder)) if row["val/loss"]] == ["5"]
+
+
+def test_the_logged_loss_of_gathered_gradients_is_of_whole_steps(here):
+    counts = ["--trainer.accumulate_grad_batches", "4", "--trainer.log_every_n_steps", "1", "--data.batch_size", "8"]
+    assert main([*QUICK[:3], "--trainer.limit_train_batches", "8", *counts, "--trainer.max_epochs", "1"]) == 0
+    steps = [float(row["train/loss_step"]) for row in rows(here / "runs/default/version_0") if row["train/loss_step"]]
+    [epoch] = [float(row["train/loss"]) for row in rows(here / "runs/default/version_0") if row["train/loss"]]
+    assert len(steps) == 2
+    assert sum(steps) / 2 == pytest.approx(epoch, rel=1e-6)
+
+
+def test_a_finished_run_keeps_its_figures_when_it_is_continued(here):
+    assert main([*QUICK, "--trainer.max_epochs", "1"]) == 0
+    results = here / "runs" / "default" / "version_0" / "results.json"
+    before = json.loads(results.read_text())["metrics"]
+    assert main(["fit", "--ckpt_path", "last"]) == 0
+    assert json.loads(results.read_text())["metrics"] == before
+
+
+def test_a_run_keeps_in_its_configuration_the_weights_it_began_with(here, trained_run):
+    assert main(["export", "--ckpt_path", str(trained_run), "--format", "state_dict", "--output", "w.pt"]) == 0
+    quick = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"]
+    assert main(["fit", "--model.backbone", "LeNet5", "--model.weights", "w.pt", *quick]) == 0
+    run = here / "runs" / "default" / "version_0"
+    assert main(["fit", "--config", str(run / "config.yaml")]) == 0
+    again = here / "runs" / "config" / "version_0"
+    assert rows(again) == rows(run)
+    (here / "w.pt").unlink()  # a checkpoint has weights of its own
+    assert main(["test", "--ckpt_path", str(run)]) == 0
+    assert main(["fit", "--ckpt_path", str(run)]) == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["weights"] == str(here / "w.pt")
+
+
+def test_images_of_classes_under_other_names_are_refused(here, capsys):
+    for folder, names in (("a", ("apple", "leaf")), ("b", ("leaf", "rose"))):
+        for shade, name in enumerate(names):
+            (here / folder / name).mkdir(parents=True)
+            for number in range(10):
+                Image.new("RGB", (28, 28), (100 * shade, number, 0)).save(here / folder / name / f"{number}.png")
+    assert (
+        main(
+            [
+                *QUICK,
+                "--data",
+                "ImageFolder",
+                "--data.root",
+                "a",
+                "--model.scheduler",
+                "null",
+                "--trainer.max_epochs",
+                "1",
+            ]
+        )
+        == 0
+    )
+    for words in (["test", "--ckpt_path", "best"], ["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"]):
+        assert main([*words, "--data.root", "b"]) == 2
+        assert "it has 'leaf' where the checkpoint knows 'apple'" in capsys.readouterr().err
+
+
 def test_fit_says_what_it_does_and_prints_the_run_folder_last(here, capsys):
     assert main([*QUICK, "--trainer.max_epochs", "1"]) == 0
     captured = capsys.readouterr()
@@ -193,7 +259,7 @@ def test_without_validation_the_last_weights_are_the_best(here, capsys):
     assert main([*QUICK, "--trainer.max_epochs", "2", "--data.val_split", "0"]) == 0
     folder = here / "runs" / "default" / "version_0" / "checkpoints"
     assert same(state(folder / "best.ckpt"), state(folder / "last.ckpt"))
-    assert "best.ckpt is last.ckpt, for there is no validation" in capsys.readouterr().out
+    assert "best.ckpt is last.ckpt, for there was no validation" in capsys.readouterr().out
 
 
 def test_two_runs_of_one_configuration_and_seed_are_the_same_bit_for_bit(undisturbed, tmp_path):

@@ -2,14 +2,15 @@
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -102,6 +103,7 @@ class Classifier(LightningModule):
         # Metrics of training steps are computed for many steps at once: one update costs more than a small step.
         self._pending_losses: list[tuple[Tensor, int]] = []
         self._pending_outputs: list[tuple[Tensor, Tensor]] = []
+        self._validated = False  # within this epoch
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; Lightning notes the name of the running hook here some forty times a step."""
@@ -183,7 +185,8 @@ class Classifier(LightningModule):
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         self._pending_losses.append((loss.detach(), len(labels)))
         self._pending_outputs.append((logits.detach(), labels))
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        logs = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if logs and steps_after(self.trainer, batch_idx):
             mean_loss = self._count_pending_losses()
             self._count_pending_outputs()
             self.log("train/loss_step", mean_loss, prog_bar=True, on_step=True, on_epoch=False)
@@ -202,7 +205,7 @@ class Classifier(LightningModule):
         losses = torch.stack([loss for loss, _ in self._pending_losses]).double()
         if not losses.isfinite().all():
             first = int((~losses.isfinite()).nonzero()[0])
-            step = self.global_step - len(losses) + first + 1
+            step = self.global_step - (len(losses) - 1 - first) // self.trainer.accumulate_grad_batches
             raise TrainingError(
                 f"the training loss is {losses[first].item()} at step {step} (epoch {self.current_epoch}). "
                 "The last good checkpoint is kept; a smaller --model.optimizer.lr or --trainer.gradient_clip_val 1 "
@@ -231,8 +234,11 @@ class Classifier(LightningModule):
         self.train_metrics.reset()
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, ReduceLROnPlateau):
-            monitor = "val/loss" if "val/loss" in self.trainer.callback_metrics else "train/loss"
-            scheduler.step(self.trainer.callback_metrics[monitor])
+            # One metric for the whole run, and none that has been looked at before.
+            validates = sum(self.trainer.num_val_batches) > 0
+            if self._validated or not validates:
+                scheduler.step(self.trainer.callback_metrics["val/loss" if validates else "train/loss"])
+        self._validated = False
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step the schedule; one that watches a metric has stepped in ``on_train_epoch_end``, before the checkpoint."""
@@ -254,8 +260,8 @@ class Classifier(LightningModule):
         if self.test_time_augmentation == "none":
             logits = self(images)
         else:  # the logarithm of the views' mean probability serves as logits
-            seen = [self(view).softmax(1) for view in views(images, self.test_time_augmentation)]
-            logits = torch.stack(seen).mean(0).log()
+            seen = [self(view).float().log_softmax(1) for view in views(images, self.test_time_augmentation)]
+            logits = torch.stack(seen).logsumexp(0) - math.log(len(seen))
         self._count(self.test_metrics, logits, labels)
         probabilities: Tensor = logits.softmax(1)
         return probabilities
@@ -279,6 +285,7 @@ class Classifier(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and accuracy of the validation images."""
+        self._validated = True
         self.log_dict(self.val_metrics.compute(), prog_bar=True)
         self.val_metrics.reset()
 
@@ -330,15 +337,16 @@ class Classifier(LightningModule):
             )
 
     def check_optimizer(self) -> None:
-        """Build the optimizer for a trial, so that numbers it cannot take are refused before any work.
+        """Build optimizer and schedule for a trial, so that numbers they cannot take are refused before any work.
 
         Raises:
-            ConfigError: if there is none, or its options cannot be used, or nothing would be learned.
+            ConfigError: if there is no optimizer, or their options cannot be used, or nothing would be learned.
         """
         if self.optimizer is None:
             raise ConfigError("training needs an optimizer: set --model.optimizer, for example to torch.optim.Adam")
         try:
-            rates = [float(group["lr"]) for group in self.optimizer(self.parameters()).param_groups if "lr" in group]
+            optimizer = self.optimizer(self.parameters())
+            rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
         except (TypeError, ValueError) as error:
             raise ConfigError(f"--model.optimizer cannot be used so: {error}") from error
         for rate in rates:
@@ -347,6 +355,15 @@ class Classifier(LightningModule):
                     f"--model.optimizer.lr is {rate:g}, so that nothing would be learned: set it to a positive number, "
                     "such as 0.001"
                 )
+        if self.scheduler is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a schedule that moves before the optimizer does
+                try:
+                    scheduler, _ = self._build_scheduler(self.scheduler, optimizer, lambda: 1000)
+                    if not isinstance(scheduler, ReduceLROnPlateau):
+                        scheduler.step()
+                except (TypeError, ValueError, ZeroDivisionError) as error:
+                    raise ConfigError(f"--model.scheduler cannot be used so: {error}") from error
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and, where one is set, the schedule with its length filled in."""
@@ -355,17 +372,24 @@ class Classifier(LightningModule):
         optimizer = self._build_optimizer(self.optimizer)
         if self.scheduler is None:
             return optimizer
-        class_, given = _class_and_arguments(self.scheduler)
-        length = next((n for n in ("total_steps", "T_max") if _takes(class_, n)), None)
-        per_step = issubclass(class_, (OneCycleLR, CyclicLR)) if inspect.isclass(class_) else False
-        # T_max has no default in torch: 0 in a configuration stands for "left out".
-        left_out = length if length and not given.get(length) and not given.get("epochs") else None
-        scheduler = partial(self.scheduler, **{left_out: self._total_steps()} if left_out else {})(optimizer)
-        interval = "step" if per_step or left_out else "epoch"
+        scheduler, interval = self._build_scheduler(self.scheduler, optimizer, self._total_steps)
         config: dict[str, Any] = {"scheduler": scheduler, "interval": interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             config |= {"monitor": "train/loss", "strict": False}
         return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": config})
+
+    @staticmethod
+    def _build_scheduler(
+        build: Callable[..., LRScheduler | ReduceLROnPlateau], optimizer: Optimizer, total_steps: Callable[[], int]
+    ) -> tuple[LRScheduler | ReduceLROnPlateau, Literal["step", "epoch"]]:
+        """The schedule, and whether it moves with every step or every epoch."""
+        class_, given = _class_and_arguments(build)
+        length = next((n for n in ("total_steps", "T_max") if _takes(class_, n)), None)
+        per_step = issubclass(class_, (OneCycleLR, CyclicLR)) if inspect.isclass(class_) else False
+        # T_max has no default in torch: 0 in a configuration stands for "left out".
+        left_out = length if length and not given.get(length) and not given.get("epochs") else None
+        scheduler = partial(build, **{left_out: total_steps()} if left_out else {})(optimizer)
+        return scheduler, "step" if per_step or left_out else "epoch"
 
     def _build_optimizer(self, build: Callable[..., Optimizer]) -> Optimizer:
         class_, given = _class_and_arguments(build)
@@ -397,6 +421,7 @@ class Classifier(LightningModule):
         pending = [(loss.cpu(), size) for loss, size in self._pending_losses]
         # Those of each process: sums of floating point numbers depend on their order.
         checkpoint["train_metrics"] = gather({"states": states, "pending_losses": pending})
+        checkpoint["validated_in_epoch"] = self._validated
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what ``on_save_checkpoint`` added, and refuse weights of another network by name."""
@@ -404,6 +429,7 @@ class Classifier(LightningModule):
         names = hparams.get("class_names")
         if names is not None and len(names) != self.num_classes:
             raise CheckpointError(f"the checkpoint knows {len(names)} classes, the data has {self.num_classes}")
+        self._validated = checkpoint.get("validated_in_epoch", False)
         processes = checkpoint.get("train_metrics", [])
         if self.global_rank < len(processes):  # Run refuses to go on with another number
             own = processes[self.global_rank]
@@ -481,6 +507,12 @@ class Classifier(LightningModule):
         if map_location is not None:
             model.to(map_location)
         return model.eval()
+
+
+def steps_after(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the optimizer steps after this batch, or only gathers its gradients."""
+    is_last = batch_idx + 1 >= trainer.num_training_batches
+    return is_last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 def gather(value: Any) -> list[Any]:

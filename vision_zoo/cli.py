@@ -52,8 +52,9 @@ VERBS = ("fit", "validate", "test", "predict", "export", "summary", "show", "rep
 # Commands that take all facts from the checkpoint; one that knows no data set gets any, since the parser wants one.
 DATA_NOT_NEEDED = ("export", "summary", "predict", "report")
 
-# Where the data lies and who reads it decides nothing: it may differ from the checkpoint's.
-FREE = ("data.root", "data.num_workers")
+# Where the data lies and who reads it decides nothing: it may differ from the checkpoint's. Neither do the weights that
+# a run began with, once it has its own.
+FREE = ("data.root", "data.path", "data.num_workers", "model.weights", "model.backbone.weights")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -241,6 +242,8 @@ class VisionZooCLI(LightningCLI):
         """One configuration from defaults, checkpoint, files and the classes that the command line names."""
         words = self.words
         words.spell_out("-c", "--config")
+        for key in ("config", "trusted_packages"):
+            words.check_value(key)
         files = [find_config(name) for name in words.values("config")]
         self.run_name = files[0].stem if files else "default"
         configs = [read_config(path) for path in files]
@@ -287,6 +290,7 @@ class VisionZooCLI(LightningCLI):
         if about is not None:
             config: Config = copy.deepcopy(about["config"])
             config["model"]["backbone"] = without_downloads(config["model"]["backbone"])
+            config["model"].pop("weights", None)
             if self.words.subcommand == "fit":
                 self.run_name = about["name"]
                 return config
@@ -383,9 +387,10 @@ class VisionZooCLI(LightningCLI):
             raise ArgumentError(None, suggest_option(str(error), own, self.layered)) from error
         data = self.config[self.words.subcommand].get("data")
         options = data.get("init_args") if data is not None else None
-        for name in ("root", "path"):
-            if options is not None and isinstance(options.get(name), str):
-                options[name] = str(Path(options[name]).expanduser().resolve())
+        model = self.config[self.words.subcommand].get("model")
+        for holder, name in ((options, "root"), (options, "path"), (model, "weights")):
+            if holder is not None and isinstance(holder.get(name), str):
+                holder[name] = str(Path(holder[name]).expanduser().resolve())
 
     def before_instantiate_classes(self) -> None:
         """Say what differs from the checkpoint; refuse it where the run would not be the same one any more."""
@@ -397,7 +402,7 @@ class VisionZooCLI(LightningCLI):
         resuming = self.words.subcommand == "fit"
         changes = []
         for name in sorted({n for n in (*stored, *now) if n.split(".")[0] in ("seed_everything", "model", "data")}):
-            if name.endswith("backbone.init_args.weights") or name.replace("init_args.", "") in FREE:
+            if name.replace("init_args.", "") in FREE:
                 continue
             if stored.get(name) != now.get(name):
                 shown = name.replace("init_args.", "").removesuffix(".class_path")
@@ -426,9 +431,19 @@ class VisionZooCLI(LightningCLI):
         """The whole configuration as plain data, as config.yaml and checkpoints keep it."""
         dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
         config = dumped[self.words.subcommand]
-        plain = {key: config[key] for key in ("seed_everything", "model", "data", "trainer") if key in config}
-        plain.get("model", {}).pop("weights", None)
-        return plain
+        return {key: config[key] for key in ("seed_everything", "model", "data", "trainer") if key in config}
+
+    def run_config(self, folder: Path | None) -> Config:
+        """The same for a run: one that goes on keeps the weights that it began with in its configuration."""
+        config = self.plain_config()
+        if folder is None or not (folder / "config.yaml").is_file():
+            return config
+        began = read_config(folder / "config.yaml").get("model") or {}
+        config["model"]["weights"] = began.get("weights")
+        options = (began.get("backbone") or {}).get("init_args") or {}
+        if options.get("weights") is not None:
+            config["model"]["backbone"]["init_args"]["weights"] = options["weights"]
+        return config
 
     # ------------------------------------------------------------------------------------------------- instantiation
 
@@ -451,7 +466,7 @@ class VisionZooCLI(LightningCLI):
             stored = (self.checkpoint.get("callbacks") or {}).get("Speed", {}) if self.checkpoint else None
             # Before Console, which says what was chosen, and before Run, which saves.
             callbacks.insert(0, Speed(options.get("precision") is not None, stored))
-            callbacks.append(Run(self.run_name, self.plain_config(), folder, options.get("logger") is not False))
+            callbacks.append(Run(self.run_name, self.run_config(folder), folder, options.get("logger") is not False))
             exact = self._get(self.config_init, "deterministic")
             if options.get("deterministic") is None and torch.cuda.is_available():
                 kwargs |= {"deterministic": "warn" if exact else False, "benchmark": not exact}

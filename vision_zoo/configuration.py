@@ -1,6 +1,7 @@
 """One configuration out of many places: what is laid over what, and how classes, files and checkpoints are found."""
 
 import copy
+import glob
 import importlib
 import inspect
 import itertools
@@ -83,6 +84,15 @@ class Words:
             elif not word.startswith(f"--{key}="):
                 kept.append(word)
         self.rest = kept
+
+    def check_value(self, key: str) -> None:
+        """Refuse an option that stands at the end, for drop would take it out without a word.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        if self.rest and self.rest[-1] == f"--{key}":
+            raise ConfigError(f"--{key} needs a value")
 
     def without_value(self, message: str) -> str | None:
         """The option that the parser means when it says that one lacks its value; it names just the option's root."""
@@ -289,7 +299,8 @@ def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = N
         CheckpointError: if there is none.
     """
     if name in ("best", "last"):
-        pattern = f"runs/{run_name or '*'}/version_*/checkpoints/{name}.ckpt"
+        whose = glob.escape(run_name) if run_name else "*"
+        pattern = f"runs/{whose}/version_*/checkpoints/{name}.ckpt"
         found = sorted(root.resolve().glob(pattern), key=lambda p: (p.stat().st_mtime_ns, str(p)))
         if not found:
             whose = f"run of {run_name}" if run_name else "run"

@@ -20,7 +20,17 @@ HEADER = re.compile(
     r"Measured: (?P<measured>.+)"
 )
 PAPER = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
-RUN_COLUMNS = ("config", "version", "test/accuracy", "val/accuracy", "epochs", "seconds", "parameters")
+RUN_COLUMNS = (
+    "config",
+    "version",
+    "network",
+    "data",
+    "test/accuracy",
+    "val/accuracy",
+    "epochs",
+    "seconds",
+    "parameters",
+)
 
 Row = dict[str, Any]
 
@@ -167,6 +177,10 @@ def past_runs(root: Path) -> tuple[list[Row], list[str]]:
             {
                 "config": folder.parent.name,
                 "version": folder.name.removeprefix("version_"),
+                "network": _word(results.get("network")),
+                "data": _word((results.get("data") or {}).get("name"))
+                if isinstance(results.get("data"), dict)
+                else None,
                 **{name: metrics.get(name) for name in ("test/accuracy", "val/accuracy")},
                 "epochs": _number(results.get("epochs")),
                 "seconds": _number(results.get("fit_seconds")),
@@ -176,6 +190,10 @@ def past_runs(root: Path) -> tuple[list[Row], list[str]]:
         )
     rows.sort(key=lambda row: (str(row["config"]), len(str(row["version"])), str(row["version"])))
     return rows, sorted(broken)
+
+
+def _word(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _number(value: Any) -> float | None:

@@ -18,10 +18,12 @@ from torch import Tensor
 from vision_zoo import __version__
 from vision_zoo.callbacks import Console, Evaluation, Run, Speed
 from vision_zoo.callbacks.console import device_name
+from vision_zoo.checkpoints import TRUSTED_PACKAGES
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError
 from vision_zoo.files import write_file
+from vision_zoo.helptext import did_you_mean
 from vision_zoo.plots import plot_curves
 from vision_zoo.summary import layer_table
 from vision_zoo.types import Split
@@ -68,11 +70,14 @@ class Trainer(pl.Trainer):
         """
         if save_every_minutes <= 0:
             raise ConfigError(f"--save_every_minutes must be positive, got {save_every_minutes}")
-        self._check_lengths()
+        self._check_lengths(test_after_fit)
+        if ckpt_path is not None and datamodule is not None:
+            check_data(model, datamodule)
         model.check(getattr(datamodule, "batch_size", None))
         model.check_optimizer()
         if datamodule is not None:
             datamodule.check_augmentation()
+            self._check_monitors(model, datamodule)
         if self.is_global_zero:
             self.say(layer_table(model, max_rows=24))
         run: Run | None = self.callback(Run)
@@ -84,11 +89,11 @@ class Trainer(pl.Trainer):
         super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         if run is None:
             return
-        metrics = {n: v for n, v in numbers(self.callback_metrics).items() if n.startswith(("train/", "val/"))}
-        metrics.pop("train/loss_step", None)
+        if not run.trained:
+            model.lay_out(channels_last=False)  # which the end of training does otherwise
+            self.say("nothing was left to train: raise --trainer.max_epochs to go on")
         epochs = self.current_epoch
-        if run.best_score is not None:
-            metrics |= self._of_best(run)
+        metrics = self._of_training(run) if self.is_global_zero else {}
         if self.is_global_zero and not run.best.exists():
             run._link_best()
         evaluation: Evaluation | None = self.callback(Evaluation)
@@ -102,25 +107,49 @@ class Trainer(pl.Trainer):
         if self.is_global_zero:
             self._finish(model, run, epochs, metrics)
 
-    def _check_lengths(self) -> None:
-        """Refuse options that leave nothing to train on, in words that name them."""
+    def _check_lengths(self, test_after_fit: bool) -> None:
+        """Refuse options that leave nothing to train on or to test, in words that name them."""
         for option in ("accumulate_grad_batches", "max_epochs", "max_steps", "limit_train_batches"):
             if getattr(self, option) == 0:
                 raise ConfigError(f"--trainer.{option} is 0, so that nothing would be trained: set it to at least 1")
+        if self.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            raise ConfigError("--trainer.log_every_n_steps is 0: metrics are counted that often; set it to at least 1")
+        if test_after_fit:
+            self._check_part("test", "set it higher, or leave the test out with --test_after_fit false")
 
-    def _of_best(self, run: Run) -> dict[str, float]:
-        """The validation figures of the best checkpoint, as metrics.csv has them."""
+    def _check_monitors(self, model: Classifier, datamodule: ImageDataModule) -> None:
+        """Refuse callbacks that wait for a metric which no run has, such as val_loss for val/loss."""
+        known = ["lr", "train/loss_step", *map(str, model.train_metrics.keys())]
+        known += map(str, model.val_metrics.keys() if datamodule.val_split or datamodule.has_val else ())
+        for callback in self.callbacks:  # type: ignore[attr-defined]
+            wanted = getattr(callback, "monitor", None)
+            if isinstance(wanted, str) and wanted not in known:
+                hint = did_you_mean(wanted, known) or f". There are {', '.join(known)}"
+                raise ConfigError(f"--trainer.callbacks {type(callback).__name__}: there is no metric {wanted}{hint}")
+
+    def _check_part(self, part: Literal["val", "test"], way_out: str) -> None:
+        """Refuse to score no batches."""
+        if getattr(self, f"limit_{part}_batches") == 0:
+            raise ConfigError(f"--trainer.limit_{part}_batches is 0, so that nothing would be scored: {way_out}")
+
+    def _of_training(self, run: Run) -> dict[str, float]:
+        """The last training figures and the validation figures of the best checkpoint, as metrics.csv has them."""
+        last: dict[str, float] = {}
         best: dict[str, float] = {}
-        with (run.path / "metrics.csv").open(newline="") as file:
-            for row in csv.DictReader(file):
-                if row.get("val/loss") and (not best or float(row["val/loss"]) < best["val/loss"]):
-                    best = {k: float(v) for k, v in row.items() if k.startswith("val/") and v}
-        return best
+        if (run.path / "metrics.csv").exists():
+            with (run.path / "metrics.csv").open(newline="") as file:
+                for row in csv.DictReader(file):
+                    last |= {k: float(v) for k, v in row.items() if k.startswith("train/") and v}
+                    if row.get("val/loss") and (not best or float(row["val/loss"]) < best["val/loss"]):
+                        best = {k: float(v) for k, v in row.items() if k.startswith("val/") and v}
+        last.pop("train/loss_step", None)
+        return last | best
 
     def _finish(self, model: Classifier, run: Run, epochs: int, metrics: dict[str, float]) -> None:
         data = self.datamodule  # type: ignore[attr-defined]
         results = {
             "config": run.name,
+            "network": type(model.backbone).__name__,
             "data": {"name": type(data).__name__, "note": getattr(data, "note", "")},
             "parameters": sum(p.numel() for p in model.parameters()),
             "epochs": epochs,
@@ -148,10 +177,16 @@ class Trainer(pl.Trainer):
         stopping = self.early_stopping_callback
         if stopping is not None and stopping.stopping_reason_message:
             self.say(escape(stopping.stopping_reason_message.removesuffix(" Signaling Trainer to stop.")))
-        which = "last.ckpt, for there is no validation"
+        which = "last.ckpt, for there was no validation"
         if run.best_epoch is not None:
             which = f"of the lowest validation loss, epoch {run.best_epoch + 1}"
-        self.say(f"trained {epochs} epoch{'s' * (epochs != 1)} in {took}{speed}; best.ckpt is {which}")
+        trained = f"{epochs} epoch{'s' * (epochs != 1)}"
+        if self.global_step == self.max_steps:
+            trained = f"{self.global_step:,} step{'s' * (self.global_step != 1)}"
+        self.say(f"trained {trained} in {took}{speed}; best.ckpt is {which}")
+        if foreign := foreign_packages(run.config):
+            words = " ".join(f"--trusted_packages {name}" for name in foreign)
+            self.say(f"commands that read its checkpoints need {words}, since they name code of your own")
         self.say(escape(str(run.path)))
 
     def validate(  # type: ignore[override]
@@ -166,6 +201,7 @@ class Trainer(pl.Trainer):
         """
         if ckpt_path is None:
             raise ConfigError(NO_CHECKPOINT.format("validate"))
+        self._check_part("val", "set it higher")
         if datamodule is not None:
             check_data(model, datamodule)
         load_weights(model, Path(ckpt_path))
@@ -198,6 +234,7 @@ class Trainer(pl.Trainer):
         """
         if ckpt_path is None:
             raise ConfigError(NO_CHECKPOINT.format("test"))
+        self._check_part("test", "set it higher")
         model.test_time_augmentation = tta
         if datamodule is not None:
             check_data(model, datamodule)
@@ -209,6 +246,9 @@ class Trainer(pl.Trainer):
             raise ConfigError(f"--output {output or folder}: {existing} is no folder that can be written to")
         if evaluation is not None:
             evaluation.folder = folder
+            evaluation.about = {"checkpoint": Path(ckpt_path).name}
+            if datamodule is not None:
+                evaluation.about |= {"data": type(datamodule).__name__, "images": data_place(datamodule)}
         super().test(model, datamodule=datamodule, verbose=False)
         self.say(results_table(numbers(self.callback_metrics)))
         if tta != "none":
@@ -364,7 +404,7 @@ def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
     """Refuse data that the network was not built for.
 
     Raises:
-        CheckpointError: if image shape or number of classes differ.
+        CheckpointError: if image shape or number of classes differ, or both have names for them, and other ones.
     """
     data, (channels, height, width) = type(datamodule).__name__, model.image_shape
     if datamodule.image_shape != model.image_shape:
@@ -379,6 +419,32 @@ def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
             f"the checkpoint knows {model.num_classes} classes, {data} has {datamodule.num_classes}: choose another "
             "--data"
         )
+    # Those of a data set whose class has no constant for them come from its files.
+    from_files = not isinstance(getattr(type(datamodule), "class_names", None), tuple)
+    numbered = tuple(str(label) for label in range(model.num_classes))  # stands for classes without names
+    names = tuple(datamodule.class_names)
+    if from_files and model.class_names != names and numbered not in (model.class_names, names):
+        known, found = next(pair for pair in zip(model.class_names, names, strict=True) if pair[0] != pair[1])
+        raise CheckpointError(
+            f"the classes of {data_place(datamodule)} are not those of the checkpoint: it has {found!r} where the "
+            f"checkpoint knows {known!r}. Rename them, or choose another --data.root"
+        )
+
+
+def data_place(datamodule: ImageDataModule) -> str:
+    """The folder or file that the images come from."""
+    return str(datamodule.hparams.get("path") or datamodule.root)
+
+
+def foreign_packages(config: Any) -> list[str]:
+    """Packages of the classes in a configuration that reading a checkpoint does not trust by itself."""
+    if isinstance(config, Mapping):
+        own = config.get("class_path")
+        found = [own.partition(".")[0]] if isinstance(own, str) else []
+        found += [name for value in config.values() for name in foreign_packages(value)]
+    else:
+        found = [name for value in config for name in foreign_packages(value)] if isinstance(config, list) else []
+    return [name for name in dict.fromkeys(found) if name not in TRUSTED_PACKAGES]
 
 
 def load_weights(model: Classifier, path: Path) -> None:

@@ -231,19 +231,18 @@ def apply_transforms(transforms: Iterable[nn.Module], images: Tensor) -> Tensor:
         ConfigError: if a transform changes the shape or the type of the images.
     """
     for transform in transforms:
-        if isinstance(transform, BatchTransform):
-            changed = transform(images)
-        else:
-            pictures = [transform(image) for image in images]
-            strange = next((x for x in pictures if x.shape != images.shape[1:] or x.dtype != images.dtype), None)
-            changed = torch.stack(pictures) if strange is None and pictures else images if strange is None else strange
-        if changed.shape[-3:] != images.shape[-3:] or changed.dtype != images.dtype:
-            raise ConfigError(
-                f"--data.augmentation: {type(transform).__name__} turns {images.dtype} images of shape "
-                f"{tuple(images.shape[1:])} into {changed.dtype} of shape {tuple(changed.shape[-3:])}; a transform "
-                "must keep both (resize with --data.image_size; the network normalises by itself)"
-            )
-        images = changed
+        whole = isinstance(transform, BatchTransform)
+        parts = [images] if whole else list(images)
+        changed = [transform(part) for part in parts]
+        for before, after in zip(parts, changed, strict=True):
+            if after.shape != before.shape or after.dtype != before.dtype:
+                raise ConfigError(
+                    f"--data.augmentation: {type(transform).__name__} turns {before.dtype} images of shape "
+                    f"{tuple(before.shape)} into {after.dtype} of shape {tuple(after.shape)}; a transform must keep "
+                    "both (resize with --data.image_size; the network normalises by itself)"
+                    + ("" if whole else ". It gets one image; one for whole batches is a BatchTransform")
+                )
+        images = changed[0] if whole else torch.stack(changed) if changed else images
     return images
 
 

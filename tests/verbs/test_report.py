@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import LeNet5
 from vision_zoo.classifier import Classifier
@@ -293,3 +294,15 @@ def test_curves_are_drawn_of_whatever_there_is(rows, tmp_path):
     (tmp_path / "metrics.csv").write_text(rows)
     plot_curves(tmp_path / "metrics.csv", tmp_path / "curves.png", "$a_b$")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_of_other_images_or_averaged_ones_are_not_taken_for_the_runs_own(here):
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--test_after_fit", "false"]) == 0
+    run = here / "runs" / "default" / "version_0"
+    for words in (["--tta", "flip"], ["--ckpt_path", str(run / "checkpoints" / "last.ckpt")]):
+        assert main(["test", "--ckpt_path", "best", *words]) == 0
+        report("--ckpt_path", "best")
+        assert "This run was never tested" in (run / "README.md").read_text()
+    assert main(["test", "--ckpt_path", "best"]) == 0
+    report("--ckpt_path", "best")
+    assert "This run was never tested" not in (run / "README.md").read_text()

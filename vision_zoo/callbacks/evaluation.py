@@ -49,6 +49,7 @@ class Evaluation(Callback):
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
+        self.about: dict[str, str] = {}  # what is tested, for test.json
         self.metrics: dict[str, float] = {}
         self.rows: list[dict[str, float]] = []
         self._mistakes: list[tuple[float, int, int, Tensor]] = []
@@ -117,7 +118,7 @@ class Evaluation(Callback):
         table.writerow(["class", "precision", "recall", "f1", "images"])
         table.writerows([name, *row.values()] for name, row in zip(names, self.rows, strict=True))
         write_file(self.folder / "per_class.csv", text.getvalue().encode())
-        figures: dict[str, Any] = dict(self.metrics)
+        figures: dict[str, Any] = {**self.metrics, **self.about}
         if pl_module.test_time_augmentation != "none":
             figures["test_time_augmentation"] = pl_module.test_time_augmentation
         write_file(self.folder / "test.json", (json.dumps(figures, indent=2) + "\n").encode())
@@ -126,6 +127,7 @@ class Evaluation(Callback):
         if pl_module.test_time_augmentation != "none":
             title += f" ({pl_module.test_time_augmentation} averaged)"
         plot_confusion_matrix(matrix, names, self.folder / "confusion_matrix.png", title)
+        (self.folder / "mistakes.png").unlink(missing_ok=True)  # of an earlier test
         if mistakes:
             plot_images(
                 torch.stack([image for *_, image in mistakes]),

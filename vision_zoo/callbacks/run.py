@@ -27,7 +27,7 @@ from torch import Tensor
 from vision_zoo.callbacks.console import Console
 from vision_zoo.callbacks.processes import expect_answers
 from vision_zoo.checkpoints import read_checkpoint
-from vision_zoo.classifier import gather
+from vision_zoo.classifier import gather, steps_after
 from vision_zoo.errors import CheckpointError, ConfigError, TrainingError
 from vision_zoo.files import new_file, write_file
 
@@ -122,6 +122,7 @@ class Run(Checkpoint):
         self.fit_seconds = 0.0
         self.train_seconds = 0.0
         self.images_seen = 0
+        self.trained = False  # in this process
         self._rng: list[dict[str, Any]] | None = None
         self._lock: TextIO | None = None
         self._columns: list[str] = []
@@ -249,7 +250,10 @@ class Run(Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint describe its whole run."""
-        checkpoint["vision_zoo"] = {"version": CHECKPOINT_VERSION, "name": self.name, "config": dict(self.config)}
+        # The file that the weights began with is of this machine, and of no use to whoever has the trained ones.
+        model = {name: value for name, value in self.config["model"].items() if name != "weights"}
+        config = {**self.config, "model": model}
+        checkpoint["vision_zoo"] = {"version": CHECKPOINT_VERSION, "name": self.name, "config": config}
 
     # -------------------------------------------------------------------------------------------------------- training
 
@@ -271,6 +275,7 @@ class Run(Checkpoint):
         if trainer.is_global_zero:
             self._cut_metrics()
         expect_answers(trainer)
+        self.trained = True
         self._speaks = trainer.is_global_zero
         self._clock = self._train_clock = self._last_save = time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM, *((signal.SIGUSR1,) if "SLURM_JOB_ID" in os.environ else ())):
@@ -300,7 +305,9 @@ class Run(Checkpoint):
         """Write the step's metrics; save when the time has come or somebody asks to stop."""
         self.images_seen += len(batch[1]) * trainer.world_size
         step = trainer.global_step
-        accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+        accumulating = not steps_after(trainer, batch_idx)
+        if step == trainer.max_steps and not accumulating:
+            trainer.should_stop = True  # Lightning validates then, which it does not for the last of max_steps
         logs = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if logs and not accumulating and "train/loss_step" in trainer.callback_metrics:
             self._write_row(trainer, STEP_METRICS)
@@ -312,7 +319,7 @@ class Run(Checkpoint):
 
     def _validation_follows(self, trainer: Trainer, batch_idx: int) -> bool:
         # Lightning resumes from a save between a batch and its validation without that validation.
-        if batch_idx + 1 >= trainer.num_training_batches:
+        if batch_idx + 1 >= trainer.num_training_batches or trainer.should_stop:
             return True
         interval = trainer.val_check_batch
         if interval is None or interval == float("inf"):

@@ -1,6 +1,7 @@
 """ImageDataModule: what all data sets share, from files on a disk to augmented batches on a device."""
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -338,6 +339,8 @@ def per_channel(option: str, values: Sequence[float], channels: int) -> tuple[fl
             f"--data.{option} has {len(values)} values, but the images have {channels} channel(s): give one value, or "
             "one for each channel"
         )
+    if not all(math.isfinite(value) for value in values):
+        raise ConfigError(f"--data.{option} must be finite, got {list(values)}")
     if option == "std" and min(values) <= 0:
         raise ConfigError(f"--data.std must be positive, got {list(values)}")
     return tuple(float(value) for value in values) * (channels if len(values) == 1 else 1)

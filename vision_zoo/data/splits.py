@@ -1,5 +1,7 @@
 """Cutting a part from a set of labelled images: stratified by class, the same for the same seed."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -8,7 +10,7 @@ from vision_zoo.errors import ConfigError
 
 def check_part(part: int | float, option: str) -> None:
     """Refuse a size of a part that is neither a fraction below one nor a count."""
-    if part < 0 or (part >= 1 and part != int(part)) or (isinstance(part, float) and part == 1):
+    if not 0 <= part < math.inf or (part >= 1 and part != int(part)) or (isinstance(part, float) and part == 1):
         raise ConfigError(
             f"{option} must be a fraction of at least 0 and below 1, or a whole number of images, got {part}"
         )

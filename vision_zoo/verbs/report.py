@@ -34,7 +34,7 @@ LABELS = {
 }
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 REPEATING = (
-    "config.yaml holds every option of the run, its seed among them. On another machine, say where the data lies with "
+    "config.yaml holds network, data, training and seed. On another machine, say where the data lies with "
     "--data.root. With the same versions, on the same kind of processor, the same seed gives the same result."
 )
 NOT_TESTED = "This run was never tested, so there are no figures for the test images."
@@ -133,18 +133,23 @@ def collect(model: Classifier, checkpoint: Path, run: Path | None) -> Facts:
     if not facts.results:
         facts.missing.append("The run has no results: it was stopped before its end, or is still training.")
     facts.name = str(facts.results.get("config") or facts.name)
-    # Tested at the end of fit, or by a later test.
+    facts.config, facts.dataset = _read_config(run / "config.yaml", facts)
+    # Tested at the end of fit, or by a later test of the same weights, images and all.
     tested = next((f for f in (run, run / "test") if (f / "per_class.csv").is_file()), None)
     metrics = facts.results.get("metrics") or {}
     if tested is not None and "test/accuracy" not in metrics:
-        metrics = {**metrics, **_read_json(tested / "test.json", facts)}
+        later = _read_json(tested / "test.json", facts)
+        ours = {"checkpoint": checkpoint.name, "data": facts.dataset, "test_time_augmentation": "none"}
+        if all(later.get(name, value) == value for name, value in ours.items()):
+            metrics = {**metrics, **later}
+        else:
+            tested = None
     facts.metrics = {n: float(v) for n, v in metrics.items() if isinstance(v, int | float) and not n.endswith("_step")}
     if "test/accuracy" not in facts.metrics:
         facts.missing.append(f"{NOT_TESTED} Test it: vision_zoo test --ckpt_path {shlex.quote(place)}")
     elif tested is not None:
         facts.per_class = _read_csv(tested / "per_class.csv", facts, {"class", "precision", "recall", "f1", "images"})
     facts.epochs = by_epoch(_read_csv(run / "metrics.csv", facts, {"epoch", "step"}))
-    facts.config, facts.dataset = _read_config(run / "config.yaml", facts)
     for name in ("curves", "confusion_matrix", "mistakes"):
         source = run if name == "curves" else tested
         content = _read_bytes(source / f"{name}.png") if source else b""

@@ -436,13 +436,14 @@ class VisionZooCLI(LightningCLI):
     def run_config(self, folder: Path | None) -> Config:
         """The same for a run: one that goes on keeps the weights that it began with in its configuration."""
         config = self.plain_config()
-        if folder is None or not (folder / "config.yaml").is_file():
-            return config
-        began = read_config(folder / "config.yaml").get("model") or {}
-        config["model"]["weights"] = began.get("weights")
-        options = (began.get("backbone") or {}).get("init_args") or {}
-        if options.get("weights") is not None:
-            config["model"]["backbone"]["init_args"]["weights"] = options["weights"]
+        if folder is not None and (folder / "config.yaml").is_file():
+            began = read_config(folder / "config.yaml").get("model") or {}
+            config["model"]["weights"] = began.get("weights")
+            options = (began.get("backbone") or {}).get("init_args") or {}
+            if options.get("weights") is not None:
+                config["model"]["backbone"]["init_args"]["weights"] = options["weights"]
+        if config["model"].get("weights") is None:
+            config["model"].pop("weights", None)
         return config
 
     # ------------------------------------------------------------------------------------------------- instantiation

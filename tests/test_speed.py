@@ -241,7 +241,7 @@ def test_the_layout_changes_no_logit_beyond_rounding():
 def test_hooks_that_somebody_wrote_are_called_and_idle_ones_are_not():
     class Watched(Classifier):
         def on_train_batch_end(self, *arguments):
-            raise NotImplementedError
+            pytest.fail("asked for by nobody here")
 
     model = Watched(Flattening, (3, 28, 28), "ab")
     speed.skip_idle_hooks(model)

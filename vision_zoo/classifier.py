@@ -185,7 +185,8 @@ class Classifier(LightningModule):
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         self._pending_losses.append((loss.detach(), len(labels)))
         self._pending_outputs.append((logits.detach(), labels))
-        logs = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # which Lightning sets from outside
+        logs = (self.global_step + 1) % every == 0
         if logs and steps_after(self.trainer, batch_idx):
             mean_loss = self._count_pending_losses()
             self._count_pending_outputs()

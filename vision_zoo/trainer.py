@@ -112,7 +112,7 @@ class Trainer(pl.Trainer):
         for option in ("accumulate_grad_batches", "max_epochs", "max_steps", "limit_train_batches"):
             if getattr(self, option) == 0:
                 raise ConfigError(f"--trainer.{option} is 0, so that nothing would be trained: set it to at least 1")
-        if self.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self.log_every_n_steps == 0:  # type: ignore[attr-defined]  # which Lightning sets from outside
             raise ConfigError("--trainer.log_every_n_steps is 0: metrics are counted that often; set it to at least 1")
         if test_after_fit:
             self._check_part("test", "set it higher, or leave the test out with --test_after_fit false")
@@ -121,7 +121,7 @@ class Trainer(pl.Trainer):
         """Refuse callbacks that wait for a metric which no run has, such as val_loss for val/loss."""
         known = ["lr", "train/loss_step", *map(str, model.train_metrics.keys())]
         known += map(str, model.val_metrics.keys() if datamodule.val_split or datamodule.has_val else ())
-        for callback in self.callbacks:  # type: ignore[attr-defined]
+        for callback in self.callbacks:  # type: ignore[attr-defined]  # which Lightning sets from outside
             wanted = getattr(callback, "monitor", None)
             if isinstance(wanted, str) and wanted not in known:
                 hint = did_you_mean(wanted, known) or f". There are {', '.join(known)}"

@@ -186,7 +186,7 @@ class NoProfiler(PassThroughProfiler):
 
     _nothing = nullcontext()
 
-    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]  # a generator there
         """A context that does nothing, the same for every action."""
         return self._nothing
 

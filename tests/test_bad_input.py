@@ -513,6 +513,11 @@ OPTIONS = [
     Case("word that is no option", (*FIT, "now"), r"'now' is no option"),
     Case("unknown accelerator", (*FIT, "--trainer.accelerator", "abacus"), r"abacus"),
     Case("unknown precision", (*FIT, "--trainer.precision", "12"), r"--trainer\.precision: got '12'"),
+    Case(
+        "half precision on a CPU",
+        (*FIT, "--trainer.accelerator", "cpu", "--trainer.precision", "16-mixed"),
+        r"--trainer\.precision 16-mixed: a CPU cannot; say bf16-mixed or 32-true",
+    ),
     Case("unknown strategy", (*FIT, "--trainer.strategy", "warp"), r"--trainer.*warp"),
     Case("no device", (*FIT, "--trainer.devices", "0"), r"--trainer.*0"),
     Case(

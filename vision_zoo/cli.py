@@ -476,6 +476,9 @@ class VisionZooCLI(LightningCLI):
             trainer = cast(Trainer, super().instantiate_trainer(**kwargs))
         except (ValueError, MisconfigurationException) as error:
             raise ConfigError(f"these --trainer options do not work here: {error}") from error
+        if str(options.get("precision")) in ("16", "16-mixed") and trainer.precision == "bf16-mixed":
+            # Lightning changes it with a warning among many others.
+            raise ConfigError(f"--trainer.precision {options['precision']}: a CPU cannot; say bf16-mixed or 32-true")
         watch_processes(trainer)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             skip_idle_hooks(callback)

@@ -240,6 +240,10 @@ def different(root):
         ),
         (nested, r"cat has no pictures, only folders \(inside, ...\). Pictures must lie directly"),
         (different, "must have the same class folders; only one of them has dog, wolf"),
+        (
+            lambda root: [tiny.write_image_folder(root / split) for split in ("train", "valid")],
+            "valid is not looked into, since validation pictures lie in val. Rename it",
+        ),
     ],
 )
 def test_other_layouts_are_refused_with_the_way_out(tmp_path, prepare, message):

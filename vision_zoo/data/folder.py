@@ -131,6 +131,11 @@ class ImageFolder(ImageDataModule):
         split_folders = _folders(self.root / "train") != []
         names, train = _list_classes(self.root / "train" if split_folders else self.root)
         found: dict[Split, Listing] = {"train": train}
+        for folder in _folders(self.root) if split_folders else []:
+            if folder.name.lower() in ("valid", "validation"):
+                raise DataError(
+                    f"ImageFolder: {folder} is not looked into, since validation pictures lie in val. Rename it"
+                )
         for split in ("val", "test"):
             if split_folders and (self.root / split).is_dir():
                 others, found[split] = _list_classes(self.root / split)

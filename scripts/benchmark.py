@@ -688,9 +688,26 @@ TITLES = {
     "j": "two processes of one thread, against one of two threads",
 }
 TARGETS = {
-    "a": ">= 100x", "b": "<= 0.55 ms, ours <= 0.15 ms", "c": ">= 2.2x geometric mean with AMX", "d": ">= 8x, none < 3x",
-    "e": ">= 15x, < 5 %", "f": ">= 2x", "g": ">= 0.8x", "h": "<= +100 MB", "i": ">= 5x, >= 1.8x", "j": ">= 0.9x",
+    "a": ">= 100x", "b": "<= 0.55 ms: >= 0.75x to 0.98x by network", "c": ">= 2.2x geometric mean with AMX",
+    "d": ">= 8x, none < 3x", "e": ">= 15x, < 5 %", "f": ">= 2x", "g": ">= 0.8x", "h": "<= +100 MB",
+    "i": ">= 5x, >= 1.8x", "j": ">= 0.9x",
 }  # fmt: skip
+LEAST = {"a": 100, "d": 3, "e": 15, "f": 2, "g": 0.8, "j": 0.9}  # ratio of every row of a section
+LEAST_OF_STEP = {  # in section b; a network that is not here may take 0.55 ms more than the bare loop
+    "small_cnn": 0.8, "mlp": 0.75, "simple_cnn": 0.95, "lenet5": 0.9, "cnn_fashion": 0.95, "cnn": 0.97,
+    "alexnet": 0.98, "resnet18": 0.98,
+}  # fmt: skip
+
+
+def falls_short(row: Row) -> bool:
+    """Whether a row misses its target; the mean of c has one only on CPUs with AMX."""
+    network_ = row.what.split()[0]
+    if row.section == "b" and network_ not in LEAST_OF_STEP:
+        return row.ours - row.theirs > 0.55
+    if row.section == "h":
+        return row.ours - row.theirs > 100
+    least = {"b": LEAST_OF_STEP.get(network_, 0), "c": 0, "i": 5 if "32 px" in row.what else 1.8} | LEAST
+    return row.ratio < least[row.section]
 
 
 def task(name: str, root: str, words: list[str]) -> Any:
@@ -742,7 +759,7 @@ def readme(root: Path) -> str:
     """README.md with the table of configs/speed.json between its marks."""
     said = json.loads((root / "configs" / "speed.json").read_text())
     rows = [Row(**row) for row in said["rows"]]
-    lines = ["| | | ratio | target |", "|---|---|---|---|"]
+    lines = ["| | | ratio | target | falls short |", "|---|---|---|---|---|"]
     letters = {name: "ABCDEFGH"[place] for place, name in enumerate(said["machines"])}
     details = ["| | vision_zoo | compared with | | ratio | n | on | |", "|---|---|---|---|---|---|---|---|"]
     for section, title in TITLES.items():
@@ -753,7 +770,8 @@ def readme(root: Path) -> str:
         whole = f"**{statistics.geometric_mean(ratios):.3g}x**"
         if len(mine) > 1:
             whole += f", the mean of {len(mine)} from {min(ratios):.3g}x to {max(ratios):.3g}x"
-        lines.append(f"| **{section}** | {title} | {whole} | {TARGETS[section]} |")
+        short = ", ".join(f"{r.what.partition(',')[0]} {r.ratio:.2f}x" for r in mine if falls_short(r))
+        lines.append(f"| **{section}** | {title} | {whole} | {TARGETS[section]} | {short} |")
         details.append(f"| **{section}** {title} | | | | | | | |")
         for r in mine:
             ratio = f"**{r.ratio:.2f}x** ({r.lowest:.2f}-{r.highest:.2f})"

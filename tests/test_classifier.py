@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
-from vision_zoo.backbones import CNN, FullyConnected, LeNet5, SmallCNN
+from vision_zoo.backbones import CNN, FullyConnected, LeNet5, ResNet, SmallCNN, Torchvision
 from vision_zoo.classifier import Classifier, describe
 from vision_zoo.data import MNIST5k
 from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, TrainingError
@@ -31,6 +31,11 @@ def trainer(**options):
     return Trainer(
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **options
     )
+
+
+def test_a_class_of_many_networks_is_called_by_the_one_it_holds():
+    networks = LeNet5, partial(ResNet, depth=34), partial(Torchvision, name="squeezenet1_1")
+    assert [classifier(network).network_name for network in networks] == ["LeNet5", "ResNet-34", "squeezenet1_1"]
 
 
 class Returns(nn.Module):

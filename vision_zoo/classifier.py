@@ -117,6 +117,12 @@ class Classifier(LightningModule):
         """Number of logits."""
         return len(self.class_names)
 
+    @property
+    def network_name(self) -> str:
+        """What to call the backbone: its attribute ``name``, for a class that holds many networks, else its class."""
+        name = getattr(self.backbone, "name", None)
+        return name if isinstance(name, str) else type(self.backbone).__name__
+
     def _metrics(self, split: str) -> MetricCollection:
         classes = self.num_classes
         metrics: dict[str, Any] = {
@@ -317,12 +323,12 @@ class Classifier(LightningModule):
         """
         if batch_size == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.backbone.modules()):
             raise ConfigError(
-                f"{type(self.backbone).__name__} has batch normalisation, which cannot learn from single images: "
+                f"{self.network_name} has batch normalisation, which cannot learn from single images: "
                 "set --data.batch_size to at least 2, or take a network without it"
             )
         modes = [(module, module.training) for module in self.backbone.modules()]
         self.backbone.eval()
-        name = type(self.backbone).__name__
+        name = self.network_name
         try:
             with torch.no_grad():
                 logits = self(torch.zeros(1, *self.image_shape, dtype=torch.uint8, device=self.scale.device))
@@ -450,7 +456,7 @@ class Classifier(LightningModule):
         """
         state = read_state_dict(path)
         own = self.backbone.state_dict()
-        name = type(self.backbone).__name__
+        name = self.network_name
         missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or foreign:
             raise CheckpointError(

@@ -149,7 +149,7 @@ class Trainer(pl.Trainer):
         data = self.datamodule  # type: ignore[attr-defined]
         results = {
             "config": run.name,
-            "network": type(model.backbone).__name__,
+            "network": model.network_name,
             "data": {"name": type(data).__name__, "note": getattr(data, "note", "")},
             "parameters": sum(p.numel() for p in model.parameters()),
             "epochs": epochs,
@@ -166,9 +166,7 @@ class Trainer(pl.Trainer):
         }
         write_file(run.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
         if (run.path / "metrics.csv").exists():
-            plot_curves(
-                run.path / "metrics.csv", run.path / "curves.png", f"{run.name}: {type(model.backbone).__name__}"
-            )
+            plot_curves(run.path / "metrics.csv", run.path / "curves.png", f"{run.name}: {model.network_name}")
         table = results_table(metrics)
         minutes, seconds = divmod(run.fit_seconds, 60)
         took = f"{int(minutes)} min {seconds:.0f} s" if minutes else f"{seconds:.1f} s"
@@ -457,7 +455,7 @@ def load_weights(model: Classifier, path: Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(f"the weights in {path} do not fit {type(model.backbone).__name__}: {error}") from error
+        raise CheckpointError(f"the weights in {path} do not fit {model.network_name}: {error}") from error
 
 
 def run_folder_of(checkpoint: Path) -> Path:

@@ -30,6 +30,7 @@ class ResNet(nn.Module):
         super().__init__()
         if depth not in _BLOCKS:
             raise ConfigError(f"ResNet: depth is {depth}, set --model.backbone.depth to 18 or 34")
+        self.name = f"ResNet-{depth}"
         in_channels = _WIDTHS[0]
         self.stem = nn.Sequential(
             nn.Conv2d(image_shape[0], in_channels, 3, padding=1, bias=False),

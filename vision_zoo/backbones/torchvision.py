@@ -47,6 +47,7 @@ class Torchvision(nn.Module):
     ) -> None:
         super().__init__()
         _require_name(name)
+        self.name = name
         chosen = None if weights is None else _find_weights(name, weights)
         _require_shape(name, image_shape)  # before anything is downloaded
         if chosen is None:

@@ -97,7 +97,7 @@ class Console(ProgressBar):
         channels, height, width = pl_module.image_shape
         sizes = getattr(trainer.datamodule, "sizes", {})  # type: ignore[attr-defined]
         parameters = sum(p.numel() for p in pl_module.parameters())
-        facts.add_row("network", f"{type(pl_module.backbone).__name__}, {parameters:,} parameters")
+        facts.add_row("network", f"{pl_module.network_name}, {parameters:,} parameters")
         facts.add_row(
             "data",
             f"{type(trainer.datamodule).__name__}: "  # type: ignore[attr-defined]

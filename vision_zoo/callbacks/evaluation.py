@@ -123,7 +123,7 @@ class Evaluation(Callback):
             figures["test_time_augmentation"] = pl_module.test_time_augmentation
         write_file(self.folder / "test.json", (json.dumps(figures, indent=2) + "\n").encode())
         accuracy = self.metrics["test/accuracy"]
-        title = f"{type(pl_module.backbone).__name__}: {100 * accuracy:.2f} % of {int(matrix.sum()):,} test images"
+        title = f"{pl_module.network_name}: {100 * accuracy:.2f} % of {int(matrix.sum()):,} test images"
         if pl_module.test_time_augmentation != "none":
             title += f" ({pl_module.test_time_augmentation} averaged)"
         plot_confusion_matrix(matrix, names, self.folder / "confusion_matrix.png", title)

@@ -327,7 +327,7 @@ def _made(make: Callable[[Classifier, Metadata], bytes], model: Classifier, fact
         raise
     except Exception as error:  # the exporters raise whatever they meet in a network that they cannot follow
         raise ExportError(
-            f"{type(model.backbone).__name__} cannot be exported as {format_}: {_first_line(error)}. "
+            f"{model.network_name} cannot be exported as {format_}: {_first_line(error)}. "
             "VISION_ZOO_DEBUG=1 shows the traceback; --format safetensors and state_dict take any network"
         ) from error
 

@@ -48,7 +48,7 @@ class Facts:
         name: of the configuration.
         place: the run folder as a command line may name it.
         weights: the checkpoint, likewise.
-        network: name of the backbone's class.
+        network: name of the backbone.
         dataset: name of the data set's class.
         results: results.json.
         metrics: by name, fractions.
@@ -117,13 +117,12 @@ def write_report(model: Classifier, checkpoint: Path, output: str | None = None)
 
 def collect(model: Classifier, checkpoint: Path, run: Path | None) -> Facts:
     """Gather what there is; what is missing or broken is said in words, never made up."""
-    backbone = model.hparams["backbone"]["class_path"].rpartition(".")[2]
     folder = run or checkpoint
     # Below a folder runs, the way there from where the run was started.
     place = "/".join(folder.parts[-3:]) if run and run.parent.parent.name == "runs" else str(folder)
     weights = f"{place}/checkpoints/{checkpoint.name}" if run else place
     name = run.parent.name if run else checkpoint.stem
-    facts = Facts(name, place, weights, backbone, "data of your own", model)
+    facts = Facts(name, place, weights, model.network_name, "data of your own", model)
     if run is None:
         facts.missing.append(
             "The checkpoint lies outside a run folder, so nothing is known about its training and its results."
@@ -155,7 +154,7 @@ def collect(model: Classifier, checkpoint: Path, run: Path | None) -> Facts:
         content = _read_bytes(source / f"{name}.png") if source else b""
         if name == "curves" and not content and facts.epochs:  # a stopped run has none yet
             with tempfile.TemporaryDirectory() as scratch:
-                plot_curves(run / "metrics.csv", Path(scratch, "curves.png"), f"{facts.name}: {backbone}")
+                plot_curves(run / "metrics.csv", Path(scratch, "curves.png"), f"{facts.name}: {facts.network}")
                 content = Path(scratch, "curves.png").read_bytes()
         if content.startswith(PNG):
             facts.pictures[name] = content

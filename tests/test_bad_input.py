@@ -499,6 +499,11 @@ OPTIONS = [
         r"--data\.augmentation RandomCorp: unknown; did you mean RandomCrop",
     ),
     Case(
+        "what the module of augmentations imports",
+        (*FIT, "--data.augmentation", "F"),
+        r"--data\.augmentation F: unknown\. Known are AugMix, AutoAugment, CenterCrop,",
+    ),
+    Case(
         "whole number in words",
         (*FIT[:3], "--trainer.max_epochs", "many"),
         r"--trainer\.max_epochs: got 'many', expected a whole number",

@@ -114,6 +114,9 @@ class Words:
 # ------------------------------------------------------------------------------------------------------- class names
 
 
+_BASES = {"ImageDataModule", "BatchTransform", "Transform", "Optimizer", "LRScheduler"}  # nothing to choose
+
+
 def find_class(name: str, slot: str) -> str:
     """The full path of a class; names without a module are looked for where the slot says.
 
@@ -129,15 +132,15 @@ def find_class(name: str, slot: str) -> str:
             raise ConfigError(f"--{slot} {name}: {error}") from error
         close = did_you_mean(attribute, dir(importlib.import_module(module)))
         raise ConfigError(f"--{slot} {name}: module {module} has no {attribute}{close}")
-    known: list[str] = []
+    known: set[str] = set()
     for package in CLASS_SLOTS[slot]:
-        module_ = importlib.import_module(package)
-        if hasattr(module_, name):
+        classes = dict(inspect.getmembers(importlib.import_module(package), inspect.isclass))
+        own = {key for key, value in classes.items() if key[0] != "_" and value.__module__.startswith(package)}
+        if name in own:
             return f"{package}.{name}"
-        names = getattr(module_, "__all__", None) or [n for n in vars(module_) if n[:1].isupper()]
-        known += [n for n in names if n != "ImageDataModule"]
+        known |= own - _BASES
     raise ConfigError(
-        f"--{slot} {name}: unknown{did_you_mean(name, known) or '.'} Known are {', '.join(sorted(set(known)))}; "
+        f"--{slot} {name}: unknown{did_you_mean(name, known) or '.'} Known are {', '.join(sorted(known))}; "
         "a class of your own is named with its module: package.module.Class"
     )
 

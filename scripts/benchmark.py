@@ -19,6 +19,7 @@ import io
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -688,9 +689,9 @@ TITLES = {
     "j": "two processes of one thread, against one of two threads",
 }
 TARGETS = {
-    "a": ">= 100x", "b": "<= 0.55 ms: >= 0.75x to 0.98x by network", "c": ">= 2.2x geometric mean with AMX",
-    "d": ">= 8x, none < 3x", "e": ">= 15x, < 5 %", "f": ">= 2x", "g": ">= 0.8x", "h": "<= +100 MB",
-    "i": ">= 5x, >= 1.8x", "j": ">= 0.9x",
+    "a": ">= 100x", "b": "<= 0.55 ms, ours <= 0.15 ms; >= 0.75x to 0.98x by network",
+    "c": ">= 2.2x geometric mean with AMX", "d": ">= 8x, none < 3x", "e": ">= 15x, < 5 %",
+    "f": ">= 2x", "g": ">= 0.8x", "h": "<= +100 MB", "i": ">= 5x, >= 1.8x", "j": ">= 0.9x",
 }  # fmt: skip
 LEAST = {"a": 100, "d": 3, "e": 15, "f": 2, "g": 0.8, "j": 0.9}  # ratio of every row of a section
 LEAST_OF_STEP = {  # in section b; a network that is not here may take 0.55 ms more than the bare loop
@@ -702,8 +703,12 @@ LEAST_OF_STEP = {  # in section b; a network that is not here may take 0.55 ms m
 def falls_short(row: Row) -> bool:
     """Whether a row misses its target; the mean of c has one only on CPUs with AMX."""
     network_ = row.what.split()[0]
-    if row.section == "b" and network_ not in LEAST_OF_STEP:
-        return row.ours - row.theirs > 0.55
+    if row.section == "b":  # "of which ours +0.19" stands in the note
+        ours = re.search(r"of which ours ([+-][\d.]+)", row.note)
+        if ours and float(ours[1]) > 0.15:
+            return True
+        if network_ not in LEAST_OF_STEP:
+            return row.ours - row.theirs > 0.55
     if row.section == "h":
         return row.ours - row.theirs > 100
     least = {"b": LEAST_OF_STEP.get(network_, 0), "c": 0, "i": 5 if "32 px" in row.what else 1.8} | LEAST

@@ -249,11 +249,37 @@ def test_hooks_that_somebody_wrote_are_called_and_idle_ones_are_not():
     assert model.on_train_batch_start is None
 
 
-def test_the_readme_shows_the_figures_that_the_benchmark_measured():
+@pytest.fixture(scope="module")
+def benchmark():
     spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts" / "benchmark.py")
-    benchmark = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark"] = benchmark  # its dataclasses look themselves up
-    spec.loader.exec_module(benchmark)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["benchmark"] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("section", "what", "ours", "theirs", "ratio", "note", "short"),
+    [
+        ("a", "batches", 99, 1, 99, "", True),
+        ("a", "batches", 101, 1, 101, "", False),
+        ("b", "mlp 100, step", 1.3, 1, 0.77, "+0.30 ms, of which ours +0.10", False),
+        ("b", "mlp 100, step", 1.4, 1, 0.71, "+0.40 ms, of which ours +0.10", True),
+        ("b", "mlp 100, step", 1.3, 1, 0.77, "+0.30 ms, of which ours +0.20", True),
+        ("b", "dnn_fashion 100, step", 1.5, 1, 0.66, "+0.50 ms, of which ours -0.10", False),
+        ("b", "dnn_fashion 100, step", 1.6, 1, 0.62, "+0.60 ms, of which ours -0.10", True),
+        ("c", "mlp 100, training", 1, 2, 0.5, "", False),
+        ("h", "mlp, memory of fit", 199, 100, 0.5, "", False),
+        ("h", "mlp, memory of fit", 201, 100, 0.5, "", True),
+        ("i", "predict 10,000 JPEGs of 32 px", 1, 4, 4.0, "", True),
+        ("i", "predict 10,000 JPEGs of 500 px", 1, 4, 4.0, "", False),
+    ],
+)
+def test_the_benchmark_tells_which_targets_are_missed(benchmark, section, what, ours, theirs, ratio, note, short):
+    assert benchmark.falls_short(benchmark.Row(section, what, ours, theirs, "", ratio, 0, 0, 5, note)) is short
+
+
+def test_the_readme_shows_the_figures_that_the_benchmark_measured(benchmark):
     assert (ROOT / "README.md").read_text() == benchmark.readme(ROOT), "python scripts/benchmark.py --write"
     recipes = {system.config for system in benchmark.SYSTEMS.values()}
     assert all((ROOT / "configs" / f"{recipe}{kind}.yaml").is_file() for recipe in recipes for kind in ("", "_fast"))

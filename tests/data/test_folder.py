@@ -242,7 +242,7 @@ def different(root):
         (different, "must have the same class folders; only one of them has dog, wolf"),
         (
             lambda root: [tiny.write_image_folder(root / split) for split in ("train", "valid")],
-            "valid is not looked into, since validation pictures lie in val. Rename it",
+            "valid is not looked into; validation pictures lie in val. Rename it or move it",
         ),
     ],
 )

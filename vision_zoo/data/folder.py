@@ -134,7 +134,7 @@ class ImageFolder(ImageDataModule):
         for folder in _folders(self.root) if split_folders else []:
             if folder.name.lower() in ("valid", "validation"):
                 raise DataError(
-                    f"ImageFolder: {folder} is not looked into, since validation pictures lie in val. Rename it"
+                    f"ImageFolder: {folder} is not looked into; validation pictures lie in val. Rename it or move it"
                 )
         for split in ("val", "test"):
             if split_folders and (self.root / split).is_dir():

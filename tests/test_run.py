@@ -203,6 +203,8 @@ def test_a_run_keeps_in_its_configuration_the_weights_it_began_with(here, traine
     (here / "w.pt").unlink()  # a checkpoint has weights of its own
     assert main(["test", "--ckpt_path", str(run)]) == 0
     assert main(["fit", "--ckpt_path", str(run)]) == 0
+    assert main(["fit", "--config", str(run / "config.yaml"), "--ckpt_path", str(run)]) == 0
+    assert main(["fit", "--model.backbone", "LeNet5", "--model.weights", "w.pt", *quick, "--ckpt_path", str(run)]) == 0
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["weights"] == str(here / "w.pt")
 
 
@@ -242,6 +244,15 @@ def test_fit_says_what_it_does_and_prints_the_run_folder_last(here, capsys):
         assert words in captured.out
     for noise in ("Tip", "litlogger", "GPU available", "Warning", "HINT"):
         assert noise not in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    ("val_split", "watched"), [("500", "by val/loss, after each validation"), ("0", "by train/loss, every epoch")]
+)
+def test_fit_says_which_metric_a_schedule_watches(val_split, watched, here, capsys):
+    words = ["--model.scheduler", "ReduceLROnPlateau", "--data.val_split", val_split, "--trainer.max_epochs", "1"]
+    assert main([*QUICK, *words]) == 0
+    assert f"ReduceLROnPlateau, {watched}" in capsys.readouterr().out
 
 
 def test_a_terminal_shows_a_bar_unless_told_not_to(here, monkeypatch, capsys):

@@ -242,7 +242,7 @@ class VisionZooCLI(LightningCLI):
         """One configuration from defaults, checkpoint, files and the classes that the command line names."""
         words = self.words
         words.spell_out("-c", "--config")
-        for key in ("config", "trusted_packages"):
+        for key in ("config", "trusted_packages", "model.weights", "model.backbone.weights"):
             words.check_value(key)
         files = [find_config(name) for name in words.values("config")]
         self.run_name = files[0].stem if files else "default"
@@ -278,7 +278,14 @@ class VisionZooCLI(LightningCLI):
             base = read_config(find_config(DEFAULT_RECIPE))
             if words.subcommand == "show":  # its batch size and split are of no use to another data set's pictures
                 base = {"data": {"class_path": base["data"]["class_path"]}}
-        config = prepare_schedule(self._choose_classes(merge(base, given)))
+        merged = merge(base, given)
+        if stored and isinstance(merged["model"], dict):
+            # The checkpoint's weights replace those that the run began with, which may be gone.
+            merged["model"]["backbone"] = without_downloads(merged["model"].get("backbone"))
+            merged["model"].pop("weights", None)
+            for key in ("model.weights", "model.backbone.weights"):
+                words.drop(key)
+        config = prepare_schedule(self._choose_classes(merged))
         if words.subcommand == "show":
             config.pop("model", None)
         return config
@@ -289,8 +296,6 @@ class VisionZooCLI(LightningCLI):
         about = self.checkpoint.get("vision_zoo")
         if about is not None:
             config: Config = copy.deepcopy(about["config"])
-            config["model"]["backbone"] = without_downloads(config["model"]["backbone"])
-            config["model"].pop("weights", None)
             if self.words.subcommand == "fit":
                 self.run_name = about["name"]
                 return config

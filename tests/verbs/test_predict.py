@@ -42,6 +42,9 @@ def save(path, image, mode="L", **options):
     return path
 
 
+OLD = "path,label,probability\na.png,7,0.5\n"  # a table of an earlier run
+
+
 def run(run_folder, *words):
     return main(["predict", "--ckpt_path", str(run_folder), *map(str, words)])
 
@@ -143,10 +146,10 @@ def test_unreadable_files_are_named_and_counted_and_the_rest_goes_on(trained_run
 
 def test_no_readable_file_is_an_error_and_leaves_the_old_table(trained_run, here, capsys):
     (here / "bad.png").write_text("no picture")
-    (here / "predictions.csv").write_text("old")
+    (here / "predictions.csv").write_text(OLD)
     assert run(trained_run, "--images", "bad.png") == 2
     assert "cannot read the file as a picture" in capsys.readouterr().err
-    assert (here / "predictions.csv").read_text() == "old"
+    assert (here / "predictions.csv").read_text() == OLD
     assert sorted(path.name for path in here.iterdir() if path.is_file()) == ["bad.png", "predictions.csv"]
 
 
@@ -258,7 +261,7 @@ def test_names_of_files_may_hold_anything(trained_run, here, digits):
 
 def test_a_stopped_run_leaves_the_old_table_and_no_temporary_file(trained_run, here, digits, monkeypatch):
     save(here / "a.png", digits[0])
-    (here / "predictions.csv").write_text("old")
+    (here / "predictions.csv").write_text(OLD)
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -266,7 +269,22 @@ def test_a_stopped_run_leaves_the_old_table_and_no_temporary_file(trained_run, h
     monkeypatch.setattr(predict._Writer, "end", stop)
     assert run(trained_run, "--images", "a.png") == 130
     assert sorted(path.name for path in here.iterdir() if path.is_file()) == ["a.png", "predictions.csv"]
-    assert (here / "predictions.csv").read_text() == "old"
+    assert (here / "predictions.csv").read_text() == OLD
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_a_table_that_somebody_else_wrote_is_replaced_only_by_name(kind, trained_run, here, digits, capsys):
+    save(here / "a.png", digits[0])
+    table = here / f"predictions.{kind}"
+    table.write_text("my own predictions")
+    words = ("--images", "a.png", "--format", kind)
+    assert run(trained_run, *words) == 2
+    assert f"{table} is there and was not written by predict" in capsys.readouterr().err
+    assert table.read_text() == "my own predictions"
+    assert run(trained_run, *words, "--output", table.name) == 0
+    first = table.read_text()
+    assert run(trained_run, *words) == 0  # its own table is replaced
+    assert table.read_text() == first
 
 
 @pytest.mark.parametrize(("overlap", "most"), [(True, 64 + (2 * 16 + 2) * predict.CHUNK), (False, 64 * predict.TURN)])

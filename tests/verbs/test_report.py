@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests.conftest import QUICK
 from vision_zoo.__main__ import main
@@ -118,6 +119,15 @@ def test_output_is_a_folder_or_the_page(output, page, run, here):
     assert (here / page).is_file()
     assert (here / "there" / "README.md").is_file()
     assert not (run / "report.html").exists()
+
+
+def test_the_commands_of_a_report_name_the_folder_that_the_run_was_put_into(run, here):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["trainer"]["default_root_dir"] = "big disk/mine"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    report("--ckpt_path", str(run))
+    page = Page((run / "report.html").read_text())
+    assert "vision_zoo test --ckpt_path 'big disk/mine/runs/default/version_0'" in page.text
 
 
 def test_somebody_elses_readme_is_never_replaced(run, here, capsys):

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vision_zoo.callbacks.speed import Speed
 from vision_zoo.classifier import Classifier
@@ -113,7 +114,12 @@ class Console(ProgressBar):
         optimizer = trainer.optimizers[0]
         facts.add_row("optimizer", f"{type(optimizer).__name__}, lr {optimizer.defaults['lr']:g}")
         for config in trainer.lr_scheduler_configs:
-            facts.add_row("schedule", f"{type(config.scheduler).__name__}, every {config.interval}")
+            name = type(config.scheduler).__name__
+            moves = f"every {config.interval}"
+            if isinstance(config.scheduler, ReduceLROnPlateau):  # see Classifier.on_train_epoch_end
+                validates = sum(trainer.num_val_batches) > 0
+                moves = "by val/loss, after each validation" if validates else "by train/loss, every epoch"
+            facts.add_row("schedule", f"{name}, {moves}")
         smoothing = f", label smoothing {pl_module.label_smoothing}" if pl_module.label_smoothing else ""
         facts.add_row("loss", f"cross-entropy{smoothing}")
         facts.add_row("device", f"{device_name(trainer)}, {trainer.precision}")

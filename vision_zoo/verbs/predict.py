@@ -36,6 +36,7 @@ SHOWN = 20  # results, and files that cannot be read, that the terminal shows
 TURN = 4  # batches that are decoded at a time where decoding and network share the processor
 CACHED = 64  # images of a batch; with more of them the activations leave a processor's caches
 REFRESH_SECONDS = 0.2
+BEGINNINGS: dict[Format, bytes] = {"csv": b"path,label,probability", "json": b'[\n{"path": '}  # of what predict writes
 
 
 class Decoded(NamedTuple):
@@ -92,7 +93,9 @@ def predict_pictures(
         raise ConfigError(f"--top_k must be between 1 and the number of classes, {classes}, got {top_k}")
     if file_format is None:
         file_format = "json" if output is not None and output.lower().endswith(".json") else "csv"
-    output = output or f"predictions.{file_format}"
+    if output is None:
+        output = f"predictions.{file_format}"
+        _refuse_foreign(Path(output), file_format)
     paths = find_pictures(images)
 
     console = Console(file=sys.stderr if output == "-" else sys.stdout, highlight=False, soft_wrap=True)
@@ -340,6 +343,19 @@ class _Writer:
         if self.format == "json":
             self.file.write("\n]\n")
         self.file.flush()
+
+
+def _refuse_foreign(path: Path, file_format: Format) -> None:
+    """Refuse to replace, under a name that the user did not give, what predict did not write."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        beginning = file.read(len(BEGINNINGS[file_format]))
+    if beginning and beginning != BEGINNINGS[file_format]:
+        raise ConfigError(
+            f"{path.absolute()} is there and was not written by predict: move it away, or give another name with "
+            "--output"
+        )
 
 
 @contextlib.contextmanager

@@ -118,11 +118,12 @@ def write_report(model: Classifier, checkpoint: Path, output: str | None = None)
 def collect(model: Classifier, checkpoint: Path, run: Path | None) -> Facts:
     """Gather what there is; what is missing or broken is said in words, never made up."""
     folder = run or checkpoint
+    config, dataset, root = _read_config(folder / "config.yaml")
     # Below a folder runs, the way there from where the run was started.
-    place = "/".join(folder.parts[-3:]) if run and run.parent.parent.name == "runs" else str(folder)
+    place = str(Path(root, *folder.parts[-3:]) if run and run.parent.parent.name == "runs" else folder)
     weights = f"{place}/checkpoints/{checkpoint.name}" if run else place
     name = run.parent.name if run else checkpoint.stem
-    facts = Facts(name, place, weights, model.network_name, "data of your own", model)
+    facts = Facts(name, place, weights, model.network_name, dataset or "data of your own", model)
     if run is None:
         facts.missing.append(
             "The checkpoint lies outside a run folder, so nothing is known about its training and its results."
@@ -132,7 +133,7 @@ def collect(model: Classifier, checkpoint: Path, run: Path | None) -> Facts:
     if not facts.results:
         facts.missing.append("The run has no results: it was stopped before its end, or is still training.")
     facts.name = str(facts.results.get("config") or facts.name)
-    facts.config, facts.dataset = _read_config(run / "config.yaml", facts)
+    facts.config = config
     # Tested at the end of fit, or by a later test of the same weights, images and all.
     tested = next((f for f in (run, run / "test") if (f / "per_class.csv").is_file()), None)
     metrics = facts.results.get("metrics") or {}
@@ -195,17 +196,21 @@ def _read_csv(path: Path, facts: Facts, columns: set[str]) -> list[dict[str, str
     return rows
 
 
-def _read_config(path: Path, facts: Facts) -> tuple[str, str]:
-    """The configuration as text without nulls, and the data set's name."""
+def _read_config(path: Path) -> tuple[str, str, str]:
+    """The configuration as text without nulls, the data set's name, and the folder that holds the folder runs.
+
+    Each is empty where the file does not say it.
+    """
     if not path.is_file():
-        return "", facts.dataset
-    text = path.read_text(encoding="utf-8")
+        return "", "", ""
+    text = path.read_text(encoding="utf-8", errors="replace")
     try:
         config = yaml.safe_load(text)
         dataset = config["data"]["class_path"].rpartition(".")[2]
+        root = str((config.get("trainer") or {}).get("default_root_dir") or "")
     except (yaml.YAMLError, KeyError, TypeError, AttributeError):
-        return text, facts.dataset
-    return yaml.safe_dump(_without_nulls(config), sort_keys=False, allow_unicode=True), dataset
+        return text, "", ""
+    return yaml.safe_dump(_without_nulls(config), sort_keys=False, allow_unicode=True), dataset, root
 
 
 def _without_nulls(value: Any) -> Any:

@@ -141,6 +141,22 @@ def test_auxiliary_heads_of_pretrained_networks_are_left_out(
     )
 
 
+@pytest.mark.parametrize(("name", "size"), [("googlenet", 32), ("inception_v3", 75), ("mobilenet_v3_small", 32)])
+def test_a_network_is_the_same_without_the_pretrained_weights_once_it_has_its_own(
+    monkeypatch: pytest.MonkeyPatch, name: str, size: int
+) -> None:
+    extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    _publish(monkeypatch, models.get_model(name, **extra))
+    pretrained = Torchvision((3, size, size), 4, name=name, weights="DEFAULT").eval()
+    again = Torchvision((3, size, size), 4, name=name).eval()
+    again.load_state_dict(pretrained.state_dict())
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        assert torch.equal(pretrained(images), again(images))
+    momenta = [[m.momentum for m in n.modules() if isinstance(m, nn.BatchNorm2d)] for n in (pretrained, again)]
+    assert momenta[0] == momenta[1]
+
+
 def test_names_of_an_old_release_in_pretrained_weights_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     network = models.densenet121()
     old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", k): v for k, v in network.state_dict().items()}

@@ -26,9 +26,11 @@ class Torchvision(nn.Module):
 
     Where images have not three channels, the filters of the first convolution are made of the red, green and blue ones,
     so that pretrained weights stay useful: one channel takes their sum (the network then answers as if the gray image
-    stood in all three), others take them in turn, scaled by 3 / channels. Auxiliary heads are left out. From scratch,
-    the momentum of batch norm is at least torch's usual .1, so that small data sets suffice. Vision transformers are
-    built for the size of the images, and pretrained position embeddings are interpolated to it.
+    stood in all three), others take them in turn, scaled by 3 / channels. Auxiliary heads are left out. The momentum of
+    batch norm is at least torch's usual .1, so that small data sets suffice. Vision transformers are built for the size
+    of the images, and pretrained position embeddings are interpolated to it.
+
+    Nothing but the values of the weights depends on whether they were pretrained: a checkpoint is read without them.
 
     Args:
         image_shape: (channels, height, width) of one image; the least size depends on the network.
@@ -52,11 +54,11 @@ class Torchvision(nn.Module):
         _require_shape(name, image_shape)  # before anything is downloaded
         if chosen is None:
             self.network = _build(name, image_shape, num_classes)
-            _hasten_statistics(self.network)
         else:
             self.network = _build(name, image_shape, len(chosen.meta["categories"]))
             _load(self.network, name, chosen, image_shape)
             _fit_classes(self.network, num_classes)
+        _hasten_statistics(self.network)
         _fit_channels(self.network, image_shape[0])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -115,13 +117,14 @@ def _find_weights(name: str, weights: str) -> models.WeightsEnum:
 
 def _build(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
     options: dict[str, Any] = {"num_classes": num_classes}
-    _, height, width = image_shape
+    channels, height, width = image_shape
     if name.startswith("vit_"):
         options["image_size"] = height
     elif name.startswith("maxvit"):
         options["input_size"] = (height, width)
     elif name in ("googlenet", "inception_v3"):
-        options |= {"aux_logits": False, "init_weights": True}
+        # Their pretrained weights expect [-1, 1]; colour images normalised by ImageNet's mean are brought there.
+        options |= {"aux_logits": False, "init_weights": True, "transform_input": channels == _RGB}
     network: nn.Module = models.get_model(name, weights=None, **options)
     return network
 
@@ -140,8 +143,6 @@ def _load(network: nn.Module, name: str, weights: models.WeightsEnum, image_shap
         state = interpolate_embeddings(image_shape[1], network.patch_size, state)
     elif isinstance(network, models.GoogLeNet | models.Inception3):
         state = {key: value for key, value in state.items() if not key.lower().startswith("aux")}
-        # Its weights expect [-1, 1]; colour images normalised by ImageNet's mean are brought there.
-        network.transform_input = image_shape[0] == _RGB
     elif isinstance(network, models.DenseNet):  # its weights still have the names of an old release: norm.1 for norm1
         state = {re.sub(r"(denselayer\d+\.\w+)\.([12])\.", r"\1\2.", key): value for key, value in state.items()}
     network.load_state_dict(state)

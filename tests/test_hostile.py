@@ -198,6 +198,24 @@ NAMES: list[tuple[str, Mutation, str]] = [
     ("untrusted strategy", trainer("strategy", with_options("evil_package.Callback")), f"{ADMIT} evil_package"),
     ("untrusted plugin as a word", trainer("plugins", ["evil_package.Callback"]), f"{ADMIT} evil_package"),
     ("untrusted backbone as a word", model("backbone", "evil_package.Net"), f"{ADMIT} evil_package"),
+    (
+        "class in a text",
+        model("optimizer", '{"class_path": "evil_package\\u002eNet"}'),
+        "has options written as a text",
+    ),
+    (
+        "class in a text, as augmentation",
+        data_option("augmentation", 'class_path: "evil_package\\u002eNet"'),
+        "has options written as a text",
+    ),
+    (
+        "class in a text, as strategy",
+        trainer("strategy", "{class_path: evil_package.Net}"),
+        "options written as a text",
+    ),
+    ("name in quotes", model("backbone", '"evil_package\\u002eNet"'), f"{ADMIT} evil_package"),
+    ("name in blanks", trainer("plugins", [" evil_package.Net "]), f"{ADMIT} evil_package"),
+    ("nested without an end, as a text", trainer("plugins", ["[" * 5000]), "options written as a text"),
     ("untrusted data", data(with_options("evil_package.Net")), f"{ADMIT} evil_package"),
     ("nested in a backbone", hparam("backbone", with_options("vision_zoo.backbones.LeNet5", inner=SHELL)), "os.system"),
     (

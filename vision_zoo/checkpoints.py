@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from lightning import LightningDataModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
@@ -278,6 +279,16 @@ def _check_class(value: Any, key: str, admitted: Sequence[str], where: str) -> N
 
 def _check_text(value: str, path: str, admitted: Sequence[str], where: str) -> None:
     """Refuse a text that the parser would import, or read as a configuration of its own."""
+    try:
+        read = yaml.safe_load(value)  # as the parser does: a class may be named in a text, and its dots be escaped
+    except (yaml.YAMLError, ValueError):
+        read = value
+    except RecursionError:
+        read = [value]
+    if isinstance(read, (Mapping, list, set)):
+        raise CheckpointError(f"{where} has options written as a text, {value[:80]!r}, as {path or 'an option'}")
+    if isinstance(read, str) and read != value:
+        _check_text(read, path, admitted, where)
     if is_import_path(value):
         package = value.split(".", maxsplit=1)[0]
         if package in admitted:

@@ -156,7 +156,7 @@ def plot_images(
     """Draw a grid of images with a line of text above each.
 
     Args:
-        images: uint8 (N, C, H, W) in [0, 255], C of 1 or 3.
+        images: uint8 (N, C, H, W) in [0, 255]; where C is neither 1 nor 3, the mean of the channels is shown.
         titles: N texts.
         output: PNG file to write.
         title: above the figure.
@@ -170,9 +170,11 @@ def plot_images(
         for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
             axes.axis("off")
             if index < count:
-                picture = images[index].permute(1, 2, 0).numpy()
-                grey = picture.shape[2] == 1
-                axes.imshow(picture[..., 0] if grey else picture, cmap="gray" if grey else None, vmin=0, vmax=255)
+                picture = images[index].numpy()  # (C, H, W)
+                if len(picture) == 3:
+                    axes.imshow(picture.transpose(1, 2, 0))
+                else:
+                    axes.imshow(picture.mean(0), cmap="gray", vmin=0, vmax=255)
                 colour = colours[index] if colours else "black"
                 axes.set_title(_short(titles[index], 30), fontsize=9, color=colour, parse_math=False)
         if title:

@@ -121,7 +121,7 @@ def test_a_sample_is_spread_over_the_split(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_options_in_a_checkpoint_are_plain_values(tmp_path):
-    flips = [RandomCrop(2, fill=3), v2.RandomHorizontalFlip(0.3)]
+    flips = [RandomCrop(2, fill=3), v2.RandomHorizontalFlip(0.3), v2.RandomApply([v2.ColorJitter(0.2)])]
     data = MNIST(str(tiny.write_mnist(tmp_path)), augmentation=flips, mean=[0.5])
     run = trainer()
     run.fit(Model(), data)
@@ -135,6 +135,8 @@ def test_options_in_a_checkpoint_are_plain_values(tmp_path):
         "init_args": {"padding": 2, "padding_mode": "constant", "fill": 3},
     }
     assert kept["augmentation"][1]["init_args"] == {"p": 0.3}
+    [inner] = kept["augmentation"][2]["init_args"]["transforms"]
+    assert inner["class_path"].endswith("ColorJitter")
     again = MNIST.load_from_checkpoint(tmp_path / "run.ckpt", augmentation=None)
     assert again.mean == (0.5,)
 

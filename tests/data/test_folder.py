@@ -1,4 +1,5 @@
 import os
+import struct
 import warnings
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import LightningModule, Trainer
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 from tests import tiny
@@ -36,6 +37,32 @@ def test_class_folders_are_cut_into_three_stratified_parts(pictures, ready):
         assert labels.bincount().unique().numel() == 1
     shades = [data.split_images(split).images[:, :2, 8, 8].tolist() for split in ("train", "val", "test")]
     assert len({tuple(shade) for part in shades for shade in part}) == 20
+
+
+def test_pictures_that_are_added_or_taken_away_bring_none_of_the_training_into_the_test(pictures):
+    def parts():
+        data = folder(pictures, val_split=0.2, test_split=0.2)
+        return {
+            split: {f"{path.parent.name}/{path.name}" for path in data._scan[1][split][0]}
+            for split in ("train", "val", "test")
+        }
+
+    tiny.write_image_folder(pictures, count=40)
+    before = parts()
+    tiny.write_image_folder(pictures, ("cat",), count=45)
+    more = parts()
+    assert sum(map(len, more.values())) >= sum(map(len, before.values()))
+    assert not before["train"] & more["test"]
+    for path in sorted(pictures.glob("dog/*"))[:3]:
+        path.unlink()
+    assert len(before["train"] & parts()["test"]) <= 1  # the test is filled up from its neighbours
+
+
+def test_pictures_of_kinds_that_cannot_be_read_are_counted(pictures):
+    for name in ("a.heic", "b.HEIC", "notes.txt"):
+        (pictures / "cat" / name).write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"2 files in .* are left out, for .*\(\.heic\): convert them to PNG or JPEG"):
+        folder(pictures).class_names  # noqa: B018  # reading it warns
 
 
 def test_ready_split_folders_are_used(tmp_path, ready):
@@ -242,7 +269,15 @@ def different(root):
         (different, "must have the same class folders; only one of them has dog, wolf"),
         (
             lambda root: [tiny.write_image_folder(root / split) for split in ("train", "valid")],
-            "valid is not looked into; validation pictures lie in val. Rename it or move it",
+            "valid is not looked into; the parts lie in train, val and test. Rename it or move it",
+        ),
+        (
+            lambda root: [tiny.write_image_folder(root / split) for split in ("train", "Test")],
+            "Test is not looked into; the parts lie in train, val and test. Rename it or move it",
+        ),
+        (
+            lambda root: tiny.write_image_folder(root, ("test", "train")),
+            "has the folders test, train, which are no classes. Parts are named train, val and test",
         ),
     ],
 )
@@ -310,6 +345,29 @@ def test_the_camera_s_rotation_is_undone(tmp_path):
     decoded = decode_image(path, (1, 8, 8))[0]
     assert decoded[:, 6].min() > 250
     assert decoded[:, 1].max() < 5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_that_of_pillow(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
+    path = save(tmp_path / "turned.png", Image.fromarray(pixels), exif=exif)
+    with Image.open(path) as opened:
+        upright = np.asarray(ImageOps.exif_transpose(opened))
+    assert torch.equal(decode_image(path, (3, 8, 8)), torch.from_numpy(upright.copy()).permute(2, 0, 1))
+
+
+def test_a_turned_picture_is_read_whatever_else_its_camera_wrote(tmp_path):
+    picture = Image.new("L", (40, 40))
+    picture.paste(255, (0, 0, 40, 20))
+    # Little-endian TIFF with two entries: orientation 6, and a resolution (a fraction) that is given as the text "abc".
+    entries = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHI4s", 0x011A, 2, 4, b"abc\0")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
+    path = save(tmp_path / "turned.jpg", picture, exif=exif, quality=95)
+    with Image.open(path) as opened, pytest.raises((TypeError, ValueError, struct.error)):
+        ImageOps.exif_transpose(opened)
+    assert decode_image(path, (1, 8, 8))[0][:, 6].min() > 250
 
 
 @pytest.mark.parametrize(("resize", "left", "middle"), [("crop", 0, 0), ("squash", 255, 0), ("pad", 255, 0)])

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests import tiny
 from vision_zoo.__main__ import main
 from vision_zoo.data import MNIST5k
+from vision_zoo.plots import plot_images
 from vision_zoo.verbs.show import show_images
 
 FLIP = '[{"class_path": "RandomHorizontalFlip", "init_args": {"p": 1.0}}]'
@@ -68,6 +70,14 @@ def test_a_single_picture_gray_or_in_colour(here, channels):
     tiny.write_npz(here / "some.npz", 100, 20, shape=(9, 7, channels))
     assert main(["show", "--data", "ArrayFile", "--data.path", "some.npz", "--count", "1", "--output", "x.png"]) == 0
     assert size("x.png")[0] > 100
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_pictures_of_other_channels_are_shown_in_gray(channels, tmp_path):
+    images = torch.full((1, channels, 9, 7), 100, dtype=torch.uint8)
+    plot_images(images, ["five bands"], tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as picture:
+        assert (100, 100, 100) in {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
 
 
 def test_a_folder_is_not_decoded_for_a_few_pictures(here, monkeypatch):

@@ -95,6 +95,11 @@ class ArrayFile(ImageDataModule):
         """Whether the file has validation images."""
         return self._keys("val") is not None
 
+    @property
+    def has_test(self) -> bool:
+        """Whether the file has test images, or some are cut from all of them."""
+        return self._keys("test") is not None or ({"images", "labels"} <= set(self._names) and self.test_split > 0)
+
     def load(self, split: Literal["train", "test"]) -> LabelledImages:
         """uint8 (N, C, H, W) in [0, 255] and int64 (N,) in [0, K)."""
         if keys := self._keys(split):

@@ -138,6 +138,11 @@ class ImageDataModule(LightningDataModule):
         return False
 
     @property
+    def has_test(self) -> bool:
+        """Whether there are test images."""
+        return True
+
+    @property
     def sizes(self) -> dict[str, int]:
         """How many images each split that was set up has."""
         return {split: len(part.indices) for split, part in self._parts.items()}
@@ -350,22 +355,21 @@ def resize_images(images: Tensor, image_shape: ImageShape) -> Tensor:
     """Bring uint8 (N, C, H, W) to the height and width of image_shape, antialiased, in pieces that fit the memory."""
     if images.shape[2:] == image_shape[1:]:
         return images.contiguous()
-    return torch.cat(
-        [pictures.resize(chunk, list(image_shape[1:]), antialias=True) for chunk in torch.split(images, 1024)]
-    )
+    resized = images.new_empty((len(images), *image_shape))
+    for source, target in zip(torch.split(images, 1024), torch.split(resized, 1024), strict=True):
+        target.copy_(pictures.resize(source, list(image_shape[1:]), antialias=True))
+    return resized
 
 
 def _described(transform: object) -> object:
     """A module as {class_path, init_args}, as far as its attributes tell; what is plain already stays."""
+    if isinstance(transform, (list, tuple, nn.ModuleList)):
+        return [_described(item) for item in transform]
     if not isinstance(transform, nn.Module):
         return transform
-    plain = (bool, int, float, str, list, tuple, type(None))
+    plain = (bool, int, float, str, list, tuple, nn.ModuleList, type(None))
     options = {name: getattr(transform, name, ...) for name in inspect.signature(type(transform)).parameters}
     return {
         "class_path": f"{type(transform).__module__}.{type(transform).__qualname__}",
-        "init_args": {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in options.items()
-            if isinstance(value, plain)
-        },
+        "init_args": {name: _described(value) for name, value in options.items() if isinstance(value, plain)},
     }

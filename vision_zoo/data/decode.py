@@ -1,5 +1,6 @@
 """Pictures of any size, mode and format to uint8 tensors of one shape."""
 
+import mimetypes
 import struct
 import zlib
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -27,9 +28,27 @@ UNREADABLE = (
 )
 
 
+# What brings a picture upright, by the value of Exif's orientation (Exif 2.32, section 4.6.4, tag 0x0112).
+_TURNS: dict[Any, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
 def picture_extensions() -> frozenset[str]:
     """Endings of the files that PIL can read, in lower case, with their dot."""
     return frozenset(ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN)
+
+
+def unreadable_extensions() -> frozenset[str]:
+    """Endings of pictures of kinds that PIL cannot read, such as .heic, in lower case, with their dot."""
+    known = {**mimetypes.types_map, **mimetypes.common_types}
+    return frozenset(ending for ending, kind in known.items() if kind.startswith("image/")) - picture_extensions()
 
 
 def decode_image(path: str | Path, image_shape: ImageShape, resize: Resize = "crop") -> Tensor:
@@ -115,7 +134,8 @@ def _decode(path: str | Path, image_shape: ImageShape, resize: Resize) -> Tensor
         longer = 2 * max(width, height)
         opened.draft("RGB", (longer, longer))  # JPEG only: skips detail that the resize throws away
         wide = opened.format in ("PNG", "PPM")  # here PIL's 32-bit mode means 16 bit in the file
-        picture = _to_mode(ImageOps.exif_transpose(opened), "L" if channels == 1 else "RGB", wide)
+        opened.load()
+        picture = _to_mode(_upright(opened), "L" if channels == 1 else "RGB", wide)
     size, bilinear = (width, height), Image.Resampling.BILINEAR  # PIL's bilinear is antialiased when it shrinks
     if resize == "squash":
         picture = picture.resize(size, bilinear)
@@ -125,6 +145,15 @@ def _decode(path: str | Path, image_shape: ImageShape, resize: Resize) -> Tensor
         picture = ImageOps.fit(picture, size, bilinear)
     pixels = torch.from_numpy(np.array(picture, dtype=np.uint8))  # (H, W) or (H, W, 3)
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture turned as its camera says; unlike ImageOps.exif_transpose, whatever else the metadata hold."""
+    try:
+        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
+    except UNREADABLE:  # broken metadata, for the pixels are decoded
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _to_mode(picture: Image.Image, mode: str, wide: bool) -> Image.Image:

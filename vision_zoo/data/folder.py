@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.data.decode import ImageFiles, Resize, picture_extensions
+from vision_zoo.data.decode import ImageFiles, Resize, picture_extensions, unreadable_extensions
 from vision_zoo.data.facts import Facts, cached_facts, statistics
 from vision_zoo.data.splits import check_part, stratified_split
 from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError
@@ -17,6 +17,7 @@ from vision_zoo.types import LabelledImages, Split
 
 _IN_MEMORY = 2**30  # bytes of decoded images
 _SAMPLE = 4096  # images that mean and std are computed from
+_SPLIT_NAMES = {"val", "valid", "validation", "test"}  # what people call the parts beside train
 
 Listing = tuple[list[Path], Tensor]
 """Pictures and their labels, int64 (N,)."""
@@ -92,8 +93,13 @@ class ImageFolder(ImageDataModule):
 
     @property
     def has_val(self) -> bool:
-        """Whether there is a folder val."""
+        """Whether there is a folder val, or validation pictures are cut from those of training."""
         return "val" in self._scan[1]
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a folder test, or test pictures are cut from all."""
+        return bool(self._scan[1]["test"][0])
 
     def load(self, split: Literal["train", "test"]) -> LabelledImages:
         """Decode all pictures of a split: uint8 (N, C, H, W) in [0, 255] and int64 (N,) in [0, K)."""
@@ -115,14 +121,19 @@ class ImageFolder(ImageDataModule):
 
     @cached_property
     def _facts(self) -> Facts:
-        options = [self.image_shape, self.resize, self.has_val, self.val_split, self.test_split, self.seed, _SAMPLE]
+        options = [self.image_shape, self.resize, _SAMPLE]
         return cached_facts(
             self._scan[1]["train"][0], options, lambda: statistics(self.sample("train", _SAMPLE).images)
         )
 
     @cached_property
     def _scan(self) -> tuple[tuple[str, ...], dict[Split, Listing]]:
-        """Class names, and the pictures of each split; "val" only if it has a folder."""
+        """Class names, and the pictures of each split; no "val" where there is none.
+
+        What is cut hangs on the names of the files: pictures that are added later must not deal all of them anew, for
+        a test would then score pictures of the training. Validation is cut in the same order, next to the test, so that
+        what moves into the test comes from it.
+        """
         if not self.root.is_dir():
             raise DatasetNotFoundError(
                 f"ImageFolder: there is no folder {self.root}. Set --data.root to a folder that has one folder of "
@@ -132,9 +143,10 @@ class ImageFolder(ImageDataModule):
         names, train = _list_classes(self.root / "train" if split_folders else self.root)
         found: dict[Split, Listing] = {"train": train}
         for folder in _folders(self.root) if split_folders else []:
-            if folder.name.lower() in ("valid", "validation"):
+            if folder.name.lower() in _SPLIT_NAMES and folder.name not in ("val", "test"):
                 raise DataError(
-                    f"ImageFolder: {folder} is not looked into; validation pictures lie in val. Rename it or move it"
+                    f"ImageFolder: {folder} is not looked into; the parts lie in train, val and test. Rename it or "
+                    "move it"
                 )
         for split in ("val", "test"):
             if split_folders and (self.root / split).is_dir():
@@ -144,11 +156,15 @@ class ImageFolder(ImageDataModule):
                         f"ImageFolder: {self.root / split} and {self.root / 'train'} must have the same class folders; "
                         f"only one of them has {', '.join(sorted(set(names) ^ set(others)))}"
                     )
-        if "test" not in found:
-            paths, labels = train
-            stays, cut = stratified_split(labels, self.test_split, self.seed, "--data.test_split")
-            for split, chosen in (("train", stays), ("test", cut)):
-                found[split] = [paths[index] for index in chosen.tolist()], labels[chosen]  # type: ignore[index]
+        parts: dict[Split, int | float] = {"test": self.test_split, "val": self.val_split}
+        for split, part in parts.items():
+            if split in found or (split == "val" and not part):
+                continue
+            paths, labels = found["train"]
+            own = [f"{path.parent.name}/{path.name}" for path in paths]
+            stays, cut = stratified_split(labels, part, self.seed, f"--data.{split}_split", own)
+            for to, chosen in (("train", stays), (split, cut)):
+                found[to] = [paths[index] for index in chosen.tolist()], labels[chosen]  # type: ignore[index]
         return names, found
 
 
@@ -168,13 +184,19 @@ def _list_classes(root: Path) -> tuple[tuple[str, ...], Listing]:
             f"ImageFolder: {root} has {inside}, but two classes or more are needed, with a folder of pictures each. "
             "Set --data.root to the folder that holds the class folders"
         )
-    endings = picture_extensions()
+    if "train" in (names := {folder.name.lower() for folder in folders}) and names & _SPLIT_NAMES:
+        raise DataError(
+            f"ImageFolder: {root} has the folders {', '.join(x.name for x in folders)}, which are no classes. "
+            "Parts are named train, val and test, and have a folder of pictures for each class in them"
+        )
+    endings, unreadable = picture_extensions(), unreadable_extensions()
     paths: list[Path] = []
     labels: list[int] = []
+    unknown: list[Path] = []
     for label, folder in enumerate(folders):
-        pictures = sorted(
-            x for x in folder.iterdir() if x.suffix.lower() in endings and not x.name.startswith(".") and x.is_file()
-        )
+        files = sorted(x for x in folder.iterdir() if not x.name.startswith(".") and x.is_file())
+        pictures = [x for x in files if x.suffix.lower() in endings]
+        unknown += [x for x in files if x.suffix.lower() in unreadable]
         nested = _folders(folder)
         if not pictures:
             raise DataError(
@@ -186,4 +208,11 @@ def _list_classes(root: Path) -> tuple[tuple[str, ...], Listing]:
             rank_zero_warn(f"ImageFolder: the folders inside of {folder} are not looked into", category=UserWarning)
         paths += pictures
         labels += [label] * len(pictures)
+    if unknown:
+        kinds = ", ".join(sorted({x.suffix.lower() for x in unknown}))
+        rank_zero_warn(
+            f"ImageFolder: {len(unknown):,} files in {root} are left out, for pictures of their kind cannot be read "
+            f"({kinds}): convert them to PNG or JPEG",
+            category=UserWarning,
+        )
     return tuple(folder.name for folder in folders), (paths, torch.tensor(labels))

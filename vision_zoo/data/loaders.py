@@ -64,11 +64,21 @@ class Loader:
         self.epoch = epoch
 
     def state_dict(self) -> dict[str, int]:
-        """Where the loader is: the epoch and the batches handed out in it."""
-        return {"epoch": self.epoch, "batches": self._handed_out}
+        """Where the loader is: the epoch and the batches handed out in it; and of how many images."""
+        return {"epoch": self.epoch, "batches": self._handed_out, "images": len(self.indices)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Continue the epoch of the state at the next batch; other epochs start at their first."""
+        """Continue the epoch of the state at the next batch; other epochs start at their first.
+
+        Raises:
+            DataError: if it is the state of another number of images.
+        """
+        before, now = state_dict.get("images", len(self.indices)), len(self.indices)
+        if before != now:
+            raise DataError(
+                f"the run was trained on {before:,} images and there are {now:,} now, so that it cannot go on exactly: "
+                "bring them back, or start a new run (vision_zoo export --format state_dict, then fit --model.weights)"
+            )
         self._restored = dict(state_dict)
 
     def __len__(self) -> int:

@@ -1,6 +1,8 @@
 """Cutting a part from a set of labelled images: stratified by class, the same for the same seed."""
 
+import hashlib
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +18,9 @@ def check_part(part: int | float, option: str) -> None:
         )
 
 
-def stratified_split(labels: Tensor, part: int | float, seed: int, option: str) -> tuple[Tensor, Tensor]:
+def stratified_split(
+    labels: Tensor, part: int | float, seed: int, option: str, names: Sequence[str] | None = None
+) -> tuple[Tensor, Tensor]:
     """Indices of what stays and of what is cut off, int64, both in rising order.
 
     Args:
@@ -24,6 +28,8 @@ def stratified_split(labels: Tensor, part: int | float, seed: int, option: str) 
         part: fraction below 1, or count of images; 0 cuts nothing.
         seed: decides which images of a class are cut.
         option: the option that `part` comes from, for the message.
+        names: of the N images, where images may come and go: whether one is cut then hangs on its own name, and on the
+            others only through their number.
 
     Raises:
         ConfigError: if a class would be missing from one of the two.
@@ -46,7 +52,13 @@ def stratified_split(labels: Tensor, part: int | float, seed: int, option: str) 
     cut = []
     for label, quota in zip(classes.tolist(), _quotas(counts.tolist(), wanted), strict=True):
         members = (labels == label).nonzero()[:, 0]
-        cut.append(members[torch.randperm(len(members), generator=generator)[:quota]])
+        if names is None:
+            order = torch.randperm(len(members), generator=generator)
+        else:
+            texts = [f"{seed} {names[i]}".encode(errors="surrogateescape") for i in members.tolist()]
+            keys = [hashlib.sha256(text).digest() for text in texts]
+            order = torch.tensor(sorted(range(len(members)), key=keys.__getitem__))
+        cut.append(members[order[:quota]])
     held = torch.cat(cut).sort().values
     stays = torch.ones(len(labels), dtype=torch.bool)
     stays[held] = False

@@ -35,6 +35,7 @@ class OneMoreAxis(nn.Module):
 
 FIT = ("fit", "--model.backbone", "LeNet5", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3")
 ONE_CYCLE = ("--model.scheduler", "OneCycleLR", "--model.scheduler.max_lr", "0.1")
+STOPPING = "[{class_path: EarlyStopping, init_args: {monitor: val/loss}}]"
 MNIST = (*FIT, "--data", "MNIST")
 CIFAR = (*FIT, "--data", "CIFAR10")
 FOLDER = (*FIT, "--data", "ImageFolder", "--data.root", "pictures", "--data.image_size", "32")
@@ -420,6 +421,57 @@ OPTIONS = [
         "pretrained weights without network",
         ("fit", "--model.backbone", "Torchvision", "--model.backbone.weights", "DEFAULT", "--data.image_size", "64"),
         r"the weights IMAGENET1K_V1 of resnet18 could not be fetched from .*leave out --model\.backbone\.weights",
+    ),
+    Case(
+        "options beside a class",
+        (*FIT, "--model.optimizer", "{class_path: SGD, lr: 0.5}"),
+        r"--model\.optimizer: lr beside class_path SGD: its options go under init_args",
+    ),
+    Case(
+        "options that are a list",
+        (*FIT, "--model.optimizer", "{class_path: SGD, init_args: [1]}"),
+        r"--model\.optimizer: the init_args of SGD are no options: \[1\]",
+    ),
+    Case(
+        "misspelt option beside another data set",
+        ("fit", "--config", "one.yaml", "--config", "two.yaml"),
+        r"image_szie",
+        lambda here: [
+            (here / "one.yaml").write_text("model: {backbone: LeNet5}\ndata: {class_path: MNIST}\n"),
+            (here / "two.yaml").write_text("data: {class_path: MNIST5k, init_args: {image_szie: 32}}\n"),
+        ],
+    ),
+    Case(
+        "schedule shorter than the run",
+        (*FIT, *ONE_CYCLE, "--model.scheduler.total_steps", "2"),
+        r"OneCycleLR ends after 2 steps, and the run has 3: leave its total_steps out",
+    ),
+    Case(
+        "validation after more batches than there are",
+        (*FIT, "--trainer.val_check_interval", "4"),
+        r"--trainer\.val_check_interval 4 is more than the batches of an epoch.*check_val_every_n_epoch null",
+    ),
+    Case(
+        "early stopping without validation",
+        (*FIT, "--trainer.limit_val_batches", "0", "--trainer.callbacks", STOPPING),
+        r"EarlyStopping: there is no metric val/loss",
+    ),
+    Case(
+        "averaged weights that would be lost",
+        (*FIT, "--trainer.callbacks", "[{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.01}}]"),
+        r"StochasticWeightAveraging: LeNet5 has no batch normalisation.*take EMAWeightAveraging",
+    ),
+    Case(
+        "no pictures to test with",
+        (*FOLDER, "--data.test_split", "0"),
+        r"ImageFolder has no test images: set --data\.test_split, or leave the test out with --test_after_fit false",
+        lambda here: tiny.write_image_folder(here / "pictures", count=20),
+    ),
+    Case(
+        "no arrays to test with",
+        ARRAYS,
+        r"ArrayFile has no test images",
+        npz(x_train=np.zeros((20, 28, 28), np.uint8), y_train=np.arange(20) % 2),
     ),
     Case("weights missing", (*FIT, "--model.weights", "own.pth"), r"own\.pth not found"),
     Case(
@@ -858,7 +910,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(here, capsy
 
     monkeypatch.setattr("torch.save", fills_up)
     words = (*FIT[:3], "--trainer.max_epochs", "3", "--trainer.limit_train_batches", "4", "--model.scheduler", "null")
-    refuse(capsys, words, r"last\.ckpt could not be written: .*No space left .*the previous last\.ckpt is kept", code=1)
+    refuse(capsys, words, r"best\.ckpt could not be written: .*No space left .*the previous best\.ckpt is kept", code=1)
     last = torch.load(here / "runs/default/version_0/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 4
     assert not list((here / "runs").rglob("*.tmp"))

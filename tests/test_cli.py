@@ -91,6 +91,25 @@ def test_the_order_of_words_does_not_matter(here):
     assert config_of(newest(here, "lenet5_mnist"))["data"]["init_args"]["batch_size"] == 33
 
 
+def test_a_list_is_appended_to_one_by_one(here):
+    words = ["--data.augmentation+=RandomHorizontalFlip", "--data.augmentation.p=0.25"]
+    words += ["--data.augmentation+", "RandomErasing"]
+    assert fit("--model.backbone", "LeNet5", "--data.augmentation", "[]", *words) == 0
+    flip, erasing = config_of(newest(here))["data"]["init_args"]["augmentation"]
+    assert (flip["class_path"], flip["init_args"]["p"]) == ("vision_zoo.transforms.RandomHorizontalFlip", 0.25)
+    assert erasing["class_path"] == "vision_zoo.transforms.RandomErasing"
+
+
+def test_a_file_may_name_the_run_to_continue(here):
+    Path("mine.yaml").write_text("model: {backbone: LeNet5}\ndata: MNIST5k\n")
+    assert fit("--config", "mine.yaml") == 0
+    Path("more").mkdir()
+    Path("more/mine.yaml").write_text("ckpt_path: last\n" + Path("mine.yaml").read_text())
+    assert fit("--config", "more/mine.yaml", "--trainer.max_epochs", "2") == 0
+    assert [path.name for path in (here / "runs" / "mine").iterdir()] == ["version_0"]
+    assert json.loads((newest(here, "mine") / "results.json").read_text())["epochs"] == 2
+
+
 def test_another_optimizer_starts_from_its_own_defaults(here):
     Path("mine.yaml").write_text(
         "model: {backbone: LeNet5, optimizer: {class_path: AdamW, init_args: {lr: 0.003, weight_decay: 0.25}}}\n"
@@ -177,7 +196,7 @@ def test_test_needs_nothing_but_the_run_folder(trained_run, here, capsys):
     assert main(["test", "--ckpt_path", str(trained_run), "--output", "out"]) == 0
     tested = json.loads(Path("out/test.json").read_text())
     fitted = json.loads((trained_run / "results.json").read_text())["metrics"]
-    about = {"checkpoint": "best.ckpt", "data": "MNIST5k", "images": str(trained_run.parents[2] / "data")}
+    about = {"checkpoint": "best.ckpt", "step": 20, "data": "MNIST5k", "images": str(trained_run.parents[2] / "data")}
     assert tested == {name: value for name, value in fitted.items() if name.startswith("test/")} | about
     assert {p.name for p in Path("out").iterdir()} >= {"confusion_matrix.png", "confusion_matrix.csv", "per_class.csv"}
     assert f"{100 * tested['test/accuracy']:.2f} %" in capsys.readouterr().out

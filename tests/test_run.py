@@ -146,8 +146,36 @@ def test_checkpoints_of_a_callback_of_ones_own_are_kept_with_the_run(here):
     "callback", ["EMAWeightAveraging", "{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.01}}"]
 )
 def test_weights_can_be_averaged_by_callbacks_of_lightning(callback, here):
-    assert main([*QUICK, "--trainer.max_epochs", "2", "--trainer.callbacks", f"[{callback}]"]) == 0
+    words = ["--model.backbone", "FashionCNN", "--trainer.max_epochs", "2", "--trainer.callbacks", f"[{callback}]"]
+    assert main([*QUICK, *words]) == 0
     assert (here / "runs" / "default" / "version_0" / "results.json").is_file()
+
+
+def test_a_callback_may_watch_the_step(here):
+    newest = (
+        "{class_path: ModelCheckpoint, init_args: {monitor: step, mode: max, every_n_train_steps: 5, save_top_k: 2}}"
+    )
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--trainer.callbacks", f"[{newest}]"]) == 0
+    assert len(list((here / "runs/default/version_0/checkpoints").iterdir())) == 4
+
+
+def test_a_run_that_stopped_early_has_ended(here, capsys):
+    stopping = "{class_path: EarlyStopping, init_args: {monitor: val/loss, stopping_threshold: 100}}"
+    assert main([*QUICK, "--trainer.max_epochs", "3", "--trainer.callbacks", f"[{stopping}]"]) == 0
+    run = here / "runs/default/version_0"
+    before = [(run / "checkpoints/last.ckpt").read_bytes(), (run / "metrics.csv").read_bytes()]
+    capsys.readouterr()
+    assert main(["fit", "--ckpt_path", "last"]) == 0
+    assert "nothing was left to train: the run had stopped early" in capsys.readouterr().out
+    assert before == [(run / "checkpoints/last.ckpt").read_bytes(), (run / "metrics.csv").read_bytes()]
+    assert json.loads((run / "results.json").read_text())["epochs"] == 1
+
+
+def test_what_keeps_a_run_from_going_on_is_named(here, capsys):
+    for number, option in enumerate(("max_steps", "max_epochs")):
+        assert main([*QUICK, f"--trainer.{option}", "2"]) == 0
+        assert main(["fit", "--ckpt_path", str(here / f"runs/default/version_{number}")]) == 0
+        assert f"nothing was left to train: raise --trainer.{option} to go on" in capsys.readouterr().out
 
 
 def test_fit_says_why_it_stopped_early(here, capsys):
@@ -320,6 +348,54 @@ def test_a_run_that_crashed_goes_on_from_its_last_epoch(step, undisturbed, tmp_p
     assert same(state(run / "checkpoints/last.ckpt"), state(undisturbed / "checkpoints/last.ckpt"))
 
 
+@pytest.mark.parametrize("step", [15, 26])
+def test_a_run_that_ends_by_its_steps_goes_on_exactly_after_a_crash(step, tmp_path, monkeypatch):
+    words = [*STATEFUL, "--trainer.max_steps", "30"]
+    for name in ("undisturbed", "crashed"):
+        root = ["--trainer.default_root_dir", str(tmp_path / name)]
+        with monkeypatch.context() as patch:
+            if name == "crashed":
+                stop_at(patch, step, "crash")
+            assert main([*words, *root]) == (1 if name == "crashed" else 0)
+    assert main(["fit", "--ckpt_path", str(tmp_path / "crashed/runs/default/version_0")]) == 0
+    undisturbed, crashed = (tmp_path / name / "runs/default/version_0" for name in ("undisturbed", "crashed"))
+    assert (crashed / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
+    assert same(state(crashed / "checkpoints/last.ckpt"), state(undisturbed / "checkpoints/last.ckpt"))
+
+
+def fall_over(*_):
+    raise OSError("the machine fell over")
+
+
+def test_the_best_checkpoint_survives_a_crash_between_the_two(undisturbed, tmp_path, monkeypatch):
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr("vision_zoo.callbacks.run.link", fall_over)
+        assert main([*STATEFUL, *root]) == 1
+    run = tmp_path / "runs" / "default" / "version_0"
+    best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["callbacks"]["Run"]
+    assert best["best_score"] == min(float(row["val/loss"]) for row in rows(run) if row["val/loss"])
+
+
+def test_checkpoints_without_the_rest_of_their_run_can_be_continued(here):
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--model.scheduler", "null"]) == 0
+    (here / "new").mkdir()
+    shutil.move(here / "runs/default/version_0/checkpoints", here / "new")
+    assert main(["fit", "--ckpt_path", "new", "--trainer.max_epochs", "2"]) == 0
+    assert [row["epoch"] for row in rows(here / "new") if row["train/accuracy"]] == ["1"]
+    assert "train/loss" in json.loads((here / "new/results.json").read_text())["metrics"]
+
+
+def test_the_results_of_an_earlier_end_go_when_a_run_goes_on(here):
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--model.scheduler", "null"]) == 0
+    words = ["--trainer.max_epochs", "2", "--test_after_fit", "false"]
+    assert main(["fit", "--ckpt_path", "last", *words]) == 0
+    run = here / "runs/default/version_0"
+    assert json.loads((run / "results.json").read_text())["epochs"] == 2
+    for name in ("test.json", "per_class.csv", "confusion_matrix.png", "mistakes.png"):
+        assert not (run / name).exists()
+
+
 def test_the_speed_of_a_run_that_was_stopped_counts_all_of_its_time(here, monkeypatch):
     step_seconds = 0.05
     original = Run.on_train_batch_start
@@ -350,7 +426,11 @@ def test_a_run_goes_on_for_longer(here):
         (["--model.optimizer.lr", "0.5"], "--model.optimizer.lr"),
         (["--data.batch_size", "5"], "--data.batch_size: 64 -> 5"),
         (["--seed_everything", "5"], "--seed_everything: 0 -> 5"),
-        (["--trainer.max_epochs", "7"], "was laid out for 2 epochs, which cannot become 7"),
+        (["--trainer.max_epochs", "7"], "was laid out for max_epochs 2, which cannot become 7"),
+        (
+            ["--trainer.accumulate_grad_batches", "2"],
+            "was laid out for accumulate_grad_batches 1, which cannot become 2",
+        ),
     ],
 )
 def test_what_a_run_fixes_cannot_change_when_it_goes_on(words, message, trained_run, here, capsys):

@@ -23,7 +23,7 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
-from vision_zoo.checkpoints import import_path, read_checkpoint, read_state_dict
+from vision_zoo.checkpoints import import_path, read_checkpoint, read_state_dict, returned_class
 from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, TrainingError, VisionZooError
 from vision_zoo.transforms import views
 from vision_zoo.types import Batch, ImageShape
@@ -380,6 +380,12 @@ class Classifier(LightningModule):
         if self.scheduler is None:
             return optimizer
         scheduler, interval = self._build_scheduler(self.scheduler, optimizer, self._total_steps)
+        steps = self.trainer.estimated_stepping_batches
+        if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < steps:
+            raise ConfigError(
+                f"--model.scheduler OneCycleLR ends after {scheduler.total_steps:,} steps, and the run has {steps:,}: "
+                "leave its total_steps out, so that it takes those of the run"
+            )
         config: dict[str, Any] = {"scheduler": scheduler, "interval": interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             config |= {"monitor": "train/loss", "strict": False}
@@ -614,12 +620,9 @@ def build_backbone(
         f"backbone {path} must be an nn.Module class (or a function annotated '-> nn.Module') whose first two "
         "parameters are the image shape (channels, height, width) and the number of classes"
     )
-    if inspect.isclass(target):
-        suits = issubclass(target, nn.Module)
-    else:  # jsonargparse gives functions no options; a checkpoint must not call just any function of a package
-        returns = inspect.signature(target).return_annotation if callable(target) else None
-        suits = inspect.isclass(returns) and issubclass(returns, nn.Module)
-    if not suits:
+    # jsonargparse gives functions no options; a checkpoint must not call just any function of a package.
+    made = target if inspect.isclass(target) else returned_class(target)
+    if made is None or not issubclass(made, nn.Module):
         raise ConfigError(expected)
     try:
         bound = inspect.signature(target).bind(image_shape, num_classes, **arguments)

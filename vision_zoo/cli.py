@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,8 +50,13 @@ from vision_zoo.trainer import Trainer
 
 VERBS = ("fit", "validate", "test", "predict", "export", "summary", "show", "report")
 
+# Options of the trainer that decide how many steps a run has.
+LENGTHS = ("max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches", "overfit_batches")
+
 # Commands that take all facts from the checkpoint; one that knows no data set gets any, since the parser wants one.
 DATA_NOT_NEEDED = ("export", "summary", "predict", "report")
+
+NO_CLASS = ("null", "None", "true", "false")  # words in a class's place; a logger may be any of them
 
 # Where the data lies and who reads it decides nothing: it may differ from the checkpoint's. Neither do the weights that
 # a run began with, once it has its own.
@@ -67,6 +73,8 @@ def main(argv: Sequence[str]) -> int:
         The exit code: 0 success, 1 failure, 2 wrong usage or input, 128 + n stopped by signal n.
     """
     _quiet()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes may be any bytes
     try:
         VisionZooCLI(list(argv))
     except BrokenPipeError:  # whoever read our output has had enough
@@ -254,6 +262,8 @@ class VisionZooCLI(LightningCLI):
         self.trusted = tuple(words.values("trusted_packages"))
         words.drop("trusted_packages")
 
+        if (named := given.pop("ckpt_path", None)) is not None and not words.values("ckpt_path"):
+            words.rest += ["--ckpt_path", str(named)]
         ckpt = words.last("ckpt_path")
         resuming = words.subcommand == "fit"
         if ckpt is not None:
@@ -268,7 +278,7 @@ class VisionZooCLI(LightningCLI):
                     "run from these weights: vision_zoo export --format state_dict, then fit --model.weights FILE"
                 )
             self.checkpoint = read_or_offer(self.checkpoint_path, self.trusted)
-            words.replace("ckpt_path", str(self.checkpoint_path))
+            words.change("ckpt_path", lambda _: str(self.checkpoint_path))
         stored = self._stored_config()
         if stored:
             base = stored
@@ -316,18 +326,12 @@ class VisionZooCLI(LightningCLI):
     def _choose_classes(self, config: Config) -> Config:
         """Apply the classes that the command line names, so that no option of a replaced class is left."""
         for slot in CLASS_SLOTS:
-            if (asked := self.words.last(f"{slot}.help")) is not None:
-                self.words.replace(f"{slot}.help", find_class(asked, slot))
+            self.words.change(f"{slot}.help", partial(find_class, slot=slot))
             for option in (slot, f"{slot}.class_path", f"{slot}+"):
                 value = self.words.last(option)
-                if value is None or value in ("null", "None", "true", "false"):  # a logger may be those
-                    continue
-                choice = class_choice(value, slot)
-                if isinstance(choice, Mapping) and choice.keys() == {"class_path"}:
-                    self.words.replace(option, choice["class_path"])
-                else:
-                    self.words.replace(option, json.dumps(choice))
-                if slot not in LIST_SLOTS:
+                self.words.change(option, partial(_full_choice, slot=slot))
+                if slot not in LIST_SLOTS and value not in (None, *NO_CLASS):
+                    choice = class_choice(value, slot)
                     section, _, key = slot.partition(".")
                     config = merge(config, {section: {key: choice} if key else choice})
         return config
@@ -418,11 +422,13 @@ class VisionZooCLI(LightningCLI):
                 f"{'; '.join(changes)}. Leave the options out (and --config too), or start a new run without "
                 "--ckpt_path"
             )
-        if resuming and stored.get("trainer.max_epochs") != now.get("trainer.max_epochs") and self._laid_out(stored):
-            raise ConfigError(
-                f"the run's {stored['model.scheduler.class_path']} was laid out for {stored['trainer.max_epochs']} "
-                f"epochs, which cannot become {now['trainer.max_epochs']}: start a new run without --ckpt_path"
-            )
+        for name in LENGTHS if resuming and self._laid_out(stored) else ():
+            if stored.get(f"trainer.{name}") != now.get(f"trainer.{name}"):
+                raise ConfigError(
+                    f"the run's {stored['model.scheduler.class_path']} was laid out for {name} "
+                    f"{stored.get(f'trainer.{name}')}, which cannot become {now.get(f'trainer.{name}')}: start a new "
+                    "run without --ckpt_path"
+                )
         for change in changes:
             rank_zero_only(print)(f"changed against the checkpoint: {change}", file=sys.stderr)
 
@@ -488,6 +494,15 @@ class VisionZooCLI(LightningCLI):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             skip_idle_hooks(callback)
         return trainer
+
+
+def _full_choice(value: str, slot: str) -> str:
+    """A word that chooses a class, or several, with their full paths."""
+    if value in NO_CLASS:
+        return value
+    choice = class_choice(value, slot)
+    only_named = isinstance(choice, Mapping) and choice.keys() == {"class_path"}
+    return str(choice["class_path"]) if only_named else json.dumps(choice)
 
 
 def _check_trainer_options(options: Mapping[str, Any]) -> None:

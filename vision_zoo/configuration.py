@@ -6,7 +6,7 @@ import importlib
 import inspect
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +102,13 @@ class Words:
                 return word
         return None
 
-    def replace(self, key: str, value: str) -> None:
-        """Give an option another value."""
+    def change(self, key: str, new: Callable[[str], str]) -> None:
+        """Give an option another value, wherever it stands; lists are appended to by repeating it."""
         for position, word in enumerate(self.rest):
             if word == f"--{key}" and position + 1 < len(self.rest):
-                self.rest[position + 1] = value
+                self.rest[position + 1] = new(self.rest[position + 1])
             elif word.startswith(f"--{key}="):
-                self.rest[position] = f"--{key}={value}"
+                self.rest[position] = f"--{key}={new(word.split('=', 1)[1])}"
 
 
 # ------------------------------------------------------------------------------------------------------- class names
@@ -151,8 +151,15 @@ def as_spec(value: Any, slot: str) -> Any:
         value = {"class_path": value}
     if isinstance(value, Mapping) and isinstance(value.get("class_path"), str):
         spec: Config = {"class_path": find_class(value["class_path"], slot)}
-        if value.get("init_args"):
-            spec["init_args"] = copy.deepcopy(dict(value["init_args"]))
+        if beside := [str(key) for key in value if key not in ("class_path", "init_args", "dict_kwargs")]:
+            raise ConfigError(
+                f"--{slot}: {', '.join(beside)} beside class_path {value['class_path']}: its options go under init_args"
+            )
+        for key in ("init_args", "dict_kwargs"):
+            if not isinstance(value.get(key) or {}, Mapping):
+                raise ConfigError(f"--{slot}: the {key} of {value['class_path']} are no options: {value[key]!r}")
+            if value.get(key):
+                spec[key] = copy.deepcopy(dict(value[key]))
         return spec
     return value
 
@@ -212,9 +219,8 @@ def merge(base: Config, new: Mapping[str, Any]) -> Config:
                     kept = {k: v for k, v in (old.get("init_args") or {}).items() if k in SHARED_DATA_OPTIONS}
                 result[key] = copy.deepcopy(dict(value))
                 if kept:
-                    result[key]["init_args"] = fit_data_options(
-                        value["class_path"], {**kept, **(value.get("init_args") or {})}
-                    )
+                    kept = fit_data_options(value["class_path"], kept)
+                    result[key]["init_args"] = {**kept, **(value.get("init_args") or {})}
             else:
                 result[key] = merge(dict(old), value)
         else:

@@ -18,9 +18,9 @@ def new_file(path: Path) -> Iterator[Path]:
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         temporary.replace(path)
-        _flush(path.parent)  # the rename itself
+        flush(path.parent)  # the rename itself
     except BaseException:
         with contextlib.suppress(OSError):  # it was never made
             temporary.unlink()
@@ -40,7 +40,8 @@ def write_file(path: Path, content: bytes) -> None:
         raise TrainingError(f"{path} could not be written: {error.strerror}") from error
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

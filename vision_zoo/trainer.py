@@ -11,13 +11,16 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, StochasticWeightAveraging
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
+from torch import nn
 
 from vision_zoo import __version__
 from vision_zoo.callbacks import Console, Evaluation, Run, Speed
 from vision_zoo.callbacks.console import device_name
+from vision_zoo.callbacks.evaluation import numbers
+from vision_zoo.callbacks.run import link
 from vision_zoo.checkpoints import TRUSTED_PACKAGES
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
@@ -71,12 +74,18 @@ class Trainer(pl.Trainer):
         if save_every_minutes <= 0:
             raise ConfigError(f"--save_every_minutes must be positive, got {save_every_minutes}")
         self._check_lengths(test_after_fit)
+        if test_after_fit and datamodule is not None and not datamodule.has_test:
+            raise ConfigError(
+                f"{type(datamodule).__name__} has no test images: set --data.test_split, or leave the test out with "
+                "--test_after_fit false"
+            )
         if ckpt_path is not None and datamodule is not None:
             check_data(model, datamodule)
         model.check(getattr(datamodule, "batch_size", None))
         model.check_optimizer()
         if datamodule is not None:
             datamodule.check_augmentation()
+            self._check_averaging(model)
             self._check_monitors(model, datamodule)
         if self.is_global_zero:
             self.say(layer_table(model, max_rows=24))
@@ -86,16 +95,24 @@ class Trainer(pl.Trainer):
         speed: Speed | None = self.callback(Speed)
         if speed is not None:
             speed.channels_last = channels_last
-        super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        try:
+            super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        except ValueError as error:
+            if "`val_check_interval`" not in str(error):
+                raise
+            raise ConfigError(
+                f"--trainer.val_check_interval {self.val_check_interval} is more than the batches of an epoch: set it "
+                "lower, or count over epochs with --trainer.check_val_every_n_epoch null"
+            ) from error
         if run is None:
             return
         if not run.trained:
             model.lay_out(channels_last=False)  # which the end of training does otherwise
-            self.say("nothing was left to train: raise --trainer.max_epochs to go on")
-        epochs = self.current_epoch
+            self.say(f"nothing was left to train: {self._why_ended()}")
+        epochs = self.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         metrics = self._of_training(run) if self.is_global_zero else {}
         if self.is_global_zero and not run.best.exists():
-            run._link_best()
+            link(run.last, run.best)
         evaluation: Evaluation | None = self.callback(Evaluation)
         if test_after_fit:
             self.strategy.barrier("best checkpoint")
@@ -107,6 +124,16 @@ class Trainer(pl.Trainer):
         if self.is_global_zero:
             self._finish(model, run, epochs, metrics)
 
+    def _why_ended(self) -> str:
+        """What keeps a run from going on, and the way out."""
+        if self.early_stopping_callback is not None and self.early_stopping_callback.stopping_reason.value:
+            return "the run had stopped early"
+        if self.max_steps != -1 and self.global_step >= self.max_steps:
+            return "raise --trainer.max_steps to go on"
+        if self.fit_loop.epoch_progress.current.processed < (self.max_epochs or 0):  # type: ignore[attr-defined]
+            return "its time was up; raise --trainer.max_time to go on"
+        return "raise --trainer.max_epochs to go on"
+
     def _check_lengths(self, test_after_fit: bool) -> None:
         """Refuse options that leave nothing to train on or to test, in words that name them."""
         for option in ("accumulate_grad_batches", "max_epochs", "max_steps", "limit_train_batches"):
@@ -117,12 +144,27 @@ class Trainer(pl.Trainer):
         if test_after_fit:
             self._check_part("test", "set it higher, or leave the test out with --test_after_fit false")
 
+    def _check_averaging(self, model: Classifier) -> None:
+        """Refuse averaged weights that no checkpoint would hold: Lightning takes them over after the last epoch."""
+        swa = any(isinstance(c, StochasticWeightAveraging) for c in self.callbacks)  # type: ignore[attr-defined]
+        if swa and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.backbone.modules()):
+            raise ConfigError(
+                f"--trainer.callbacks StochasticWeightAveraging: {model.network_name} has no batch normalisation, and "
+                "the averaged weights of such networks would be in no checkpoint: take EMAWeightAveraging"
+            )
+
     def _check_monitors(self, model: Classifier, datamodule: ImageDataModule) -> None:
         """Refuse callbacks that wait for a metric which no run has, such as val_loss for val/loss."""
         known = ["lr", "train/loss_step", *map(str, model.train_metrics.keys())]
-        known += map(str, model.val_metrics.keys() if datamodule.val_split or datamodule.has_val else ())
-        for callback in self.callbacks:  # type: ignore[attr-defined]  # which Lightning sets from outside
+        validates = (datamodule.val_split or datamodule.has_val) and self.limit_val_batches
+        known += map(str, model.val_metrics.keys() if validates else ())
+        callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]  # which Lightning sets from outside
+        if any(type(callback).__module__.split(".")[0] not in TRUSTED_PACKAGES for callback in callbacks):
+            return  # one of the user's own may log whatever it likes
+        for callback in callbacks:
             wanted = getattr(callback, "monitor", None)
+            if isinstance(callback, ModelCheckpoint) and wanted in ("epoch", "step"):
+                continue
             if isinstance(wanted, str) and wanted not in known:
                 hint = did_you_mean(wanted, known) or f". There are {', '.join(known)}"
                 raise ConfigError(f"--trainer.callbacks {type(callback).__name__}: there is no metric {wanted}{hint}")
@@ -236,7 +278,7 @@ class Trainer(pl.Trainer):
         model.test_time_augmentation = tta
         if datamodule is not None:
             check_data(model, datamodule)
-        load_weights(model, Path(ckpt_path))
+        step = load_weights(model, Path(ckpt_path))
         evaluation: Evaluation | None = self.callback(Evaluation)
         folder = Path(output) if output else run_folder_of(Path(ckpt_path)) / "test"
         existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
@@ -244,7 +286,7 @@ class Trainer(pl.Trainer):
             raise ConfigError(f"--output {output or folder}: {existing} is no folder that can be written to")
         if evaluation is not None:
             evaluation.folder = folder
-            evaluation.about = {"checkpoint": Path(ckpt_path).name}
+            evaluation.about = {"checkpoint": Path(ckpt_path).name, "step": step}
             if datamodule is not None:
                 evaluation.about |= {"data": type(datamodule).__name__, "images": data_place(datamodule)}
         super().test(model, datamodule=datamodule, verbose=False)
@@ -383,7 +425,8 @@ class Trainer(pl.Trainer):
         if ckpt_path is None:
             raise ConfigError(NO_CHECKPOINT.format("report"))
         if self.is_global_zero:
-            for path in write_report(model, Path(ckpt_path), output):
+            step = load_weights(model, Path(ckpt_path))
+            for path in write_report(model, Path(ckpt_path), step, output):
                 self.say(escape(str(path)))
 
 
@@ -391,11 +434,6 @@ NO_CHECKPOINT = (
     "{0} needs a trained network: --ckpt_path with a checkpoint, a run folder, or best or last for the newest run, "
     "for example: vision_zoo {0} --ckpt_path best"
 )
-
-
-def numbers(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Metrics as numbers with no more digits than they have: .89 in float32 is .89, not .8899999856948853."""
-    return {name: float(str(value.detach().cpu().numpy())) for name, value in metrics.items()}
 
 
 def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
@@ -445,17 +483,21 @@ def foreign_packages(config: Any) -> list[str]:
     return [name for name in dict.fromkeys(found) if name not in TRUSTED_PACKAGES]
 
 
-def load_weights(model: Classifier, path: Path) -> None:
+def load_weights(model: Classifier, path: Path) -> int:
     """Load a checkpoint's weights into a classifier that was built for them.
+
+    Returns:
+        The training step that they are of.
 
     Raises:
         CheckpointError: if they do not fit.
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {path} do not fit {model.network_name}: {error}") from error
+    return int(checkpoint.get("global_step", 0))
 
 
 def run_folder_of(checkpoint: Path) -> Path:

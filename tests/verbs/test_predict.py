@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests import tiny
+from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.classifier import Classifier
 from vision_zoo.data import MNIST5k
@@ -257,6 +258,26 @@ def test_names_of_files_may_hold_anything(trained_run, here, digits):
     with Path("predictions.csv").open(newline="", errors="surrogateescape") as file:
         found = [row["path"] for row in csv.DictReader(file)]
     assert sorted(found) == sorted(f"in/{name}" for name in names)
+
+
+def test_names_of_classes_and_pictures_may_be_any_bytes(here, capsys):
+    names = [os.fsdecode(name) for name in (b"Gr\xfcn", b"Gr\xe4ulich")]
+    tiny.write_image_folder(here / "in", names, count=20)
+    words = ["--data", "ImageFolder", "--data.root", "in", "--data.image_size", "32", "--trainer.max_epochs", "1"]
+    assert main([*QUICK, *words]) == 0
+    for verb in (["test"], ["report"], ["predict", "--images", str(here / "in" / names[0] / "0001.png")]):
+        assert main([verb[0], "--ckpt_path", "best", *verb[1:]]) == 0
+    assert "Gr\\udcfcn" in capsys.readouterr().out
+    with (here / "runs/default/version_0/test/per_class.csv").open("rb") as file:
+        assert b"Gr\xfcn" in file.read()
+    assert "per_class.csv is broken" not in (here / "runs/default/version_0/report.html").read_text()
+
+
+def test_a_kind_of_picture_that_cannot_be_read_is_named(trained_run, here, digits, capsys):
+    save(here / "in" / "a.png", digits[0])
+    (here / "in" / "b.heic").write_bytes(b"x")
+    assert run(trained_run, "--images", "in") == 0
+    assert "in/b.heic: " in capsys.readouterr().err
 
 
 def test_a_stopped_run_leaves_the_old_table_and_no_temporary_file(trained_run, here, digits, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from tests import tiny
 from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import LeNet5
@@ -220,7 +221,7 @@ def test_hostile_names_are_shown_and_do_nothing(hostile, here):
         table = csv.writer(file)
         table.writerow(["class", "precision", "recall", "f1", "images"])
         table.writerows([name, 0.5, 0.5, 0.5, 10] for name in EVIL)
-    page_file, card_file = write_report(hostile, run / "checkpoints" / "best.ckpt")
+    page_file, card_file = write_report(hostile, run / "checkpoints" / "best.ckpt", 0)
     page = Page(page_file.read_text())
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "b>bold", "u", "img"})
     for name in EVIL:
@@ -262,7 +263,7 @@ def test_the_card_names_classes_limits_and_licence(run):
 
 def test_a_thousand_classes_do_not_fill_the_card(here):
     model = Classifier(LeNet5, (1, 28, 28), [f"class {k}" for k in range(1000)])
-    _, card = write_report(model, here / "alone.ckpt", "out")
+    _, card = write_report(model, here / "alone.ckpt", 0, "out")
     assert "and 900 more" in card.read_text()
 
 
@@ -316,3 +317,28 @@ def test_figures_of_other_images_or_averaged_ones_are_not_taken_for_the_runs_own
     assert main(["test", "--ckpt_path", "best"]) == 0
     report("--ckpt_path", "best")
     assert "This run was never tested" not in (run / "README.md").read_text()
+
+
+def test_figures_of_a_checkpoint_that_training_has_replaced_are_not_taken_for_the_new_ones(here):
+    words = [*QUICK, "--trainer.max_epochs", "1", "--model.scheduler", "null", "--data.val_split", "0"]
+    assert main([*words, "--test_after_fit", "false"]) == 0
+    assert main(["test", "--ckpt_path", "best"]) == 0
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2", "--test_after_fit", "false"]) == 0
+    report("--ckpt_path", "best")
+    assert "This run was never tested" in (here / "runs/default/version_0/README.md").read_text()
+
+
+def test_where_the_images_of_a_later_test_lay_is_said(here):
+    for seed, name in enumerate(("mine", "other")):
+        tiny.write_npz(here / f"{name}.npz", 100, 20 + seed)
+    words = ["--data", "ArrayFile", "--data.path", "mine.npz", "--trainer.max_epochs", "1", "--test_after_fit", "false"]
+    assert main([*QUICK, *words]) == 0
+    assert main(["test", "--ckpt_path", "best", "--data.path", "other.npz"]) == 0
+    report("--ckpt_path", "best")
+    page = Page((here / "runs/default/version_0/report.html").read_text())
+    assert f"Measured on 21 test images of {here / 'other.npz'}" in page.text
+
+
+def test_whose_figures_they_are_is_said_of_the_last_checkpoint(run):
+    report("--ckpt_path", str(run / "checkpoints" / "last.ckpt"))
+    assert "The validation and test figures are of best.ckpt, not of last.ckpt" in (run / "README.md").read_text()

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from vision_zoo.plots import plot_confusion_matrix, plot_images
 from vision_zoo.types import Batch
 
 MISTAKES = 20
+
+
+def numbers(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """Metrics as numbers with no more digits than they have: .89 in float32 is .89, not .8899999856948853."""
+    return {name: float(str(value.detach().cpu().numpy())) for name, value in metrics.items()}
 
 
 def per_class(matrix: Tensor) -> list[dict[str, float]]:
@@ -49,7 +55,7 @@ class Evaluation(Callback):
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self.about: dict[str, str] = {}  # what is tested, for test.json
+        self.about: dict[str, str | int] = {}  # what is tested, for test.json
         self.metrics: dict[str, float] = {}
         self.rows: list[dict[str, float]] = []
         self._mistakes: list[tuple[float, int, int, Tensor]] = []
@@ -95,29 +101,25 @@ class Evaluation(Callback):
             mistakes = sorted((m for part in parts for m in part), key=lambda m: -m[0])[:MISTAKES]
         if not isinstance(pl_module, Classifier):
             return
-        self.metrics = {
-            name: float(str(value.cpu().numpy()))
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith("test/")
-        }
+        self.metrics = {n: value for n, value in numbers(trainer.callback_metrics).items() if n.startswith("test/")}
         self.rows = per_class(pl_module.confusion_matrix)
         if self.folder is None or not trainer.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         names, matrix = pl_module.class_names, pl_module.confusion_matrix
-        text = io.StringIO()
+        text = io.StringIO()  # names of folders may be any bytes, hence surrogateescape
         csv.writer(text, lineterminator="\n").writerows(
             [
                 ["true \\ predicted", *names],
                 *([name, *counts] for name, counts in zip(names, matrix.tolist(), strict=True)),
             ]
         )
-        write_file(self.folder / "confusion_matrix.csv", text.getvalue().encode())
+        write_file(self.folder / "confusion_matrix.csv", text.getvalue().encode(errors="surrogateescape"))
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["class", "precision", "recall", "f1", "images"])
         table.writerows([name, *row.values()] for name, row in zip(names, self.rows, strict=True))
-        write_file(self.folder / "per_class.csv", text.getvalue().encode())
+        write_file(self.folder / "per_class.csv", text.getvalue().encode(errors="surrogateescape"))
         figures: dict[str, Any] = {**self.metrics, **self.about}
         if pl_module.test_time_augmentation != "none":
             figures["test_time_augmentation"] = pl_module.test_time_augmentation

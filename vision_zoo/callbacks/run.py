@@ -7,6 +7,7 @@ import io
 import math
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -29,11 +30,16 @@ from vision_zoo.callbacks.processes import expect_answers
 from vision_zoo.checkpoints import read_checkpoint
 from vision_zoo.classifier import gather, steps_after
 from vision_zoo.errors import CheckpointError, ConfigError, TrainingError
-from vision_zoo.files import new_file, write_file
+from vision_zoo.files import flush, new_file, write_file
 
 CHECKPOINT_VERSION = 1
 REPEAT_SECONDS = 1.0  # a signal that comes again so soon was sent once
 EVENTS_FLUSHED_SECONDS = 10  # what TensorBoard may lag behind; metrics.csv never does
+# What the end of training leaves, and another end replaces.
+RESULTS = (
+    "results.json", "curves.png", "test.json", "per_class.csv", "confusion_matrix.csv", "confusion_matrix.png",
+    "mistakes.png",
+)  # fmt: skip
 STEP_METRICS = ("train/loss_step", "lr")  # of single steps: a later row must not repeat them
 
 
@@ -77,6 +83,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path, trusted_packages=self.trusted_packages)
 
     trusted_packages: tuple[str, ...] = ()
+
+
+def link(source: Path, path: Path) -> None:
+    """Give a checkpoint a second name, in place of what had it; what replaces one of them later leaves the other."""
+    try:
+        with new_file(path) as temporary:
+            os.link(source, temporary)
+    except OSError:  # a file system without hard links
+        AtomicCheckpointIO().save_checkpoint(torch.load(source, weights_only=True), path)
 
 
 class EventFiles(TensorBoardLogger):
@@ -126,6 +141,7 @@ class Run(Checkpoint):
         self._rng: list[dict[str, Any]] | None = None
         self._lock: TextIO | None = None
         self._columns: list[str] = []
+        self._made_here = False
         self._signal = 0
         self._signalled = 0.0
         self._speaks = True
@@ -171,6 +187,11 @@ class Run(Checkpoint):
             shared = Path(trainer.default_root_dir, "checkpoints")
             if isinstance(callback, ModelCheckpoint) and Path(callback.dirpath or shared) == shared:
                 callback.dirpath = str(self.path / "checkpoints")
+        # Lightning takes a run with max_steps for one that stopped within an epoch, and would end that epoch again.
+        loop = trainer.fit_loop
+        loop._iteration_based_training = lambda: (  # type: ignore[method-assign]
+            trainer.max_steps != -1 and not loop.epoch_loop.batch_progress.is_last_batch
+        )
         if self.events and not trainer.loggers:
             events = EventFiles(self.path, name="", version="", flush_secs=EVENTS_FLUSHED_SECONDS)
             _ = events.experiment  # opens the file now: the first steps need not wait for TensorBoard
@@ -189,6 +210,7 @@ class Run(Checkpoint):
                 except FileExistsError:
                     number += 1
             self.folder = runs / f"version_{number}"
+            self._made_here = True
         lock = (self.folder / ".lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -211,8 +233,13 @@ class Run(Checkpoint):
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of the folder, which somebody may want to continue."""
+        """Let go of the folder, which somebody may want to continue; one in which nothing was trained goes."""
         self._release()
+        if self._made_here and not self.trained and trainer.is_global_zero:
+            shutil.rmtree(self.path)
+            with contextlib.suppress(OSError):  # where there are other runs
+                self.path.parent.rmdir()
+                self.path.parent.parent.rmdir()
 
     def _release(self) -> None:
         self._restore_handlers()
@@ -257,6 +284,11 @@ class Run(Checkpoint):
 
     # -------------------------------------------------------------------------------------------------------- training
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave a run ended that stopped early."""
+        if any(callback.stopping_reason.value for callback in trainer.early_stopping_callbacks):
+            trainer.should_stop = True
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore random states, cut metrics.csv to what the checkpoint knows, and take over the signals."""
         if self._rng is not None:
@@ -274,6 +306,8 @@ class Run(Checkpoint):
         trainer.fit_loop._load_combined_loader_states()
         if trainer.is_global_zero:
             self._cut_metrics()
+            for name in RESULTS:  # of an earlier end, which the run has left
+                (self.path / name).unlink(missing_ok=True)
         expect_answers(trainer)
         self.trained = True
         self._speaks = trainer.is_global_zero
@@ -376,9 +410,10 @@ class Run(Checkpoint):
         self._validated = False
         if isinstance(trainer.progress_bar_callback, Console):
             trainer.progress_bar_callback.epoch_line(trainer, self.best_score)
-        self._save(trainer, self.last)
+        # The best first: what dies between the two does this epoch again.
+        self._save(trainer, self.best if improved else self.last)
         if improved and trainer.is_global_zero:
-            self._link_best()
+            link(self.best, self.last)
         self._train_clock = time.monotonic()
         self._stop(_most_urgent(self._signal, trainer))
 
@@ -407,16 +442,10 @@ class Run(Checkpoint):
                     f"(epoch {trainer.current_epoch}). The last good checkpoint is kept; a smaller "
                     "--model.optimizer.lr often helps"
                 )
+        if trainer.is_global_zero and (self.path / "metrics.csv").exists():
+            flush(self.path / "metrics.csv")  # the checkpoint counts on its rows
         trainer.save_checkpoint(path)
         self._last_save = time.monotonic()
-
-    def _link_best(self) -> None:
-        # The same bytes under a second name; the next last.ckpt replaces the first name only.
-        try:
-            with new_file(self.best) as temporary:
-                os.link(self.last, temporary)
-        except OSError:  # a file system without hard links
-            AtomicCheckpointIO().save_checkpoint(torch.load(self.last, weights_only=True), self.best)
 
     # --------------------------------------------------------------------------------------------------- metrics.csv
 
@@ -440,7 +469,8 @@ class Run(Checkpoint):
 
     def _cut_metrics(self) -> None:
         file = self.path / "metrics.csv"
-        if not file.exists():
+        if not file.exists():  # the checkpoint was taken out of its run
+            self.rows, self._columns = 0, []
             return
         if self.rows == 0:
             file.unlink()

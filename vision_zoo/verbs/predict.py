@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.data.decode import Resize, decode_image, picture_extensions
+from vision_zoo.data.decode import Resize, decode_image, picture_extensions, unreadable_extensions
 from vision_zoo.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
 from vision_zoo.files import new_file
 from vision_zoo.types import ImageShape
@@ -166,7 +166,7 @@ def find_pictures(given: Sequence[str]) -> list[Path]:
 
 def _expand(word: str) -> list[Path]:
     path = Path(word).expanduser()
-    endings = picture_extensions()
+    endings = picture_extensions() | unreadable_extensions()  # those are named as unread, not passed over
     if path.is_dir():
         pictures = list(_walk(path, endings))
         if not pictures:

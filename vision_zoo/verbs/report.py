@@ -56,6 +56,7 @@ class Facts:
         epochs: by epoch, the last value of each metric.
         pictures: name to content of the PNG files.
         config: the configuration as YAML, without what is left at null.
+        test_source: folder or file of the test images, where the run was tested by itself.
         missing: what could not be read, a sentence each.
     """
 
@@ -71,6 +72,7 @@ class Facts:
     epochs: list[dict[str, str]] = field(default_factory=list)
     pictures: dict[str, bytes] = field(default_factory=dict)
     config: str = ""
+    test_source: str = ""
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -79,12 +81,13 @@ class Facts:
         return sum(int(row["images"]) for row in self.per_class)
 
 
-def write_report(model: Classifier, checkpoint: Path, output: str | None = None) -> tuple[Path, Path]:
+def write_report(model: Classifier, checkpoint: Path, step: int, output: str | None = None) -> tuple[Path, Path]:
     """Write report.html and README.md.
 
     Args:
         model: the checkpoint's classifier.
         checkpoint: file in a run folder, or anywhere else.
+        step: the training step that the checkpoint is of.
         output: folder, or name of the HTML file; by default the run folder.
 
     Returns:
@@ -102,20 +105,21 @@ def write_report(model: Classifier, checkpoint: Path, output: str | None = None)
         raise ConfigError(
             f"{card.resolve()} is there and was not written by report: move it away, or set --output to another folder"
         )
-    facts = collect(model, checkpoint, run)
+    facts = collect(model, checkpoint, step, run)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output {output}: {page.parent.resolve()} cannot be made: {error.strerror}") from error
-    write_file(page, html_page(facts).encode())
-    write_file(card, model_card(facts).encode())
+    # Names of folders may be any bytes.
+    write_file(page, html_page(facts).encode(errors="replace"))
+    write_file(card, model_card(facts).encode(errors="replace"))
     return page.resolve(), card.resolve()
 
 
 # --------------------------------------------------------------------------------------------------- reading the run
 
 
-def collect(model: Classifier, checkpoint: Path, run: Path | None) -> Facts:
+def collect(model: Classifier, checkpoint: Path, step: int, run: Path | None) -> Facts:
     """Gather what there is; what is missing or broken is said in words, never made up."""
     folder = run or checkpoint
     config, dataset, root = _read_config(folder / "config.yaml")
@@ -139,9 +143,15 @@ def collect(model: Classifier, checkpoint: Path, run: Path | None) -> Facts:
     metrics = facts.results.get("metrics") or {}
     if tested is not None and "test/accuracy" not in metrics:
         later = _read_json(tested / "test.json", facts)
-        ours = {"checkpoint": checkpoint.name, "data": facts.dataset, "test_time_augmentation": "none"}
+        ours = {
+            "checkpoint": checkpoint.name,
+            "step": step,
+            "data": facts.dataset,
+            "test_time_augmentation": "none",
+        }
         if all(later.get(name, value) == value for name, value in ours.items()):
             metrics = {**metrics, **later}
+            facts.test_source = str(later.get("images", ""))
         else:
             tested = None
     facts.metrics = {n: float(v) for n, v in metrics.items() if isinstance(v, int | float) and not n.endswith("_step")}
@@ -149,6 +159,10 @@ def collect(model: Classifier, checkpoint: Path, run: Path | None) -> Facts:
         facts.missing.append(f"{NOT_TESTED} Test it: vision_zoo test --ckpt_path {shlex.quote(place)}")
     elif tested is not None:
         facts.per_class = _read_csv(tested / "per_class.csv", facts, {"class", "precision", "recall", "f1", "images"})
+    stored = facts.results.get("metrics") or {}
+    of_best = [SPLITS[split] for split in ("val", "test") if any(name.startswith(f"{split}/") for name in stored)]
+    if of_best and checkpoint.name != "best.ckpt":
+        facts.missing.append(f"The {' and '.join(of_best)} figures are of best.ckpt, not of {checkpoint.name}.")
     facts.epochs = by_epoch(_read_csv(run / "metrics.csv", facts, {"epoch", "step"}))
     for name in ("curves", "confusion_matrix", "mistakes"):
         source = run if name == "curves" else tested
@@ -182,7 +196,7 @@ def _read_csv(path: Path, facts: Facts, columns: set[str]) -> list[dict[str, str
     if not path.is_file():
         return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
             rows = list(csv.DictReader(file))
         for row in rows:
             if not columns <= row.keys():
@@ -288,8 +302,9 @@ def certainty(facts: Facts) -> str:
     if not count or accuracy is None:
         return ""
     low, high = interval(accuracy, count)
+    source = f" of {facts.test_source}" if facts.test_source else ""
     return (
-        f"Measured on {count:,} test images: the 95 % interval of the test accuracy is {100 * low:.2f} to "
+        f"Measured on {count:,} test images{source}: the 95 % interval of the test accuracy is {100 * low:.2f} to "
         f"{100 * high:.2f} %. It does not include how much training with another seed would change."
     )
 

@@ -215,7 +215,10 @@ NAMES: list[tuple[str, Mutation, str]] = [
     ),
     ("name in quotes", model("backbone", '"evil_package\\u002eNet"'), f"{ADMIT} evil_package"),
     ("name in blanks", trainer("plugins", [" evil_package.Net "]), f"{ADMIT} evil_package"),
-    ("nested without an end, as a text", trainer("plugins", ["[" * 5000]), "options written as a text"),
+    ("nested without an end, as a text", trainer("plugins", ["[" * 5000]), "is nested without an end"),
+    ("text within text", trainer("plugins", ["a" + "\n" * 2000 + "b"]), "is text within text"),
+    ("class deep in a text", trainer("plugins", ['[{a: ["{class_path: evil_package.Net}"]}]']), "written as a text"),
+    ("name deep in a text", trainer("plugins", ['{a: ["evil_package.Net"]}']), f"{ADMIT} evil_package"),
     ("untrusted data", data(with_options("evil_package.Net")), f"{ADMIT} evil_package"),
     ("nested in a backbone", hparam("backbone", with_options("vision_zoo.backbones.LeNet5", inner=SHELL)), "os.system"),
     (

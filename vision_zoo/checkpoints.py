@@ -40,6 +40,7 @@ HYPERPARAMETERS = {
 PATHS = ("data.init_args.root", "data.init_args.path", "root", "path", "trainer.default_root_dir")
 MOST_SIDE, MOST_VALUES, MOST_CLASSES = 2**15, 2**28, 10**6  # of an image, in an image, of a network
 MOST_NODES, DEEPEST = 5_000_000, 40  # of nested plain data
+MOST_TEXTS = 1000  # within one text
 
 
 # -------------------------------------------------------------------------------------------------------------- files
@@ -279,24 +280,32 @@ def _check_class(value: Any, key: str, admitted: Sequence[str], where: str) -> N
 
 def _check_text(value: str, path: str, admitted: Sequence[str], where: str) -> None:
     """Refuse a text that the parser would import, or read as a configuration of its own."""
-    try:
-        read = yaml.safe_load(value)  # as the parser does: a class may be named in a text, and its dots be escaped
-    except (yaml.YAMLError, ValueError):
-        read = value
-    except RecursionError:
-        read = [value]
-    if isinstance(read, (Mapping, list, set)):
-        raise CheckpointError(f"{where} has options written as a text, {value[:80]!r}, as {path or 'an option'}")
-    if isinstance(read, str) and read != value:
-        _check_text(read, path, admitted, where)
-    if is_import_path(value):
-        package = value.split(".", maxsplit=1)[0]
-        if package in admitted:
-            _check_origin(value, admitted, where)
-        elif _is_package(package):
-            raise CheckpointError(_not_trusted(where, value, package))
-    elif ("/" in value or "." in value) and "\0" not in value and len(value) < 4096 and Path(value).is_file():
-        raise CheckpointError(f"{where} names the file {value} as {path}, which a checkpoint may not do")
+    texts, count = [value], 0
+    while texts:
+        text, count = texts.pop(), count + 1
+        if count > MOST_TEXTS:
+            raise CheckpointError(f"{where} was not written by vision_zoo: {path} is text within text")
+        if is_import_path(text):
+            package = text.split(".", maxsplit=1)[0]
+            if package in admitted:
+                _check_origin(text, admitted, where)
+            elif _is_package(package):
+                raise CheckpointError(_not_trusted(where, text, package))
+        elif ("/" in text or "." in text) and "\0" not in text and len(text) < 4096 and Path(text).is_file():
+            raise CheckpointError(f"{where} names the file {text} as {path}, which a checkpoint may not do")
+        try:
+            read = yaml.safe_load(text)  # as the parser does: a class may be named within, and its dots be escaped
+        except RecursionError:
+            raise CheckpointError(f"{where} was not written by vision_zoo: {path} is nested without an end") from None
+        except Exception:  # whatever the reader meets in a text that is none of its own
+            read = None
+        if isinstance(read, str):
+            texts += [read] if read != text else []
+        elif isinstance(read, (Mapping, list)):
+            for _, key, inner in _walk(read, where):
+                if key in CLASS_KEYS:
+                    raise CheckpointError(f"{where} has options written as a text, {text[:80]!r}, as {path}")
+                texts += [inner] if isinstance(inner, str) else []
 
 
 def _check_origin(value: str, admitted: Sequence[str], where: str) -> None:

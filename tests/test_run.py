@@ -13,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
+from tests import tiny
 from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.callbacks import Run
@@ -384,6 +385,29 @@ def test_checkpoints_without_the_rest_of_their_run_can_be_continued(here):
     assert main(["fit", "--ckpt_path", "new", "--trainer.max_epochs", "2"]) == 0
     assert [row["epoch"] for row in rows(here / "new") if row["train/accuracy"]] == ["1"]
     assert "train/loss" in json.loads((here / "new/results.json").read_text())["metrics"]
+
+
+def test_a_run_does_not_go_on_with_other_images(here, capsys):
+    tiny.write_image_folder(here / "in", count=20)
+    words = ["--data", "ImageFolder", "--data.root", "in", "--data.image_size", "32", "--model.scheduler", "null"]
+    assert main([*QUICK, *words, "--trainer.max_epochs", "1"]) == 0
+    tiny.write_image_folder(here / "in", count=40)
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 2
+    assert "the run was trained on 32 images and there are 65 now" in capsys.readouterr().err
+
+
+def test_epochs_without_validation_are_neither_the_best_nor_watched(here):
+    words = ["--model.scheduler", "ReduceLROnPlateau", "--trainer.check_val_every_n_epoch", "2"]
+    assert main([*QUICK, *words, "--trainer.max_epochs", "3"]) == 0
+    checkpoint = torch.load(here / "runs/default/version_0/checkpoints/best.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 1
+    assert checkpoint["lr_schedulers"][0]["best"] == checkpoint["callbacks"]["Run"]["best_score"]
+
+
+def test_options_that_look_like_yaml_are_no_reason_to_refuse_a_checkpoint(here):
+    keep = "[{class_path: ModelCheckpoint, init_args: {filename: '{epoch}'}}]"
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--trainer.callbacks", keep]) == 0
+    assert main(["test", "--ckpt_path", "best"]) == 0
 
 
 def test_the_results_of_an_earlier_end_go_when_a_run_goes_on(here):

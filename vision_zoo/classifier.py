@@ -242,9 +242,9 @@ class Classifier(LightningModule):
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, ReduceLROnPlateau):
             # One metric for the whole run, and none that has been looked at before.
-            validates = sum(self.trainer.num_val_batches) > 0
-            if self._validated or not validates:
-                scheduler.step(self.trainer.callback_metrics["val/loss" if validates else "train/loss"])
+            watches = "val/loss" if validates(self.trainer) else "train/loss"
+            if self._validated or watches == "train/loss":
+                scheduler.step(self.trainer.callback_metrics[watches])
         self._validated = False
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
@@ -447,7 +447,7 @@ class Classifier(LightningModule):
         if self.global_rank < len(processes):  # Run refuses to go on with another number
             own = processes[self.global_rank]
             for name, state in own["states"].items():
-                self.train_metrics[name].load_state_dict(state)
+                self.train_metrics[name].load_state_dict({key: value.to(self.device) for key, value in state.items()})
             self._pending_losses = [(loss.to(self.device), size) for loss, size in own["pending_losses"]]
 
     def load_backbone_weights(self, path: str) -> None:
@@ -526,6 +526,12 @@ def steps_after(trainer: Trainer, batch_idx: int) -> bool:
     """Whether the optimizer steps after this batch, or only gathers its gradients."""
     is_last = batch_idx + 1 >= trainer.num_training_batches
     return is_last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def validates(trainer: Trainer) -> bool:
+    """Whether a run has validation images, also before its first validation."""
+    sizes = getattr(trainer.datamodule, "sizes", {"val": 1})  # type: ignore[attr-defined]  # set from outside
+    return trainer.enable_validation and sizes.get("val", 0) > 0
 
 
 def gather(value: Any) -> list[Any]:

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import io
 import multiprocessing
+import socket
 import socketserver
 import tarfile
 import threading
@@ -183,7 +184,7 @@ def test_files_that_are_there_are_never_touched(mnist, tmp_path):
 
 
 def test_what_a_killed_process_left_is_cleared_away(mnist, tmp_path):
-    leftover = tmp_path / "data" / f"{fetching.TEMPORARY}abc" / "MNIST/raw"
+    leftover = tmp_path / "data" / f"{fetching.TEMPORARY}{socket.gethostname()}-99999999-abc" / "MNIST/raw"
     leftover.mkdir(parents=True)
     (leftover / NAMES[0]).write_bytes(b"half")
     MNIST(str(tmp_path / "data")).prepare_data()

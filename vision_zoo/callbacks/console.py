@@ -15,7 +15,7 @@ from rich.table import Table
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vision_zoo.callbacks.speed import Speed
-from vision_zoo.classifier import Classifier
+from vision_zoo.classifier import Classifier, validates
 
 REFRESH_SECONDS = 0.2
 
@@ -117,8 +117,7 @@ class Console(ProgressBar):
             name = type(config.scheduler).__name__
             moves = f"every {config.interval}"
             if isinstance(config.scheduler, ReduceLROnPlateau):  # see Classifier.on_train_epoch_end
-                validates = sum(trainer.num_val_batches) > 0
-                moves = "by val/loss, after each validation" if validates else "by train/loss, every epoch"
+                moves = "by val/loss, after each validation" if validates(trainer) else "by train/loss, every epoch"
             facts.add_row("schedule", f"{name}, {moves}")
         smoothing = f", label smoothing {pl_module.label_smoothing}" if pl_module.label_smoothing else ""
         facts.add_row("loss", f"cross-entropy{smoothing}")

@@ -28,7 +28,8 @@ from torch import Tensor
 from vision_zoo.callbacks.console import Console
 from vision_zoo.callbacks.processes import expect_answers
 from vision_zoo.checkpoints import read_checkpoint
-from vision_zoo.classifier import gather, steps_after
+from vision_zoo.classifier import gather, steps_after, validates
+from vision_zoo.data.loaders import Loader
 from vision_zoo.errors import CheckpointError, ConfigError, TrainingError
 from vision_zoo.files import flush, new_file, write_file
 
@@ -187,11 +188,8 @@ class Run(Checkpoint):
             shared = Path(trainer.default_root_dir, "checkpoints")
             if isinstance(callback, ModelCheckpoint) and Path(callback.dirpath or shared) == shared:
                 callback.dirpath = str(self.path / "checkpoints")
-        # Lightning takes a run with max_steps for one that stopped within an epoch, and would end that epoch again.
-        loop = trainer.fit_loop
-        loop._iteration_based_training = lambda: (  # type: ignore[method-assign]
-            trainer.max_steps != -1 and not loop.epoch_loop.batch_progress.is_last_batch
-        )
+        # Lightning takes every run with max_steps for one that stopped within an epoch, and would end that epoch again.
+        trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
         if self.events and not trainer.loggers:
             events = EventFiles(self.path, name="", version="", flush_secs=EVENTS_FLUSHED_SECONDS)
             _ = events.experiment  # opens the file now: the first steps need not wait for TensorBoard
@@ -301,6 +299,13 @@ class Run(Checkpoint):
         else:
             # Each process draws its own augmentations and dropout masks.
             torch.manual_seed(torch.initial_seed() + trainer.global_rank)
+        loop = trainer.fit_loop
+        if loop._combined_loader is not None:
+            for loader, position in zip(
+                loop._combined_loader.flattened, loop._combined_loader_states_to_load, strict=False
+            ):
+                if isinstance(loader, Loader):
+                    loader.check_state(position)
         # A schedule that asks for the number of steps sets the data up before the loops are restored, and then
         # Lightning does not return to the loaders' position.
         trainer.fit_loop._load_combined_loader_states()
@@ -403,10 +408,7 @@ class Run(Checkpoint):
                 if name not in STEP_METRICS and (self._validated or not name.startswith("val/"))
             ],
         )
-        has_validation = (
-            bool(trainer.num_val_batches) and sum(trainer.num_val_batches) > 0 and trainer.enable_validation
-        )
-        improved = self._improved(trainer) if self._validated else not has_validation
+        improved = self._improved(trainer) if self._validated else not validates(trainer)
         self._validated = False
         if isinstance(trainer.progress_bar_callback, Console):
             trainer.progress_bar_callback.epoch_line(trainer, self.best_score)
@@ -498,7 +500,7 @@ def _random_states() -> dict[str, Any]:
     name, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # of the process's own device
         "python": (version, list(internal), gauss),
         "numpy": (str(name), torch.tensor(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)),
     }
@@ -507,7 +509,7 @@ def _random_states() -> dict[str, Any]:
 def _restore_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state(states["cuda"][0])
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]
@@ -518,6 +520,6 @@ def _most_urgent(wants: int, trainer: Trainer) -> int:
     """Agree over all processes: a signal number beats -1 (time to save) beats 0."""
     if trainer.world_size == 1:
         return wants
-    value = torch.tensor(wants if wants >= 0 else 0.5, device=trainer.strategy.root_device)
+    value = torch.tensor(float(wants) if wants >= 0 else 0.5, device=trainer.strategy.root_device)  # one dtype for all
     torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
     return -1 if value == 0.5 else int(value)

@@ -221,7 +221,7 @@ def _has_convolutions(model: Classifier) -> bool:
 def _accepts(model: Classifier, channels_last: bool = False, bf16: bool = False) -> bool:
     """Whether the network still classifies; one that calls `view` on its features does not with channels_last."""
     autocast = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
-    images = torch.zeros(2, *model.image_shape, dtype=torch.uint8, device=model.device)
+    images = torch.zeros(2, *model.image_shape, dtype=torch.uint8, device=model.scale.device)
     with _undisturbed(model), torch.no_grad(), autocast:
         try:
             model.lay_out(channels_last)

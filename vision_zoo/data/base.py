@@ -80,7 +80,7 @@ class ImageDataModule(LightningDataModule):
         f"{NO_NETWORK_NEEDED}"
     )
 
-    # Under several processes the shares of an evaluation may be unequal, and even empty: nothing is counted twice.
+    # Under several processes the shares of an evaluation may be unequal: nothing is counted twice.
     allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
@@ -205,11 +205,11 @@ class ImageDataModule(LightningDataModule):
     def val_dataloader(self) -> Loader | list[Loader]:
         """Batches of the validation images; an empty list when there are none."""
         self._ensure("val")
-        return self._loader("val") if len(self._parts["val"].indices) else []
+        return self._evaluation_loader("val") if len(self._parts["val"].indices) else []
 
     def test_dataloader(self) -> Loader:
         """Batches of the test images."""
-        return self._loader("test")
+        return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> Loader:
         """Batches of the test images."""
@@ -269,6 +269,15 @@ class ImageDataModule(LightningDataModule):
         if not batches:
             raise DataError(f"{type(self).__name__}: no file in {self.root} can be decoded. {self.way_out}")
         return LabelledImages(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
+
+    def _evaluation_loader(self, split: Split) -> Loader:
+        loader = self._loader(split)
+        if len(loader.indices) < loader.world:  # one without images would leave the others waiting for its counts
+            raise ConfigError(
+                f"{len(loader.indices)} {split} images are too few for {loader.world} processes: each needs one. Set "
+                "--trainer.devices lower"
+            )
+        return loader
 
     def _loader(self, split: Split, training: bool = False) -> Loader:
         self._ensure(split)

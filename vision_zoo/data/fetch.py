@@ -8,6 +8,7 @@ import shutil
 import socket
 import tarfile
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ DOWNLOAD_ERRORS = (
     http.client.HTTPException,
 )
 SILENCE_SECONDS = 30.0  # after which a server that says nothing is given up
+LONGEST_SECONDS = 24 * 3600.0  # after which another host's download is given up
 TEMPORARY = ".download-"
 
 
@@ -86,27 +88,44 @@ def _alone(root: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _temporary(root: Path) -> Iterator[Path]:
     """A folder on the same disk, so that moving a file out of it is a rename."""
-    for leftover in root.glob(f"{TEMPORARY}*"):  # of a process that was killed
+    for leftover in filter(_abandoned, root.glob(f"{TEMPORARY}*")):
         shutil.rmtree(leftover, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=root))
+    folder = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-", dir=root))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _abandoned(folder: Path) -> bool:
+    """Whether a temporary folder is of a process that was killed: here, or on another host, which nobody can ask."""
+    host, _, rest = folder.name.removeprefix(TEMPORARY).rpartition("-")[0].rpartition("-")
+    if host == socket.gethostname() and rest.isdigit():
+        try:
+            os.kill(int(rest), 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+        except PermissionError:  # somebody else's, and alive
+            return False
+        return int(rest) == os.getpid()
+    try:
+        return time.time() - folder.stat().st_mtime > LONGEST_SECONDS
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def _careful() -> Iterator[None]:
     """Give up on silent servers, and refuse archives that would write outside of the folder they are unpacked in."""
     timeout = socket.getdefaulttimeout()
-    unfiltered: Any = getattr(tarfile.TarFile, "extraction_filter", None)
+    before: Any = vars(tarfile.TarFile).get("extraction_filter", ...)
     socket.setdefaulttimeout(SILENCE_SECONDS)
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
         yield
     finally:
         socket.setdefaulttimeout(timeout)
-        if unfiltered is None:
+        if before is ...:
             del tarfile.TarFile.extraction_filter
         else:
-            tarfile.TarFile.extraction_filter = staticmethod(unfiltered)
+            tarfile.TarFile.extraction_filter = before

@@ -1,12 +1,12 @@
 """Loaders that hand out whole batches, know where they are in an epoch, and share the work among processes."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -68,10 +68,14 @@ class Loader:
         return {"epoch": self.epoch, "batches": self._handed_out, "images": len(self.indices)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Continue the epoch of the state at the next batch; other epochs start at their first.
+        """Continue the epoch of the state at the next batch; other epochs start at their first."""
+        self._restored = dict(state_dict)
+
+    def check_state(self, state_dict: dict[str, int]) -> None:
+        """Refuse the state of another number of images.
 
         Raises:
-            DataError: if it is the state of another number of images.
+            DataError: naming both numbers.
         """
         before, now = state_dict.get("images", len(self.indices)), len(self.indices)
         if before != now:
@@ -79,7 +83,6 @@ class Loader:
                 f"the run was trained on {before:,} images and there are {now:,} now, so that it cannot go on exactly: "
                 "bring them back, or start a new run (vision_zoo export --format state_dict, then fit --model.weights)"
             )
-        self._restored = dict(state_dict)
 
     def __len__(self) -> int:
         """Batches of one epoch in this process."""
@@ -173,4 +176,5 @@ class StreamLoader(Loader):
                 "--data.strict false"
             )
         for path, reason in fresh:
-            rank_zero_warn(f"{path} cannot be decoded ({reason}) and is left out", category=UserWarning)
+            # By each process of its own files; no other one meets them.
+            warnings.warn(f"{path} cannot be decoded ({reason}) and is left out", stacklevel=2)

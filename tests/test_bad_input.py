@@ -423,6 +423,19 @@ OPTIONS = [
         r"the weights IMAGENET1K_V1 of resnet18 could not be fetched from .*leave out --model\.backbone\.weights",
     ),
     Case(
+        "folder as data",
+        ("fit", "--data", "./photos"),
+        r"--data \./photos: this is no class.*your own pictures are --data ImageFolder --data\.root \./photos",
+    ),
+    Case(
+        "file as network",
+        ("fit", "--model.backbone", "../my_network.py"),
+        r"--model\.backbone \.\./my_network\.py: this is no class, which is named as package\.module\.Class",
+    ),
+    Case("module as data", ("fit", "--data", "vision_zoo.data.cifar"), r"vision_zoo\.data\.cifar: this is a module"),
+    Case("seed below 0", (*FIT, "--seed_everything", "-1"), r"--seed_everything must be a whole number from 0 to"),
+    Case("seed that is a time", (*FIT, "--seed_everything", "20250131123045"), r"--seed_everything must be a whole"),
+    Case(
         "options beside a class",
         (*FIT, "--model.optimizer", "{class_path: SGD, lr: 0.5}"),
         r"--model\.optimizer: lr beside class_path SGD: its options go under init_args",
@@ -464,7 +477,7 @@ OPTIONS = [
     Case(
         "no pictures to test with",
         (*FOLDER, "--data.test_split", "0"),
-        r"ImageFolder has no test images: set --data\.test_split, or leave the test out with --test_after_fit false",
+        r"ImageFolder has no test images: leave the test out with --test_after_fit false; .* --data\.help ImageFolder",
         lambda here: tiny.write_image_folder(here / "pictures", count=20),
     ),
     Case(

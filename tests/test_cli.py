@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
+import vision_zoo
 from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import LeNet5
 from vision_zoo.classifier import Classifier
+from vision_zoo.cli import explain
 from vision_zoo.data import FashionMNIST, MNIST5k
 from vision_zoo.transforms import views
 
@@ -89,6 +92,38 @@ def test_of_two_files_the_later_counts_and_the_first_names_the_run(here):
 def test_the_order_of_words_does_not_matter(here):
     assert fit("--data.batch_size", "33", "--config", "lenet5_mnist", "--data", "MNIST5k") == 0
     assert config_of(newest(here, "lenet5_mnist"))["data"]["init_args"]["batch_size"] == 33
+
+
+def test_a_recipe_is_found_beside_a_folder_of_its_name(here):
+    Path("lenet5_mnist").mkdir()
+    assert fit("--config", "lenet5_mnist", "--data", "MNIST5k") == 0
+
+
+def test_runs_in_a_folder_below_home_are_found_again(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here / "home"))
+    root = "--trainer.default_root_dir=~/experiments"
+    assert fit("--model.backbone", "LeNet5", root) == 0
+    assert (here / "home/experiments/runs/default/version_0").is_dir()
+    assert main(["test", "--ckpt_path", "best", root]) == 0
+
+
+def test_macs_train_on_their_cpu_for_their_gpu_has_no_float64(here, monkeypatch, capsys):
+    monkeypatch.setattr("lightning.pytorch.accelerators.MPSAccelerator.is_available", lambda: True)
+    assert fit("--model.backbone", "LeNet5") == 0
+    for name in ("gpu", "mps"):
+        message = refused(capsys, "fit", "--model.backbone", "LeNet5", "--trainer.accelerator", name)
+        assert f"--trainer.accelerator {name}: Apple's GPUs have no float64" in message
+
+
+def test_a_notice_about_the_files_is_shown(here, data_root):
+    with pytest.warns(UserWarning, match="are not the published ones"):
+        assert fit("--model.backbone", "SmallCNN", "--data", "CIFAR10", "--data.root", str(data_root)) == 0
+
+
+def test_warnings_are_in_words_and_those_of_other_code_have_a_place(here):
+    assert fit("--model.backbone", "LeNet5") == 0
+    ours, other = (warnings.formatwarning("look", UserWarning, name, 7) for name in (vision_zoo.__file__, "mine.py"))
+    assert (ours, other) == ("vision_zoo: look\n", "mine.py:7: UserWarning: look\n")
 
 
 def test_a_list_is_appended_to_one_by_one(here):
@@ -291,6 +326,14 @@ def test_a_saved_configuration_is_a_configuration(trained_run, here):
     ours, again = config_of(trained_run), config_of(newest(here, "config"))
     assert ours["model"] == again["model"]
     assert ours["data"]["class_path"] == again["data"]["class_path"]
+
+
+def test_processes_that_a_launcher_started_are_to_be_counted_in_words(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    error = ValueError("You set `devices=1` in Lightning, but the product does not match the world size (2)")
+    message, code = explain(error)
+    assert code == 2
+    assert message.startswith("the launcher started 2 processes in all: say so with --trainer.devices")
 
 
 def test_all_options_are_explained_on_request(capsys):

@@ -83,6 +83,7 @@ def test_every_common_option_is_one_of_the_full_parser(name, trained_run, here, 
 
     monkeypatch.setattr(VisionZooCLI, "parse_arguments", only_parse)
     samples = {
+        "--trusted_packages": "mine",
         "--config": "lenet5_mnist",
         "--ckpt_path": str(trained_run),
         "--data": "MNIST5k",

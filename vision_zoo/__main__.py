@@ -18,6 +18,8 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0 success, 1 failure, 2 wrong usage or input, 128 + n stopped by signal n.
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes may be any bytes
     try:
         code = _answer(words)
         if code is None:
@@ -37,6 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python writes again as it ends
+        sys.stderr.write(f"vision_zoo: {error.filename or 'the output'}: {error.strerror or error}\n")
+        return 1
     return code
 
 

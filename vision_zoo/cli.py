@@ -18,6 +18,7 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -56,6 +57,9 @@ LENGTHS = ("max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_ba
 # Commands that take all facts from the checkpoint; one that knows no data set gets any, since the parser wants one.
 DATA_NOT_NEEDED = ("export", "summary", "predict", "report")
 
+# Options with the weights that a network begins with.
+WEIGHTS = ("weights", "backbone.weights", "backbone.init_args.weights")
+
 NO_CLASS = ("null", "None", "true", "false")  # words in a class's place; a logger may be any of them
 
 # Where the data lies and who reads it decides nothing: it may differ from the checkpoint's. Neither do the weights that
@@ -73,8 +77,6 @@ def main(argv: Sequence[str]) -> int:
         The exit code: 0 success, 1 failure, 2 wrong usage or input, 128 + n stopped by signal n.
     """
     _quiet()
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes may be any bytes
     try:
         VisionZooCLI(list(argv))
     except BrokenPipeError:  # whoever read our output has had enough
@@ -113,6 +115,11 @@ def explain(error: BaseException) -> tuple[str, int]:
             return str(lost), lost.exit_code
     if isinstance(error, (ArgumentError, MisconfigurationException)):
         return tidy(str(error)), 2
+    if isinstance(error, ValueError) and "does not match the world size" in str(error):
+        return (
+            f"the launcher started {os.environ.get('WORLD_SIZE', 'other')} processes in all: say so with "
+            "--trainer.devices, processes of one host, and --trainer.num_nodes"
+        ), 2
     if is_out_of_memory(error):
         return (
             "there is not enough memory: set --data.batch_size or --data.image_size lower, or take a smaller network "
@@ -213,9 +220,19 @@ def _quiet() -> None:
     if os.environ.get("VISION_ZOO_DEBUG") == "1":
         return
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torchvision|torchmetrics|jsonargparse|onnx\w*)\b")
+    warnings.formatwarning = _warning_text
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the report of a profiler was asked for
+
+
+def _warning_text(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of ours in words; of others with the place that it comes from."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        return f"vision_zoo: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 class VisionZooCLI(LightningCLI):
@@ -250,7 +267,7 @@ class VisionZooCLI(LightningCLI):
         """One configuration from defaults, checkpoint, files and the classes that the command line names."""
         words = self.words
         words.spell_out("-c", "--config")
-        for key in ("config", "trusted_packages", "model.weights", "model.backbone.weights"):
+        for key in ("config", "trusted_packages", *(f"model.{name}" for name in WEIGHTS)):
             words.check_value(key)
         files = [find_config(name) for name in words.values("config")]
         self.run_name = files[0].stem if files else "default"
@@ -259,7 +276,7 @@ class VisionZooCLI(LightningCLI):
         given: Config = {}
         for config in configs:
             given = merge(given, config)
-        self.trusted = tuple(words.values("trusted_packages"))
+        self.trusted = (*words.values("trusted_packages"), *_listed(given.pop("trusted_packages", None)))
         words.drop("trusted_packages")
 
         if (named := given.pop("ckpt_path", None)) is not None and not words.values("ckpt_path"):
@@ -269,7 +286,7 @@ class VisionZooCLI(LightningCLI):
         if ckpt is not None:
             root = Path(
                 words.last("trainer.default_root_dir") or (given.get("trainer") or {}).get("default_root_dir") or "."
-            )
+            ).expanduser()
             run_name = self.run_name if resuming and files else None
             self.checkpoint_path = find_checkpoint(ckpt, root, "last" if resuming else "best", run_name)
             if resuming and self.checkpoint_path.parent.name != "checkpoints":
@@ -293,8 +310,8 @@ class VisionZooCLI(LightningCLI):
             # The checkpoint's weights replace those that the run began with, which may be gone.
             merged["model"]["backbone"] = without_downloads(merged["model"].get("backbone"))
             merged["model"].pop("weights", None)
-            for key in ("model.weights", "model.backbone.weights"):
-                words.drop(key)
+            for name in WEIGHTS:
+                words.drop(f"model.{name}")
         config = prepare_schedule(self._choose_classes(merged))
         if words.subcommand == "show":
             config.pop("model", None)
@@ -329,9 +346,11 @@ class VisionZooCLI(LightningCLI):
             self.words.change(f"{slot}.help", partial(find_class, slot=slot))
             for option in (slot, f"{slot}.class_path", f"{slot}+"):
                 value = self.words.last(option)
-                self.words.change(option, partial(_full_choice, slot=slot))
+                own_weights = slot == "model.backbone" and self.checkpoint is not None
+                self.words.change(option, partial(_full_choice, slot=slot, own_weights=own_weights))
                 if slot not in LIST_SLOTS and value not in (None, *NO_CLASS):
                     choice = class_choice(value, slot)
+                    choice = without_downloads(choice) if own_weights else choice
                     section, _, key = slot.partition(".")
                     config = merge(config, {section: {key: choice} if key else choice})
         return config
@@ -366,6 +385,8 @@ class VisionZooCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Hand the data's facts to the model; a checkpoint's own facts go first."""
+        help_ = "read a checkpoint that names classes of this package; once for each"
+        parser.add_argument("--trusted_packages", type=str | list[str] | None, help=help_)  # `layer` has read it
         if self.words.subcommand == "show":
             return
         facts: dict[str, Callable[[ImageDataModule], Any]] = {
@@ -381,6 +402,17 @@ class VisionZooCLI(LightningCLI):
                 parser.link_arguments("data", f"model.{name}", compute_fn=_constant(value), apply_on="instantiate")
             else:
                 parser.link_arguments("data", f"model.{name}", compute_fn=fact, apply_on="instantiate")
+
+    def _set_seed(self) -> None:
+        """Seed everything.
+
+        Raises:
+            ConfigError: if the seed is none that every random generator takes.
+        """
+        seed = self._get(self.config, "seed_everything")
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise ConfigError(f"--seed_everything must be a whole number from 0 to {2**32 - 1}, got {seed}")
+        super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the checkpoint is a layer below the command line (Lightning would lay it above)."""
@@ -482,6 +514,13 @@ class VisionZooCLI(LightningCLI):
             exact = self._get(self.config_init, "deterministic")
             if options.get("deterministic") is None and torch.cuda.is_available():
                 kwargs |= {"deterministic": "warn" if exact else False, "benchmark": not exact}
+        if MPSAccelerator.is_available():  # has no float64, in which losses are summed
+            if options.get("accelerator") in ("mps", "gpu"):
+                raise ConfigError(
+                    f"--trainer.accelerator {options['accelerator']}: Apple's GPUs have no float64, which sums of "
+                    "losses need; leave it out to train on the CPU"
+                )
+            kwargs["accelerator"] = "cpu"
         kwargs["callbacks"] = [*_listed(options.get("callbacks")), *callbacks]
         try:
             trainer = cast(Trainer, super().instantiate_trainer(**kwargs))
@@ -496,11 +535,12 @@ class VisionZooCLI(LightningCLI):
         return trainer
 
 
-def _full_choice(value: str, slot: str) -> str:
-    """A word that chooses a class, or several, with their full paths."""
+def _full_choice(value: str, slot: str, own_weights: bool) -> str:
+    """A word that chooses classes, with their full paths; without weights where a checkpoint has its own."""
     if value in NO_CLASS:
         return value
     choice = class_choice(value, slot)
+    choice = without_downloads(choice) if own_weights else choice
     only_named = isinstance(choice, Mapping) and choice.keys() == {"class_path"}
     return str(choice["class_path"]) if only_named else json.dumps(choice)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vision_zoo.checkpoints import import_path, read_checkpoint
+from vision_zoo.checkpoints import import_path, is_import_path, read_checkpoint
 from vision_zoo.errors import CheckpointError, ConfigError
 from vision_zoo.helptext import did_you_mean
 from vision_zoo.listing import configs_folder
@@ -123,13 +123,19 @@ def find_class(name: str, slot: str) -> str:
     Raises:
         ConfigError: with close matches, if there is none.
     """
-    if "." in name:
+    if "." in name or "/" in name:
+        if not is_import_path(name):
+            hint = f"; your own pictures are --data ImageFolder --data.root {name}" if slot == "data" else ""
+            raise ConfigError(f"--{slot} {name}: this is no class, which is named as package.module.Class{hint}")
         module, _, attribute = name.rpartition(".")
         try:
-            if hasattr(importlib.import_module(module), attribute):
-                return name
+            found = getattr(importlib.import_module(module), attribute, None)
         except ImportError as error:
             raise ConfigError(f"--{slot} {name}: {error}") from error
+        if callable(found):
+            return name
+        if found is not None:
+            raise ConfigError(f"--{slot} {name}: this is a {type(found).__name__}, no class")
         close = did_you_mean(attribute, dir(importlib.import_module(module)))
         raise ConfigError(f"--{slot} {name}: module {module} has no {attribute}{close}")
     known: set[str] = set()
@@ -253,11 +259,11 @@ def find_config(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if path.is_dir():
-        raise ConfigError(f"--config {name} is a folder: give a file in it")
     shipped = {p.stem: p for p in configs_folder().rglob("*.yaml")}
     if path.name == name and name.removesuffix(".yaml") in shipped:
         return shipped[name.removesuffix(".yaml")]
+    if path.is_dir():
+        raise ConfigError(f"--config {name} is a folder: give a file in it")
     hint = did_you_mean(path.stem, shipped) or ". See: vision_zoo list"
     raise ConfigError(f"--config {name}: there is no such file or shipped recipe{hint}")
 

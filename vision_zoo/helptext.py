@@ -46,13 +46,14 @@ class Command:
 
 _CONFIG = Option("--config", "NAME|FILE", "a recipe by name, or a YAML file", "recipes FILES")
 _CKPT = Option("--ckpt_path", "PATH", "checkpoint or run folder; best, last: newest run", "best last FILES")
+_TRUST = Option("--trusted_packages", "NAME", "its classes may be named by the checkpoint")
 _DATA = (
     Option("--data", "NAME", "data set, see: vision_zoo list datasets", "datasets"),
     Option("--data.root", "FOLDER", "where its files are, or are downloaded to", "FOLDERS"),
 )
 _SIZE = Option("--data.batch_size", "N", "images per batch, in each process")
 _BACKBONE = Option("--model.backbone", "NAME", "network, see: vision_zoo list backbones", "backbones")
-_DEVICE = Option("--trainer.accelerator", "NAME", "cpu, gpu or auto", "auto cpu gpu mps")
+_DEVICE = Option("--trainer.accelerator", "NAME", "cpu, gpu or auto", "auto cpu gpu")
 _DEVICES = Option("--trainer.devices", "N", "number of processes or GPUs")
 
 COMMANDS: dict[str, Command] = {
@@ -77,12 +78,13 @@ COMMANDS: dict[str, Command] = {
             Option("--trainer.default_root_dir", "FOLDER", "where the folder runs is made", "FOLDERS"),
             Option("--seed_everything", "N", "decides weights, dropout, augmentation"),
             Option("--test_after_fit", "true|false", "test the best checkpoint at the end", "true false"),
+            _TRUST,
         ),
         "vision_zoo fit --config lenet5_mnist --data MNIST5k",
     ),
     "validate": Command(
         "score a checkpoint on the validation images",
-        (_CKPT, *_DATA, _SIZE, _DEVICE, _DEVICES),
+        (_CKPT, *_DATA, _SIZE, _DEVICE, _DEVICES, _TRUST),
         "vision_zoo validate --ckpt_path best",
     ),
     "test": Command(
@@ -95,6 +97,7 @@ COMMANDS: dict[str, Command] = {
             _SIZE,
             _DEVICE,
             _DEVICES,
+            _TRUST,
         ),
         "vision_zoo test --ckpt_path runs/lenet5_mnist/version_0",
     ),
@@ -108,6 +111,7 @@ COMMANDS: dict[str, Command] = {
             Option("--top_k", "N", "labels for each picture; default: 5"),
             Option("--invert", "true|false", "for dark digits on white paper", "true false"),
             _DEVICE,
+            _TRUST,
         ),
         "vision_zoo predict --ckpt_path best --images scans photo.jpg",
     ),
@@ -117,6 +121,7 @@ COMMANDS: dict[str, Command] = {
             _CKPT,
             Option("--format", "NAME", "what to write", "onnx torch_export safetensors state_dict"),
             Option("--output", "FILE", "default: the run's name, here", "FILES"),
+            _TRUST,
         ),
         "vision_zoo export --ckpt_path best --format onnx --output digits.onnx",
     ),
@@ -128,6 +133,7 @@ COMMANDS: dict[str, Command] = {
             _DATA[0],
             _CKPT,
             Option("--depth", "N", "one row for blocks nested so deep; default: layers"),
+            _TRUST,
         ),
         "vision_zoo summary --model.backbone LeNet5 --data FashionMNIST",
     ),
@@ -145,7 +151,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "report": Command(
         "write an HTML report and a model card of a run",
-        (_CKPT, Option("--output", "PATH", "folder, or .html file; default: the run folder", "FILES")),
+        (_CKPT, Option("--output", "PATH", "folder, or .html file; default: the run folder", "FILES"), _TRUST),
         "vision_zoo report --ckpt_path best",
     ),
     "list": Command(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
@@ -76,8 +77,13 @@ class Trainer(pl.Trainer):
         self._check_lengths(test_after_fit)
         if test_after_fit and datamodule is not None and not datamodule.has_test:
             raise ConfigError(
-                f"{type(datamodule).__name__} has no test images: set --data.test_split, or leave the test out with "
-                "--test_after_fit false"
+                f"{type(datamodule).__name__} has no test images: leave the test out with --test_after_fit false; "
+                f"where they come from: vision_zoo fit --data.help {type(datamodule).__name__}"
+            )
+        if test_after_fit and not isinstance(self.strategy, SingleDeviceStrategy | DDPStrategy):
+            raise ConfigError(
+                f"{type(self.strategy).__name__} shards the network, which can only be tested whole: set "
+                "--test_after_fit false, and test the best checkpoint on one device"
             )
         if ckpt_path is not None and datamodule is not None:
             check_data(model, datamodule)
@@ -127,10 +133,10 @@ class Trainer(pl.Trainer):
     def _why_ended(self) -> str:
         """What keeps a run from going on, and the way out."""
         if self.early_stopping_callback is not None and self.early_stopping_callback.stopping_reason.value:
-            return "the run had stopped early"
+            return "the run had stopped early; leave EarlyStopping out with --trainer.callbacks null to go on"
         if self.max_steps != -1 and self.global_step >= self.max_steps:
             return "raise --trainer.max_steps to go on"
-        if self.fit_loop.epoch_progress.current.processed < (self.max_epochs or 0):  # type: ignore[attr-defined]
+        if self.max_epochs == -1 or self.fit_loop.epoch_progress.current.processed < (self.max_epochs or 0):  # type: ignore[attr-defined]
             return "its time was up; raise --trainer.max_time to go on"
         return "raise --trainer.max_epochs to go on"
 

@@ -61,7 +61,7 @@ def test_pictures_that_are_added_or_taken_away_bring_none_of_the_training_into_t
 def test_pictures_of_kinds_that_cannot_be_read_are_counted(pictures):
     for name in ("a.heic", "b.HEIC", "notes.txt"):
         (pictures / "cat" / name).write_bytes(b"x")
-    with pytest.warns(UserWarning, match=r"2 files in .* are left out, for .*\(\.heic\): convert them to PNG or JPEG"):
+    with pytest.warns(UserWarning, match=r"has 2 pictures of kinds that cannot be read \(\.heic\), .*: convert them"):
         folder(pictures).class_names  # noqa: B018  # reading it warns
 
 

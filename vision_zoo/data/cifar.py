@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_warn
 from torchvision import datasets
 
 from vision_zoo.data.base import ImageDataModule
@@ -59,9 +59,10 @@ class CIFAR10(ImageDataModule):
         published = dict(getattr(getattr(datasets, type(self).__name__), f"{split}_list"))
         if any(_md5(path) != published[path.name] for path in paths):
             self.note = "JPEG copy" if _from_jpeg(paths[0]) else "not the published files"
-            rank_zero_info(
+            rank_zero_warn(
                 f"{type(self).__name__}: the {split} files in {paths[0].parent} are not the published ones (other "
-                "checksums), so results do not compare with published figures."
+                "checksums), so results do not compare with published figures",
+                category=UserWarning,
             )
 
 

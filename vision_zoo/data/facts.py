@@ -26,8 +26,11 @@ def cached_facts(files: Iterable[Path], options: object, compute: Callable[[], F
     """
     stats = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
     key = hashlib.sha256(json.dumps([stats, options]).encode()).hexdigest()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    path = Path(base).expanduser() / "vision_zoo" / "facts" / f"{key[:32]}.json"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:  # a user without a home
+        return compute()
+    path = cache / "vision_zoo" / "facts" / f"{key[:32]}.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -132,7 +132,7 @@ class ImageFolder(ImageDataModule):
 
         What is cut hangs on the names of the files: pictures that are added later must not deal all of them anew, for
         a test would then score pictures of the training. Validation is cut in the same order, next to the test, so that
-        what moves into the test comes from it.
+        what moves into the test comes from it; where none is cut, a growing test takes from the training.
         """
         if not self.root.is_dir():
             raise DatasetNotFoundError(
@@ -211,8 +211,8 @@ def _list_classes(root: Path) -> tuple[tuple[str, ...], Listing]:
     if unknown:
         kinds = ", ".join(sorted({x.suffix.lower() for x in unknown}))
         rank_zero_warn(
-            f"ImageFolder: {len(unknown):,} files in {root} are left out, for pictures of their kind cannot be read "
-            f"({kinds}): convert them to PNG or JPEG",
+            f"ImageFolder: {root} has {len(unknown):,} pictures of kinds that cannot be read ({kinds}), which are left "
+            "out: convert them to PNG or JPEG",
             category=UserWarning,
         )
     return tuple(folder.name for folder in folders), (paths, torch.tensor(labels))

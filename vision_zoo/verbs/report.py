@@ -221,7 +221,8 @@ def _read_config(path: Path) -> tuple[str, str, str]:
     try:
         config = yaml.safe_load(text)
         dataset = config["data"]["class_path"].rpartition(".")[2]
-        root = str((config.get("trainer") or {}).get("default_root_dir") or "")
+        root = (config.get("trainer") or {}).get("default_root_dir")
+        root = str(Path(root).expanduser()) if root else ""
     except (yaml.YAMLError, KeyError, TypeError, AttributeError):
         return text, "", ""
     return yaml.safe_dump(_without_nulls(config), sort_keys=False, allow_unicode=True), dataset, root

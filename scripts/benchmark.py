@@ -2,7 +2,7 @@
 
     python scripts/benchmark.py --data_root data                  # everything, five times: hours
     python scripts/benchmark.py --data_root data --only a,b,e -n 3
-    python scripts/benchmark.py --data_root data --quick --json speed.json
+    python scripts/benchmark.py --data_root data --json speed.json
     python scripts/benchmark.py --write                     # configs/speed.json into the README; --check compares
 
 Both sides of a row run in turn, in one tree of processes; a row shows the medians, the ratio of each pair's median and
@@ -298,9 +298,16 @@ def batches(bench: Bench) -> None:
         seen = sum(len(labels) for _, labels in data.train_dataloader())
         return seen / (time.perf_counter() - began)
 
-    ours(0)
+    def converted(_: int) -> float:
+        began, seen = time.perf_counter(), 0
+        for images, _ in data.train_dataloader():
+            seen += len(images.float().div_(255))
+        return seen / (time.perf_counter() - began)
+
     note = f"theirs from {limit} of 600 batches" if limit < 600 else ""
-    bench.row("a", "batches of MNIST, 100 images", *bench.turns(ours, theirs), "images/s", note)
+    for name, side in (("as uint8, which the network takes", ours), ("as float32 in [0, 1], as theirs", converted)):
+        side(0)
+        bench.row("a", f"batches of MNIST, 100 images, {name}", *bench.turns(side, theirs), "images/s", note)
 
 
 def step_cost(bench: Bench) -> None:
@@ -545,7 +552,8 @@ def first_step(bench: Bench) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sides = bench.turns(
             lambda _: bench_wall(lambda: run("-c", FIRST_STEP, folder=folder)),
-            lambda _: bench_wall(lambda: run("-c", "import lightning.pytorch.cli")),
+            # Both leave without the interpreter's clearing up.
+            lambda _: bench_wall(lambda: run("-c", "import os, lightning.pytorch.cli; os._exit(0)")),
         )
     bench.row("g", "fit on MNIST5k to its first step against import lightning.pytorch.cli", *sides, "s")
 
@@ -703,6 +711,11 @@ LEAST_OF_STEP = {  # in section b; a network that is not here may take 0.55 ms m
 def falls_short(row: Row) -> bool:
     """Whether a row misses its target; the mean of c has one only on CPUs with AMX."""
     network_ = row.what.split()[0]
+    if "NOT REACHED" in row.note or "ACCURACY LOST" in row.note:
+        return True
+    share = re.match(r"([\d.]+) % of a bf16 ResNet-18 step", row.note)
+    if share and float(share[1]) >= 5:
+        return True
     if row.section == "b":  # "of which ours +0.19" stands in the note
         ours = re.search(r"of which ours ([+-][\d.]+)", row.note)
         if ours and float(ours[1]) > 0.15:
@@ -775,7 +788,10 @@ def readme(root: Path) -> str:
         whole = f"**{statistics.geometric_mean(ratios):.3g}x**"
         if len(mine) > 1:
             whole += f", the mean of {len(mine)} from {min(ratios):.3g}x to {max(ratios):.3g}x"
-        short = ", ".join(f"{r.what.partition(',')[0]} {r.ratio:.2f}x" for r in mine if falls_short(r))
+        missed = [f"{r.what.partition(',')[0]} {r.ratio:.2f}x" for r in mine if falls_short(r)]
+        if section == "d" and statistics.geometric_mean(ratios) < 8:
+            missed.append("the mean")
+        short = ", ".join(missed)
         lines.append(f"| **{section}** | {title} | {whole} | {TARGETS[section]} | {short} |")
         details.append(f"| **{section}** {title} | | | | | | | |")
         for r in mine:
@@ -808,6 +824,8 @@ def main() -> int:
     parser.add_argument("--task", help=argparse.SUPPRESS)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.json and (options.quick or options.clock == "cpu"):
+        parser.error("--json keeps what was measured in full by the wall's clock: leave out --quick and --clock cpu")
     if options.task:
         print(json.dumps(task(options.task, options.data_root, options.words)))
         return 0

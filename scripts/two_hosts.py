@@ -1,7 +1,7 @@
 """Train and test on two hosts that are joined by a network, and compare the figures with those of one process.
 
-    sudo python scripts/two_hosts.py          # about two minutes on two cores
-    sudo python scripts/two_hosts.py --cut    # also: the link between the hosts breaks while they train
+    sudo .venv/bin/python scripts/two_hosts.py          # about two minutes on two cores
+    sudo .venv/bin/python scripts/two_hosts.py --cut    # also: the link between the hosts breaks while they train
 
 The hosts are network namespaces of this machine, each with a private address and nobody else to talk to. They share the
 file system, as the nodes of a cluster do. Every namespace and process is removed at the end, however it ends.

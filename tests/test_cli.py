@@ -35,6 +35,19 @@ class Foreign(nn.Module):
         return self.layers(images)
 
 
+class Stemmed(nn.Module):
+    """A network with a part that its options choose."""
+
+    def __init__(self, shape, classes, stem: nn.Module):
+        super().__init__()
+        self.stem = stem
+        channels, height, pixels = shape
+        self.head = nn.Linear(channels * height * pixels, classes)
+
+    def forward(self, images):
+        return self.head(self.stem(images).flatten(1))
+
+
 def foreign_function(shape, classes) -> nn.Module:
     return Foreign(shape, classes, 3)
 
@@ -92,6 +105,15 @@ def test_of_two_files_the_later_counts_and_the_first_names_the_run(here):
 def test_the_order_of_words_does_not_matter(here):
     assert fit("--data.batch_size", "33", "--config", "lenet5_mnist", "--data", "MNIST5k") == 0
     assert config_of(newest(here, "lenet5_mnist"))["data"]["init_args"]["batch_size"] == 33
+
+
+def test_a_network_with_a_part_of_ones_choice_is_loaded_from_python(here):
+    stem = "{class_path: torch.nn.LeakyReLU, init_args: {negative_slope: 0.75}}"
+    assert fit("--model.backbone", "tests.test_cli.Stemmed", "--model.backbone.stem", stem) == 0
+    path = newest(here) / "checkpoints/best.ckpt"
+    model = Classifier.load_from_checkpoint(path, trusted_packages=["tests"])
+    assert model.backbone.stem.negative_slope == 0.75
+    assert main(["test", "--ckpt_path", "best", "--trusted_packages", "tests"]) == 0
 
 
 def test_a_recipe_is_found_beside_a_folder_of_its_name(here):

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -507,7 +508,11 @@ class Classifier(LightningModule):
     def from_checkpoint(cls, checkpoint: Mapping[str, Any], map_location: Any = None) -> Self:
         """Build the classifier from a checkpoint that ``read_checkpoint`` has read and checked."""
         hparams = {key: _rebuild(value) for key, value in checkpoint["hyper_parameters"].items()}
+        about = checkpoint.get("vision_zoo")
+        spec = about["config"]["model"].get("backbone") if about is not None else None
         try:
+            if isinstance(spec, Mapping) and _has_classes(spec.get("init_args")):
+                hparams["backbone"] = _parsed(without_downloads(spec))
             model = cls(**hparams)
         except VisionZooError:
             raise
@@ -604,6 +609,19 @@ def _rebuild(value: Any) -> Any:
         target = import_path(value["class_path"])
         return partial(target, **value["init_args"]) if value.get("init_args") else target
     return value
+
+
+def _has_classes(options: Any) -> bool:
+    """Whether there are classes among the options of a class, with options of their own."""
+    values = options.values() if isinstance(options, Mapping) else options if isinstance(options, list) else ()
+    return (isinstance(options, Mapping) and "class_path" in options) or any(map(_has_classes, values))
+
+
+def _parsed(spec: Mapping[str, Any]) -> Any:
+    """The backbone of a configuration as the command line makes it, of classes that its own annotations admit."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--backbone", type=Callable[[ImageShape, int], nn.Module])
+    return parser.instantiate_classes(parser.parse_object({"backbone": dict(spec)})).backbone
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -216,6 +216,37 @@ NAMES: list[tuple[str, Mutation, str]] = [
     ("name in quotes", model("backbone", '"evil_package\\u002eNet"'), f"{ADMIT} evil_package"),
     ("name in blanks", trainer("plugins", [" evil_package.Net "]), f"{ADMIT} evil_package"),
     ("nested without an end, as a text", trainer("plugins", ["[" * 5000]), "is nested without an end"),
+    (
+        "torch.load within a backbone",
+        model("backbone", with_options("torch.nn.Linear", device=with_options("torch.load", f="inner.pt"))),
+        "names torch.load among the options of a class, which is no Module class",
+    ),
+    (
+        "hub within a backbone",
+        model("backbone", with_options("torch.nn.Linear", device=HUB)),
+        "names torch.hub.load among the options",
+    ),
+    (
+        "command line within a network",
+        model("backbone", with_options("torch.nn.Linear", device=with_options("lightning.pytorch.cli.LightningCLI"))),
+        "names lightning.pytorch.cli.LightningCLI among the options",
+    ),
+    (
+        "hub within an augmentation",
+        data_option("augmentation", [with_options("torchvision.transforms.v2.Lambda", lambd=HUB)]),
+        "names torch.hub.load among the options",
+    ),
+    (
+        "hub within an optimizer",
+        model("optimizer", with_options("torch.optim.Adam", lr=HUB)),
+        "names torch.hub.load among the options",
+    ),
+    ("set of names", trainer("plugins", "!!set {evil_package.Net}"), f"{ADMIT} evil_package"),
+    (
+        "class beside an impossible date",
+        model("optimizer", '{class_path: "evil_package\\u002eNet", init_args: {a: 2024-99-99}}'),
+        "has options written as a text",
+    ),
     ("text within text", trainer("plugins", ["a" + "\n" * 2000 + "b"]), "is text within text"),
     ("class deep in a text", trainer("plugins", ['[{a: ["{class_path: evil_package.Net}"]}]']), "written as a text"),
     ("name deep in a text", trainer("plugins", ['{a: ["evil_package.Net"]}']), f"{ADMIT} evil_package"),

@@ -1,5 +1,6 @@
 """Reading files that somebody else may have made: nothing in them is run, and they name trusted classes only."""
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
+from jsonargparse import get_loader
 from lightning import LightningDataModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
@@ -40,7 +42,7 @@ HYPERPARAMETERS = {
 PATHS = ("data.init_args.root", "data.init_args.path", "root", "path", "trainer.default_root_dir")
 MOST_SIDE, MOST_VALUES, MOST_CLASSES = 2**15, 2**28, 10**6  # of an image, in an image, of a network
 MOST_NODES, DEEPEST = 5_000_000, 40  # of nested plain data
-MOST_TEXTS = 1000  # within one text
+MOST_TEXTS, MOST_LETTERS = 1000, 10**6  # within one text
 
 
 # -------------------------------------------------------------------------------------------------------------- files
@@ -250,6 +252,9 @@ def check_trust(checkpoint: Any, trusted_packages: Sequence[str], where: str) ->
             found = options.get(slot) if isinstance(options, dict) else None
             for spec in found if isinstance(found, list) else [found]:
                 _check_slot(spec, slot, where)
+    # Only one of the two is built from: see `Classifier.from_checkpoint` and the command line's layers.
+    for part in described[:2] if isinstance(about, dict) else described:
+        _check_nested(part, trusted_packages, where)
 
 
 def _walk(node: Any, where: str) -> Iterator[Value]:
@@ -278,12 +283,42 @@ def _check_class(value: Any, key: str, admitted: Sequence[str], where: str) -> N
     _check_origin(value, admitted, where)
 
 
+def _check_nested(part: Any, trusted_packages: Sequence[str], where: str) -> None:
+    """Refuse a class among the options of another one, unless it is a module or of a package that the user named.
+
+    An option without annotation takes any class, and what is called may start a program of its own.
+    """
+    for _, key, value in _walk(_nested_options(part), where):
+        if key in CLASS_KEYS and value.split(".")[0] not in trusted_packages:
+            try:
+                found = _find(value)
+            except Exception:  # cannot be imported: then it cannot be run either
+                found = nn.Module
+            made = found if inspect.isclass(found) else returned_class(found)
+            if made is None or not issubclass(made, nn.Module):
+                raise CheckpointError(f"{where} names {value} among the options of a class, which is no Module class")
+
+
+def _nested_options(part: Any) -> list[Any]:
+    """The options of the classes that stand for a slot, without those of the trainer, which are annotated."""
+    if not isinstance(part, Mapping):
+        return []
+    specs = [part.get(name) for name in ("backbone", "optimizer", "scheduler", "data")]
+    model = part.get("model")
+    specs += [model.get(name) for name in ("backbone", "optimizer", "scheduler")] if isinstance(model, Mapping) else []
+    options = [spec.get("init_args") for spec in specs if isinstance(spec, Mapping)]
+    if "_class_path" in part:  # options of a data module by themselves
+        options.append({name: value for name, value in part.items() if name not in CLASS_KEYS})
+    return options
+
+
 def _check_text(value: str, path: str, admitted: Sequence[str], where: str) -> None:
     """Refuse a text that the parser would import, or read as a configuration of its own."""
-    texts, count = [value], 0
+    texts, count, length = [value], 0, 0
     while texts:
-        text, count = texts.pop(), count + 1
-        if count > MOST_TEXTS:
+        text = texts.pop()
+        count, length = count + 1, length + len(text)
+        if count > MOST_TEXTS or length > MOST_LETTERS:
             raise CheckpointError(f"{where} was not written by vision_zoo: {path} is text within text")
         if is_import_path(text):
             package = text.split(".", maxsplit=1)[0]
@@ -291,21 +326,30 @@ def _check_text(value: str, path: str, admitted: Sequence[str], where: str) -> N
                 _check_origin(text, admitted, where)
             elif _is_package(package):
                 raise CheckpointError(_not_trusted(where, text, package))
-        elif ("/" in text or "." in text) and "\0" not in text and len(text) < 4096 and Path(text).is_file():
+        elif ("/" in text or "." in text) and "\0" not in text and len(text) < 4096 and _is_file(text):
             raise CheckpointError(f"{where} names the file {text} as {path}, which a checkpoint may not do")
         try:
-            read = yaml.safe_load(text)  # as the parser does: a class may be named within, and its dots be escaped
+            with contextlib.suppress(yaml.YAMLError, ValueError, LookupError, AttributeError):
+                yaml.safe_load(text)  # in Python: the parser's own reader, in C, has no limit to depth
+            read = get_loader("yaml")(text)  # a class may be named within, and its dots be escaped
         except RecursionError:
             raise CheckpointError(f"{where} was not written by vision_zoo: {path} is nested without an end") from None
         except Exception:  # whatever the reader meets in a text that is none of its own
             read = None
         if isinstance(read, str):
             texts += [read] if read != text else []
-        elif isinstance(read, (Mapping, list)):
-            for _, key, inner in _walk(read, where):
+        elif isinstance(read, (Mapping, list, set)):
+            for _, key, inner in _walk(list(read) if isinstance(read, set) else read, where):
                 if key in CLASS_KEYS:
                     raise CheckpointError(f"{where} has options written as a text, {text[:80]!r}, as {path}")
                 texts += [inner] if isinstance(inner, str) else []
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # no name that a file could have
+        return False
 
 
 def _check_origin(value: str, admitted: Sequence[str], where: str) -> None:

@@ -210,7 +210,8 @@ class Classifier(LightningModule):
         Raises:
             TrainingError: if one of them is not finite.
         """
-        losses = torch.stack([loss for loss, _ in self._pending_losses]).double()
+        # (Those of a checkpoint come before the module is moved to its device.)
+        losses = torch.stack([loss.to(self.device) for loss, _ in self._pending_losses]).double()
         if not losses.isfinite().all():
             first = int((~losses.isfinite()).nonzero()[0])
             step = self.global_step - (len(losses) - 1 - first) // self.trainer.accumulate_grad_batches
@@ -511,7 +512,8 @@ class Classifier(LightningModule):
         about = checkpoint.get("vision_zoo")
         spec = about["config"]["model"].get("backbone") if about is not None else None
         try:
-            if isinstance(spec, Mapping) and _has_classes(spec.get("init_args")):
+            described = checkpoint["hyper_parameters"]["backbone"]
+            if isinstance(spec, Mapping) and _has_classes(described.get("init_args")):
                 hparams["backbone"] = _parsed(without_downloads(spec))
             model = cls(**hparams)
         except VisionZooError:
@@ -535,8 +537,10 @@ def steps_after(trainer: Trainer, batch_idx: int) -> bool:
 
 def validates(trainer: Trainer) -> bool:
     """Whether a run has validation images, also before its first validation."""
-    sizes = getattr(trainer.datamodule, "sizes", {"val": 1})  # type: ignore[attr-defined]  # set from outside
-    return trainer.enable_validation and sizes.get("val", 0) > 0
+    if trainer.fit_loop.epoch_loop.val_loop._combined_loader is not None:  # the loaders are there
+        return trainer.enable_validation and sum(trainer.num_val_batches) > 0
+    sizes = getattr(trainer.datamodule, "sizes", None)  # type: ignore[attr-defined]  # set from outside
+    return trainer.enable_validation and (not isinstance(sizes, Mapping) or sizes.get("val", 0) > 0)
 
 
 def gather(value: Any) -> list[Any]:

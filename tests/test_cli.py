@@ -1,6 +1,8 @@
 """The command line: what is layered over what, which names are found, and what is refused with which words."""
 
+import csv
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -38,9 +41,9 @@ class Foreign(nn.Module):
 class Stemmed(nn.Module):
     """A network with a part that its options choose."""
 
-    def __init__(self, shape, classes, stem: nn.Module):
+    def __init__(self, shape, classes, stem: nn.Module, act: type[nn.Module] = nn.Tanh):
         super().__init__()
-        self.stem = stem
+        self.stem = nn.Sequential(stem, act())
         channels, height, pixels = shape
         self.head = nn.Linear(channels * height * pixels, classes)
 
@@ -112,7 +115,8 @@ def test_a_network_with_a_part_of_ones_choice_is_loaded_from_python(here):
     assert fit("--model.backbone", "tests.test_cli.Stemmed", "--model.backbone.stem", stem) == 0
     path = newest(here) / "checkpoints/best.ckpt"
     model = Classifier.load_from_checkpoint(path, trusted_packages=["tests"])
-    assert model.backbone.stem.negative_slope == 0.75
+    assert model.backbone.stem[0].negative_slope == 0.75
+    assert isinstance(model.backbone.stem[1], nn.Tanh)
     assert main(["test", "--ckpt_path", "best", "--trusted_packages", "tests"]) == 0
 
 
@@ -259,11 +263,78 @@ def test_test_needs_nothing_but_the_run_folder(trained_run, here, capsys):
     assert f"{100 * tested['test/accuracy']:.2f} %" in capsys.readouterr().out
 
 
+def test_the_figures_of_a_test_are_those_that_a_count_by_hand_gives(trained_run, here):
+    assert main(["test", "--ckpt_path", str(trained_run), "--output", "out"]) == 0
+    model = Classifier.load_from_checkpoint(trained_run / "checkpoints" / "best.ckpt")
+    images, labels = MNIST5k().split_images("test")
+    with torch.no_grad():
+        shares = model(images).softmax(1)
+    said = shares.argmax(1)
+    counts = [[int(((labels == t) & (said == p)).sum()) for p in range(10)] for t in range(10)]
+    with Path("out/confusion_matrix.csv").open(newline="") as file:
+        assert [[int(cell) for cell in row[1:]] for row in list(csv.reader(file))[1:]] == counts
+    with Path("out/per_class.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    f1 = []
+    for k, row in enumerate(rows):
+        hits, predicted, actual = counts[k][k], sum(line[k] for line in counts), sum(counts[k])
+        assert int(row["images"]) == actual
+        assert float(row["precision"]) == pytest.approx(hits / max(predicted, 1))
+        assert float(row["recall"]) == pytest.approx(hits / actual)
+        f1.append(2 * hits / (predicted + actual))
+        assert float(row["f1"]) == pytest.approx(f1[-1])
+    figures = json.loads(Path("out/test.json").read_text())
+    top5 = (shares.topk(5).indices == labels[:, None]).any(1).float().mean()
+    confidence, right = shares.max(1).values, (said == labels).float()
+    bins = (confidence * 15).long().clamp(max=14)
+    error = sum(abs(float((confidence - right)[bins == b].sum())) for b in range(15)) / len(labels)
+    assert figures["test/accuracy"] == pytest.approx(float(right.mean()))
+    assert figures["test/f1"] == pytest.approx(sum(f1) / 10, abs=1e-6)
+    assert figures["test/top5_accuracy"] == pytest.approx(float(top5))
+    assert figures["test/nll"] == pytest.approx(float(-shares.log()[range(len(labels)), labels].mean()), rel=1e-5)
+    assert figures["test/calibration_error"] == pytest.approx(error, abs=1e-5)
+
+
 def test_best_and_last_of_the_newest_run_are_found(trained_run, here, monkeypatch, capsys):
     monkeypatch.chdir(trained_run.parents[2])
     for name in ("best", "last"):
         assert main(["validate", "--ckpt_path", name]) == 0
     assert main(["test", "--ckpt_path", str(trained_run / "checkpoints" / "last.ckpt"), "--output", str(here)]) == 0
+
+
+def test_the_newest_run_is_the_last_that_trained_and_a_configuration_picks_its_own(here, capsys):
+    for name in ("old", "new"):
+        Path(f"{name}.yaml").write_text("model: {backbone: LeNet5}\ndata: MNIST5k\n")
+        assert fit("--config", f"{name}.yaml") == 0
+    capsys.readouterr()
+    for verb in ("best", "last"):
+        assert main(["report", "--ckpt_path", verb]) == 0
+        assert capsys.readouterr().out.startswith(str(here / "runs/new/version_0"))
+    assert fit("--config", "old.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2") == 0
+    assert json.loads((here / "runs/old/version_0/results.json").read_text())["epochs"] == 2
+    assert json.loads((here / "runs/new/version_0/results.json").read_text())["epochs"] == 1
+
+
+def test_a_printed_configuration_is_one(here, capsys):
+    assert fit("--model.backbone", "LeNet5", "--data.batch_size", "37", "--print_config") == 0
+    printed = capsys.readouterr().out
+    assert not (here / "runs").exists()
+    Path("printed.yaml").write_text(printed)
+    assert main(["fit", "--config", "printed.yaml"]) == 0
+    assert config_of(newest(here, "printed"))["data"]["init_args"]["batch_size"] == 37
+
+
+def test_the_readmes_recipe_trains_and_its_python_classifies(here, data_root, capsys):
+    readme = (Path(vision_zoo.__file__).parents[1] / "README.md").read_text()
+    [recipe] = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    Path("cnn_mnist.yaml").write_text(recipe)
+    words = ["--config", "./cnn_mnist.yaml", "--data.root", str(data_root), "--data.val_split", "50"]
+    assert fit(*words) == 0
+    Image.new("L", (28, 28), 7).save("digit.png")
+    [program] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    capsys.readouterr()
+    exec(compile(program, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip() in FashionMNIST.class_names + MNIST5k.class_names
 
 
 def test_what_the_command_line_changed_against_the_checkpoint_is_printed(trained_run, here, capsys):

@@ -1,10 +1,12 @@
 """The door: help, versions and names without torch, and the messages about misspelt words."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from vision_zoo.__main__ import main
 from vision_zoo.cli import VERBS, VisionZooCLI
 from vision_zoo.helptext import COMMANDS, WIDTH
 
+ROOT = Path(__file__).parents[1]
 SCREEN = 30  # lines
 HEAVY = [name for name, command in COMMANDS.items() if not command.light]
 
@@ -34,7 +37,8 @@ def test_the_door_answers_without_torch(tmp_path):
         "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
     )
     words = [sys.executable, "-c", program, json.dumps(lines)]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}  # this checkout, whatever is installed
+    done = subprocess.run(words, cwd=tmp_path, env=here, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert str([2, 0, 0, 2, 0, 0, 0] + [0] * len(COMMANDS)) in done.stderr
 
@@ -184,7 +188,8 @@ def complete(folder, *words: str) -> list[str]:
     ask = r"""COMP_WORDS=(vision_zoo "$@"); COMP_CWORD=$#; _vision_zoo; printf '%s\n' "${COMPREPLY[@]}" """
     program = f"{completion.bash()}\n{ask}"
     done = subprocess.run(
-        ["bash", "-c", program, "bash", *words], cwd=folder, capture_output=True, text=True, check=True
+        ["bash", "-c", program, "bash", *words], cwd=folder, env={**os.environ, "LC_ALL": "C"}, capture_output=True,
+        text=True, check=True,
     )  # fmt: skip
     assert not done.stderr
     return done.stdout.split()
@@ -226,7 +231,8 @@ def test_the_script_is_valid_and_names_what_there_is(shell, tmp_path, capsys):
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed: the syntax of its script is not checked")
     (tmp_path / "script").write_text(script)
-    checked = subprocess.run([shell, "-n", tmp_path / "script"], capture_output=True, text=True, check=False)
+    plain = {**os.environ, "LC_ALL": "C"}
+    checked = subprocess.run([shell, "-n", tmp_path / "script"], env=plain, capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stderr) == (0, "")
 
 

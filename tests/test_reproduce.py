@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -254,12 +255,17 @@ def test_the_program_is_this_checkouts_and_gets_our_signals(reproduce, tmp_path,
     assert reproduce.execute(["--version"], tmp_path / "log.txt", lock) == 0
     assert (tmp_path / "log.txt").read_text().startswith("vision_zoo ")
     program = tmp_path / "waits.sh"
-    program.write_text('#!/bin/sh\ntrap "exit 143" TERM\necho ready\nwhile true; do sleep 0.05; done\n')
+    program.write_text('#!/bin/sh\ntrap "exit 7" TERM\necho ready\nwhile true; do sleep 0.05; done\n')
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
-    assert reproduce.execute([], tmp_path / "log.txt", lock) == 143
+
+    def stop_when_ready():
+        while "ready" not in (tmp_path / "log.txt").read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_when_ready).start()
+    assert reproduce.execute([], tmp_path / "log.txt", lock) == 7
     os.close(lock)
 
 

@@ -149,7 +149,10 @@ def test_checkpoints_of_a_callback_of_ones_own_are_kept_with_the_run(here):
 def test_weights_can_be_averaged_by_callbacks_of_lightning(callback, here):
     words = ["--model.backbone", "FashionCNN", "--trainer.max_epochs", "2", "--trainer.callbacks", f"[{callback}]"]
     assert main([*QUICK, *words]) == 0
-    assert (here / "runs" / "default" / "version_0" / "results.json").is_file()
+    best = torch.load(here / "runs/default/version_0/checkpoints/best.ckpt", weights_only=True)
+    if callback == "EMAWeightAveraging":  # the averaged ones are those that are tested
+        key = "backbone.features.0.weight"
+        assert not torch.equal(best["state_dict"][key], best["current_model_state"][key])
 
 
 def test_a_callback_may_watch_the_step(here):
@@ -368,6 +371,18 @@ def fall_over(*_):
     raise OSError("the machine fell over")
 
 
+def test_a_run_goes_on_from_a_save_within_an_epoch(undisturbed, tmp_path, monkeypatch):
+    words = [*STATEFUL, "--trainer.default_root_dir", str(tmp_path), "--save_every_minutes", "0.00001"]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 22, "crash")
+        assert main(words) == 1
+    run = tmp_path / "runs" / "default" / "version_0"
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 21
+    assert main(["fit", "--ckpt_path", str(run)]) == 0
+    assert (run / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
+    assert same(state(run / "checkpoints/last.ckpt"), state(undisturbed / "checkpoints/last.ckpt"))
+
+
 def test_the_best_checkpoint_survives_a_crash_between_the_two(undisturbed, tmp_path, monkeypatch):
     root = ["--trainer.default_root_dir", str(tmp_path)]
     with monkeypatch.context() as patch:
@@ -387,13 +402,18 @@ def test_checkpoints_without_the_rest_of_their_run_can_be_continued(here):
     assert "train/loss" in json.loads((here / "new/results.json").read_text())["metrics"]
 
 
-def test_a_run_does_not_go_on_with_other_images(here, capsys):
+def test_a_run_does_not_go_on_with_other_images(here, capsys, monkeypatch):
     tiny.write_image_folder(here / "in", count=20)
     words = ["--data", "ImageFolder", "--data.root", "in", "--data.image_size", "32", "--model.scheduler", "null"]
     assert main([*QUICK, *words, "--trainer.max_epochs", "1"]) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1, "SIGTERM")
+        assert main([*QUICK, *words, "--data.batch_size", "8", "--trainer.max_epochs", "1"]) == 143
     tiny.write_image_folder(here / "in", count=40)
-    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 2
-    assert "the run was trained on 32 images and there are 65 now" in capsys.readouterr().err
+    for number in (0, 1):  # stopped at the end of an epoch and within one
+        run = str(here / f"runs/default/version_{number}")
+        assert main(["fit", "--ckpt_path", run, "--trainer.max_epochs", "2"]) == 2
+        assert "the run was trained on 32 images and there are 65 now" in capsys.readouterr().err
 
 
 def test_epochs_without_validation_are_neither_the_best_nor_watched(here):
@@ -402,6 +422,14 @@ def test_epochs_without_validation_are_neither_the_best_nor_watched(here):
     checkpoint = torch.load(here / "runs/default/version_0/checkpoints/best.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 1
     assert checkpoint["lr_schedulers"][0]["best"] == checkpoint["callbacks"]["Run"]["best_score"]
+
+
+def test_without_a_validation_so_far_the_last_weights_are_the_best(here):
+    words = ["--model.scheduler", "null", "--trainer.check_val_every_n_epoch", "5", "--test_after_fit", "false"]
+    assert main([*QUICK, *words, "--trainer.max_epochs", "1"]) == 0
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2", "--test_after_fit", "false"]) == 0
+    checkpoints = here / "runs/default/version_0/checkpoints"
+    assert torch.load(checkpoints / "best.ckpt", weights_only=True)["global_step"] == 20
 
 
 def test_options_that_look_like_yaml_are_no_reason_to_refuse_a_checkpoint(here):

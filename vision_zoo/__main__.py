@@ -1,5 +1,6 @@
 """The console script's door: what needs no torch is answered before it is imported, which takes seconds."""
 
+import contextlib
 import os
 import sys
 
@@ -40,8 +41,11 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python writes again as it ends
-        sys.stderr.write(f"vision_zoo: {error.filename or 'the output'}: {error.strerror or error}\n")
+        if os.environ.get("VISION_ZOO_DEBUG") == "1":
+            raise
+        with contextlib.suppress(OSError):  # no file: whoever runs us has put something else in its place
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python writes again as it ends
+        sys.stderr.write(f"vision_zoo: {error}\n")
         return 1
     return code
 

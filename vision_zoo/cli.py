@@ -116,10 +116,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, (ArgumentError, MisconfigurationException)):
         return tidy(str(error)), 2
     if isinstance(error, ValueError) and "does not match the world size" in str(error):
-        return (
-            f"the launcher started {os.environ.get('WORLD_SIZE', 'other')} processes in all: say so with "
-            "--trainer.devices, processes of one host, and --trainer.num_nodes"
-        ), 2
+        return _processes_to_count(), 2
     if is_out_of_memory(error):
         return (
             "there is not enough memory: set --data.batch_size or --data.image_size lower, or take a smaller network "
@@ -131,6 +128,13 @@ def explain(error: BaseException) -> tuple[str, int]:
         f"internal error, {type(error).__name__}: {error}\nThis is a bug in vision_zoo or in a class that the "
         "configuration names. VISION_ZOO_DEBUG=1 shows the traceback."
     ), 1
+
+
+def _processes_to_count() -> str:
+    return (
+        f"the launcher started {os.environ.get('WORLD_SIZE', 'other')} processes in all: say so with "
+        "--trainer.devices, processes of one host, and --trainer.num_nodes; on CPUs also --trainer.strategy ddp"
+    )
 
 
 def tidy(message: str) -> str:
@@ -276,8 +280,11 @@ class VisionZooCLI(LightningCLI):
         given: Config = {}
         for config in configs:
             given = merge(given, config)
-        self.trusted = (*words.values("trusted_packages"), *_listed(given.pop("trusted_packages", None)))
-        words.drop("trusted_packages")
+        named = [*words.values("trusted_packages"), *words.values("trusted_packages+")]
+        listed = [package for word in named for package in _listed(yaml.safe_load(word))]
+        self.trusted = tuple(map(str, [*listed, *_listed(given.pop("trusted_packages", None))]))
+        for key in ("trusted_packages", "trusted_packages+"):
+            words.drop(key)
 
         if (named := given.pop("ckpt_path", None)) is not None and not words.values("ckpt_path"):
             words.rest += ["--ckpt_path", str(named)]
@@ -315,7 +322,7 @@ class VisionZooCLI(LightningCLI):
         config = prepare_schedule(self._choose_classes(merged))
         if words.subcommand == "show":
             config.pop("model", None)
-        return config
+        return config | ({"trusted_packages": list(self.trusted)} if self.trusted else {})
 
     def _stored_config(self) -> Config:
         if self.checkpoint is None:
@@ -410,7 +417,7 @@ class VisionZooCLI(LightningCLI):
             ConfigError: if the seed is none that every random generator takes.
         """
         seed = self._get(self.config, "seed_everything")
-        if type(seed) is not int or not 0 <= seed < 2**32:
+        if type(seed) is int and not 0 <= seed < 2**32:
             raise ConfigError(f"--seed_everything must be a whole number from 0 to {2**32 - 1}, got {seed}")
         super()._set_seed()
 
@@ -518,9 +525,10 @@ class VisionZooCLI(LightningCLI):
             if options.get("accelerator") in ("mps", "gpu"):
                 raise ConfigError(
                     f"--trainer.accelerator {options['accelerator']}: Apple's GPUs have no float64, which sums of "
-                    "losses need; leave it out to train on the CPU"
+                    "losses need; say --trainer.accelerator cpu"
                 )
-            kwargs["accelerator"] = "cpu"
+            if options.get("accelerator") in (None, "auto"):
+                kwargs["accelerator"] = "cpu"
         kwargs["callbacks"] = [*_listed(options.get("callbacks")), *callbacks]
         try:
             trainer = cast(Trainer, super().instantiate_trainer(**kwargs))
@@ -529,6 +537,8 @@ class VisionZooCLI(LightningCLI):
         if str(options.get("precision")) in ("16", "16-mixed") and trainer.precision == "bf16-mixed":
             # Lightning changes it with a warning among many others.
             raise ConfigError(f"--trainer.precision {options['precision']}: a CPU cannot; say bf16-mixed or 32-true")
+        if "TORCHELASTIC_RUN_ID" in os.environ and trainer.world_size < int(os.environ["WORLD_SIZE"]):
+            raise ConfigError(_processes_to_count())  # each would train a network of its own
         watch_processes(trainer)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             skip_idle_hooks(callback)

@@ -117,7 +117,7 @@ class Trainer(pl.Trainer):
             self.say(f"nothing was left to train: {self._why_ended()}")
         epochs = self.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         metrics = self._of_training(run) if self.is_global_zero else {}
-        if self.is_global_zero and not run.best.exists():
+        if self.is_global_zero and (run.best_epoch is None or not run.best.exists()):  # nothing was validated
             link(run.last, run.best)
         evaluation: Evaluation | None = self.callback(Evaluation)
         if test_after_fit:

@@ -96,10 +96,10 @@ def test_mean_and_std_come_from_the_training_part_and_are_computed_once(pictures
     assert data.std[2] == 1.0  # one colour everywhere
     monkeypatch.setattr("vision_zoo.data.folder.statistics", lambda _: pytest.fail("computed again"))
     assert folder(pictures).mean == data.mean
-    os.utime(next(pictures.glob("cat/*")), ns=(1, 1))
+    for path in pictures.glob("cat/*"):  # changed
+        os.utime(path, ns=(1, 1))
     monkeypatch.setattr("vision_zoo.data.folder.statistics", lambda _: {"mean": [0.0], "std": [1.0]})
-    several = {folder(pictures, seed=seed).mean for seed in range(9)}
-    assert (0.0,) in several
+    assert folder(pictures).mean == (0.0,)
 
 
 def test_an_unwritable_cache_is_no_error(pictures, tmp_path, monkeypatch):

@@ -69,6 +69,7 @@ class Loader:
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continue the epoch of the state at the next batch; other epochs start at their first."""
+        self.check_state(state_dict)
         self._restored = dict(state_dict)
 
     def check_state(self, state_dict: dict[str, int]) -> None:

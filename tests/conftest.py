@@ -28,7 +28,7 @@ def no_network(monkeypatch, tmp_path):
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     monkeypatch.setattr("torch.hub.urlopen", refuse)  # a name of its own for it
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache" / "torch"))
 
 
 @pytest.fixture(autouse=True)

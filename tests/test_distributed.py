@@ -273,7 +273,7 @@ def test_a_signal_ends_an_evaluation(name, code, trained_run, here, monkeypatch)
     def on_test_batch_end(*_):
         signal.raise_signal(getattr(signal, name))
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
     monkeypatch.setattr(Evaluation, "on_test_batch_end", on_test_batch_end)
     try:
         assert main(["test", "--ckpt_path", str(trained_run), "--output", str(here / "out")]) == code

@@ -241,6 +241,7 @@ NAMES: list[tuple[str, Mutation, str]] = [
         model("optimizer", with_options("torch.optim.Adam", lr=HUB)),
         "names torch.hub.load among the options",
     ),
+    ("set of names in a list", trainer("plugins", "[!!set {evil_package.Net}]"), f"{ADMIT} evil_package"),
     ("set of names", trainer("plugins", "!!set {evil_package.Net}"), f"{ADMIT} evil_package"),
     (
         "class beside an impossible date",

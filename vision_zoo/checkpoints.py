@@ -266,7 +266,7 @@ def _walk(node: Any, where: str) -> Iterator[Value]:
         count += 1
         if depth > DEEPEST or count > MOST_NODES:
             raise CheckpointError(f"{where} was not written by vision_zoo: its data are nested without an end")
-        if key in CLASS_KEYS or not isinstance(value, (Mapping, list, tuple)):
+        if key in CLASS_KEYS or not isinstance(value, (Mapping, list, tuple, set)):
             yield Value(path, key, value)
         elif isinstance(value, Mapping):
             stack += [(f"{path}.{k}".lstrip("."), str(k), v, depth + 1) for k, v in value.items()]
@@ -339,7 +339,7 @@ def _check_text(value: str, path: str, admitted: Sequence[str], where: str) -> N
         if isinstance(read, str):
             texts += [read] if read != text else []
         elif isinstance(read, (Mapping, list, set)):
-            for _, key, inner in _walk(list(read) if isinstance(read, set) else read, where):
+            for _, key, inner in _walk(read, where):
                 if key in CLASS_KEYS:
                     raise CheckpointError(f"{where} has options written as a text, {text[:80]!r}, as {path}")
                 texts += [inner] if isinstance(inner, str) else []

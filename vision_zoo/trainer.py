@@ -115,7 +115,7 @@ class Trainer(pl.Trainer):
         if not run.trained:
             model.lay_out(channels_last=False)  # which the end of training does otherwise
             self.say(f"nothing was left to train: {self._why_ended()}")
-        epochs = self.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+        epochs = self._epochs_done()
         metrics = self._of_training(run) if self.is_global_zero else {}
         if self.is_global_zero and (run.best_epoch is None or not run.best.exists()):  # nothing was validated
             link(run.last, run.best)
@@ -130,13 +130,17 @@ class Trainer(pl.Trainer):
         if self.is_global_zero:
             self._finish(model, run, epochs, metrics)
 
+    def _epochs_done(self) -> int:
+        """Epochs that were trained; unlike `current_epoch`, right also where nothing was left to train."""
+        return int(self.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]  # of a subclass there
+
     def _why_ended(self) -> str:
         """What keeps a run from going on, and the way out."""
         if self.early_stopping_callback is not None and self.early_stopping_callback.stopping_reason.value:
             return "the run had stopped early; leave EarlyStopping out with --trainer.callbacks null to go on"
         if self.max_steps != -1 and self.global_step >= self.max_steps:
             return "raise --trainer.max_steps to go on"
-        if self.max_epochs == -1 or self.fit_loop.epoch_progress.current.processed < (self.max_epochs or 0):  # type: ignore[attr-defined]
+        if self.max_epochs == -1 or self._epochs_done() < (self.max_epochs or 0):
             return "its time was up; raise --trainer.max_time to go on"
         return "raise --trainer.max_epochs to go on"
 
@@ -152,8 +156,9 @@ class Trainer(pl.Trainer):
 
     def _check_averaging(self, model: Classifier) -> None:
         """Refuse averaged weights that no checkpoint would hold: Lightning takes them over after the last epoch."""
-        swa = any(isinstance(c, StochasticWeightAveraging) for c in self.callbacks)  # type: ignore[attr-defined]
-        if swa and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.backbone.modules()):
+        if self.callback(StochasticWeightAveraging) is not None and not any(
+            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.backbone.modules()
+        ):
             raise ConfigError(
                 f"--trainer.callbacks StochasticWeightAveraging: {model.network_name} has no batch normalisation, and "
                 "the averaged weights of such networks would be in no checkpoint: take EMAWeightAveraging"

@@ -189,7 +189,7 @@ class Run(Checkpoint):
             if isinstance(callback, ModelCheckpoint) and Path(callback.dirpath or shared) == shared:
                 callback.dirpath = str(self.path / "checkpoints")
         # Lightning takes every run with max_steps for one that stopped within an epoch, and would end that epoch again.
-        trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+        trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]  # no option for it
         if self.events and not trainer.loggers:
             events = EventFiles(self.path, name="", version="", flush_secs=EVENTS_FLUSHED_SECONDS)
             _ = events.experiment  # opens the file now: the first steps need not wait for TensorBoard

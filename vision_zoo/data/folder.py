@@ -164,7 +164,7 @@ class ImageFolder(ImageDataModule):
             own = [f"{path.parent.name}/{path.name}" for path in paths]
             stays, cut = stratified_split(labels, part, self.seed, f"--data.{split}_split", own)
             for to, chosen in (("train", stays), (split, cut)):
-                found[to] = [paths[index] for index in chosen.tolist()], labels[chosen]  # type: ignore[index]
+                found[to] = [paths[index] for index in chosen.tolist()], labels[chosen]  # type: ignore[index]  # a Split
         return names, found
 
 

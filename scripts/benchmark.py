@@ -311,7 +311,10 @@ def batches(bench: Bench) -> None:
 
 
 def step_cost(bench: Bench) -> None:
-    """Cost of a step: fit with everything on, Lightning's loop with nothing on, and a bare loop."""
+    """Cost of a step: fit with everything on, Lightning's loop with nothing on, and a bare loop.
+
+    All three run in this process, so the other two also keep the memory that a step frees, which fit sets up first.
+    """
     for name in bench.systems:
         system = SYSTEMS[name]
         slow = name in ("cnn", "alexnet", "resnet18")

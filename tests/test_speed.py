@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import platform
+import resource
 import sys
 from pathlib import Path
 
@@ -247,6 +249,25 @@ def test_hooks_that_somebody_wrote_are_called_and_idle_ones_are_not():
     speed.skip_idle_hooks(model)
     assert callable(model.on_train_batch_end)
     assert model.on_train_batch_start is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how other C libraries keep memory is theirs to say")
+def test_a_step_computes_in_the_memory_that_the_one_before_it_freed(here):
+    assert main(["fit", *SHORT[1:], "--test_after_fit", "false"]) == 0
+
+    def pages_cleared_for_256_mb() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**26)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    pages_cleared_for_256_mb()
+    assert pages_cleared_for_256_mb() < 1000  # of 65,536; less where the kernel's pages are huge
+
+
+def test_what_the_environment_says_about_memory_is_left_alone(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    monkeypatch.setattr(speed.ctypes, "CDLL", lambda name: pytest.fail("asks the C library for something else"))
+    speed.keep_freed_memory()
 
 
 @pytest.fixture(scope="module")

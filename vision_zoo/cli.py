@@ -24,7 +24,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vision_zoo.callbacks import AtomicCheckpointIO, Console, Evaluation, Run, Speed
 from vision_zoo.callbacks.processes import leaves_the_word, lost_process, watch_processes
-from vision_zoo.callbacks.speed import NoProfiler, skip_idle_hooks
+from vision_zoo.callbacks.speed import NoProfiler, keep_freed_memory, skip_idle_hooks
 from vision_zoo.checkpoints import import_path
 from vision_zoo.classifier import Classifier, is_out_of_memory, without_downloads
 from vision_zoo.configuration import (
@@ -77,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
         The exit code: 0 success, 1 failure, 2 wrong usage or input, 128 + n stopped by signal n.
     """
     _quiet()
+    keep_freed_memory()
     try:
         VisionZooCLI(list(argv))
     except BrokenPipeError:  # whoever read our output has had enough

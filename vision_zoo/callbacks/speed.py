@@ -207,9 +207,10 @@ def skip_idle_hooks(target: Callback | LightningModule) -> None:
 def keep_freed_memory() -> None:
     """Let this process keep the memory that a step frees for the next one.
 
-    glibc gives large blocks back to the kernel, and each step then waits for it to clear new pages, a sixth of the time
-    of a small convolutional network. Other C libraries stay as they are, and so does a process whose environment says
-    something about it (MALLOC_TRIM_THRESHOLD_, https://man7.org/linux/man-pages/man3/mallopt.3.html).
+    glibc gives large blocks back to the kernel, and each step of a convolutional network then waits for it to clear new
+    pages. Other C libraries stay as they are, and so does a process whose environment says something about it
+    (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES;
+    https://man7.org/linux/man-pages/man3/mallopt.3.html).
     """
     if not os.environ.keys().isdisjoint(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
         return

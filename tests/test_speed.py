@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor, nn
 
 from vision_zoo.__main__ import main
@@ -207,6 +208,18 @@ def test_a_run_of_before_the_choices_goes_on_as_it_was(fast_machine, here):
     torch.save(checkpoint, last)
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2", "--test_after_fit", "false"]) == 0
     assert results(here)["speed"] == {"precision": "32-true", "channels_last": False, "fused": False}
+
+
+def test_the_configuration_of_a_run_says_how_it_was_computed(fast_machine, here):
+    words = [*LENET, "--test_after_fit", "false", "--trainer.max_epochs", "1"]
+    assert main([*words, "--channels_last", "false", "--deterministic", "false"]) == 0
+    run = here / "runs" / "default" / "version_0"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["channels_last"], config["deterministic"]) == (False, False)
+    assert main(["fit", "--config", str(run / "config.yaml"), "--test_after_fit", "false"]) == 0
+    again = json.loads((here / "runs" / "config" / "version_0" / "results.json").read_text())
+    assert again["speed"]["channels_last"] is False
+    assert again["metrics"] == results(here)["metrics"]
 
 
 @pytest.mark.parametrize("weight_layout", [torch.channels_last, torch.contiguous_format])

@@ -51,6 +51,9 @@ from vision_zoo.trainer import Trainer
 
 VERBS = ("fit", "validate", "test", "predict", "export", "summary", "show", "report")
 
+# What config.yaml and checkpoints keep: all that decides what a run computes.
+KEPT = ("seed_everything", "model", "data", "trainer", "deterministic", "channels_last")
+
 # Options of the trainer that decide how many steps a run has.
 LENGTHS = ("max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches", "overfit_batches")
 
@@ -482,7 +485,7 @@ class VisionZooCLI(LightningCLI):
         """The whole configuration as plain data, as config.yaml and checkpoints keep it."""
         dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
         config = dumped[self.words.subcommand]
-        return {key: config[key] for key in ("seed_everything", "model", "data", "trainer") if key in config}
+        return {key: config[key] for key in KEPT if key in config}
 
     def run_config(self, folder: Path | None) -> Config:
         """The same for a run: one that goes on keeps the weights that it began with in its configuration."""

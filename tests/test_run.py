@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import Timer
 from PIL import Image
 
 from tests import tiny
@@ -365,6 +366,56 @@ def test_a_run_that_ends_by_its_steps_goes_on_exactly_after_a_crash(step, tmp_pa
     undisturbed, crashed = (tmp_path / name / "runs/default/version_0" for name in ("undisturbed", "crashed"))
     assert (crashed / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
     assert same(state(crashed / "checkpoints/last.ckpt"), state(undisturbed / "checkpoints/last.ckpt"))
+
+
+def time_is_up_after(monkeypatch, batches: int) -> None:
+    """Let --trainer.max_time run out after so many batches."""
+    monkeypatch.setattr(Timer, "time_elapsed", lambda *_: 0.0)
+    original = Timer.on_train_batch_end
+
+    def on_train_batch_end(self, trainer, *rest):
+        if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == batches:
+            monkeypatch.setattr(Timer, "time_elapsed", lambda *_: 3601.0)
+        original(self, trainer, *rest)
+
+    monkeypatch.setattr(Timer, "on_train_batch_end", on_train_batch_end)
+
+
+@pytest.mark.parametrize("step", [15, 18, 24], ids=["within_an_epoch", "before_a_validation", "at_an_epochs_end"])
+def test_a_run_whose_time_was_up_goes_on_exactly(step, undisturbed, tmp_path, monkeypatch, capsys):
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    run = tmp_path / "runs" / "default" / "version_0"
+    with monkeypatch.context() as patch:
+        time_is_up_after(patch, step)
+        assert main([*STATEFUL, *root, "--trainer.max_time", "00:01:00:00"]) == 0
+        assert "trained 2 epochs in" in capsys.readouterr().out
+        assert main(["fit", "--ckpt_path", str(run)]) == 0
+        assert "nothing was left to train: its time was up; raise --trainer.max_time" in capsys.readouterr().out
+        assert json.loads((run / "results.json").read_text())["epochs"] == 2
+    assert main(["fit", "--ckpt_path", str(run), "--trainer.max_time", "00:02:00:00"]) == 0
+    # Where its time was up, the run was validated once more.
+    stopped = [row for row in rows(run) if row["step"] != "15"]
+    assert stopped == [row for row in rows(undisturbed) if row["step"] != "15"]
+    once, twice = (state(path / "checkpoints" / "last.ckpt") for path in (undisturbed, run))
+    for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        assert same(once[name], twice[name]), name
+    assert same(once["callbacks"]["Run"]["rng"], twice["callbacks"]["Run"]["rng"])
+
+
+def test_a_run_whose_time_is_up_between_steps_ends_after_the_step(tmp_path, monkeypatch):
+    words = [*STATEFUL, "--trainer.accumulate_grad_batches", "4", "--trainer.val_check_interval", "null"]
+    for name in ("undisturbed", "stopped"):
+        root = ["--trainer.default_root_dir", str(tmp_path / name), "--trainer.max_time", "00:01:00:00"]
+        with monkeypatch.context() as patch:
+            time_is_up_after(patch, 14 if name == "stopped" else -1)
+            assert main([*words, *root]) == 0
+    run = tmp_path / "stopped/runs/default/version_0"
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+    assert main(["fit", "--ckpt_path", str(run), "--trainer.max_time", "00:02:00:00"]) == 0
+    undisturbed = tmp_path / "undisturbed/runs/default/version_0"
+    once, twice = (state(path / "checkpoints" / "last.ckpt") for path in (undisturbed, run))
+    assert same(once["state_dict"], twice["state_dict"])
+    assert same(once["optimizer_states"], twice["optimizer_states"])
 
 
 def fall_over(*_):

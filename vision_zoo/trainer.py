@@ -115,7 +115,8 @@ class Trainer(pl.Trainer):
         if not run.trained:
             model.lay_out(channels_last=False)  # which the end of training does otherwise
             self.say(f"nothing was left to train: {self._why_ended()}")
-        epochs = self._epochs_done()
+        # Those that were begun; unlike `current_epoch`, right also where nothing was left to train.
+        epochs = int(self.fit_loop.epoch_progress.current.started)  # type: ignore[attr-defined]  # of a subclass there
         metrics = self._of_training(run) if self.is_global_zero else {}
         if self.is_global_zero and (run.best_epoch is None or not run.best.exists()):  # nothing was validated
             link(run.last, run.best)
@@ -130,17 +131,14 @@ class Trainer(pl.Trainer):
         if self.is_global_zero:
             self._finish(model, run, epochs, metrics)
 
-    def _epochs_done(self) -> int:
-        """Epochs that were trained; unlike `current_epoch`, right also where nothing was left to train."""
-        return int(self.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]  # of a subclass there
-
     def _why_ended(self) -> str:
         """What keeps a run from going on, and the way out."""
         if self.early_stopping_callback is not None and self.early_stopping_callback.stopping_reason.value:
             return "the run had stopped early; leave EarlyStopping out with --trainer.callbacks null to go on"
         if self.max_steps != -1 and self.global_step >= self.max_steps:
             return "raise --trainer.max_steps to go on"
-        if self.max_epochs == -1 or self._epochs_done() < (self.max_epochs or 0):
+        done = self.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+        if self.max_epochs == -1 or done < (self.max_epochs or 0):
             return "its time was up; raise --trainer.max_time to go on"
         return "raise --trainer.max_epochs to go on"
 

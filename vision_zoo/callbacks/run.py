@@ -147,7 +147,7 @@ class Run(Checkpoint):
         self._signalled = 0.0
         self._speaks = True
         self._old_handlers: dict[int, Any] = {}
-        self._validated = False
+        self._validated = self._ended_within = self._ends_after_step = False
         self._clock = self._train_clock = self._last_save = 0.0
 
     # ------------------------------------------------------------------------------------------------------- paths
@@ -352,14 +352,33 @@ class Run(Checkpoint):
             self._write_row(trainer, STEP_METRICS)
         wants = self._signal or (-1 if time.monotonic() - self._last_save >= 60 * self.save_every_minutes else 0)
         wants = _most_urgent(wants, trainer)
-        if wants and not accumulating and not self._validation_follows(trainer, batch_idx):
+        if accumulating:  # a run that ends here would lose gradients: it ends after the step
+            self._ends_after_step |= trainer.should_stop
+            trainer.should_stop = False
+            return
+        trainer.should_stop |= self._ends_after_step
+        self._ends_after_step = False
+        if self._validation_follows(trainer, batch_idx):
+            return
+        if self._ends_within_epoch(trainer) or wants:
             self._save(trainer, self.last)
             self._stop(wants)
 
+    def _ends_within_epoch(self, trainer: Trainer) -> bool:
+        # By its time or steps. Lightning then ends the epoch as if it were done, and a continued run would leave the
+        # rest of it out: so the state is saved before.
+        loop = trainer.fit_loop
+        self._ended_within = (
+            trainer.should_stop and loop._can_stop_early and not loop.epoch_loop._num_ready_batches_reached()
+        )
+        return self._ended_within
+
     def _validation_follows(self, trainer: Trainer, batch_idx: int) -> bool:
         # Lightning resumes from a save between a batch and its validation without that validation.
-        if batch_idx + 1 >= trainer.num_training_batches or trainer.should_stop:
+        if batch_idx + 1 >= trainer.num_training_batches:
             return True
+        if trainer.should_stop and trainer.fit_loop._can_stop_early:
+            return trainer.fit_loop.epoch_loop._should_check_val_epoch()
         interval = trainer.val_check_batch
         if interval is None or interval == float("inf"):
             return False
@@ -394,6 +413,8 @@ class Run(Checkpoint):
             if self._improved(trainer):
                 self._save(trainer, self.best)
             self._validated = False
+            if self._ends_within_epoch(trainer):
+                self._save(trainer, self.last)
             if isinstance(trainer.progress_bar_callback, Console):
                 trainer.progress_bar_callback.validation_line(trainer, self.best_score)
 
@@ -412,6 +433,9 @@ class Run(Checkpoint):
         self._validated = False
         if isinstance(trainer.progress_bar_callback, Console):
             trainer.progress_bar_callback.epoch_line(trainer, self.best_score)
+        if self._ended_within:  # and is saved
+            self._stop(_most_urgent(self._signal, trainer))
+            return
         # The best first: what dies between the two does this epoch again.
         self._save(trainer, self.best if improved else self.last)
         if improved and trainer.is_global_zero:

@@ -56,6 +56,11 @@ def test_one_set_is_cut_into_three_disjoint_parts(tmp_path, ready):
     assert sorted(sum(found[1:], found[0])) == list(range(60))
 
 
+def test_names_of_classes_may_be_stored_as_bytes(tmp_path):
+    path = save(tmp_path / "a.npz", images=IMAGES, labels=LABELS, class_names=np.array([b"cat", "Bär".encode()]))
+    assert ArrayFile(path, test_split=2, val_split=2).class_names == ("cat", "Bär")
+
+
 def test_facts_are_those_of_the_training_part_and_kept(tmp_path, monkeypatch):
     path = save(tmp_path / "a.npz", **dict(zip(("x_train", "y_train", "x_test", "y_test"), parts(), strict=True)))
     data = ArrayFile(path, val_split=0)
@@ -99,6 +104,11 @@ LABELS = np.arange(8) % 2
             r"labels in .* is int64 of shape \(8, 3\), but one whole number",
         ),
         ({"images": IMAGES, "labels": LABELS / 2}, "is float64 of shape"),
+        ({"images": IMAGES, "labels": np.int64(3)}, r"labels in .* is int64 of shape \(\), but"),
+        (
+            {"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES[..., None].repeat(3, 3), "y_test": LABELS},
+            r"x_test in .*a\.npz has 3 channel\(s\), but the training images have 1",
+        ),
         ({"images": IMAGES, "labels": LABELS[:5]}, "has 8 images and 5 labels"),
         ({"images": IMAGES, "labels": LABELS - 1}, "the labels 0 or more"),
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, "has 0 images"),
@@ -118,7 +128,7 @@ def test_other_contents_are_refused_with_the_way_out(tmp_path, arrays, message):
 
 def test_labels_beyond_the_classes_of_training_are_refused(tmp_path):
     path = save(tmp_path / "a.npz", x_train=IMAGES, y_train=LABELS, x_test=IMAGES, y_test=LABELS + 1)
-    with pytest.raises(DataError, match=r"test labels from 1 to 2 in .*, but the 2 classes have 0 to 1"):
+    with pytest.raises(DataError, match=r"test labels from 1 to 2 in .*a\.npz, but the 2 classes have 0 to 1"):
         ArrayFile(path, val_split=2).setup("test")
 
 

@@ -49,13 +49,24 @@ def test_pictures_that_are_added_or_taken_away_bring_none_of_the_training_into_t
 
     tiny.write_image_folder(pictures, count=40)
     before = parts()
-    tiny.write_image_folder(pictures, ("cat",), count=45)
-    more = parts()
-    assert sum(map(len, more.values())) >= sum(map(len, before.values()))
-    assert not before["train"] & more["test"]
+    for count in (45, 200):
+        tiny.write_image_folder(pictures, ("cat",), count=count)
+        more = parts()
+        assert all(len(more[split]) >= len(before[split]) for split in more)
+        assert not before["train"] & (more["test"] | more["val"])
+        assert not before["val"] & more["test"]
     for path in sorted(pictures.glob("dog/*"))[:3]:
         path.unlink()
-    assert len(before["train"] & parts()["test"]) <= 1  # the test is filled up from its neighbours
+    assert not before["train"] & parts()["test"]
+
+
+def test_a_fraction_cuts_about_as_much_from_many_pictures(pictures):
+    tiny.write_image_folder(pictures, count=300)
+    parts = folder(pictures, val_split=0.1, test_split=0.2)._scan[1]
+    sizes = {split: len(paths) for split, (paths, _) in parts.items()}
+    assert sum(sizes.values()) == 600
+    assert sizes["test"] == pytest.approx(120, abs=30)
+    assert sizes["val"] == pytest.approx(48, abs=20)
 
 
 def test_pictures_of_kinds_that_cannot_be_read_are_counted(pictures):
@@ -380,6 +391,20 @@ def test_other_proportions_are_cropped_squashed_or_padded(tmp_path, resize, left
     assert decoded[0, 8, 0] == left
     assert decoded[0, 8, 8] == middle
     assert decoded[0, 0, 0] == (255 if resize == "squash" else 0)
+
+
+@pytest.mark.parametrize("size", [(3000, 20), (20, 3000)])
+def test_of_a_very_long_picture_one_line_of_pixels_stays(tmp_path, size):
+    path = save(tmp_path / "long.png", Image.new("L", size, 200))
+    assert decode_image(path, (1, 28, 28), "pad").unique(return_counts=True)[1].tolist() == [27 * 28, 28]
+
+
+def test_padding_is_that_of_pil(tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 67, 3), np.uint8))
+    path = save(tmp_path / "a.png", picture)
+    for size in ((28, 28), (50, 31), (90, 90)):
+        expected = np.asarray(ImageOps.pad(picture, size, Image.Resampling.BILINEAR, color=0))
+        assert np.array_equal(decode_image(path, (3, *size[::-1]), "pad").permute(1, 2, 0).numpy(), expected)
 
 
 def test_shapes_that_are_not_square_are_possible(tmp_path):

@@ -127,7 +127,11 @@ class ArrayFile(ImageDataModule):
         images, labels = self.load("train")
         height, width = (self.image_size or size for size in images.shape[2:])
         self.image_shape = (images.shape[1], height, width)
-        names = [str(name) for name in self._array("class_names").reshape(-1)] if "class_names" in self._names else []
+        for split in ("val", "test"):
+            if keys := self._keys(split):
+                self._check_channels(keys[0])
+        names = self._array("class_names").reshape(-1).tolist() if "class_names" in self._names else []
+        names = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names]
         self.class_names = tuple(names or [str(label) for label in range(int(labels.max()) + 1)])
         shown = statistics(self.split_images("train").images)
         return {"class_names": self.class_names, "image_shape": self.image_shape, **shown}
@@ -154,6 +158,19 @@ class ArrayFile(ImageDataModule):
             with np.load(self.path, allow_pickle=False) as content:
                 return content[key]
 
+    def _check_channels(self, key: str) -> None:
+        """Refuse images of another split that differ in kind, before any work; the head of the array tells."""
+        with self._reading(self.path, _BROKEN):
+            shape = _check_size(self.path, f"{key}.npy")
+        if len(shape) not in (3, 4):
+            return  # which reading them refuses
+        channels = 1 if len(shape) == 3 else shape[3] if shape[3] in (1, 3) else shape[1]
+        if channels != self.image_shape[0]:
+            raise DataError(
+                f"ArrayFile: {key} in {self.path} has {channels} channel(s), but the training images have "
+                f"{self.image_shape[0]}. Save both as gray or both as RGB"
+            )
+
     def _pair(self, images_key: str, labels_key: str) -> LabelledImages:
         images, labels = self._array(images_key), self._array(labels_key)
         if images.dtype != np.uint8:
@@ -169,7 +186,7 @@ class ArrayFile(ImageDataModule):
                 f"ArrayFile: {images_key} in {self.path} has the shape {images.shape}, but (N, H, W), (N, H, W, C) or "
                 "(N, C, H, W) with 1 or 3 channels is needed"
             )
-        if labels.dtype.kind not in "iu" or labels.size != len(labels):
+        if labels.dtype.kind not in "iu" or labels.ndim == 0 or labels.size != len(labels):
             raise DataError(
                 f"ArrayFile: {labels_key} in {self.path} is {labels.dtype} of shape {labels.shape}, but one whole "
                 "number for each image is needed"
@@ -183,8 +200,11 @@ class ArrayFile(ImageDataModule):
         return LabelledImages(torch.from_numpy(np.ascontiguousarray(images)), flat)
 
 
-def _check_size(path: Path, name: str) -> None:
+def _check_size(path: Path, name: str) -> tuple[int, ...]:
     """Refuse an array that is larger than the memory, before it is unpacked.
+
+    Returns:
+        The shape that the array announces.
 
     Raises:
         ValueError: if the entry unpacks to far more than it is, or announces more than it holds.
@@ -198,3 +218,4 @@ def _check_size(path: Path, name: str) -> None:
         shape, _, kind = read_header(file)
         if not kind.hasobject and math.prod(shape) * kind.itemsize > entry.file_size:
             raise ValueError(f"{name} announces the shape {shape}, but holds {entry.file_size:,} bytes")
+        return tuple(shape)

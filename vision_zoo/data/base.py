@@ -301,11 +301,16 @@ class ImageDataModule(LightningDataModule):
         return self._checked(images, labels, split)
 
     def _checked(self, images: Tensor, labels: Tensor, split: Split) -> LabelledImages:
-        name, where = type(self).__name__, self.root / self.folder
+        name, where = type(self).__name__, self.hparams.get("path") or self.root / self.folder
         if len(images) != len(labels):
             raise DataError(f"{name}: {len(images)} {split} images but {len(labels)} labels in {where}. {self.way_out}")
         if not len(images):
             raise DataError(f"{name}: no {split} images in {where}. {self.way_out}")
+        if images.shape[1] != self.image_shape[0]:
+            raise DataError(
+                f"{name}: the {split} images in {where} have {images.shape[1]} channel(s), where {self.image_shape[0]} "
+                f"are needed. {self.way_out}"
+            )
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self.num_classes:
             raise DataError(

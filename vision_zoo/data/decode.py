@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -42,7 +42,11 @@ _TURNS: dict[Any, Image.Transpose] = {
 
 def picture_extensions() -> frozenset[str]:
     """Endings of the files that PIL can read, in lower case, with their dot."""
-    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN)
+    endings = Image.registered_extensions()  # loads PIL's formats
+    # For some formats, such as .h5 and .mpg, PIL knows what they are and no more.
+    stub = ImageFile.StubImageFile
+    stubs = {name for name, (kind, _) in Image.OPEN.items() if isinstance(kind, type) and issubclass(kind, stub)}
+    return frozenset(ending for ending, name in endings.items() if name in Image.OPEN.keys() - stubs - {"MPEG"})
 
 
 def unreadable_extensions() -> frozenset[str]:
@@ -140,11 +144,22 @@ def _decode(path: str | Path, image_shape: ImageShape, resize: Resize) -> Tensor
     if resize == "squash":
         picture = picture.resize(size, bilinear)
     elif resize == "pad":
-        picture = ImageOps.pad(picture, size, bilinear, color=0)
+        picture = _padded(picture, size)
     else:
         picture = ImageOps.fit(picture, size, bilinear)
     pixels = torch.from_numpy(np.array(picture, dtype=np.uint8))  # (H, W) or (H, W, 3)
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def _padded(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """As ImageOps.pad, but of a side that would be less than a pixel, one pixel stays."""
+    scale = min(size[0] / picture.width, size[1] / picture.height)
+    inner = picture.resize(
+        (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BILINEAR
+    )
+    padded = Image.new(picture.mode, size)
+    padded.paste(inner, (round((size[0] - inner.width) / 2), round((size[1] - inner.height) / 2)))
+    return padded
 
 
 def _upright(picture: Image.Image) -> Image.Image:

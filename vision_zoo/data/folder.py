@@ -131,8 +131,9 @@ class ImageFolder(ImageDataModule):
         """Class names, and the pictures of each split; no "val" where there is none.
 
         What is cut hangs on the names of the files: pictures that are added later must not deal all of them anew, for
-        a test would then score pictures of the training. Validation is cut in the same order, next to the test, so that
-        what moves into the test comes from it; where none is cut, a growing test takes from the training.
+        a test would then score pictures of the training. A fraction is a range of the names' order, validation next to
+        the test, so that no picture of the training is ever held out later; a count takes more or fewer of a class as
+        the classes grow.
         """
         if not self.root.is_dir():
             raise DatasetNotFoundError(
@@ -157,12 +158,14 @@ class ImageFolder(ImageDataModule):
                         f"only one of them has {', '.join(sorted(set(names) ^ set(others)))}"
                     )
         parts: dict[Split, int | float] = {"test": self.test_split, "val": self.val_split}
+        below: float | None = 0.0
         for split, part in parts.items():
             if split in found or (split == "val" and not part):
                 continue
             paths, labels = found["train"]
             own = [f"{path.parent.name}/{path.name}" for path in paths]
-            stays, cut = stratified_split(labels, part, self.seed, f"--data.{split}_split", own)
+            below = below + part * (1 - below) if below is not None and part < 1 else None
+            stays, cut = stratified_split(labels, part, self.seed, f"--data.{split}_split", own, below)
             for to, chosen in (("train", stays), (split, cut)):
                 found[to] = [paths[index] for index in chosen.tolist()], labels[chosen]  # type: ignore[index]  # a Split
         return names, found

@@ -19,7 +19,12 @@ def check_part(part: int | float, option: str) -> None:
 
 
 def stratified_split(
-    labels: Tensor, part: int | float, seed: int, option: str, names: Sequence[str] | None = None
+    labels: Tensor,
+    part: int | float,
+    seed: int,
+    option: str,
+    names: Sequence[str] | None = None,
+    below: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Indices of what stays and of what is cut off, int64, both in rising order.
 
@@ -28,8 +33,9 @@ def stratified_split(
         part: fraction below 1, or count of images; 0 cuts nothing.
         seed: decides which images of a class are cut.
         option: the option that `part` comes from, for the message.
-        names: of the N images, where images may come and go: whether one is cut then hangs on its own name, and on the
-            others only through their number.
+        names: of the N images, where images may come and go: the order of cutting hangs on each one's own name.
+        below: with names, cut those whose place in that order, in [0, 1), is below this, one of each class at least:
+            about as many as `part` says, and none that was left where images are added later.
 
     Raises:
         ConfigError: if a class would be missing from one of the two.
@@ -51,14 +57,16 @@ def stratified_split(
     generator = torch.Generator().manual_seed(seed)
     cut = []
     for label, quota in zip(classes.tolist(), _quotas(counts.tolist(), wanted), strict=True):
-        members = (labels == label).nonzero()[:, 0]
+        members, count = (labels == label).nonzero()[:, 0], quota
         if names is None:
             order = torch.randperm(len(members), generator=generator)
         else:
             texts = [f"{seed} {names[i]}".encode(errors="surrogateescape") for i in members.tolist()]
-            keys = [hashlib.sha256(text).digest() for text in texts]
-            order = torch.tensor(sorted(range(len(members)), key=keys.__getitem__))
-        cut.append(members[order[:quota]])
+            places = [int.from_bytes(hashlib.sha256(text).digest()) / 2**256 for text in texts]
+            order = torch.tensor(sorted(range(len(members)), key=places.__getitem__))
+            if below is not None:
+                count = min(max(sum(place < below for place in places), 1), len(members) - 1)
+        cut.append(members[order[:count]])
     held = torch.cat(cut).sort().values
     stays = torch.ones(len(labels), dtype=torch.bool)
     stays[held] = False

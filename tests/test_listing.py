@@ -116,6 +116,13 @@ def test_a_broken_file_is_named_and_the_others_are_listed(content, tmp_path, her
     assert f"{broken} is broken" in shown.err
 
 
+def test_a_packed_run_beside_the_others_is_none(here, capsys):
+    write_run(here, "good", 0, 0.8)
+    (here / "runs" / "good" / "version_0.zip").write_bytes(b"PK")
+    assert main(["list", "runs"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_run_that_was_stopped_is_listed_without_figures(here, capsys):
     (here / "runs" / "cnn_mnist" / "version_0").mkdir(parents=True)
     assert main(["list", "runs"]) == 0

@@ -161,6 +161,8 @@ def past_runs(root: Path) -> tuple[list[Row], list[str]]:
     """
     rows, broken = [], []
     for folder in root.glob("runs/*/version_*"):
+        if not folder.is_dir():  # somebody packed a run beside itself
+            continue
         results: Row = {}
         file = folder / "results.json"
         try:

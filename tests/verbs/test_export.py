@@ -248,6 +248,16 @@ def test_a_checkpoint_of_plain_python_is_exported_and_summarised(here, capsys):
     assert "5,142 parameters" in capsys.readouterr().out
 
 
+def test_the_data_may_be_in_a_folder_that_cannot_be_entered(monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(CIFAR10, "sample", refuse)
+    images, said = verb.sample_images(Classifier(SmallCNN, (3, 32, 32), DIGITS), CIFAR10())
+    assert said.startswith("16 embedded MNIST images brought to 3 x 32 x 32")
+    assert images.shape == (16, 3, 32, 32)
+
+
 def test_outputs_are_compared_on_the_most_real_images_there_are(tmp_path):
     colour = Classifier(SmallCNN, (3, 32, 32), DIGITS)
     images, said = verb.sample_images(colour, CIFAR10(root=str(tmp_path)))

@@ -193,6 +193,15 @@ def test_standard_output_holds_nothing_but_the_table(trained_run, here, digits, 
     assert not (here / "predictions.csv").exists()
 
 
+def test_a_pipe_that_is_named_gets_the_table(trained_run, here, digits):
+    save(here / "a.png", digits[0])
+    reading, writing = os.pipe()
+    assert run(trained_run, "--images", "a.png", "--output", f"/dev/fd/{writing}") == 0
+    os.close(writing)
+    with os.fdopen(reading) as file:
+        assert [row["path"] for row in csv.DictReader(file)] == ["a.png"]
+
+
 @pytest.mark.parametrize("words", [["--format", "json"], ["--output", "out/p.json"]])
 def test_json_says_the_same_as_the_table(trained_run, here, digits, words):
     for i in range(3):
@@ -276,8 +285,13 @@ def test_names_of_classes_and_pictures_may_be_any_bytes(here, capsys):
 def test_a_kind_of_picture_that_cannot_be_read_is_named(trained_run, here, digits, capsys):
     save(here / "in" / "a.png", digits[0])
     (here / "in" / "b.heic").write_bytes(b"x")
+    for other in ("clip.mpg", "features.h5"):
+        (here / "in" / other).write_bytes(b"x")
     assert run(trained_run, "--images", "in") == 0
-    assert "in/b.heic: " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "in/b.heic: " in error
+    assert "clip.mpg" not in error
+    assert "features.h5" not in error
 
 
 def test_a_stopped_run_leaves_the_old_table_and_no_temporary_file(trained_run, here, digits, monkeypatch):

@@ -342,3 +342,14 @@ def test_where_the_images_of_a_later_test_lay_is_said(here):
 def test_whose_figures_they_are_is_said_of_the_last_checkpoint(run):
     report("--ckpt_path", str(run / "checkpoints" / "last.ckpt"))
     assert "The validation and test figures are of best.ckpt, not of last.ckpt" in (run / "README.md").read_text()
+
+
+def test_a_page_of_the_last_checkpoint_claims_no_other_figures_for_the_best_one(here):
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--test_after_fit", "false"]) == 0
+    last = here / "runs/default/version_0/checkpoints/last.ckpt"
+    assert main(["test", "--ckpt_path", str(last)]) == 0
+    report("--ckpt_path", str(last))
+    page = Page((here / "runs/default/version_0/report.html").read_text())
+    assert "Measured on 1,000 test images" in page.text
+    assert "The validation figures are of best.ckpt, not of last.ckpt" in page.text
+    assert "the others are of best.ckpt" not in page.text

@@ -130,7 +130,7 @@ def sample_images(model: Classifier, datamodule: ImageDataModule | None) -> tupl
     count, shape = sum(BATCHES), model.image_shape
     if datamodule is not None:
         # Whatever is wrong with the data (not here, moved, changed) is no reason not to export.
-        with contextlib.suppress(InputError):
+        with contextlib.suppress(InputError, OSError):
             images = datamodule.sample("test", count).images
             if tuple(images.shape[1:]) == shape:
                 images = images[torch.arange(count) % len(images)]

@@ -371,10 +371,11 @@ def _open_output(output: str) -> Iterator[TextIO]:
         except OSError as error:
             raise TrainingError(f"standard output could not be written ({error.strerror or error})") from error
         return
-    path = Path(output).expanduser().resolve()
+    path = Path(output).expanduser()
     if path.is_dir():
         raise ConfigError(f"--output {output} is a folder: give the name of a file in it")
     special = path.exists() and not path.is_file()  # a pipe or a device must not be replaced
+    path = path if special else path.resolve()  # /dev/stdout resolves to a name that is no file
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

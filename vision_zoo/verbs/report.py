@@ -417,7 +417,8 @@ def html_page(facts: Facts) -> str:
             sections.append(f"<h2>{html.escape(title)}</h2>\n" + "\n".join(part for part in parts if part))
 
     header, rows = results_rows(facts)
-    when = "Training figures are of the last epoch, taken while the weights changed; the others are of best.ckpt."
+    when = "Training figures are of the last epoch, taken while the weights changed"
+    when += "; the others are of best.ckpt." if Path(facts.weights).name == "best.ckpt" else "."
     section(
         "Results",
         _table(header, rows) if rows else "",

@@ -104,7 +104,7 @@ class Classifier(LightningModule):
         # Metrics of training steps are computed for many steps at once: one update costs more than a small step.
         self._pending_losses: list[tuple[Tensor, int]] = []
         self._pending_outputs: list[tuple[Tensor, Tensor]] = []
-        self._validated = False  # within this epoch
+        self._val_loss: float | None = None  # the last of this epoch
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; Lightning notes the name of the running hook here some forty times a step."""
@@ -244,10 +244,11 @@ class Classifier(LightningModule):
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, ReduceLROnPlateau):
             # One metric for the whole run, and none that has been looked at before.
-            watches = "val/loss" if validates(self.trainer) else "train/loss"
-            if self._validated or watches == "train/loss":
-                scheduler.step(self.trainer.callback_metrics[watches])
-        self._validated = False
+            if not validates(self.trainer):
+                scheduler.step(self.trainer.callback_metrics["train/loss"])
+            elif self._val_loss is not None:
+                scheduler.step(self._val_loss)
+        self._val_loss = None
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step the schedule; one that watches a metric has stepped in ``on_train_epoch_end``, before the checkpoint."""
@@ -294,8 +295,10 @@ class Classifier(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and accuracy of the validation images."""
-        self._validated = True
-        self.log_dict(self.val_metrics.compute(), prog_bar=True)
+        values = self.val_metrics.compute()
+        if not self.trainer.sanity_checking:
+            self._val_loss = float(values["val/loss"])
+        self.log_dict(values, prog_bar=True)
         self.val_metrics.reset()
 
     def on_test_epoch_end(self) -> None:
@@ -320,9 +323,11 @@ class Classifier(LightningModule):
             batch_size: of the training images.
 
         Raises:
-            ConfigError: if the backbone fails on it or returns anything but logits of shape (1, K), or has batch
-                normalisation and is to learn from single images.
+            ConfigError: if there is but one class, or the backbone fails on the image or returns anything but logits of
+                shape (1, K), or has batch normalisation and is to learn from single images.
         """
+        if self.num_classes < 2:
+            raise ConfigError(f"two classes or more are needed, but the data has {self.num_classes}")
         if batch_size == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.backbone.modules()):
             raise ConfigError(
                 f"{self.network_name} has batch normalisation, which cannot learn from single images: "
@@ -436,7 +441,7 @@ class Classifier(LightningModule):
         pending = [(loss.cpu(), size) for loss, size in self._pending_losses]
         # Those of each process: sums of floating point numbers depend on their order.
         checkpoint["train_metrics"] = gather({"states": states, "pending_losses": pending})
-        checkpoint["validated_in_epoch"] = self._validated
+        checkpoint["val_loss_in_epoch"] = self._val_loss
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what ``on_save_checkpoint`` added, and refuse weights of another network by name."""
@@ -444,7 +449,7 @@ class Classifier(LightningModule):
         names = hparams.get("class_names")
         if names is not None and len(names) != self.num_classes:
             raise CheckpointError(f"the checkpoint knows {len(names)} classes, the data has {self.num_classes}")
-        self._validated = checkpoint.get("validated_in_epoch", False)
+        self._val_loss = checkpoint.get("val_loss_in_epoch")
         processes = checkpoint.get("train_metrics", [])
         if self.global_rank < len(processes):  # Run refuses to go on with another number
             own = processes[self.global_rank]

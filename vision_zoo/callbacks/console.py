@@ -117,7 +117,7 @@ class Console(ProgressBar):
             name = type(config.scheduler).__name__
             moves = f"every {config.interval}"
             if isinstance(config.scheduler, ReduceLROnPlateau):  # see Classifier.on_train_epoch_end
-                moves = "by val/loss, after each validation" if validates(trainer) else "by train/loss, every epoch"
+                moves = "by val/loss, at the end of an epoch" if validates(trainer) else "by train/loss, every epoch"
             facts.add_row("schedule", f"{name}, {moves}")
         smoothing = f", label smoothing {pl_module.label_smoothing}" if pl_module.label_smoothing else ""
         facts.add_row("loss", f"cross-entropy{smoothing}")

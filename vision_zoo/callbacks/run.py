@@ -352,17 +352,21 @@ class Run(Checkpoint):
             self._write_row(trainer, STEP_METRICS)
         wants = self._signal or (-1 if time.monotonic() - self._last_save >= 60 * self.save_every_minutes else 0)
         wants = _most_urgent(wants, trainer)
-        if accumulating:  # a run that ends here would lose gradients: it ends after the step
-            self._ends_after_step |= trainer.should_stop
-            trainer.should_stop = False
+        if accumulating:
+            self._end_after_step(trainer)
             return
         trainer.should_stop |= self._ends_after_step
         self._ends_after_step = False
-        if self._validation_follows(trainer, batch_idx):
+        if not (wants or trainer.should_stop) or self._validation_follows(trainer, batch_idx):
             return
         if self._ends_within_epoch(trainer) or wants:
             self._save(trainer, self.last)
             self._stop(wants)
+
+    def _end_after_step(self, trainer: Trainer) -> None:
+        # A run that ended between two steps would lose the gradients that it gathered.
+        self._ends_after_step |= trainer.should_stop
+        trainer.should_stop = False
 
     def _ends_within_epoch(self, trainer: Trainer) -> bool:
         # By its time or steps. Lightning then ends the epoch as if it were done, and a continued run would leave the
@@ -377,8 +381,10 @@ class Run(Checkpoint):
         # Lightning resumes from a save between a batch and its validation without that validation.
         if batch_idx + 1 >= trainer.num_training_batches:
             return True
+        if not validates(trainer) or not trainer.fit_loop.epoch_loop._should_check_val_epoch():
+            return False
         if trainer.should_stop and trainer.fit_loop._can_stop_early:
-            return trainer.fit_loop.epoch_loop._should_check_val_epoch()
+            return True
         interval = trainer.val_check_batch
         if interval is None or interval == float("inf"):
             return False
@@ -413,7 +419,9 @@ class Run(Checkpoint):
             if self._improved(trainer):
                 self._save(trainer, self.best)
             self._validated = False
-            if self._ends_within_epoch(trainer):
+            if not steps_after(trainer, trainer.fit_loop.epoch_loop.batch_idx):
+                self._end_after_step(trainer)
+            elif self._ends_within_epoch(trainer):
                 self._save(trainer, self.last)
             if isinstance(trainer.progress_bar_callback, Console):
                 trainer.progress_bar_callback.validation_line(trainer, self.best_score)

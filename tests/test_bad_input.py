@@ -573,6 +573,23 @@ OPTIONS = [
         (*FIT[:3], "--trainer.max_epochs", "many"),
         r"--trainer\.max_epochs: got 'many', expected a whole number",
     ),
+    Case(
+        "one class only",
+        ARRAYS,
+        r"two classes or more are needed, but the data has 1",
+        lambda here: np.savez(here / "a.npz", images=np.zeros((40, 28, 28), np.uint8), labels=np.zeros(40, int)),
+    ),
+    Case("no time at all", (*FIT, "--trainer.max_time", "00:00:00:00"), r"--trainer\.max_time is 0"),
+    Case(
+        "a callback for another kind of module",
+        (*FIT, "--trainer.callbacks", "LearningRateFinder"),
+        r"--trainer\.callbacks LearningRateFinder does not work here: try some values of --model\.optimizer\.lr",
+    ),
+    Case(
+        "a schedule of schedules",
+        (*FIT, "--model.scheduler", "SequentialLR"),
+        r"--model\.scheduler SequentialLR is made of schedules, which no option can name: write a class",
+    ),
     Case("epochs below minus one", (*FIT[:3], "--trainer.max_epochs", "-5"), r"max_epochs"),
     Case(
         "misspelt option",
@@ -772,7 +789,7 @@ CHECKPOINTS = [
     Case(
         "validation images that there are none of",
         ("validate", *CKPT, "--data.val_split", "0"),
-        r"--data\.val_split is 0\. Set it",
+        r"--data\.val_split is 0, so all of them were trained with",
     ),
     Case("predict without pictures", ("predict", *CKPT), r"predict needs pictures: --images"),
     Case("predict without a checkpoint", ("predict", "--images", "."), r"predict needs a trained network: --ckpt_path"),

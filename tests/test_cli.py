@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import warnings
+from numbers import Real
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import vision_zoo
+from tests import tiny
 from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import LeNet5
@@ -340,6 +342,77 @@ def test_the_readmes_recipe_trains_and_its_python_classifies(here, data_root, ca
 def test_what_the_command_line_changed_against_the_checkpoint_is_printed(trained_run, here, capsys):
     assert main(["test", "--ckpt_path", str(trained_run), "--data.batch_size", "7", "--output", "out"]) == 0
     assert "changed against the checkpoint: --data.batch_size: 64 -> 7" in capsys.readouterr().err
+
+
+def test_the_configuration_of_a_run_serves_other_commands(trained_run, here, capsys):
+    config = ["--config", str(trained_run / "config.yaml")]
+    assert main(["summary", *config]) == 0
+    assert main(["show", *config]) == 0
+    assert main(["test", "--ckpt_path", str(trained_run), *config, "--output", "out"]) == 0
+    assert main(["summary", *config, "--deterministic", "true"]) == 2
+    assert "there is no option --deterministic" in capsys.readouterr().err
+
+
+def test_another_mean_is_said_to_be_of_no_effect_on_a_trained_network(trained_run, here, capsys):
+    words = ["validate", "--ckpt_path", str(trained_run)]
+    assert main(words) == 0
+    before = capsys.readouterr().out
+    assert main([*words, "--data.mean", "[0.9]"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == before
+    assert "--data.mean: None -> [0.9], which the network does not heed: it keeps its own" in shown.err
+
+
+def test_cutting_the_parts_anew_is_said_to_mix_trained_and_scored_images(here, trained_run, capsys):
+    tiny.write_image_folder(here / "pictures", count=30)
+    words = ["--data", "ImageFolder", "--data.root", "pictures", "--data.image_size", "28", "--data.channels", "1"]
+    assert main([*QUICK, *words, "--trainer.max_epochs", "1", "--test_after_fit", "false"]) == 0
+    warning = "images that the network was trained with may be among those that are scored"
+    for verb, option, value in (("test", "test_split", "0.5"), ("test", "seed", "1"), ("validate", "val_split", "0.5")):
+        capsys.readouterr()
+        assert main([verb, "--ckpt_path", "best", f"--data.{option}", value]) == 0
+        assert f"--data.{option}: {warning}" in capsys.readouterr().err
+    assert main(["test", "--ckpt_path", "best", "--data.val_split", "0.5"]) == 0
+    assert main(["test", "--ckpt_path", str(trained_run), "--data.seed", "1", "--output", "out"]) == 0
+    assert warning not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        "{class_path: RandomRotation, init_args: {degrees: 10}}",
+        "{class_path: RandomApply, init_args: {transforms: [{class_path: torchvision.transforms.v2.RandomAffine, "
+        "init_args: {degrees: 7.5}}]}}",
+    ],
+)
+def test_an_augmentation_of_torchvision_is_the_same_in_a_later_run(transform, here):
+    words = [*QUICK, "--trainer.max_epochs", "1", "--test_after_fit", "false"]
+    assert main([*words, "--data.augmentation", f"[{transform}]"]) == 0
+    run = here / "runs" / "default" / "version_0"
+    assert main(["validate", "--ckpt_path", str(run)]) == 0
+    assert main(["fit", "--config", str(run / "config.yaml"), "--test_after_fit", "false"]) == 0
+    again = here / "runs" / "config" / "version_0"
+    assert config_of(again) == config_of(run)
+    assert (again / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
+
+
+class Unwritable(nn.Module):
+    """A transform with an option that no file can hold."""
+
+    def __init__(self, turn: Real = 1.0) -> None:
+        super().__init__()
+        self.turn = turn
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image
+
+
+def test_an_option_that_no_file_can_hold_is_refused_before_training(here, capsys):
+    assert (
+        main([*QUICK, "--data.augmentation", f"[{{class_path: {__name__}.Unwritable, init_args: {{turn: 2}}}}]"]) == 2
+    )
+    assert "turn" in capsys.readouterr().err
+    assert not (here / "runs").exists()
 
 
 def test_a_file_beats_the_checkpoint_and_the_command_line_the_file(trained_run, here, capsys):

@@ -9,17 +9,20 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from functools import partial
+from numbers import Number
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import yaml
 from jsonargparse import ArgumentError
+from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.accelerators import MPSAccelerator
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import BaseFinetuning, BatchSizeFinder, LearningRateFinder, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vision_zoo.callbacks import AtomicCheckpointIO, Console, Evaluation, Run, Speed
@@ -54,6 +57,9 @@ VERBS = ("fit", "validate", "test", "predict", "export", "summary", "show", "rep
 # What config.yaml and checkpoints keep: all that decides what a run computes.
 KEPT = ("seed_everything", "model", "data", "trainer", "deterministic", "channels_last")
 
+# Options of fit that no other command has.
+FIT_ALONE = inspect.signature(Trainer.fit).parameters.keys() - {"self", "model", "datamodule", "ckpt_path"}
+
 # Options of the trainer that decide how many steps a run has.
 LENGTHS = ("max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches", "overfit_batches")
 
@@ -63,11 +69,30 @@ DATA_NOT_NEEDED = ("export", "summary", "predict", "report")
 # Options with the weights that a network begins with.
 WEIGHTS = ("weights", "backbone.weights", "backbone.init_args.weights")
 
+# Lightning's callbacks that want another kind of module, and what does their work.
+UNFIT = {
+    LearningRateFinder: "try some values of --model.optimizer.lr with --trainer.max_epochs 1",
+    BatchSizeFinder: "try some values of --data.batch_size with --trainer.max_steps 10",
+    BaseFinetuning: "it would have to know the parts of every network. Train the whole one",
+}
+
 NO_CLASS = ("null", "None", "true", "false")  # words in a class's place; a logger may be any of them
 
 # Where the data lies and who reads it decides nothing: it may differ from the checkpoint's. Neither do the weights that
 # a run began with, once it has its own.
 FREE = ("data.root", "data.path", "data.num_workers", "model.weights", "model.backbone.weights")
+
+
+def _as_number(value: Any) -> int | float:
+    if type(value) not in (int, float):
+        raise ValueError(f"not a number: {value!r}")
+    return value  # type: ignore[no-any-return]
+
+
+# Types of options of torch, torchvision and Lightning that jsonargparse could read, but not write to config.yaml.
+register_type(Number, serializer=_as_number, deserializer=_as_number)
+register_type(torch.device)
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -284,6 +309,8 @@ class VisionZooCLI(LightningCLI):
         given: Config = {}
         for config in configs:
             given = merge(given, config)
+        if words.subcommand != "fit":  # which alone has them, and writes them into config.yaml
+            given = {name: value for name, value in given.items() if name not in FIT_ALONE}
         named = [*words.values("trusted_packages"), *words.values("trusted_packages+")]
         listed = [package for word in named for package in _listed(yaml.safe_load(word))]
         self.trusted = tuple(map(str, [*listed, *_listed(given.pop("trusted_packages", None))]))
@@ -452,17 +479,19 @@ class VisionZooCLI(LightningCLI):
             return
         stored, now = flat(self.checkpoint["vision_zoo"]["config"]), flat(self.plain_config())
         resuming = self.words.subcommand == "fit"
-        changes = []
+        changes: dict[str, str] = {}
         for name in sorted({n for n in (*stored, *now) if n.split(".")[0] in ("seed_everything", "model", "data")}):
             if name.replace("init_args.", "") in FREE:
                 continue
             if stored.get(name) != now.get(name):
                 shown = name.replace("init_args.", "").removesuffix(".class_path")
-                changes.append(f"--{shown}: {stored.get(name)} -> {now.get(name)}")
+                changes[shown] = f"--{shown}: {stored.get(name)} -> {now.get(name)}"
+                if shown in ("data.mean", "data.std"):
+                    changes[shown] += ", which the network does not heed: it keeps its own"
         if resuming and changes:
             raise ConfigError(
                 f"{self.checkpoint_path} continues a run, which fixes network, data and optimizer, but these differ: "
-                f"{'; '.join(changes)}. Leave the options out (and --config too), or start a new run without "
+                f"{'; '.join(changes.values())}. Leave the options out (and --config too), or start a new run without "
                 "--ckpt_path"
             )
         for name in LENGTHS if resuming and self._laid_out(stored) else ():
@@ -472,8 +501,17 @@ class VisionZooCLI(LightningCLI):
                     f"{stored.get(f'trainer.{name}')}, which cannot become {now.get(f'trainer.{name}')}: start a new "
                     "run without --ckpt_path"
                 )
-        for change in changes:
-            rank_zero_only(print)(f"changed against the checkpoint: {change}", file=sys.stderr)
+        say = rank_zero_only(partial(print, file=sys.stderr))
+        for change in changes.values():
+            say(f"changed against the checkpoint: {change}")
+        deciding: dict[str, tuple[str, ...]] = {}
+        if now.get("data.init_args.val_split") != 0:  # of none, nothing is scored
+            deciding["validate"] = ("val_split", "test_split", "seed")
+        if "data.init_args.test_split" in now:  # of data sets without it, the test part is what it is
+            deciding["test"] = ("test_split", "seed")
+        dealt = [f"--data.{name}" for name in deciding.get(self.words.subcommand, ()) if f"data.{name}" in changes]
+        if dealt and "data" not in changes:
+            say(f"{', '.join(dealt)}: images that the network was trained with may be among those that are scored")
 
     @staticmethod
     def _laid_out(config: Config) -> bool:
@@ -483,8 +521,10 @@ class VisionZooCLI(LightningCLI):
 
     def plain_config(self) -> Config:
         """The whole configuration as plain data, as config.yaml and checkpoints keep it."""
-        dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
-        config = dumped[self.words.subcommand]
+        dumped = self.parser.dump(self.config, skip_none=False, skip_validation=True)
+        if lost := re.search(r"(\w+): ['\"]?Unable to serialize instance (.*)", dumped):  # jsonargparse goes on
+            raise ConfigError(f"{lost[1]}: {lost[2]} is of a kind that config.yaml cannot hold. Give another, or none")
+        config = yaml.safe_load(dumped)[self.words.subcommand]
         return {key: config[key] for key in KEPT if key in config}
 
     def run_config(self, folder: Path | None) -> Config:
@@ -568,6 +608,9 @@ def _check_trainer_options(options: Mapping[str, Any]) -> None:
                 "metrics. Leave it out"
             )
     for callback in _listed(options.get("callbacks")):
+        for kind, reason in UNFIT.items():
+            if isinstance(callback, kind):
+                raise ConfigError(f"--trainer.callbacks {type(callback).__name__} does not work here: {reason}")
         if isinstance(callback, ProgressBar):
             raise ConfigError(
                 f"--trainer.callbacks {type(callback).__name__} does not work here: a run has a progress bar of its "

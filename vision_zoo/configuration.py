@@ -367,6 +367,11 @@ def prepare_schedule(config: Config) -> Config:
     spec = (config.get("model") or {}).get("scheduler")
     if isinstance(spec, Mapping) and "class_path" in spec:
         parameters = inspect.signature(import_path(spec["class_path"])).parameters
+        if spec["class_path"].startswith("torch.") and "schedulers" in parameters:
+            raise ConfigError(
+                f"--model.scheduler {spec['class_path'].rpartition('.')[2]} is made of schedules, which no option can "
+                "name: write a class that makes it from an optimizer, and give its name in this place"
+            )
         arguments = dict(spec.get("init_args") or {})
         if "T_max" in parameters and "T_max" not in arguments:
             arguments["T_max"] = 0

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, StochasticWeightAveraging, Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.markup import escape
 from rich.table import Table
@@ -149,6 +149,9 @@ class Trainer(pl.Trainer):
                 raise ConfigError(f"--trainer.{option} is 0, so that nothing would be trained: set it to at least 1")
         if self.log_every_n_steps == 0:  # type: ignore[attr-defined]  # which Lightning sets from outside
             raise ConfigError("--trainer.log_every_n_steps is 0: metrics are counted that often; set it to at least 1")
+        timer = self.callback(Timer)
+        if timer is not None and timer.time_remaining() == 0:
+            raise ConfigError("--trainer.max_time is 0, so that nothing would be trained: set it higher")
         if test_after_fit:
             self._check_part("test", "set it higher, or leave the test out with --test_after_fit false")
 
@@ -258,7 +261,8 @@ class Trainer(pl.Trainer):
             datamodule.setup("validate")
             if not datamodule.sizes.get("val"):
                 raise ConfigError(
-                    "there are no validation images: --data.val_split is 0. Set it, or use: vision_zoo test"
+                    "there are no validation images: --data.val_split is 0, so all of them were trained with. To score "
+                    "the test images: vision_zoo test"
                 )
         super().validate(model, datamodule=datamodule, verbose=False)
         self.say(results_table(numbers(self.callback_metrics)))

@@ -51,3 +51,15 @@ def test_a_part_without_some_class_is_refused_with_the_numbers(part):
 def test_what_is_neither_a_fraction_nor_a_count_is_refused(part):
     with pytest.raises(ConfigError, match="must be a fraction of at least 0 and below 1, or a whole number"):
         stratified_split(torch.arange(100) % 5, part, 0, "--data.val_split")
+
+
+@pytest.mark.parametrize("count", [3, 5, 11])
+def test_no_class_of_three_named_images_is_refused_by_chance(count):
+    labels = torch.arange(20).repeat_interleave(count)
+    for seed in range(20):
+        names = [f"{index}.png" for index in range(len(labels))]
+        stays, _ = stratified_split(labels, 0.3, seed, "--data.test_split", names, below=0.3)
+        _, val = stratified_split(labels[stays], 0.3, seed, "--data.val_split", [names[i] for i in stays], below=0.51)
+        assert set(labels[stays][val].tolist()) == set(range(20))
+    with pytest.raises(ConfigError, match=r"the smallest class has 1 to deal: add images, or set --data\.val_split 0"):
+        stratified_split(torch.tensor([0, 0, 1]), 0.1, 0, "--data.val_split", ["a", "b", "c"], below=0.1)

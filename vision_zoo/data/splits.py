@@ -34,8 +34,9 @@ def stratified_split(
         seed: decides which images of a class are cut.
         option: the option that `part` comes from, for the message.
         names: of the N images, where images may come and go: the order of cutting hangs on each one's own name.
-        below: with names, cut those whose place in that order, in [0, 1), is below this, one of each class at least:
-            about as many as `part` says, and none that was left where images are added later.
+        below: with names, cut those whose place in that order, in [0, 1), is below this: about as many as `part` says,
+            and none that was left where images are added later. Of each class one is cut at least, and two stay where
+            there are three, whatever their places; of such small classes images may move later.
 
     Raises:
         ConfigError: if a class would be missing from one of the two.
@@ -48,7 +49,12 @@ def stratified_split(
     counts = labels.bincount()
     classes = counts.nonzero()[:, 0]
     counts = counts[classes]
-    if wanted < len(classes) or wanted > len(labels) - len(classes) or int(counts.min()) < 2:
+    if below is not None and int(counts.min()) < 2:
+        raise ConfigError(
+            f"{option} {part} needs at least one image of each class in both parts, and the smallest class has "
+            f"{int(counts.min())} to deal: add images, or set {option} 0 to cut nothing"
+        )
+    if below is None and (wanted < len(classes) or wanted > len(labels) - len(classes) or int(counts.min()) < 2):
         raise ConfigError(
             f"{option} {part} would cut {wanted} of {len(labels)} images, but each of the {len(classes)} classes needs "
             f"at least one image in both parts (the smallest class has {int(counts.min())}). Choose a number between "
@@ -56,7 +62,8 @@ def stratified_split(
         )
     generator = torch.Generator().manual_seed(seed)
     cut = []
-    for label, quota in zip(classes.tolist(), _quotas(counts.tolist(), wanted), strict=True):
+    quotas = _quotas(counts.tolist(), wanted) if below is None else [0] * len(classes)
+    for label, quota in zip(classes.tolist(), quotas, strict=True):
         members, count = (labels == label).nonzero()[:, 0], quota
         if names is None:
             order = torch.randperm(len(members), generator=generator)
@@ -65,7 +72,7 @@ def stratified_split(
             places = [int.from_bytes(hashlib.sha256(text).digest()) / 2**256 for text in texts]
             order = torch.tensor(sorted(range(len(members)), key=places.__getitem__))
             if below is not None:
-                count = min(max(sum(place < below for place in places), 1), len(members) - 1)
+                count = max(1, min(sum(place < below for place in places), len(members) - 2))
         cut.append(members[order[:count]])
     held = torch.cat(cut).sort().values
     stays = torch.ones(len(labels), dtype=torch.bool)

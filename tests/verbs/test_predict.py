@@ -202,6 +202,23 @@ def test_a_pipe_that_is_named_gets_the_table(trained_run, here, digits):
         assert [row["path"] for row in csv.DictReader(file)] == ["a.png"]
 
 
+def test_a_file_that_is_open_already_keeps_what_it_holds(trained_run, here, digits):
+    save(here / "a.png", digits[0])
+    with Path("log.txt").open("w") as log:
+        log.write("before\n")
+        log.flush()
+        assert run(trained_run, "--images", "a.png", "--output", f"/dev/fd/{log.fileno()}") == 0
+        log.write("after\n")
+    lines = Path("log.txt").read_text().splitlines()
+    assert (lines[0], lines[1][:4], lines[2][:5], lines[3]) == ("before", "path", "a.png", "after")
+
+
+def test_standard_output_by_its_other_name(trained_run, here, digits, capfd):
+    save(here / "a.png", digits[0])
+    assert run(trained_run, "--images", "a.png", "--output", "/dev/stdout") == 0
+    assert capfd.readouterr().out.startswith("path,")
+
+
 @pytest.mark.parametrize("words", [["--format", "json"], ["--output", "out/p.json"]])
 def test_json_says_the_same_as_the_table(trained_run, here, digits, words):
     for i in range(3):

@@ -5,6 +5,7 @@ import csv
 import glob
 import json
 import os
+import re
 import sys
 import time
 import warnings
@@ -96,6 +97,8 @@ def predict_pictures(
     if output is None:
         output = f"predictions.{file_format}"
         _refuse_foreign(Path(output), file_format)
+    if output in ("/dev/stdout", "/dev/fd/1"):
+        output = "-"
     paths = find_pictures(images)
 
     console = Console(file=sys.stderr if output == "-" else sys.stdout, highlight=False, soft_wrap=True)
@@ -374,13 +377,21 @@ def _open_output(output: str) -> Iterator[TextIO]:
     path = Path(output).expanduser()
     if path.is_dir():
         raise ConfigError(f"--output {output} is a folder: give the name of a file in it")
-    special = path.exists() and not path.is_file()  # a pipe or a device must not be replaced
-    path = path if special else path.resolve()  # /dev/stdout resolves to a name that is no file
+    # An open file, a pipe or a device must not be replaced; what was written to an open file so far stays in it.
+    opened = re.fullmatch(r"/dev/(fd/(\d+)|stderr)", output)
+    special = path.exists() and not path.is_file()
+    path = path if opened or special else path.resolve()
+    how: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     with contextlib.ExitStack() as stack:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            place = path if special else stack.enter_context(new_file(path))
-            file = place.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+            if opened:
+                file: TextIO = os.fdopen(os.dup(int(opened[2] or 2)), "w", **how)
+            else:
+                place = path
+                if not special:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    place = stack.enter_context(new_file(path))
+                file = place.open("w", **how)
         except OSError as error:
             raise ConfigError(f"--output {output}: {path} cannot be written ({error.strerror})") from error
         try:

@@ -452,6 +452,28 @@ def test_without_validation_images_a_signal_is_heeded_at_the_end_of_its_step(tmp
     assert state(tmp_path / "runs/default/version_0/checkpoints/last.ckpt")["global_step"] == 3
 
 
+def test_a_run_that_ended_before_the_least_of_its_epochs_goes_on_from_its_step(tmp_path):
+    words = ["--trainer.min_epochs", "3"]
+    root = ["--trainer.default_root_dir", str(tmp_path / "stopped")]
+    assert main([*PLAIN, *words, *root, "--trainer.max_steps", "9"]) == 0
+    once, twice = continued(tmp_path, words, ["--trainer.max_steps", "-1"])
+    for name in ("state_dict", "optimizer_states", "global_step", "epoch"):
+        assert same(once[name], twice[name]), name
+
+
+class FailingSGD(torch.optim.SGD):
+    """It cannot make its first step."""
+
+    def step(self, closure=None):
+        raise RuntimeError("no step")
+
+
+def test_a_run_that_made_no_step_leaves_nothing(here, capsys):
+    assert main([*QUICK, "--model.scheduler", "null", "--model.optimizer", f"{__name__}.FailingSGD"]) == 1
+    assert "no step" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
 def test_a_schedule_that_watches_the_validation_goes_on_within_an_epoch(tmp_path, monkeypatch):
     words = ["--model.scheduler", "ReduceLROnPlateau", "--model.scheduler.patience", "0"]
     words += ["--model.scheduler.threshold", "0.5", "--trainer.val_check_interval", "4"]

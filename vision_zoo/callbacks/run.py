@@ -233,7 +233,7 @@ class Run(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let go of the folder, which somebody may want to continue; one in which nothing was trained goes."""
         self._release()
-        if self._made_here and not self.trained and trainer.is_global_zero:
+        if self._made_here and not self.images_seen and trainer.is_global_zero:
             shutil.rmtree(self.path)
             with contextlib.suppress(OSError):  # where there are other runs
                 self.path.parent.rmdir()
@@ -372,9 +372,8 @@ class Run(Checkpoint):
         # By its time or steps. Lightning then ends the epoch as if it were done, and a continued run would leave the
         # rest of it out: so the state is saved before.
         loop = trainer.fit_loop
-        self._ended_within = (
-            trainer.should_stop and loop._can_stop_early and not loop.epoch_loop._num_ready_batches_reached()
-        )
+        ends = trainer.global_step == trainer.max_steps or (trainer.should_stop and loop._can_stop_early)
+        self._ended_within = ends and not loop.epoch_loop._num_ready_batches_reached()
         return self._ended_within
 
     def _validation_follows(self, trainer: Trainer, batch_idx: int) -> bool:

@@ -323,7 +323,7 @@ DATA = [
     Case(
         "folder with one picture each",
         FOLDER,
-        r"--data\.test_split 0\.1 would cut",
+        r"--data\.test_split 0\.1 needs at least one image of each class in both parts",
         lambda here: tiny.write_image_folder(here / "pictures", count=1),
     ),
     Case(
@@ -584,6 +584,27 @@ OPTIONS = [
         "a callback for another kind of module",
         (*FIT, "--trainer.callbacks", "LearningRateFinder"),
         r"--trainer\.callbacks LearningRateFinder does not work here: try some values of --model\.optimizer\.lr",
+    ),
+    Case(
+        "a callback that looks for a backbone and a head",
+        (*FIT, "--trainer.callbacks", "BackboneFinetuning"),
+        r"--trainer\.callbacks BackboneFinetuning does not work here: .* Derive a class of your own",
+    ),
+    Case(
+        "a callback without its logger",
+        (*FIT, "--trainer.callbacks", "DeviceStatsMonitor"),
+        r"--trainer\.callbacks DeviceStatsMonitor needs a logger that is named: add --trainer\.logger",
+    ),
+    Case("an optimizer for other gradients", (*FIT, "--model.optimizer", "SparseAdam"), r"SparseAdam is for sparse"),
+    Case(
+        "an optimizer for the plain order only",
+        (*FIT, "--model.optimizer", "LBFGS", "--model.scheduler", "null", "--channels_last", "true"),
+        r"--channels_last true: LBFGS needs the plain order",
+    ),
+    Case(
+        "a schedule that cannot be saved",
+        (*FIT, "--model.scheduler", "LambdaLR", "--model.scheduler.lr_lambda", "math.sqrt"),
+        r"--model\.scheduler cannot be saved with a function that is built into Python: write one of your own",
     ),
     Case(
         "a schedule of schedules",

@@ -1,13 +1,17 @@
 """The Classifier: raw images in, logits out, the same for one image and for many."""
 
+import json
 from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
+from tests.conftest import QUICK
+from vision_zoo.__main__ import main
 from vision_zoo.backbones import CNN, FullyConnected, LeNet5, ResNet, SmallCNN, Torchvision
 from vision_zoo.classifier import Classifier, describe
 from vision_zoo.data import MNIST5k
@@ -249,3 +253,26 @@ def test_weights_of_another_network_are_refused_by_name(here):
     model = classifier(weights="own.pth")
     assert all(torch.equal(a, b) for a, b in zip(model.backbone.parameters(), own.parameters(), strict=True))
     assert "weights" not in model.hparams
+
+
+def test_losses_are_summed_exactly_where_the_network_is_of_half_precision(trained_run, here):
+    words = ["--trainer.precision", "bf16-true", "--output", "out"]
+    assert main(["test", "--ckpt_path", str(trained_run), *words]) == 0
+    found = json.loads((here / "out" / "test.json").read_text())["test/nll"]
+    model = Classifier.load_from_checkpoint(trained_run / "checkpoints" / "best.ckpt").to(torch.bfloat16).eval()
+    data = MNIST5k()
+    data.prepare_data()
+    data.setup("test")
+    losses = []
+    with torch.no_grad():
+        for images, labels in data.test_dataloader():
+            losses.append(F.cross_entropy(model(images).float(), labels, reduction="none").double())
+    assert found == pytest.approx(torch.cat(losses).mean().item(), rel=1e-6)
+
+
+def test_a_batch_that_is_evaluated_many_times_is_counted_once(here):
+    words = ["--model.optimizer", "LBFGS", "--model.scheduler", "null", "--trainer.max_epochs", "1"]
+    assert main([*QUICK, *words, "--data.batch_size", "7", "--trainer.limit_train_batches", "1"]) == 0
+    metrics = json.loads((here / "runs/default/version_0/results.json").read_text())["metrics"]
+    assert 7 * metrics["train/accuracy"] == pytest.approx(round(7 * metrics["train/accuracy"]))
+    assert 2.2 < metrics["train/loss"] < 2.5  # of the weights before the step

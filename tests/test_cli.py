@@ -223,6 +223,20 @@ def test_mean_and_std_of_other_channels_do_not_move_to_another_data_set(here):
     assert config_of(newest(here, "resnet18_cifar10"))["data"]["init_args"]["mean"] is None
 
 
+def halved(epoch: int) -> float:
+    """A schedule's function of one's own."""
+    return 0.5**epoch
+
+
+def test_a_function_of_ones_own_is_named_with_the_option_that_admits_it(here, capsys):
+    words = ["--model.scheduler", "LambdaLR", "--model.scheduler.lr_lambda", f"{__name__}.halved"]
+    assert fit("--model.backbone", "LeNet5", *words) == 0
+    assert f"need --trusted_packages {__name__.partition('.')[0]}, since" in capsys.readouterr().out
+    run = str(newest(here))
+    assert main(["test", "--ckpt_path", run]) == 2
+    assert main(["test", "--ckpt_path", run, "--trusted_packages", __name__.partition(".")[0]]) == 0
+
+
 def test_short_names_mean_ours_first(here):
     words = ["--data.augmentation", "[RandomHorizontalFlip, {class_path: ColorJitter, init_args: {brightness: 0.2}}]"]
     assert fit("--model.backbone", "LeNet5", *words) == 0

@@ -119,6 +119,11 @@ def test_a_machine_without_bf16_trains_in_float32(slow_machine, here, capsys):
             "channels_last, Adam",
             ("bf16-mixed", True, False),
         ),
+        (
+            ["--model.optimizer", "LBFGS", "--model.scheduler", "null"],
+            "in training steps, LBFGS",
+            ("bf16-mixed", False, False),
+        ),
         (["--trainer.gradient_clip_val", "1"], "channels_last, fused Adam", ("bf16-mixed", True, True)),
     ],
 )

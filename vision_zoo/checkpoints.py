@@ -257,6 +257,17 @@ def check_trust(checkpoint: Any, trusted_packages: Sequence[str], where: str) ->
         _check_nested(part, trusted_packages, where)
 
 
+def foreign_packages(config: Any) -> list[str]:
+    """Packages of the classes and functions that a configuration names, save those that are trusted by themselves."""
+    found = set()
+    for path, key, value in _walk(config, "the configuration"):
+        if isinstance(value, str) and is_import_path(value) and path not in PATHS:
+            package = value.partition(".")[0]
+            if package not in TRUSTED_PACKAGES and (key in CLASS_KEYS or _is_package(package)):
+                found.add(package)
+    return sorted(found)
+
+
 def _walk(node: Any, where: str) -> Iterator[Value]:
     """Every value of nested plain data that holds no further ones, and every class path."""
     stack: list[tuple[str, str, Any, int]] = [("", "", node, 0)]

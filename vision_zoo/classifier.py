@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Optimizer, SparseAdam
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import (
@@ -104,6 +104,7 @@ class Classifier(LightningModule):
         # Metrics of training steps are computed for many steps at once: one update costs more than a small step.
         self._pending_losses: list[tuple[Tensor, int]] = []
         self._pending_outputs: list[tuple[Tensor, Tensor]] = []
+        self._counted_batch = -1  # the last of this epoch
         self._val_loss: float | None = None  # the last of this epoch
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -112,6 +113,15 @@ class Classifier(LightningModule):
             self.__dict__[name] = value  # without torch's search for a parameter, buffer or module of that name
         else:
             super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert; sums of losses stay float64, for half precision would stop counting after some images."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for metrics in (self.train_metrics, self.val_metrics, self.test_metrics):
+            for metric in metrics.values():
+                if isinstance(metric, MeanMetric):
+                    metric.set_dtype(torch.float64)
+        return self
 
     @property
     def num_classes(self) -> int:
@@ -190,6 +200,9 @@ class Classifier(LightningModule):
         images, labels = batch
         logits = self(images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        if batch_idx == self._counted_batch:  # LBFGS evaluates a batch many times
+            return loss
+        self._counted_batch = batch_idx
         self._pending_losses.append((loss.detach(), len(labels)))
         self._pending_outputs.append((logits.detach(), labels))
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # which Lightning sets from outside
@@ -236,6 +249,7 @@ class Classifier(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training metrics and, where the schedule watches a metric, let it decide."""
+        self._counted_batch = -1
         if self._pending_losses:
             self._count_pending_losses()
         self._count_pending_outputs()
@@ -363,6 +377,10 @@ class Classifier(LightningModule):
             rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
         except (TypeError, ValueError) as error:
             raise ConfigError(f"--model.optimizer cannot be used so: {error}") from error
+        if isinstance(optimizer, SparseAdam):
+            raise ConfigError(
+                "--model.optimizer SparseAdam is for sparse gradients, which no network has here: say Adam"
+            )
         for rate in rates:
             if not math.isfinite(rate) or rate <= 0:
                 raise ConfigError(
@@ -378,6 +396,13 @@ class Classifier(LightningModule):
                         scheduler.step()
                 except (TypeError, ValueError, ZeroDivisionError) as error:
                     raise ConfigError(f"--model.scheduler cannot be used so: {error}") from error
+                try:
+                    scheduler.state_dict()
+                except AttributeError as error:  # LambdaLR looks into its function, unless Python wrote it
+                    raise ConfigError(
+                        "--model.scheduler cannot be saved with a function that is built into Python: write one of "
+                        f"your own around it ({error})"
+                    ) from error
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and, where one is set, the schedule with its length filled in."""

@@ -22,7 +22,13 @@ from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.accelerators import MPSAccelerator
-from lightning.pytorch.callbacks import BaseFinetuning, BatchSizeFinder, LearningRateFinder, ProgressBar
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    DeviceStatsMonitor,
+    LearningRateFinder,
+    ProgressBar,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vision_zoo.callbacks import AtomicCheckpointIO, Console, Evaluation, Run, Speed
@@ -73,7 +79,8 @@ WEIGHTS = ("weights", "backbone.weights", "backbone.init_args.weights")
 UNFIT = {
     LearningRateFinder: "try some values of --model.optimizer.lr with --trainer.max_epochs 1",
     BatchSizeFinder: "try some values of --data.batch_size with --trainer.max_steps 10",
-    BaseFinetuning: "it would have to know the parts of every network. Train the whole one",
+    BackboneFinetuning: "it begins with what lies outside of the backbone, and here nothing does. Derive a class of "
+    "your own from BaseFinetuning",
 }
 
 NO_CLASS = ("null", "None", "true", "false")  # words in a class's place; a logger may be any of them
@@ -151,6 +158,8 @@ def explain(error: BaseException) -> tuple[str, int]:
             "there is not enough memory: set --data.batch_size or --data.image_size lower, or take a smaller network "
             f"({str(error).splitlines()[0]})"
         ), 1
+    if isinstance(error, ModuleNotFoundError):  # of a callback or of the user's own code
+        return f"a package is missing: {error}".strip(), 1
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or 'a file'} cannot be read or written: {error.strerror}", 1
     return (
@@ -611,6 +620,11 @@ def _check_trainer_options(options: Mapping[str, Any]) -> None:
         for kind, reason in UNFIT.items():
             if isinstance(callback, kind):
                 raise ConfigError(f"--trainer.callbacks {type(callback).__name__} does not work here: {reason}")
+        if isinstance(callback, DeviceStatsMonitor) and options.get("logger") in (None, True):
+            raise ConfigError(  # it looks for a logger before the run has its folder
+                "--trainer.callbacks DeviceStatsMonitor needs a logger that is named: add --trainer.logger "
+                "TensorBoardLogger --trainer.logger.save_dir stats"
+            )
         if isinstance(callback, ProgressBar):
             raise ConfigError(
                 f"--trainer.callbacks {type(callback).__name__} does not work here: a run has a progress bar of its "

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import platform
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from vision_zoo.callbacks import Console, Evaluation, Run, Speed
 from vision_zoo.callbacks.console import device_name
 from vision_zoo.callbacks.evaluation import numbers
 from vision_zoo.callbacks.run import link
-from vision_zoo.checkpoints import TRUSTED_PACKAGES
+from vision_zoo.checkpoints import TRUSTED_PACKAGES, foreign_packages
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError
@@ -483,17 +482,6 @@ def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
 def data_place(datamodule: ImageDataModule) -> str:
     """The folder or file that the images come from."""
     return str(datamodule.hparams.get("path") or datamodule.root)
-
-
-def foreign_packages(config: Any) -> list[str]:
-    """Packages of the classes in a configuration that reading a checkpoint does not trust by itself."""
-    if isinstance(config, Mapping):
-        own = config.get("class_path")
-        found = [own.partition(".")[0]] if isinstance(own, str) else []
-        found += [name for value in config.values() for name in foreign_packages(value)]
-    else:
-        found = [name for value in config for name in foreign_packages(value)] if isinstance(config, list) else []
-    return [name for name in dict.fromkeys(found) if name not in TRUSTED_PACKAGES]
 
 
 def load_weights(model: Classifier, path: Path) -> int:

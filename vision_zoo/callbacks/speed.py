@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vision_zoo.classifier import Classifier
+from vision_zoo.errors import ConfigError
 
 # Below so many images, casting the weights takes longer than bf16 saves.
 SMALLEST_BF16_BATCH = 32
@@ -121,12 +122,16 @@ class Speed(Callback):
         else:
             reason = self._against_bf16(trainer, model)
             precision = "32-true" if reason else "bf16-mixed"
+        # It looks at each gradient as a vector, which only the plain order is.
+        plain = str((model.hparams.get("optimizer") or {}).get("class_path")).endswith(".LBFGS")
+        if self.channels_last and plain:
+            raise ConfigError("--channels_last true: LBFGS needs the plain order; leave it out")
         if self.channels_last is not None:
             channels_last = self.channels_last
         elif stored is not None:
             channels_last = bool(stored.get("channels_last"))
         else:
-            channels_last = simple and _has_convolutions(model) and _accepts(model, channels_last=True)
+            channels_last = simple and not plain and _has_convolutions(model) and _accepts(model, channels_last=True)
         fused = simple and trainer.strategy.root_device.type in ("cpu", "cuda")
         if stored is not None:
             fused = bool(stored.get("fused"))

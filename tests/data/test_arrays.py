@@ -109,6 +109,10 @@ LABELS = np.arange(8) % 2
             {"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES[..., None].repeat(3, 3), "y_test": LABELS},
             r"x_test in .*a\.npz has 3 channel\(s\), but the training images have 1",
         ),
+        (
+            {"x_train": IMAGES, "y_train": LABELS, "x_test": np.zeros((8, 5, 4), np.uint8), "y_test": LABELS},
+            r"x_test in .*a\.npz are 5 x 4 pixels, but the training images 4 x 4. --data.image_size resizes all",
+        ),
         ({"images": IMAGES, "labels": LABELS[:5]}, "has 8 images and 5 labels"),
         ({"images": IMAGES, "labels": LABELS - 1}, "the labels 0 or more"),
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, "has 0 images"),
@@ -124,6 +128,13 @@ def test_other_contents_are_refused_with_the_way_out(tmp_path, arrays, message):
     path = save(tmp_path / "a.npz", **arrays)
     with pytest.raises(DataError, match=message):
         ArrayFile(path, test_split=2, val_split=2).mean  # noqa: B018  # reading it raises
+
+
+def test_parts_of_several_sizes_are_resized_to_a_given_one(tmp_path):
+    large = np.zeros((8, 9, 7, 1), np.uint8)
+    path = save(tmp_path / "a.npz", x_train=IMAGES, y_train=LABELS, x_test=large, y_test=LABELS)
+    data = ArrayFile(path, image_size=6, val_split=2)
+    assert data.split_images("train").images.shape[1:] == data.split_images("test").images.shape[1:] == (1, 6, 6)
 
 
 def test_labels_beyond_the_classes_of_training_are_refused(tmp_path):

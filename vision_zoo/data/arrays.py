@@ -129,7 +129,7 @@ class ArrayFile(ImageDataModule):
         self.image_shape = (images.shape[1], height, width)
         for split in ("val", "test"):
             if keys := self._keys(split):
-                self._check_channels(keys[0])
+                self._check_shape(keys[0], (images.shape[1], images.shape[2], images.shape[3]))
         names = self._array("class_names").reshape(-1).tolist() if "class_names" in self._names else []
         names = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names]
         self.class_names = tuple(names or [str(label) for label in range(int(labels.max()) + 1)])
@@ -158,17 +158,24 @@ class ArrayFile(ImageDataModule):
             with np.load(self.path, allow_pickle=False) as content:
                 return content[key]
 
-    def _check_channels(self, key: str) -> None:
-        """Refuse images of another split that differ in kind, before any work; the head of the array tells."""
+    def _check_shape(self, key: str, trained_with: ImageShape) -> None:
+        """Refuse images of another split that differ in shape, before any work; the head of the array tells."""
         with self._reading(self.path, _BROKEN):
             shape = _check_size(self.path, f"{key}.npy")
         if len(shape) not in (3, 4):
             return  # which reading them refuses
-        channels = 1 if len(shape) == 3 else shape[3] if shape[3] in (1, 3) else shape[1]
-        if channels != self.image_shape[0]:
+        last = len(shape) == 3 or shape[3] not in (1, 3)  # (N, H, W), or (N, C, H, W)
+        channels = 1 if len(shape) == 3 else shape[1] if last else shape[3]
+        size = shape[-2:] if last else shape[1:3]
+        if channels != trained_with[0]:
             raise DataError(
                 f"ArrayFile: {key} in {self.path} has {channels} channel(s), but the training images have "
-                f"{self.image_shape[0]}. Save both as gray or both as RGB"
+                f"{trained_with[0]}. Save both as gray or both as RGB"
+            )
+        if self.image_size is None and size != trained_with[1:]:
+            raise DataError(
+                f"ArrayFile: {key} in {self.path} are {size[0]} x {size[1]} pixels, but the training images "
+                f"{trained_with[1]} x {trained_with[2]}. --data.image_size resizes all of them to one size"
             )
 
     def _pair(self, images_key: str, labels_key: str) -> LabelledImages:

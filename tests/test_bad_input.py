@@ -469,6 +469,24 @@ OPTIONS = [
         (*FIT, "--trainer.limit_val_batches", "0", "--trainer.callbacks", STOPPING),
         r"EarlyStopping: there is no metric val/loss",
     ),
+    *(
+        Case(
+            f"a name that the run needs, {option}",
+            (*FIT, "--trainer.callbacks", f"[{{class_path: ModelCheckpoint, init_args: {{{option}}}}}]"),
+            r"--trainer\.callbacks ModelCheckpoint with .* would replace a checkpoint of the run's own",
+        )
+        for option in ("filename: best", "filename: last", "save_last: true")
+    ),
+    Case(
+        "a callback whose masks would be in the checkpoints",
+        (*FIT, "--trainer.callbacks", "[{class_path: ModelPruning, init_args: {pruning_fn: l1_unstructured}}]"),
+        r"--trainer\.callbacks ModelPruning does not work here: .*torch\.nn\.utils\.prune",
+    ),
+    Case(
+        "less than one batch to overfit",
+        (*FIT, "--trainer.overfit_batches", "0.001"),
+        r"--trainer\.overfit_batches 0\.001 is less than one batch: set it higher",
+    ),
     Case(
         "averaged weights that would be lost",
         (*FIT, "--trainer.callbacks", "[{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.01}}]"),
@@ -716,6 +734,15 @@ def lock(here: Path) -> None:
 _held: list[object] = []
 
 
+def changed(name: str, change: Callable[[dict], object]) -> Prepare:
+    def prepare(here: Path) -> None:
+        checkpoint = torch.load(here / "run/checkpoints/last.ckpt", weights_only=True)
+        change(checkpoint)
+        torch.save(checkpoint, here / "run/checkpoints" / name)
+
+    return prepare
+
+
 def broken(name: str, size: int) -> Prepare:
     def prepare(here: Path) -> None:
         path = here / "run/checkpoints" / name
@@ -771,9 +798,16 @@ CHECKPOINTS = [
         lambda here: torch.save({"state_dict": {}, "hyper_parameters": {"lr": 1}}, here / "x.ckpt"),
     ),
     Case(
-        "checkpoint as weights",
-        (*FIT, "--model.weights", "run/checkpoints/best.ckpt"),
-        r"is not a state dict .*a checkpoint goes to --ckpt_path",
+        "checkpoint of weights alone, to continue from",
+        ("fit", "--ckpt_path", "run/checkpoints/alone.ckpt"),
+        r"alone\.ckpt holds weights alone .* take last\.ckpt, or start a new run with --model\.weights .*alone\.ckpt",
+        changed("alone.ckpt", lambda c: [c.pop(name) for name in ("optimizer_states", "lr_schedulers", "loops")]),
+    ),
+    Case(
+        "more epochs done than asked for",
+        ("fit", "--ckpt_path", "run/checkpoints/within.ckpt"),
+        r"the run is beyond --trainer\.max_epochs 2 already: set it higher to go on",
+        changed("within.ckpt", lambda c: c["loops"]["fit_loop"]["epoch_progress"]["current"].update(processed=5)),
     ),
     Case("last truncated, fit", ("fit", "--ckpt_path", "run"), OFFER, broken("last.ckpt", 5000)),
     Case("last empty, fit", ("fit", "--ckpt_path", "run/checkpoints/last.ckpt"), OFFER, broken("last.ckpt", 0)),

@@ -3,6 +3,7 @@
 import json
 from functools import partial
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
@@ -212,6 +213,33 @@ def test_a_plain_python_checkpoint_builds_the_classifier_again(here):
         "class_path": "vision_zoo.backbones.fully_connected.FullyConnected",
         "init_args": {"n_layers": 3},
     }
+
+
+class Options(nn.Module):
+    """A network whose own option has a name that torchvision's networks have."""
+
+    def __init__(self, shape, classes, weights: list[int]):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(784, weights[0]), nn.Linear(weights[0], classes))
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+def test_an_option_of_a_network_may_be_called_weights(here):
+    words = ["--model.backbone", "tests.test_classifier.Options", "--model.backbone.weights", "[8]"]
+    assert main(["fit", *words, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]) == 0
+    assert main(["test", "--ckpt_path", "best", "--trusted_packages", "tests"]) == 0
+
+
+def test_lightning_s_own_predict_takes_the_data_module(here):
+    model = classifier(SmallCNN)
+    predicted = pl.Trainer(logger=False, enable_progress_bar=False).predict(model, MNIST5k())
+    probabilities = torch.cat(predicted)
+    assert probabilities.shape == (1000, 10)
+    with torch.no_grad():
+        expected = model.eval()(MNIST5k().split_images("test").images[:7]).softmax(1)
+    torch.testing.assert_close(probabilities[:7], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_accuracy_and_loss_of_training_are_those_of_all_its_images(here):

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import nn
 
@@ -183,6 +184,12 @@ def with_options(class_path: str, **options: object) -> dict[str, object]:
     return {"class_path": class_path, "init_args": options}
 
 
+DDP = "lightning.pytorch.strategies.DDPStrategy"
+STARTER = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler.SubprocessHandler"
+STARTS = with_options(
+    STARTER, entrypoint="touch", args=["MARKER"], env={}, stdout=None, stderr=None, local_rank_id=0, numa_options=None
+)
+CALLED = "names torch.hub.load as trainer.|, to be called while training"
 ADMIT = "code of a package that is not trusted. If you trust it, admit it with --trusted_packages"
 NAMES: list[tuple[str, Mutation, str]] = [
     ("shell as backbone", hparam("backbone", SHELL), f"names os.system, {ADMIT} os"),
@@ -240,6 +247,28 @@ NAMES: list[tuple[str, Mutation, str]] = [
         "hub within an optimizer",
         model("optimizer", with_options("torch.optim.Adam", lr=HUB)),
         "names torch.hub.load among the options",
+    ),
+    (
+        "process within a strategy",
+        trainer("strategy", with_options(DDP, ddp_comm_state=STARTS)),
+        f"names {STARTER} among",
+    ),
+    (
+        "process within a callback",
+        trainer("callbacks", [with_options("lightning.pytorch.callbacks.Timer", duration=STARTS)]),
+        f"names {STARTER} among the options",
+    ),
+    (
+        "process within what a callback passes on",
+        trainer("callbacks", [{"class_path": "lightning.pytorch.callbacks.Timer", "dict_kwargs": {"a": STARTS}}]),
+        f"names {STARTER} among the options",
+    ),
+    ("hub as hook", trainer("strategy", with_options(DDP, ddp_comm_hook="torch.hub.load")), CALLED),
+    ("hub as hook, in quotes", trainer("strategy", with_options(DDP, ddp_comm_hook='"torch\\u002ehub.load"')), CALLED),
+    (
+        "hub as callback's function",
+        trainer("callbacks", [with_options("lightning.pytorch.callbacks.LambdaCallback", setup="torch.hub.load")]),
+        CALLED,
     ),
     ("set of names in a list", trainer("plugins", "[!!set {evil_package.Net}]"), f"{ADMIT} evil_package"),
     ("set of names", trainer("plugins", "!!set {evil_package.Net}"), f"{ADMIT} evil_package"),
@@ -388,7 +417,7 @@ def test_what_a_checkpoint_names_is_refused_before_it_is_called(mutate, message,
     torch.save({}, "inner.pt")
     mutate(good)
     path = save(good)
-    error = refused(capsys, ["test", "--ckpt_path", path])
+    error = refused(capsys, ["fit", "--ckpt_path", path])  # which builds what the trainer's options name, too
     assert any(part in error for part in message.split("|")), error
     assert "evil.ckpt" in error
     with pytest.raises(CheckpointError) as caught:
@@ -429,6 +458,36 @@ def test_trusting_a_package_admits_its_networks_both_ways_and_nothing_else(good,
     refused(capsys, ["summary", "--ckpt_path", save(good), "--trusted_packages", "tests"])
     good["hyper_parameters"]["backbone"] = SHELL
     refused(capsys, ["summary", "--ckpt_path", save(good), "--trusted_packages", "tests"])
+
+
+@pytest.mark.parametrize(
+    ("class_path", "options"),
+    [
+        ("ModelCheckpoint", {"dirpath": "OUT", "filename": "model", "enable_version_counter": False}),
+        ("ModelCheckpoint", {"filename": "../../../model"}),
+        ("OnExceptionCheckpoint", {"dirpath": "OUT/there"}),
+    ],
+)
+def test_a_run_that_goes_on_writes_elsewhere_only_where_the_user_says_so(
+    class_path, options, good, trained_run, here, capsys
+):
+    (here / "work").mkdir()
+    os.chdir(here / "work")
+    options = {name: str(value).replace("OUT", str(here)) for name, value in options.items()}
+    callback = with_options(f"lightning.pytorch.callbacks.{class_path}", **options)
+    good["vision_zoo"]["config"]["trainer"]["callbacks"] = [callback]
+    path = save(good, "run/checkpoints/last.ckpt")
+    assert "would have --trainer.callbacks write to " in refused(capsys, ["fit", "--ckpt_path", path])
+    Path("mine.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    assert main(["fit", "--ckpt_path", path, "--config", "mine.yaml"]) == 0
+
+
+@pytest.mark.parametrize("class_path", ["CSVLogger", "TensorBoardLogger"])
+def test_a_run_that_goes_on_may_write_into_the_working_directory(class_path, good, here):
+    for place, code in (("logs", 0), ("../logs", 2), (str(here), 0), (str(here.parent), 2)):
+        logger = with_options(f"lightning.pytorch.loggers.{class_path}", save_dir=place)
+        good["vision_zoo"]["config"]["trainer"]["logger"] = [logger]
+        assert main(["fit", "--ckpt_path", save(good, "run/checkpoints/last.ckpt")]) == code
 
 
 def test_class_names_may_hold_anything_and_do_nothing(good, here, capsys):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import BaseFinetuning, Timer
 from PIL import Image
 
 from tests import tiny
@@ -21,7 +21,7 @@ from vision_zoo.__main__ import main
 from vision_zoo.callbacks import Run
 from vision_zoo.callbacks.run import AtomicCheckpointIO
 from vision_zoo.errors import TrainingError
-from vision_zoo.files import write_file
+from vision_zoo.files import lock_file, write_file
 
 # Every source of state at once: dropout, augmentation, a per-step schedule, validation within the epoch, momentum.
 STATEFUL = [
@@ -527,6 +527,92 @@ def test_a_run_goes_on_from_a_save_within_an_epoch(undisturbed, tmp_path, monkey
     assert main(["fit", "--ckpt_path", str(run)]) == 0
     assert (run / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
     assert same(state(run / "checkpoints/last.ckpt"), state(undisturbed / "checkpoints/last.ckpt"))
+
+
+class Thaw(BaseFinetuning):
+    """Trains the head alone until the third epoch."""
+
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.backbone.features)
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        if epoch == 2:
+            self.unfreeze_and_add_param_group(pl_module.backbone.features, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("callback", "how", "step"),
+    [
+        ("tests.test_run.Thaw", "SIGTERM", 13),
+        ("tests.test_run.Thaw", "crash", 20),
+        ("{class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 1, 2: 2}}}", "SIGTERM", 14),
+        ("{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.01, swa_epoch_start: 2}}", "SIGTERM", 15),
+    ],
+)
+def test_what_a_callback_changes_over_the_epochs_survives_a_stop(callback, how, step, tmp_path, monkeypatch):
+    words = [
+        "fit", "--model.backbone", "FashionCNN", "--model.scheduler", "null", "--data.batch_size", "32",
+        "--trainer.max_epochs", "4", "--trainer.limit_train_batches", "6", "--trainer.limit_val_batches", "2",
+        "--trainer.callbacks", f"[{callback}]", "--test_after_fit", "false", "--trainer.default_root_dir",
+    ]  # fmt: skip
+    assert main([*words, str(tmp_path / "one")]) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, step, how)
+        assert main([*words, str(tmp_path / "two")]) == (1 if how == "crash" else 143)
+    one, two = (tmp_path / name / "runs/default/version_0" for name in ("one", "two"))
+    assert main(["fit", "--ckpt_path", str(two), "--trusted_packages", "tests"]) == 0
+    assert (two / "metrics.csv").read_bytes() == (one / "metrics.csv").read_bytes()
+    assert same(state(two / "checkpoints/last.ckpt"), state(one / "checkpoints/last.ckpt"))
+
+
+def test_a_run_that_does_not_go_on_keeps_its_configuration(here):
+    quick = [*QUICK, "--model.scheduler", "null"]
+    assert main([*quick, "--trainer.max_epochs", "3"]) == 0
+    run = here / "runs/default/version_0"
+    before = (run / "config.yaml").read_bytes()
+    assert main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs", "2"]) == 0  # nothing is left to train
+    assert (
+        main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs", "5", "--trainer.limit_val_batches", "1e-4"]) == 2
+    )
+    assert (run / "config.yaml").read_bytes() == before
+    assert main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs", "4"]) == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_epochs"] == 4
+
+
+@pytest.mark.parametrize("every", [2, 5])
+def test_the_last_epoch_is_validated_however_seldom_the_others_are(every, here):
+    words = ["--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", str(every)]
+    assert main([*QUICK, *words, "--test_after_fit", "false"]) == 0
+    validated = [int(row["epoch"]) for row in rows(here / "runs/default/version_0") if row["val/loss"]]
+    assert validated == ([1, 2] if every == 2 else [2])
+
+
+def test_a_run_folder_is_locked_by_one_process_at_a_time(here, monkeypatch):
+    """Also by one that opened the lock's file just before its owner removed it."""
+    path = here / ".lock"
+    held = lock_file(path, wait=False)
+    assert held is not None
+    assert lock_file(path, wait=False) is None
+    original = fcntl.flock
+
+    def flock(file, how):
+        monkeypatch.setattr(fcntl, "flock", original)
+        path.unlink()  # the owner goes between our opening of the file and our lock
+        held.close()
+        original(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    ours = lock_file(path, wait=False)
+    assert ours is not None
+    assert lock_file(path, wait=False) is None
+
+
+def test_a_file_system_without_locks_can_be_trained_on(here, monkeypatch):
+    def flock(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--test_after_fit", "false"]) == 0
 
 
 def test_the_best_checkpoint_survives_a_crash_between_the_two(undisturbed, tmp_path, monkeypatch):

@@ -40,6 +40,7 @@ HYPERPARAMETERS = {
     *("optimizer", "scheduler", "label_smoothing"),
 }
 PATHS = ("data.init_args.root", "data.init_args.path", "root", "path", "trainer.default_root_dir")
+WRITTEN_TO = ("dirpath", "save_dir", "dir")  # options of Lightning's callbacks, loggers and profilers
 MOST_SIDE, MOST_VALUES, MOST_CLASSES = 2**15, 2**28, 10**6  # of an image, in an image, of a network
 MOST_NODES, DEEPEST = 5_000_000, 40  # of nested plain data
 MOST_TEXTS, MOST_LETTERS = 1000, 10**6  # within one text
@@ -74,19 +75,21 @@ def read_torch_file(path: str | Path) -> Any:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read a file of weights, written by ``torch.save`` or in the safetensors format.
+    """Read a file of weights: a state dict written by ``torch.save``, a safetensors file, or a whole checkpoint.
 
     Returns:
-        Names and tensors.
+        Names and tensors; of a checkpoint those of the backbone, by the backbone's own names.
 
     Raises:
         CheckpointError: if it is missing, broken, or holds anything else.
         ConfigError: if it is of the safetensors format and that package is not installed.
     """
     file = Path(path)
-    state = _read_safetensors(file) if _is_safetensors(file) else read_torch_file(file)
+    state: Any = _read_safetensors(file) if _is_safetensors(file) else read_torch_file(file)
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = {str(name).removeprefix("backbone."): value for name, value in state["state_dict"].items()}
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} is not a state dict (names with tensors); a checkpoint goes to --ckpt_path")
+        raise CheckpointError(f"{path} is neither a state dict (names with tensors) nor a checkpoint")
     return state
 
 
@@ -193,7 +196,7 @@ def _too_large(
 ) -> Iterator[str]:
     """Build the network without memory: one far larger than the weights in the file must not be built for real."""
     target, options = import_path(backbone["class_path"]), dict(backbone.get("init_args") or {})
-    if "weights" in options:  # those to start from are not fetched any more
+    if isinstance(options.get("weights"), str):  # those to start from are not fetched any more
         options["weights"] = None
     try:
         with torch.device("meta"):
@@ -311,16 +314,22 @@ def _check_nested(part: Any, trusted_packages: Sequence[str], where: str) -> Non
 
 
 def _nested_options(part: Any) -> list[Any]:
-    """The options of the classes that stand for a slot, without those of the trainer, which are annotated."""
+    """The options of the classes that stand for a slot, or among those of the trainer."""
     if not isinstance(part, Mapping):
         return []
     specs = [part.get(name) for name in ("backbone", "optimizer", "scheduler", "data")]
-    model = part.get("model")
+    model, trainer = part.get("model"), part.get("trainer")
     specs += [model.get(name) for name in ("backbone", "optimizer", "scheduler")] if isinstance(model, Mapping) else []
-    options = [spec.get("init_args") for spec in specs if isinstance(spec, Mapping)]
+    for value in trainer.values() if isinstance(trainer, Mapping) else ():  # callbacks, a strategy, ...
+        specs += _specs(value)
+    options: list[Any] = [_without_class(spec) for spec in specs if isinstance(spec, Mapping)]
     if "_class_path" in part:  # options of a data module by themselves
-        options.append({name: value for name, value in part.items() if name not in CLASS_KEYS})
+        options.append(_without_class(part))
     return options
+
+
+def _without_class(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in spec.items() if name not in CLASS_KEYS}
 
 
 def _check_text(value: str, path: str, admitted: Sequence[str], where: str) -> None:
@@ -335,6 +344,8 @@ def _check_text(value: str, path: str, admitted: Sequence[str], where: str) -> N
             package = text.split(".", maxsplit=1)[0]
             if package in admitted:
                 _check_origin(text, admitted, where)
+                if path.startswith("trainer.") and package not in admitted[len(TRUSTED_PACKAGES) :]:
+                    _check_hook(text, path, where)
             elif _is_package(package):
                 raise CheckpointError(_not_trusted(where, text, package))
         elif ("/" in text or "." in text) and "\0" not in text and len(text) < 4096 and _is_file(text):
@@ -354,6 +365,19 @@ def _check_text(value: str, path: str, admitted: Sequence[str], where: str) -> N
                 if key in CLASS_KEYS:
                     raise CheckpointError(f"{where} has options written as a text, {text[:80]!r}, as {path}")
                 texts += [inner] if isinstance(inner, str) else []
+
+
+def _check_hook(text: str, path: str, where: str) -> None:
+    """Refuse a function's name among the trainer's options: callbacks and strategies call it."""
+    try:
+        found = _find(text)
+    except Exception:  # cannot be imported: then it cannot be called either
+        return
+    if callable(found) and not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        raise CheckpointError(
+            f"{where} names {text} as {path}, to be called while training. Give that option on the command line or in "
+            "a --config file"
+        )
 
 
 def _is_file(text: str) -> bool:
@@ -405,6 +429,22 @@ def _not_trusted(where: str, what: str, package: str) -> str:
         f"{where} names {what}, code of a package that is not trusted. If you trust it, admit it with "
         f"--trusted_packages {package}"
     )
+
+
+def places_outside(options: Any, folders: Sequence[Path]) -> Iterator[str]:
+    """Where the callbacks, loggers and so on of a trainer's options would write, as far as it is in no such folder."""
+    for _, key, value in _walk([_without_class(spec) for spec in _specs(options)], "the trainer's options"):
+        if isinstance(value, str) and key not in CLASS_KEYS:
+            path = Path(value.removeprefix("file:")).expanduser()
+            if key in WRITTEN_TO or path.is_absolute() or ".." in path.parts:
+                place = path.resolve()
+                if not any(place.is_relative_to(folder.resolve()) for folder in folders):
+                    yield value
+
+
+def _specs(value: Any) -> list[Mapping[str, Any]]:
+    """The classes with options that an option of the trainer names: none, one or several."""
+    return [spec for spec in (value if isinstance(value, list) else [value]) if isinstance(spec, Mapping)]
 
 
 # ------------------------------------------------------------------------------------------------------- import paths

@@ -48,7 +48,8 @@ class Classifier(LightningModule):
         scheduler: learning rate schedule, called with the optimizer. T_max and total_steps may be left out: they are
             then the number of steps of the whole run, and the schedule moves with every step instead of every epoch.
         label_smoothing: of the training loss, in [0, 1).
-        weights: file with a state dict of the backbone to start from, of torch.save or safetensors.
+        weights: file with the backbone's weights to start from: a checkpoint, or a state dict of torch.save or
+            safetensors.
     """
 
     def __init__(
@@ -290,9 +291,9 @@ class Classifier(LightningModule):
         probabilities: Tensor = logits.softmax(1)
         return probabilities
 
-    def predict_step(self, images: Tensor, batch_idx: int) -> Tensor:
-        """Probabilities of raw images, float (B, K)."""
-        probabilities: Tensor = self(images).softmax(1)
+    def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
+        """Probabilities of raw images, with labels beside them or without, float (B, K)."""
+        probabilities: Tensor = self(batch if isinstance(batch, Tensor) else batch[0]).softmax(1)
         return probabilities
 
     def _count(self, metrics: MetricCollection, logits: Tensor, labels: Tensor) -> None:
@@ -467,6 +468,8 @@ class Classifier(LightningModule):
         # Those of each process: sums of floating point numbers depend on their order.
         checkpoint["train_metrics"] = gather({"states": states, "pending_losses": pending})
         checkpoint["val_loss_in_epoch"] = self._val_loss
+        # Callbacks that freeze layers freeze them anew when a run goes on, whatever was thawed since.
+        checkpoint["frozen"] = [name for name, weight in self.named_parameters() if not weight.requires_grad]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what ``on_save_checkpoint`` added, and refuse weights of another network by name."""
@@ -475,6 +478,9 @@ class Classifier(LightningModule):
         if names is not None and len(names) != self.num_classes:
             raise CheckpointError(f"the checkpoint knows {len(names)} classes, the data has {self.num_classes}")
         self._val_loss = checkpoint.get("val_loss_in_epoch")
+        if "frozen" in checkpoint:
+            for name, weight in self.named_parameters():
+                weight.requires_grad = name not in checkpoint["frozen"]
         processes = checkpoint.get("train_metrics", [])
         if self.global_rank < len(processes):  # Run refuses to go on with another number
             own = processes[self.global_rank]
@@ -483,11 +489,11 @@ class Classifier(LightningModule):
             self._pending_losses = [(loss.to(self.device), size) for loss, size in own["pending_losses"]]
 
     def load_backbone_weights(self, path: str) -> None:
-        """Load a bare state dict into the backbone.
+        """Load the weights of a file into the backbone.
 
         Args:
-            path: file written by ``torch.save(backbone.state_dict(), path)`` or by ``export`` as ``state_dict`` or
-                ``safetensors``.
+            path: a checkpoint, or a file written by ``torch.save(backbone.state_dict(), path)`` or by ``export`` as
+                ``state_dict`` or ``safetensors``.
 
         Raises:
             CheckpointError: if the file cannot be read safely or holds other keys or shapes.
@@ -620,7 +626,7 @@ def describe(target: Any) -> dict[str, Any] | None:
 
 def without_downloads(backbone: Any) -> Any:
     """A backbone's description without pretrained weights to fetch: the checkpoint itself has better ones."""
-    if isinstance(backbone, Mapping) and (backbone.get("init_args") or {}).get("weights") is not None:
+    if isinstance(backbone, Mapping) and isinstance((backbone.get("init_args") or {}).get("weights"), str):
         return {**backbone, "init_args": {**backbone["init_args"], "weights": None}}
     return backbone
 

@@ -27,6 +27,8 @@ from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     DeviceStatsMonitor,
     LearningRateFinder,
+    ModelCheckpoint,
+    ModelPruning,
     ProgressBar,
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -34,7 +36,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from vision_zoo.callbacks import AtomicCheckpointIO, Console, Evaluation, Run, Speed
 from vision_zoo.callbacks.processes import leaves_the_word, lost_process, watch_processes
 from vision_zoo.callbacks.speed import NoProfiler, keep_freed_memory, skip_idle_hooks
-from vision_zoo.checkpoints import import_path
+from vision_zoo.checkpoints import import_path, places_outside
 from vision_zoo.classifier import Classifier, is_out_of_memory, without_downloads
 from vision_zoo.configuration import (
     CLASS_SLOTS,
@@ -81,6 +83,8 @@ UNFIT = {
     BatchSizeFinder: "try some values of --data.batch_size with --trainer.max_steps 10",
     BackboneFinetuning: "it begins with what lies outside of the backbone, and here nothing does. Derive a class of "
     "your own from BaseFinetuning",
+    ModelPruning: "checkpoints would hold weights and masks in place of the weights. Use torch.nn.utils.prune on a "
+    "trained network",
 }
 
 NO_CLASS = ("null", "None", "true", "false")  # words in a class's place; a logger may be any of them
@@ -262,6 +266,7 @@ def _quiet() -> None:
     if os.environ.get("VISION_ZOO_DEBUG") == "1":
         return
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torchvision|torchmetrics|jsonargparse|onnx\w*)\b")
+    warnings.filterwarnings("ignore", "Glyph .* missing from")  # names of classes may be of any script
     warnings.formatwarning = _warning_text
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -339,9 +344,15 @@ class VisionZooCLI(LightningCLI):
             if resuming and self.checkpoint_path.parent.name != "checkpoints":
                 raise CheckpointError(
                     f"{self.checkpoint_path} lies in no run folder, and fit continues a run in its own. To start a new "
-                    "run from these weights: vision_zoo export --format state_dict, then fit --model.weights FILE"
+                    f"run from these weights: vision_zoo fit --model.weights {self.checkpoint_path}"
                 )
             self.checkpoint = read_or_offer(self.checkpoint_path, self.trusted)
+            if resuming and not {"optimizer_states", "loops"} <= self.checkpoint.keys():
+                raise CheckpointError(
+                    f"{self.checkpoint_path} holds weights alone (as of ModelCheckpoint's save_weights_only), and no "
+                    f"state to continue from: take last.ckpt, or start a new run with --model.weights "
+                    f"{self.checkpoint_path}"
+                )
             words.change("ckpt_path", lambda _: str(self.checkpoint_path))
         stored = self._stored_config()
         if stored:
@@ -353,6 +364,8 @@ class VisionZooCLI(LightningCLI):
             if words.subcommand == "show":  # its batch size and split are of no use to another data set's pictures
                 base = {"data": {"class_path": base["data"]["class_path"]}}
         merged = merge(base, given)
+        if stored and resuming:
+            self._check_places(stored, given)
         if stored and isinstance(merged["model"], dict):
             # The checkpoint's weights replace those that the run began with, which may be gone.
             merged["model"]["backbone"] = without_downloads(merged["model"].get("backbone"))
@@ -363,6 +376,18 @@ class VisionZooCLI(LightningCLI):
         if words.subcommand == "show":
             config.pop("model", None)
         return config | ({"trusted_packages": list(self.trusted)} if self.trusted else {})
+
+    def _check_places(self, stored: Config, given: Config) -> None:
+        """Refuse to write where the checkpoint alone says so: it may be somebody else's."""
+        run = cast(Path, self.checkpoint_path).parent.parent
+        for name, value in (stored.get("trainer") or {}).items():
+            if name in (given.get("trainer") or {}) or self.words.values(f"trainer.{name}"):
+                continue
+            for place in places_outside(value, (run, Path.cwd())):
+                raise CheckpointError(
+                    f"{self.checkpoint_path} would have --trainer.{name} write to {place}, outside of its run and of "
+                    f"the working directory. If that is meant, say it again: --config {run / 'config.yaml'}"
+                )
 
     def _stored_config(self) -> Config:
         if self.checkpoint is None:
@@ -495,7 +520,7 @@ class VisionZooCLI(LightningCLI):
             if stored.get(name) != now.get(name):
                 shown = name.replace("init_args.", "").removesuffix(".class_path")
                 changes[shown] = f"--{shown}: {stored.get(name)} -> {now.get(name)}"
-                if shown in ("data.mean", "data.std"):
+                if shown in ("data.mean", "data.std", "data.image_size"):
                     changes[shown] += ", which the network does not heed: it keeps its own"
         if resuming and changes:
             raise ConfigError(
@@ -620,6 +645,13 @@ def _check_trainer_options(options: Mapping[str, Any]) -> None:
         for kind, reason in UNFIT.items():
             if isinstance(callback, kind):
                 raise ConfigError(f"--trainer.callbacks {type(callback).__name__} does not work here: {reason}")
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            option = "save_last" if callback.save_last else f"filename {callback.filename}"
+            if callback.save_last or callback.filename in ("best", "last"):
+                raise ConfigError(
+                    f"--trainer.callbacks ModelCheckpoint with {option} would replace a checkpoint of the run's own, "
+                    "which has best.ckpt and last.ckpt in any case. Leave it out, or set its dirpath"
+                )
         if isinstance(callback, DeviceStatsMonitor) and options.get("logger") in (None, True):
             raise ConfigError(  # it looks for a logger before the run has its folder
                 "--trainer.callbacks DeviceStatsMonitor needs a logger that is named: add --trainer.logger "

@@ -1,9 +1,11 @@
 """Files that are complete or not there: a reader, a crash and a full disk never meet half of one."""
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from vision_zoo.errors import TrainingError
 
@@ -47,3 +49,27 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock_file(path: Path, *, wait: bool) -> TextIO | None:
+    """Take the lock that a file stands for; made if need be. Whoever holds it removes the file, then closes it.
+
+    Returns:
+        The open file, or None if another process has the lock and we do not wait.
+
+    Raises:
+        OSError: if the file cannot be made, FileNotFoundError if its folder is gone.
+    """
+    while True:
+        lock = path.open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            lock.close()
+            return None
+        except OSError:  # a file system without locks: nobody can be kept out
+            pass
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
+        lock.close()  # it was removed before we had it

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, StochasticWeightAveraging, Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.markup import escape
@@ -102,13 +103,10 @@ class Trainer(pl.Trainer):
             speed.channels_last = channels_last
         try:
             super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-        except ValueError as error:
-            if "`val_check_interval`" not in str(error):
-                raise
-            raise ConfigError(
-                f"--trainer.val_check_interval {self.val_check_interval} is more than the batches of an epoch: set it "
-                "lower, or count over epochs with --trainer.check_val_every_n_epoch null"
-            ) from error
+        except (ValueError, MisconfigurationException) as error:
+            if reason := self._in_words(str(error)):
+                raise ConfigError(reason) from error
+            raise
         if run is None:
             return
         if not run.trained:
@@ -116,6 +114,8 @@ class Trainer(pl.Trainer):
             self.say(f"nothing was left to train: {self._why_ended()}")
         # Those that were begun; unlike `current_epoch`, right also where nothing was left to train.
         epochs = int(self.fit_loop.epoch_progress.current.started)  # type: ignore[attr-defined]  # of a subclass there
+        if run.trained and self.max_epochs not in (None, -1):
+            epochs = min(epochs, self.max_epochs)  # averaging weights ends with one that trains nothing
         metrics = self._of_training(run) if self.is_global_zero else {}
         if self.is_global_zero and (run.best_epoch is None or not run.best.exists()):  # nothing was validated
             link(run.last, run.best)
@@ -129,6 +129,20 @@ class Trainer(pl.Trainer):
             metrics |= {n: v for n, v in numbers(self.callback_metrics).items() if n.startswith("test/")}
         if self.is_global_zero:
             self._finish(model, run, epochs, metrics)
+
+    def _in_words(self, message: str) -> str:
+        """What Lightning refuses when training starts, with the options that the user gave."""
+        if "`val_check_interval`" in message:
+            return (
+                f"--trainer.val_check_interval {self.val_check_interval} is more than the batches of an epoch: set it "
+                "lower, or count over epochs with --trainer.check_val_every_n_epoch null"
+            )
+        if "You restored a checkpoint with current_epoch" in message:
+            return f"the run is beyond --trainer.max_epochs {self.max_epochs} already: set it higher to go on"
+        part = self.overfit_batches  # type: ignore[attr-defined]  # which Lightning sets from outside
+        if part and "You requested to check" in message:
+            return f"--trainer.overfit_batches {part} is less than one batch: set it higher"
+        return ""
 
     def _why_ended(self) -> str:
         """What keeps a run from going on, and the way out."""
@@ -301,8 +315,12 @@ class Trainer(pl.Trainer):
             evaluation.about = {"checkpoint": Path(ckpt_path).name, "step": step}
             if datamodule is not None:
                 evaluation.about |= {"data": type(datamodule).__name__, "images": data_place(datamodule)}
+                if datamodule.cuts_test:
+                    evaluation.about |= {name: datamodule.hparams[name] for name in ("test_split", "seed")}
         super().test(model, datamodule=datamodule, verbose=False)
         self.say(results_table(numbers(self.callback_metrics)))
+        if datamodule is not None and datamodule.cuts_test:
+            self.say("on the part that --data.test_split cuts out; with 1.0, all images are tested")
         if tta != "none":
             self.say(f"with test-time augmentation: {tta}")
         if evaluation is not None:

@@ -82,6 +82,35 @@ def test_ready_split_folders_are_used(tmp_path, ready):
     assert ready(folder(tmp_path, val_split=0.5)).sizes == {"train": 12, "val": 6, "test": 4}
 
 
+def test_pictures_that_are_only_scored_need_no_others(tmp_path):
+    tiny.write_image_folder(tmp_path / "only/test", count=5)
+    only = folder(tmp_path / "only")
+    only.setup("test")
+    assert only.sizes == {"test": 10}
+    tiny.write_image_folder(tmp_path / "all", count=5)
+    everything = folder(tmp_path / "all", test_split=1.0)
+    everything.setup("test")
+    assert everything.sizes == {"test": 10}
+    for data, why in (
+        (only, "there is no folder train"),
+        (everything, "all are for the test, by --data.test_split 1.0"),
+    ):
+        with pytest.raises(ConfigError, match=f"no train pictures in .*: {why}"):
+            data.setup("fit")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_link_to_a_picture_that_is_not_there_is_named(pictures, strict):
+    (pictures / "cat/gone.png").symlink_to("/nowhere/gone.png")
+    data = folder(pictures, strict=strict, test_split=0, val_split=0)
+    if strict:
+        with pytest.raises(DataError, match=r"gone\.png cannot be decoded"):
+            data.split_images("train")
+    else:
+        with pytest.warns(UserWarning, match=r"gone\.png cannot be decoded"):
+            assert len(data.split_images("train").labels) == 20
+
+
 def test_without_a_test_folder_one_is_cut_from_train(tmp_path, ready):
     tiny.write_image_folder(tmp_path / "train", count=10)
     tiny.write_image_folder(tmp_path / "val", count=3)

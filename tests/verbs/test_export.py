@@ -143,14 +143,29 @@ def _reshaped(state):
         (_renamed, r"does not fit LeNet5: lacks .*; has foreign keys module\.\S+"),
         (_shortened, r"does not fit LeNet5: lacks head\.\d\.bias$"),
         (_reshaped, r"does not fit LeNet5: head\.0\.bias \(3,\) instead of \(84,\)"),
-        (lambda state: list(state.values()), r"is not a state dict .* a checkpoint goes to --ckpt_path"),
-        (lambda state: {"state_dict": state}, r"is not a state dict .* a checkpoint goes to --ckpt_path"),
+        (lambda state: list(state.values()), r"is neither a state dict \(names with tensors\) nor a checkpoint"),
+        (lambda state: {"state_dict": 3}, r"is neither a state dict \(names with tensors\) nor a checkpoint"),
     ],
 )
 def test_state_dicts_that_do_not_fit_are_refused_by_name(exported, here, change, message):
     torch.save(change(torch.load(exported["state_dict"], weights_only=True)), here / "other.pt")
     with pytest.raises(CheckpointError, match=message):
         Classifier(LeNet5, (1, 28, 28), DIGITS, weights=str(here / "other.pt"))
+
+
+def test_a_checkpoint_gives_the_weights_to_start_from_like_its_state_dict(checkpoint, exported):
+    from_checkpoint, from_state = (
+        Classifier(LeNet5, (1, 28, 28), DIGITS, weights=str(path)) for path in (checkpoint, exported["state_dict"])
+    )
+    assert all(map(torch.equal, from_checkpoint.parameters(), from_state.parameters()))
+
+
+@pytest.mark.parametrize("format_", ["onnx", "torch_export", "safetensors", "state_dict"])
+def test_names_of_classes_may_be_any_bytes_of_a_folders_name(format_, checkpoint, here):
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["class_names"][0] = os.fsdecode(b"caf\xe9")
+    torch.save(content, "any.ckpt")
+    assert main(["export", "--ckpt_path", "any.ckpt", "--format", format_, "--output", "file"]) == 0
 
 
 def test_the_output_says_what_was_compared_and_where_the_file_is(checkpoint, here, capfd):

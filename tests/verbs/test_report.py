@@ -319,6 +319,17 @@ def test_figures_of_other_images_or_averaged_ones_are_not_taken_for_the_runs_own
     assert "This run was never tested" not in (run / "README.md").read_text()
 
 
+def test_figures_of_a_test_part_that_was_cut_otherwise_are_not_taken_for_the_runs_own(here):
+    tiny.write_image_folder(here / "pictures", count=20)
+    words = ["--data", "ImageFolder", "--data.root", "pictures", "--data.image_size", "28"]
+    words += ["--trainer.max_epochs", "1", "--test_after_fit", "false"]
+    assert main([*QUICK, *words]) == 0
+    for change, told in ((["--data.seed", "7"], True), (["--data.test_split", "0.5"], True), ([], False)):
+        assert main(["test", "--ckpt_path", "best", *change]) == 0
+        report("--ckpt_path", "best")
+        assert ("This run was never tested" in (here / "runs/default/version_0/README.md").read_text()) is told
+
+
 def test_figures_of_a_checkpoint_that_training_has_replaced_are_not_taken_for_the_new_ones(here):
     words = [*QUICK, "--trainer.max_epochs", "1", "--model.scheduler", "null", "--data.val_split", "0"]
     assert main([*words, "--test_after_fit", "false"]) == 0
@@ -348,8 +359,8 @@ def test_a_page_of_the_last_checkpoint_claims_no_other_figures_for_the_best_one(
     assert main([*QUICK, "--trainer.max_epochs", "1", "--test_after_fit", "false"]) == 0
     last = here / "runs/default/version_0/checkpoints/last.ckpt"
     assert main(["test", "--ckpt_path", str(last)]) == 0
-    report("--ckpt_path", str(last))
+    report("--ckpt_path", str(last))  # which is the best one under its second name
     page = Page((here / "runs/default/version_0/report.html").read_text())
     assert "Measured on 1,000 test images" in page.text
-    assert "The validation figures are of best.ckpt, not of last.ckpt" in page.text
+    assert "are of best.ckpt, not of last.ckpt" not in page.text
     assert "the others are of best.ckpt" not in page.text

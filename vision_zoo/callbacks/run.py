@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import fcntl
 import io
 import math
 import os
@@ -21,7 +20,12 @@ import torch
 import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
@@ -31,7 +35,7 @@ from vision_zoo.checkpoints import read_checkpoint
 from vision_zoo.classifier import gather, steps_after, validates
 from vision_zoo.data.loaders import Loader
 from vision_zoo.errors import CheckpointError, ConfigError, TrainingError
-from vision_zoo.files import flush, new_file, write_file
+from vision_zoo.files import flush, lock_file, new_file, write_file
 
 CHECKPOINT_VERSION = 1
 REPEAT_SECONDS = 1.0  # a signal that comes again so soon was sent once
@@ -190,6 +194,12 @@ class Run(Checkpoint):
                 callback.dirpath = str(self.path / "checkpoints")
         # Lightning takes every run with max_steps for one that stopped within an epoch, and would end that epoch again.
         trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]  # no option for it
+        # The last epoch is validated whatever check_val_every_n_epoch says: its weights may be the best.
+        loop = trainer.fit_loop.epoch_loop
+        due = loop._should_check_val_epoch
+        loop._should_check_val_epoch = lambda: (  # type: ignore[method-assign]
+            due() or (trainer.enable_validation and trainer.current_epoch + 1 == trainer.max_epochs)
+        )
         if self.events and not trainer.loggers:
             events = EventFiles(self.path, name="", version="", flush_secs=EVENTS_FLUSHED_SECONDS)
             _ = events.experiment  # opens the file now: the first steps need not wait for TensorBoard
@@ -209,22 +219,21 @@ class Run(Checkpoint):
                     number += 1
             self.folder = runs / f"version_{number}"
             self._made_here = True
-        lock = (self.folder / ".lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
+        self._lock = lock_file(self.folder / ".lock", wait=False)
+        if self._lock is None:
             raise ConfigError(
                 f"{self.folder} is in use by another process: wait for it to end, or start a new run without "
                 "--ckpt_path"
-            ) from None
-        self._lock = lock
+            )
         (self.folder / "checkpoints").mkdir(exist_ok=True)
         for leftover in (self.folder / "checkpoints").glob(".*.tmp"):
             leftover.unlink()
-        write_file(
-            self.folder / "config.yaml", yaml.safe_dump(dict(self.config), sort_keys=False, allow_unicode=True).encode()
-        )
+        if self._made_here:
+            self._write_config()
+
+    def _write_config(self) -> None:
+        text = yaml.safe_dump(dict(self.config), sort_keys=False, allow_unicode=True)
+        write_file(self.path / "config.yaml", text.encode())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the folder."""
@@ -242,9 +251,9 @@ class Run(Checkpoint):
     def _release(self) -> None:
         self._restore_handlers()
         if self._lock is not None:
+            (self.path / ".lock").unlink(missing_ok=True)  # while it is ours
             self._lock.close()
             self._lock = None
-            (self.path / ".lock").unlink(missing_ok=True)
 
     # ------------------------------------------------------------------------------------------ state of the callback
 
@@ -309,8 +318,15 @@ class Run(Checkpoint):
         # A schedule that asks for the number of steps sets the data up before the loops are restored, and then
         # Lightning does not return to the loaders' position.
         trainer.fit_loop._load_combined_loader_states()
+        if loop.restarted_mid_epoch:
+            # Lightning begins no epoch then, and these three do that in this hook.
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]  # which Lightning sets from outside
+                if isinstance(callback, (Console, GradientAccumulationScheduler, StochasticWeightAveraging)):
+                    callback.on_train_epoch_start(trainer, pl_module)
         if trainer.is_global_zero:
             self._cut_metrics()
+            if not self._made_here:  # only now is it sure that the run goes on under this configuration
+                self._write_config()
             for name in RESULTS:  # of an earlier end, which the run has left
                 (self.path / name).unlink(missing_ok=True)
         expect_answers(trainer)

@@ -40,7 +40,8 @@ class ArrayFile(ImageDataModule):
             the training images.
         std: standard deviation of each channel, like mean.
         shuffle: draw the training images in a new order in each epoch; otherwise in file order.
-        test_split: what is cut from all images for testing, like val_split. Not used if the file has test images.
+        test_split: what is cut from all images for testing, like val_split, or 1.0 to test with all of them. Not used
+            if the file has test images.
     """
 
     way_out = "Give another file with --data.path"
@@ -100,6 +101,11 @@ class ArrayFile(ImageDataModule):
         """Whether the file has test images, or some are cut from all of them."""
         return self._keys("test") is not None or ({"images", "labels"} <= set(self._names) and self.test_split > 0)
 
+    @property
+    def cuts_test(self) -> bool:
+        """Whether the test images are cut from all, for the file has none."""
+        return self.has_test and self._keys("test") is None
+
     def load(self, split: Literal["train", "test"]) -> LabelledImages:
         """uint8 (N, C, H, W) in [0, 255] and int64 (N,) in [0, K)."""
         if keys := self._keys(split):
@@ -127,12 +133,13 @@ class ArrayFile(ImageDataModule):
         images, labels = self.load("train")
         height, width = (self.image_size or size for size in images.shape[2:])
         self.image_shape = (images.shape[1], height, width)
-        for split in ("val", "test"):
-            if keys := self._keys(split):
-                self._check_shape(keys[0], (images.shape[1], images.shape[2], images.shape[3]))
         names = self._array("class_names").reshape(-1).tolist() if "class_names" in self._names else []
         names = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names]
         self.class_names = tuple(names or [str(label) for label in range(int(labels.max()) + 1)])
+        for split in ("val", "test"):
+            if keys := self._keys(split):
+                self._check_shape(keys[0], (images.shape[1], images.shape[2], images.shape[3]))
+                self._check_labels(keys[1])
         shown = statistics(self.split_images("train").images)
         return {"class_names": self.class_names, "image_shape": self.image_shape, **shown}
 
@@ -176,6 +183,15 @@ class ArrayFile(ImageDataModule):
             raise DataError(
                 f"ArrayFile: {key} in {self.path} are {size[0]} x {size[1]} pixels, but the training images "
                 f"{trained_with[1]} x {trained_with[2]}. --data.image_size resizes all of them to one size"
+            )
+
+    def _check_labels(self, key: str) -> None:
+        """Refuse classes that training does not know, before any work."""
+        highest = self._array(key).max(initial=0)
+        if highest >= self.num_classes:
+            raise DataError(
+                f"ArrayFile: {key} in {self.path} go up to {highest}, but the classes are the {self.num_classes} of "
+                f"training, 0 to {self.num_classes - 1}. Leave those images out, or name all classes in class_names"
             )
 
     def _pair(self, images_key: str, labels_key: str) -> LabelledImages:

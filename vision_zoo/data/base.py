@@ -103,6 +103,9 @@ class ImageDataModule(LightningDataModule):
         self.seed = at_least(0, "seed", seed)
         self.image_size = None if image_size is None else at_least(1, "image_size", image_size)
         self.augmentation = list(augmentation or [])
+        for transform in self.augmentation:
+            if not callable(transform):  # such as the description in a checkpoint, which Lightning passes on
+                raise ConfigError(f"--data.augmentation: {transform} cannot be applied to images; give a module")
         self.num_workers = at_least(0, "num_workers", num_workers)
         self.shuffle = shuffle
         check_part(val_split, "--data.val_split")
@@ -141,6 +144,11 @@ class ImageDataModule(LightningDataModule):
     def has_test(self) -> bool:
         """Whether there are test images."""
         return True
+
+    @property
+    def cuts_test(self) -> bool:
+        """Whether the test images are cut from those of training, as test_split says."""
+        return False
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -1,7 +1,6 @@
 """Downloads that are complete and checked, or not there: whatever happens, no half file is taken for data."""
 
 import contextlib
-import fcntl
 import http.client
 import os
 import shutil
@@ -14,6 +13,8 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from vision_zoo.files import lock_file
 
 # Everything that urllib, the archive modules and torchvision's checks raise when a download goes wrong.
 DOWNLOAD_ERRORS = (
@@ -66,23 +67,16 @@ def _move(source: Path, target: Path) -> None:
 @contextlib.contextmanager
 def _alone(root: Path) -> Iterator[None]:
     """Hold the lock of a folder; the processes that come meanwhile wait."""
-    path = root / ".lock"
-    while True:
+    path, lock = root / ".lock", None
+    while lock is None:
         root.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # whoever failed before us has just removed the folder
+            lock = lock_file(path, wait=True)
+    with lock:
         try:
-            lock = path.open("w")
-        except FileNotFoundError:  # whoever failed before us has just removed the folder
-            continue
-        with lock:
-            with contextlib.suppress(OSError):  # a file system without locks: the moves are atomic even so
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                continue  # it was removed while we waited for it
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

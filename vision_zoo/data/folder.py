@@ -22,6 +22,8 @@ _SPLIT_NAMES = {"val", "valid", "validation", "test"}  # what people call the pa
 Listing = tuple[list[Path], Tensor]
 """Pictures and their labels, int64 (N,)."""
 
+_NOTHING: Listing = ([], torch.empty(0, dtype=torch.int64))
+
 
 class ImageFolder(ImageDataModule):
     """Your own pictures: root/CLASS/*.jpg, or root/train/CLASS/*.jpg with root/val and root/test where there are such.
@@ -43,7 +45,8 @@ class ImageFolder(ImageDataModule):
         shuffle: draw the training images in a new order in each epoch; otherwise in file order.
         channels: 3 for colour, 1 for gray.
         resize: crop keeps the proportions and cuts out the centre, pad keeps them and adds black, squash changes them.
-        test_split: what is cut from all pictures for testing, like val_split. Not used if there is a folder test.
+        test_split: what is cut from all pictures for testing, like val_split, or 1.0 to test with all of them. Not used
+            if there is a folder test.
         strict: stop at a file that cannot be decoded, instead of naming it and leaving it out.
         in_memory: decode everything once and keep it, or decode each batch anew. By default the former up to 1 GiB.
     """
@@ -101,6 +104,11 @@ class ImageFolder(ImageDataModule):
         """Whether there is a folder test, or test pictures are cut from all."""
         return bool(self._scan[1]["test"][0])
 
+    @property
+    def cuts_test(self) -> bool:
+        """Whether the test pictures are cut from all, for there is no folder test."""
+        return self.has_test and self._scan[1]["test"][0][0].parent.parent != self.root / "test"
+
     def load(self, split: Literal["train", "test"]) -> LabelledImages:
         """Decode all pictures of a split: uint8 (N, C, H, W) in [0, 255] and int64 (N,) in [0, K)."""
         files = self._files(split)
@@ -114,9 +122,12 @@ class ImageFolder(ImageDataModule):
         return self.load(split) if in_memory else self._files(split)  # type: ignore[arg-type]
 
     def _files(self, split: Split) -> ImageFiles:
-        paths, labels = self._scan[1].get(split, ([], torch.empty(0, dtype=torch.int64)))
-        if not paths:
+        paths, labels = self._scan[1].get(split, _NOTHING)
+        if not paths and split == "test":
             raise ConfigError("ImageFolder: no test pictures, since --data.test_split is 0 and there is no folder test")
+        if not paths:
+            why = "all are for the test, by --data.test_split 1.0" if self.cuts_test else f"there is no folder {split}"
+            raise ConfigError(f"ImageFolder: no {split} pictures in {self.root}: {why}")
         return ImageFiles([str(path) for path in paths], labels, self.image_shape, self.resize, self.strict)
 
     @cached_property
@@ -140,9 +151,12 @@ class ImageFolder(ImageDataModule):
                 f"ImageFolder: there is no folder {self.root}. Set --data.root to a folder that has one folder of "
                 "pictures for each class"
             )
-        split_folders = _folders(self.root / "train") != []
-        names, train = _list_classes(self.root / "train" if split_folders else self.root)
-        found: dict[Split, Listing] = {"train": train}
+        inside = {folder.name for folder in _folders(self.root)}
+        # Of pictures that are there to be scored alone, there may be a folder test and nothing else.
+        split_folders = _folders(self.root / "train") != [] or (bool(inside) and inside <= {"val", "test"})
+        first = next(name for name in ("train", "val", "test") if name in inside) if split_folders else ""
+        names, listed = _list_classes(self.root / first)
+        found: dict[Split, Listing] = {"train": listed if first in ("train", "") else _NOTHING}
         for folder in _folders(self.root) if split_folders else []:
             if folder.name.lower() in _SPLIT_NAMES and folder.name not in ("val", "test"):
                 raise DataError(
@@ -163,6 +177,9 @@ class ImageFolder(ImageDataModule):
             if split in found or (split == "val" and not part):
                 continue
             paths, labels = found["train"]
+            if not paths:  # all of them are for the test
+                found[split] = _NOTHING
+                continue
             own = [f"{path.parent.name}/{path.name}" for path in paths]
             below = below + part * (1 - below) if below is not None and part < 1 else None
             stays, cut = stratified_split(labels, part, self.seed, f"--data.{split}_split", own, below)
@@ -176,6 +193,11 @@ def _folders(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
     return sorted(x for x in path.iterdir() if x.is_dir() and not x.name.startswith((".", "__MACOSX")))
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a file, or a link to one that is not there, which decoding then names."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def _list_classes(root: Path) -> tuple[tuple[str, ...], Listing]:
@@ -197,7 +219,7 @@ def _list_classes(root: Path) -> tuple[tuple[str, ...], Listing]:
     labels: list[int] = []
     unknown: list[Path] = []
     for label, folder in enumerate(folders):
-        files = sorted(x for x in folder.iterdir() if not x.name.startswith(".") and x.is_file())
+        files = sorted(x for x in folder.iterdir() if not x.name.startswith(".") and _is_file(x))
         pictures = [x for x in files if x.suffix.lower() in endings]
         unknown += [x for x in files if x.suffix.lower() in unreadable]
         nested = _folders(folder)

@@ -11,8 +11,9 @@ from vision_zoo.errors import ConfigError
 
 
 def check_part(part: int | float, option: str) -> None:
-    """Refuse a size of a part that is neither a fraction below one nor a count."""
-    if not 0 <= part < math.inf or (part >= 1 and part != int(part)) or (isinstance(part, float) and part == 1):
+    """Refuse a size of a part that is neither a fraction below one nor a count; for a test, 1.0 is everything."""
+    whole = isinstance(part, float) and part == 1
+    if not 0 <= part < math.inf or (part >= 1 and part != int(part)) or (whole and option != "--data.test_split"):
         raise ConfigError(
             f"{option} must be a fraction of at least 0 and below 1, or a whole number of images, got {part}"
         )
@@ -30,7 +31,7 @@ def stratified_split(
 
     Args:
         labels: int64 (N,).
-        part: fraction below 1, or count of images; 0 cuts nothing.
+        part: fraction below 1, or count of images; 0 cuts nothing, and 1.0 everything.
         seed: decides which images of a class are cut.
         option: the option that `part` comes from, for the message.
         names: of the N images, where images may come and go: the order of cutting hangs on each one's own name.
@@ -45,6 +46,8 @@ def stratified_split(
     everything = torch.arange(len(labels))
     if part == 0:
         return everything, everything[:0]
+    if isinstance(part, float) and part == 1:
+        return everything[:0], everything
     wanted = round(part * len(labels)) if part < 1 else int(part)
     counts = labels.bincount()
     classes = counts.nonzero()[:, 0]

@@ -111,7 +111,7 @@ def metadata(model: Classifier, ckpt_path: Path, run_name: str | None) -> Metada
         "backbone": model.hparams["backbone"],
     }
     return {
-        **{name: json.dumps(value, ensure_ascii=False) for name, value in values.items()},
+        **{name: json.dumps(value) for name, value in values.items()},
         "checkpoint": ckpt_path.name,
         "run": run_name or "",
         "vision_zoo_version": __version__,
@@ -239,7 +239,7 @@ def _make_torch_export(model: Classifier, facts: Metadata) -> bytes:
     module, images, shapes = _graph_arguments(model)
     program = torch.export.export(module, images, dynamic_shapes=shapes, strict=False)
     file = io.BytesIO()
-    torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(facts, ensure_ascii=False)})
+    torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(facts)})
     return file.getvalue()
 
 

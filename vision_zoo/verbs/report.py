@@ -122,7 +122,7 @@ def write_report(model: Classifier, checkpoint: Path, step: int, output: str | N
 def collect(model: Classifier, checkpoint: Path, step: int, run: Path | None) -> Facts:
     """Gather what there is; what is missing or broken is said in words, never made up."""
     folder = run or checkpoint
-    config, dataset, root = _read_config(folder / "config.yaml")
+    config, dataset, root, options = _read_config(folder / "config.yaml")
     # Below a folder runs, the way there from where the run was started.
     place = str(Path(root, *folder.parts[-3:]) if run and run.parent.parent.name == "runs" else folder)
     weights = f"{place}/checkpoints/{checkpoint.name}" if run else place
@@ -149,6 +149,9 @@ def collect(model: Classifier, checkpoint: Path, step: int, run: Path | None) ->
             "data": facts.dataset,
             "test_time_augmentation": "none",
         }
+        if later.get("images") in (options.get("root"), options.get("path")):
+            # Cut otherwise, the part holds images that the network was trained with.
+            ours |= {name: options[name] for name in ("test_split", "seed") if name in options and name in later}
         if all(later.get(name, value) == value for name, value in ours.items()):
             metrics = {**metrics, **later}
             facts.test_source = str(later.get("images", ""))
@@ -161,7 +164,8 @@ def collect(model: Classifier, checkpoint: Path, step: int, run: Path | None) ->
         facts.per_class = _read_csv(tested / "per_class.csv", facts, {"class", "precision", "recall", "f1", "images"})
     stored = facts.results.get("metrics") or {}
     of_best = [SPLITS[split] for split in ("val", "test") if any(name.startswith(f"{split}/") for name in stored)]
-    if of_best and checkpoint.name != "best.ckpt":
+    best = checkpoint.with_name("best.ckpt")
+    if of_best and not (best.is_file() and best.samefile(checkpoint)):
         facts.missing.append(f"The {' and '.join(of_best)} figures are of best.ckpt, not of {checkpoint.name}.")
     facts.epochs = by_epoch(_read_csv(run / "metrics.csv", facts, {"epoch", "step"}))
     for name in ("curves", "confusion_matrix", "mistakes"):
@@ -210,22 +214,23 @@ def _read_csv(path: Path, facts: Facts, columns: set[str]) -> list[dict[str, str
     return rows
 
 
-def _read_config(path: Path) -> tuple[str, str, str]:
-    """The configuration as text without nulls, the data set's name, and the folder that holds the folder runs.
+def _read_config(path: Path) -> tuple[str, str, str, dict[str, Any]]:
+    """The configuration as text without nulls, the data set's name, the folder that holds runs, and the data's options.
 
     Each is empty where the file does not say it.
     """
     if not path.is_file():
-        return "", "", ""
+        return "", "", "", {}
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         config = yaml.safe_load(text)
         dataset = config["data"]["class_path"].rpartition(".")[2]
         root = (config.get("trainer") or {}).get("default_root_dir")
         root = str(Path(root).expanduser()) if root else ""
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
-        return text, "", ""
-    return yaml.safe_dump(_without_nulls(config), sort_keys=False, allow_unicode=True), dataset, root
+        options = dict(config["data"].get("init_args") or {})
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError):
+        return text, "", "", {}
+    return yaml.safe_dump(_without_nulls(config), sort_keys=False, allow_unicode=True), dataset, root, options
 
 
 def _without_nulls(value: Any) -> Any:

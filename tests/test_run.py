@@ -656,14 +656,6 @@ def test_epochs_without_validation_are_neither_the_best_nor_watched(here):
     assert checkpoint["lr_schedulers"][0]["best"] == checkpoint["callbacks"]["Run"]["best_score"]
 
 
-def test_without_validation_the_last_weights_are_the_best(here):
-    words = ["--model.scheduler", "null", "--data.val_split", "0", "--test_after_fit", "false"]
-    assert main([*QUICK, *words, "--trainer.max_epochs", "1"]) == 0
-    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2", "--test_after_fit", "false"]) == 0
-    checkpoints = here / "runs/default/version_0/checkpoints"
-    assert torch.load(checkpoints / "best.ckpt", weights_only=True)["global_step"] == 20
-
-
 def test_options_that_look_like_yaml_are_no_reason_to_refuse_a_checkpoint(here):
     keep = "[{class_path: ModelCheckpoint, init_args: {filename: '{epoch}'}}]"
     assert main([*QUICK, "--trainer.max_epochs", "1", "--trainer.callbacks", keep]) == 0

@@ -125,7 +125,6 @@ def summarise(model: Classifier) -> Summary:
     """
     backbone = model.backbone
     names = {module: name for name, module in backbone.named_modules()}
-    training = {module: module.training for module in names}
     counter = FlopCounterMode(display=False)
     outer = Layer("", "")
     stack, flops_before = [outer], [0]
@@ -162,8 +161,6 @@ def summarise(model: Classifier) -> Summary:
         torch.backends.mha.set_fastpath_enabled(fused)
         for hook in hooks:
             hook.remove()
-        for module, mode in training.items():
-            module.training = mode
     network = outer.inside[0]
     left = set(backbone.parameters()) - counted
     if left:

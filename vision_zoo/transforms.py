@@ -101,7 +101,7 @@ class RandomAffine(BatchTransform):
 
     Args:
         degrees: largest rotation to either side, in degrees.
-        translate: largest shift to either side, as a fraction of the size.
+        translate: largest shift to either side, as a fraction of the size, before scaling and rotation.
         scale: smallest and largest factor of size.
         shear: largest horizontal shear to either side, in degrees.
         fill: value of what lies outside of the image, 0 to 255.

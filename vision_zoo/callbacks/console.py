@@ -40,10 +40,6 @@ class Console(ProgressBar):
         """Show nothing, as processes other than the first do."""
         self._enabled = False
 
-    def enable(self) -> None:
-        """Show the bar again."""
-        self._enabled = True
-
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print above the bar."""
         if self._enabled:

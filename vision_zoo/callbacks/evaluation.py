@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vision_zoo.callbacks.processes import expect_answers
 from vision_zoo.callbacks.run import end_on_sigterm
-from vision_zoo.classifier import Classifier
+from vision_zoo.classifier import Classifier, gather
 from vision_zoo.files import write_file
 from vision_zoo.plots import plot_confusion_matrix, plot_images
 from vision_zoo.types import Batch
@@ -94,11 +94,7 @@ class Evaluation(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what was collected, on the first process."""
-        mistakes = self._mistakes
-        if trainer.world_size > 1:
-            parts: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, mistakes)
-            mistakes = sorted((m for part in parts for m in part), key=lambda m: -m[0])[:MISTAKES]
+        mistakes = sorted((m for part in gather(self._mistakes) for m in part), key=lambda m: -m[0])[:MISTAKES]
         if not isinstance(pl_module, Classifier):
             return
         self.metrics = {n: value for n, value in numbers(trainer.callback_metrics).items() if n.startswith("test/")}

@@ -253,7 +253,7 @@ class ImageDataModule(LightningDataModule):
         return self._gather(part, part.indices)
 
     def sample(self, split: Split, count: int) -> LabelledImages:
-        """Up to `count` images, evenly spaced over a split; of image files only these are decoded."""
+        """Up to `count` images, evenly spaced over a split; of files not kept in memory only these are read."""
         self._ensure(split)
         part = self._parts[split]
         places = torch.linspace(0, max(len(part.indices) - 1, 0), min(count, len(part.indices))).round().long()

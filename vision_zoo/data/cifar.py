@@ -1,6 +1,5 @@
 """CIFAR-10 and CIFAR-100: 32x32 colour photos (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html)."""
 
-import hashlib
 import pickle
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torchvision import datasets
+from torchvision.datasets.utils import check_md5
 
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.types import LabelledImages
@@ -57,7 +57,7 @@ class CIFAR10(ImageDataModule):
 
     def _compare_checksums(self, paths: list[Path], split: str) -> None:
         published = dict(getattr(getattr(datasets, type(self).__name__), f"{split}_list"))
-        if any(_md5(path) != published[path.name] for path in paths):
+        if not all(check_md5(str(path), published[path.name]) for path in paths):
             self.note = "JPEG copy" if _from_jpeg(paths[0]) else "not the published files"
             rank_zero_warn(
                 f"{type(self).__name__}: the {split} files in {paths[0].parent} are not the published ones (other "
@@ -86,10 +86,6 @@ class CIFAR100(CIFAR10):
     folder = "cifar-100-python"
     names: ClassVar[dict[str, list[str]]] = {"train": ["train"], "test": ["test"]}
     key = "fine_labels"
-
-
-def _md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 class _ArraysOnly(pickle.Unpickler):

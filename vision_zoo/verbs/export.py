@@ -18,6 +18,7 @@ from torch.export import Dim
 
 from vision_zoo import __version__
 from vision_zoo.classifier import Classifier
+from vision_zoo.data import ImageFolder
 from vision_zoo.data.base import ImageDataModule, resize_images
 from vision_zoo.data.mnist5k import MNIST5k
 from vision_zoo.errors import ConfigError, InputError, VisionZooError
@@ -131,6 +132,8 @@ def sample_images(model: Classifier, datamodule: ImageDataModule | None) -> tupl
     if datamodule is not None:
         # Whatever is wrong with the data (not here, moved, changed) is no reason not to export.
         with contextlib.suppress(InputError, OSError):
+            if isinstance(datamodule, ImageFolder):
+                datamodule.in_memory = False  # decode what is compared, not the whole folder
             images = datamodule.sample("test", count).images
             if tuple(images.shape[1:]) == shape:
                 images = images[torch.arange(count) % len(images)]

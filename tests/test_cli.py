@@ -386,6 +386,13 @@ def test_cutting_the_parts_anew_is_said_to_mix_trained_and_scored_images(here, t
         capsys.readouterr()
         assert main([verb, "--ckpt_path", "best", f"--data.{option}", value]) == 0
         assert f"--data.{option}: {warning}" in capsys.readouterr().err
+    tiny.write_image_folder(here / "others", count=4)
+    assert main(["test", "--ckpt_path", "best", "--data.root", "others", "--data.test_split", "1.0"]) == 0
+    told = capsys.readouterr()
+    assert "--data.test_split: unless these are other images, some that the network was trained with" in told.err
+    assert "with 1.0, all images are tested" in told.out
+    with (here / "runs/default/version_0/test/per_class.csv").open(newline="") as file:
+        assert [row["images"] for row in csv.DictReader(file)] == ["4", "4"]
     assert main(["test", "--ckpt_path", "best", "--data.val_split", "0.5"]) == 0
     assert main(["test", "--ckpt_path", str(trained_run), "--data.seed", "1", "--output", "out"]) == 0
     assert warning not in capsys.readouterr().err

@@ -545,7 +545,9 @@ class VisionZooCLI(LightningCLI):
             deciding["test"] = ("test_split", "seed")
         dealt = [f"--data.{name}" for name in deciding.get(self.words.subcommand, ()) if f"data.{name}" in changes]
         if dealt and "data" not in changes:
-            say(f"{', '.join(dealt)}: images that the network was trained with may be among those that are scored")
+            moved = any(stored.get(f"data.init_args.{n}") != now.get(f"data.init_args.{n}") for n in ("root", "path"))
+            unless = "unless these are other images, some" if moved else "images"
+            say(f"{', '.join(dealt)}: {unless} that the network was trained with may be among those that are scored")
 
     @staticmethod
     def _laid_out(config: Config) -> bool:

@@ -803,6 +803,12 @@ CHECKPOINTS = [
         r"alone\.ckpt holds weights alone .* take last\.ckpt, or start a new run with --model\.weights .*alone\.ckpt",
         changed("alone.ckpt", lambda c: [c.pop(name) for name in ("optimizer_states", "lr_schedulers", "loops")]),
     ),
+    Case(
+        "more epochs done than asked for",
+        ("fit", "--ckpt_path", "run/checkpoints/far.ckpt"),
+        r"the run is beyond --trainer\.max_epochs 2 already: set it higher to go on",
+        changed("far.ckpt", lambda c: c["loops"]["fit_loop"]["epoch_progress"]["current"].update(completed=5)),
+    ),
     Case("last truncated, fit", ("fit", "--ckpt_path", "run"), OFFER, broken("last.ckpt", 5000)),
     Case("last empty, fit", ("fit", "--ckpt_path", "run/checkpoints/last.ckpt"), OFFER, broken("last.ckpt", 0)),
     Case(

@@ -26,6 +26,7 @@ from PIL import Image
 from torch import nn
 
 from tests import tiny
+from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.classifier import Classifier
 from vision_zoo.data import USPS, ArrayFile
@@ -480,6 +481,23 @@ def test_a_run_that_goes_on_writes_elsewhere_only_where_the_user_says_so(
     assert "would have --trainer.callbacks write to " in refused(capsys, ["fit", "--ckpt_path", path])
     Path("mine.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
     assert main(["fit", "--ckpt_path", path, "--config", "mine.yaml"]) == 0
+
+
+def test_a_run_that_goes_on_takes_no_root_but_its_own(here):
+    """Without a logger, a profiler writes into the root."""
+    words = ["--model.scheduler", "null", "--trainer.max_epochs", "1", "--test_after_fit", "false"]
+    assert main([*QUICK, *words]) == 0
+    (here / "victim").mkdir()
+    path = "runs/default/version_0/checkpoints/last.ckpt"
+    changed = torch.load(path, weights_only=True)
+    profiler = with_options("lightning.pytorch.profilers.AdvancedProfiler", filename="x")
+    changed["vision_zoo"]["config"]["trainer"].update(
+        default_root_dir=str(here / "victim"), logger=False, profiler=profiler, max_epochs=2
+    )
+    torch.save(changed, path)
+    assert main(["fit", "--ckpt_path", path]) == 0
+    assert list(here.glob("fit-x*")), "the profiler has written"
+    assert not list((here / "victim").iterdir())
 
 
 @pytest.mark.parametrize("class_path", ["CSVLogger", "TensorBoardLogger"])

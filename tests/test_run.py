@@ -151,6 +151,7 @@ def test_checkpoints_of_a_callback_of_ones_own_are_kept_with_the_run(here):
 def test_weights_can_be_averaged_by_callbacks_of_lightning(callback, here):
     words = ["--model.backbone", "FashionCNN", "--trainer.max_epochs", "2", "--trainer.callbacks", f"[{callback}]"]
     assert main([*QUICK, *words]) == 0
+    assert json.loads((here / "runs/default/version_0/results.json").read_text())["epochs"] == 2
     best = torch.load(here / "runs/default/version_0/checkpoints/best.ckpt", weights_only=True)
     if callback == "EMAWeightAveraging":  # the averaged ones are those that are tested
         key = "backbone.features.0.weight"
@@ -651,9 +652,19 @@ def test_a_run_does_not_go_on_with_other_images(here, capsys, monkeypatch):
 def test_epochs_without_validation_are_neither_the_best_nor_watched(here):
     words = ["--model.scheduler", "ReduceLROnPlateau", "--trainer.check_val_every_n_epoch", "2"]
     assert main([*QUICK, *words, "--trainer.max_epochs", "3"]) == 0
+    validated = {int(r["epoch"]): float(r["val/loss"]) for r in rows(here / "runs/default/version_0") if r["val/loss"]}
+    assert list(validated) == [1, 2]  # the second, and the last in any case
     checkpoint = torch.load(here / "runs/default/version_0/checkpoints/best.ckpt", weights_only=True)
-    assert checkpoint["epoch"] in (1, 2)  # the first has no validation, the last always has
+    assert checkpoint["epoch"] == min(validated, key=validated.__getitem__)
     assert checkpoint["lr_schedulers"][0]["best"] == checkpoint["callbacks"]["Run"]["best_score"]
+
+
+def test_a_run_without_validation_that_goes_on_has_its_new_last_weights_as_the_best(here):
+    words = ["--model.scheduler", "null", "--data.val_split", "0", "--test_after_fit", "false"]
+    assert main([*QUICK, *words, "--trainer.max_epochs", "1"]) == 0
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2", "--test_after_fit", "false"]) == 0
+    checkpoints = here / "runs/default/version_0/checkpoints"
+    assert torch.load(checkpoints / "best.ckpt", weights_only=True)["global_step"] == 20
 
 
 def test_options_that_look_like_yaml_are_no_reason_to_refuse_a_checkpoint(here):

@@ -397,6 +397,10 @@ class VisionZooCLI(LightningCLI):
             config: Config = copy.deepcopy(about["config"])
             if self.words.subcommand == "fit":
                 self.run_name = about["name"]
+                root = (config.get("trainer") or {}).get("default_root_dir")
+                run = cast(Path, self.checkpoint_path).resolve().parent.parent
+                if root is not None and Path(root).expanduser().resolve() != run.parent.parent.parent:
+                    del config["trainer"]["default_root_dir"]  # moved, or meant to have files written elsewhere
                 return config
             # How it was trained (devices, epochs, loggers) says nothing about how to use it.
             return {key: config[key] for key in ("seed_everything", "model", "data") if key in config}

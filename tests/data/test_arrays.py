@@ -130,6 +130,17 @@ def test_other_contents_are_refused_with_the_way_out(tmp_path, arrays, message):
         ArrayFile(path, test_split=2, val_split=2).mean  # noqa: B018  # reading it raises
 
 
+def test_arrays_may_all_be_there_to_be_scored(tmp_path):
+    path = save(tmp_path / "a.npz", images=IMAGES, labels=LABELS)
+    data = ArrayFile(path, test_split=1.0)
+    assert data.class_names == ("0", "1")
+    data.setup("test")
+    assert data.sizes == {"test": 8}
+    message = r"no train images in .*a\.npz: all are for the test, by --data\.test_split 1\.0"
+    with pytest.raises(ConfigError, match=message):
+        data.setup("fit")
+
+
 def test_parts_of_several_sizes_are_resized_to_a_given_one(tmp_path):
     large = np.zeros((8, 9, 7, 1), np.uint8)
     path = save(tmp_path / "a.npz", x_train=IMAGES, y_train=LABELS, x_test=large, y_test=LABELS)

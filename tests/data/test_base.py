@@ -139,6 +139,8 @@ def test_options_in_a_checkpoint_are_plain_values(tmp_path):
     assert inner["class_path"].endswith("ColorJitter")
     again = MNIST.load_from_checkpoint(tmp_path / "run.ckpt", augmentation=None)
     assert again.mean == (0.5,)
+    with pytest.raises(ConfigError, match=r"--data\.augmentation: .*RandomCrop.* cannot be applied to images"):
+        MNIST.load_from_checkpoint(tmp_path / "run.ckpt")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -197,13 +197,11 @@ class Run(Checkpoint):
         # The last epoch is validated whatever check_val_every_n_epoch says: its weights may be the best.
         loop = trainer.fit_loop.epoch_loop
         due = loop._should_check_val_epoch
-        loop._should_check_val_epoch = lambda: (  # type: ignore[method-assign]
+        loop._should_check_val_epoch = lambda: (  # type: ignore[method-assign]  # no option for it
             due() or (trainer.enable_validation and trainer.current_epoch + 1 == trainer.max_epochs)
         )
         if self.events and not trainer.loggers:
-            events = EventFiles(self.path, name="", version="", flush_secs=EVENTS_FLUSHED_SECONDS)
-            _ = events.experiment  # opens the file now: the first steps need not wait for TensorBoard
-            trainer.loggers = [events]
+            trainer.loggers = [EventFiles(self.path, name="", version="", flush_secs=EVENTS_FLUSHED_SECONDS)]
 
     def _open(self, root: Path) -> None:
         if self.folder is None:
@@ -329,6 +327,9 @@ class Run(Checkpoint):
                 self._write_config()
             for name in RESULTS:  # of an earlier end, which the run has left
                 (self.path / name).unlink(missing_ok=True)
+            for logger in trainer.loggers:
+                if isinstance(logger, EventFiles):
+                    _ = logger.experiment  # opens the file now: the first steps need not wait for TensorBoard
         expect_answers(trainer)
         self.trained = True
         self._speaks = trainer.is_global_zero

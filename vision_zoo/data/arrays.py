@@ -14,7 +14,7 @@ from torch import nn
 from vision_zoo.data.base import ImageDataModule, per_channel
 from vision_zoo.data.facts import Facts, cached_facts, statistics
 from vision_zoo.data.splits import check_part, stratified_split
-from vision_zoo.errors import DataError, DatasetNotFoundError
+from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError
 from vision_zoo.types import ImageShape, LabelledImages
 
 _BROKEN = (OSError, EOFError, ValueError, KeyError, MemoryError, zlib.error, zipfile.BadZipFile, NotImplementedError)
@@ -117,8 +117,16 @@ class ArrayFile(ImageDataModule):
             )
         images, labels = self._pair("images", "labels")
         stays, cut = stratified_split(labels, self.test_split, self.seed, "--data.test_split")
+        if split == "train" and not len(stays):
+            why = "all are for the test, by --data.test_split 1.0"
+            raise ConfigError(f"ArrayFile: no train images in {self.path}: {why}")
         chosen = stays if split == "train" else cut
         return LabelledImages(images[chosen], labels[chosen])
+
+    @property
+    def _tests_all(self) -> bool:
+        """Whether nothing is there to train with."""
+        return self.cuts_test and isinstance(self.test_split, float) and self.test_split == 1
 
     def _statistic(self, name: str) -> tuple[float, ...]:
         given = self._given[name]
@@ -130,7 +138,8 @@ class ArrayFile(ImageDataModule):
         return cached_facts([self.path] if self._names else [], options, self._compute_facts)
 
     def _compute_facts(self) -> Facts:
-        images, labels = self.load("train")
+        source: Literal["train", "test"] = "test" if self._tests_all else "train"
+        images, labels = self.load(source)
         height, width = (self.image_size or size for size in images.shape[2:])
         self.image_shape = (images.shape[1], height, width)
         names = self._array("class_names").reshape(-1).tolist() if "class_names" in self._names else []
@@ -140,7 +149,7 @@ class ArrayFile(ImageDataModule):
             if keys := self._keys(split):
                 self._check_shape(keys[0], (images.shape[1], images.shape[2], images.shape[3]))
                 self._check_labels(keys[1])
-        shown = statistics(self.split_images("train").images)
+        shown = statistics(self.split_images(source).images)
         return {"class_names": self.class_names, "image_shape": self.image_shape, **shown}
 
     @cached_property

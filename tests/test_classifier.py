@@ -298,6 +298,22 @@ def test_losses_are_summed_exactly_where_the_network_is_of_half_precision(traine
     assert found == pytest.approx(torch.cat(losses).mean().item(), rel=1e-6)
 
 
+def test_a_classifier_moves_to_a_device_without_float64(trained_run):
+    """As Apple's GPUs are: there it classifies; back on another device its sums are exact again."""
+
+    def converted(tensor):
+        if tensor.dtype == torch.float64:
+            raise TypeError("the MPS framework doesn't support float64")
+        return tensor.clone()
+
+    model = Classifier.load_from_checkpoint(trained_run / "checkpoints" / "best.ckpt")
+    images = MNIST5k().sample("test", 4).images
+    before = model(images)
+    assert torch.equal(model._apply(converted)(images), before)
+    assert model.val_metrics["loss"].mean_value.dtype == torch.float32
+    assert model.to("cpu").val_metrics["loss"].mean_value.dtype == torch.float64
+
+
 def test_a_batch_that_is_evaluated_many_times_is_counted_once(here):
     words = ["--model.optimizer", "LBFGS", "--model.scheduler", "null", "--trainer.max_epochs", "1"]
     assert main([*QUICK, *words, "--data.batch_size", "7", "--trainer.limit_train_batches", "1"]) == 0

@@ -117,11 +117,18 @@ class Classifier(LightningModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert; sums of losses stay float64, for half precision would stop counting after some images."""
+        every = (*self.train_metrics.values(), *self.val_metrics.values(), *self.test_metrics.values())
+        sums = [metric for metric in every if isinstance(metric, MeanMetric)]
+        try:
+            fn(torch.empty(0, dtype=torch.float64))
+            exact = torch.float64
+        except TypeError:  # Apple's GPUs have none: a classifier classifies there, and its sums are not needed
+            exact = torch.float32
+            for metric in sums:
+                metric.set_dtype(exact)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for metrics in (self.train_metrics, self.val_metrics, self.test_metrics):
-            for metric in metrics.values():
-                if isinstance(metric, MeanMetric):
-                    metric.set_dtype(torch.float64)
+        for metric in sums:
+            metric.set_dtype(exact)
         return self
 
     @property

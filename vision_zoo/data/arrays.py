@@ -118,15 +118,11 @@ class ArrayFile(ImageDataModule):
         images, labels = self._pair("images", "labels")
         stays, cut = stratified_split(labels, self.test_split, self.seed, "--data.test_split")
         if split == "train" and not len(stays):
-            why = "all are for the test, by --data.test_split 1.0"
-            raise ConfigError(f"ArrayFile: no train images in {self.path}: {why}")
+            raise ConfigError(
+                f"ArrayFile: no train images in {self.path}: all are for the test, by --data.test_split 1.0"
+            )
         chosen = stays if split == "train" else cut
         return LabelledImages(images[chosen], labels[chosen])
-
-    @property
-    def _tests_all(self) -> bool:
-        """Whether nothing is there to train with."""
-        return self.cuts_test and isinstance(self.test_split, float) and self.test_split == 1
 
     def _statistic(self, name: str) -> tuple[float, ...]:
         given = self._given[name]
@@ -138,7 +134,8 @@ class ArrayFile(ImageDataModule):
         return cached_facts([self.path] if self._names else [], options, self._compute_facts)
 
     def _compute_facts(self) -> Facts:
-        source: Literal["train", "test"] = "test" if self._tests_all else "train"
+        tests_all = self.cuts_test and isinstance(self.test_split, float) and self.test_split == 1
+        source: Literal["train", "test"] = "test" if tests_all else "train"
         images, labels = self.load(source)
         height, width = (self.image_size or size for size in images.shape[2:])
         self.image_shape = (images.shape[1], height, width)

@@ -59,6 +59,7 @@ class Trainer(pl.Trainer):
         save_every_minutes: float = 10.0,
         deterministic: bool = True,
         channels_last: bool | None = None,
+        tta: Literal["none", "flip", "shift", "flip+shift"] = "none",
     ) -> None:
         """Train a network, test the best checkpoint, leave a run folder.
 
@@ -71,6 +72,8 @@ class Trainer(pl.Trainer):
             deterministic: two runs of one configuration on one machine are the same bit for bit; false lets a GPU
                 choose faster algorithms that are not (a CPU has none to choose).
             channels_last: memory layout of convolutions in training; by default wherever the network has some.
+            tta: test-time augmentation of the test that ends the run: average the predictions for each image, its
+                mirror image and its shifts by one pixel.
         """
         if save_every_minutes <= 0:
             raise ConfigError(f"--save_every_minutes must be positive, got {save_every_minutes}")
@@ -125,8 +128,11 @@ class Trainer(pl.Trainer):
             load_weights(model, run.best)
             if evaluation is not None:
                 evaluation.folder = run.path
+            model.test_time_augmentation = tta
             super().test(model, datamodule=datamodule, verbose=False)
             metrics |= {n: v for n, v in numbers(self.callback_metrics).items() if n.startswith("test/")}
+            if tta != "none":
+                self.say(f"tested with test-time augmentation: {tta}")
         if self.is_global_zero:
             self._finish(model, run, epochs, metrics)
 

@@ -72,8 +72,8 @@ OURS = (
 )
 JPEG_COST = 3.0  # points of accuracy allowed to the JPEG copy of CIFAR-10 against the published images; not measured
 COLUMNS = (
-    *("recipe", "data", "options", "seed", "parameters", "epochs", "test/accuracy", "test/loss", "val/accuracy"),
-    *("fit_seconds", "images_per_second", "precision", "hardware", "versions", "commit", "digest"),
+    *("recipe", "data", "options", "seed", "parameters", "epochs", "test/accuracy", "test/loss", "tta"),
+    *("val/accuracy", "fit_seconds", "images_per_second", "precision", "hardware", "versions", "commit", "digest"),
 )
 KEY = ("recipe", "data", "options", "seed")
 CURVE_COLUMNS = ("recipe", "data", "options", "seconds", "val/accuracy")
@@ -276,6 +276,8 @@ def row_of(project: Project, task: Task, run: Path, commits: Sequence[str]) -> t
         "parameters": results["parameters"],
         "epochs": results["epochs"],
         **{name: metrics.get(name, "") for name in ("test/accuracy", "test/loss", "val/accuracy")},
+        # Of each image, which views were averaged for the test figures.
+        "tta": json.loads((run / "test.json").read_text()).get("test_time_augmentation", "none"),
         "fit_seconds": results["fit_seconds"],
         "images_per_second": results["train_images_per_second"],
         "precision": results["precision"],
@@ -355,6 +357,11 @@ class Group:
         values = [100 * float(row["test/accuracy"]) for row in self.rows]
         spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         return f"{statistics.fmean(values):.2f}{spread} %"
+
+    @property
+    def tta(self) -> str:
+        """What to say of test-time augmentation: nothing where there was none."""
+        return "" if self.all("tta") == "none" else f", TTA {self.all('tta')}"
 
     @property
     def name(self) -> str:
@@ -442,7 +449,7 @@ def measured(groups: Sequence[Group]) -> str:
     parts = []
     for group in [group for group in groups if not group.options] or groups:
         n = len(group.rows)
-        text = f"{group.accuracy} ({n} seed{'s' * (n > 1)}), {duration(group.mean('fit_seconds'))} on "
+        text = f"{group.accuracy} ({n} seed{'s' * (n > 1)}{group.tta}), {duration(group.mean('fit_seconds'))} on "
         text += group.all("hardware")
         note = re.search(r"\((.+)\)$", group.data)
         text += f", {note[1]}" if note else ""
@@ -480,6 +487,12 @@ def table(project: Project, groups: Sequence[Group], figures: Sequence[str]) -> 
             f"JPEG copy: the images of CIFAR-10 compressed once more, to which {JPEG_COST:.0f} points of accuracy are "
             "allowed (not measured); published figures are on the original images.",
         ]
+    if any(group.tta for group in groups):
+        lines += [
+            "",
+            "TTA: test-time augmentation (`--tta`), predictions averaged over such views of each image. The row's "
+            "`val/accuracy` is without.",
+        ]
     have = {group.recipe for group in groups}
     missing = [f"`{path.stem}`" for path in sorted(project.configs.glob("*.yaml")) if path.stem not in have]
     if missing:
@@ -504,7 +517,7 @@ def table_row(project: Project, group: Group, loops: dict[str, str]) -> str:
         f"`{group.variant}`" if group.variant else f"`{group.recipe}`" + f" `{group.options}`" * bool(group.options),
         group.data,
         f"{int(group.rows[0]['parameters']):,}",
-        f"{group.accuracy} ({len(group.rows)})",
+        f"{group.accuracy} ({len(group.rows)}{group.tta})",
         text,
         reached,
         group.all("epochs"),

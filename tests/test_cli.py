@@ -473,6 +473,27 @@ def test_test_time_augmentation_averages_views_and_says_so(kind, count, trained_
     assert figures["test/accuracy"] == pytest.approx((mean.argmax(1) == labels).float().mean().item())
 
 
+def test_the_test_that_ends_a_fit_averages_views_too(here, capsys):
+    words = ["--model.scheduler", "null", "--trainer.max_epochs", "1", "--tta", "flip"]
+    assert main([*QUICK, *words]) == 0
+    assert "tested with test-time augmentation: flip" in capsys.readouterr().out
+    run = here / "runs" / "default" / "version_0"
+    stored = json.loads((run / "results.json").read_text())
+    assert stored["test_time_augmentation"] == "flip"
+    assert json.loads((run / "test.json").read_text())["test_time_augmentation"] == "flip"
+    config = ["--config", str(run / "config.yaml"), "--ckpt_path", str(run)]
+    for words in (["--ckpt_path", str(run), "--tta", "flip"], config):
+        assert main(["test", *words, "--output", "out"]) == 0
+        figures = json.loads(Path("out/test.json").read_text())
+        assert figures["test_time_augmentation"] == "flip"
+        assert figures["test/loss"] == stored["metrics"]["test/loss"]
+    assert main(["validate", *config]) == 0  # which has no such option
+    assert main(["report", "--ckpt_path", str(run)]) == 0
+    assert "flip: test figures are of predictions averaged" in (run / "README.md").read_text()
+    assert main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs", "2"]) == 0
+    assert json.loads((run / "results.json").read_text())["test_time_augmentation"] == "flip"
+
+
 def test_another_data_set_that_does_not_fit_the_checkpoint_is_refused(trained_run, here, data_root, capsys):
     message = refused(
         capsys, "test", "--ckpt_path", str(trained_run), "--data", "CIFAR10", "--data.root", str(data_root)

@@ -85,6 +85,8 @@ def pretended(project, reproduce, monkeypatch):
             "device": "cpu (Abacus, 2 threads)", "devices": 1, "precision": "32-true", "versions": {"torch": "2"},
         }  # fmt: skip
         (run / "results.json").write_text(json.dumps(results))
+        kind = words[words.index("--tta") + 1] if "--tta" in words else recipe.get("tta", "none")
+        (run / "test.json").write_text(json.dumps({} if kind == "none" else {"test_time_augmentation": kind}))
         return 0
 
     monkeypatch.setattr(reproduce, "execute", execute)
@@ -200,6 +202,18 @@ def test_a_variant_has_its_own_row_and_its_own_published_figure(project, pretend
         (97.25, "97.25 %"),
         (97.66, "97.66 %"),
     ]
+
+
+def test_test_time_augmentation_is_told_beside_the_figure(project, pretended):
+    path = project.recipe("fc_mnist")
+    path.write_text(path.read_text() + "tta: flip\n")
+    assert project.run("lenet5_mnist", "fc_mnist") == 0
+    assert {row["recipe"]: row["tta"] for row in project.rows()} == {"lenet5_mnist": "none", "fc_mnist": "flip"}
+    assert "97.44 % (1 seed, TTA flip)," in header_of(project, "fc_mnist")
+    assert "97.44 % (1 seed)," in header_of(project, "lenet5_mnist")
+    readme = (project.root / "README.md").read_text()
+    assert "| 97.44 % (1, TTA flip) |" in readme
+    assert "TTA: test-time augmentation" in readme
 
 
 def test_every_variant_names_a_recipe_and_one_of_its_figures(reproduce):

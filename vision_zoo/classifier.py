@@ -3,7 +3,8 @@
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -355,22 +356,29 @@ class Classifier(LightningModule):
                 f"{self.network_name} has batch normalisation, which cannot learn from single images: "
                 "set --data.batch_size to at least 2, or take a network without it"
             )
-        modes = [(module, module.training) for module in self.backbone.modules()]
-        self.backbone.eval()
         name = self.network_name
         try:
-            with torch.no_grad():
+            with self.undisturbed():
                 logits = self(torch.zeros(1, *self.image_shape, dtype=torch.uint8, device=self.scale.device))
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ConfigError(f"backbone {name} cannot classify images of shape {self.image_shape}: {error}") from error
-        finally:
-            for module, training in modes:  # each its own: somebody may have frozen a part in eval mode
-                module.training = training
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if shape != (1, self.num_classes):
             raise ConfigError(
                 f"backbone {name} must return logits of shape (images, classes) = (1, {self.num_classes}), got {shape}"
             )
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Look at the network in eval mode, without gradients, and without changing it or the random numbers."""
+        modes = [(module, module.training) for module in self.backbone.modules()]
+        self.backbone.eval()
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                yield
+        finally:
+            for module, training in modes:  # each its own: somebody may have frozen a part in eval mode
+                module.training = training
 
     def check_optimizer(self) -> None:
         """Build optimizer and schedule for a trial, so that numbers they cannot take are refused before any work.

@@ -63,10 +63,10 @@ from vision_zoo.trainer import Trainer
 VERBS = ("fit", "validate", "test", "predict", "export", "summary", "show", "report")
 
 # What config.yaml and checkpoints keep: all that decides what a run computes.
-KEPT = ("seed_everything", "model", "data", "trainer", "deterministic", "channels_last")
+KEPT = ("seed_everything", "model", "data", "trainer", "deterministic", "channels_last", "tta")
 
-# Options of fit that no other command has.
-FIT_ALONE = inspect.signature(Trainer.fit).parameters.keys() - {"self", "model", "datamodule", "ckpt_path"}
+# Options of fit that config.yaml may hold; other commands have but some of them.
+FIT_OPTIONS = inspect.signature(Trainer.fit).parameters.keys() - {"self", "model", "datamodule", "ckpt_path"}
 
 # Options of the trainer that decide how many steps a run has.
 LENGTHS = ("max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches", "overfit_batches")
@@ -323,8 +323,9 @@ class VisionZooCLI(LightningCLI):
         given: Config = {}
         for config in configs:
             given = merge(given, config)
-        if words.subcommand != "fit":  # which alone has them, and writes them into config.yaml
-            given = {name: value for name, value in given.items() if name not in FIT_ALONE}
+        if words.subcommand in VERBS:  # those who read a run's config.yaml have but some of fit's options in it
+            foreign = FIT_OPTIONS - inspect.signature(getattr(Trainer, words.subcommand)).parameters.keys()
+            given = {name: value for name, value in given.items() if name not in foreign}
         named = [*words.values("trusted_packages"), *words.values("trusted_packages+")]
         listed = [package for word in named for package in _listed(yaml.safe_load(word))]
         self.trusted = tuple(map(str, [*listed, *_listed(given.pop("trusted_packages", None))]))

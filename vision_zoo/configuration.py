@@ -34,7 +34,7 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
     "model.optimizer": ("torch.optim",),
     "model.scheduler": ("torch.optim.lr_scheduler",),
     "data.augmentation": ("vision_zoo.transforms", "torchvision.transforms.v2"),
-    "trainer.callbacks": ("lightning.pytorch.callbacks",),
+    "trainer.callbacks": ("lightning.pytorch.callbacks", "vision_zoo.callbacks.resizing"),
     "trainer.logger": ("lightning.pytorch.loggers",),
 }
 LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")

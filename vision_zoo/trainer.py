@@ -131,8 +131,6 @@ class Trainer(pl.Trainer):
             model.test_time_augmentation = tta
             super().test(model, datamodule=datamodule, verbose=False)
             metrics |= {n: v for n, v in numbers(self.callback_metrics).items() if n.startswith("test/")}
-            if tta != "none":
-                self.say(f"tested with test-time augmentation: {tta}")
         if self.is_global_zero:
             self._finish(model, run, epochs, metrics)
 
@@ -229,6 +227,7 @@ class Trainer(pl.Trainer):
             "fit_seconds": round(run.fit_seconds, 3),
             "train_images_per_second": round(run.images_seen / run.train_seconds, 1) if run.train_seconds else None,
             "metrics": {name: metrics[name] for name in sorted(metrics)},
+            "test_time_augmentation": model.test_time_augmentation,
             "best_epoch": run.best_epoch,
             "seed": run.config.get("seed_everything"),
             "device": device_name(self),
@@ -255,6 +254,8 @@ class Trainer(pl.Trainer):
         if self.global_step == self.max_steps:
             trained = f"{self.global_step:,} step{'s' * (self.global_step != 1)}"
         self.say(f"trained {trained} in {took}{speed}; best.ckpt is {which}")
+        if model.test_time_augmentation != "none":
+            self.say(f"tested with test-time augmentation: {model.test_time_augmentation}")
         if foreign := foreign_packages(run.config):
             words = " ".join(f"--trusted_packages {name}" for name in foreign)
             self.say(f"commands that read its checkpoints need {words}, since they name code of your own")

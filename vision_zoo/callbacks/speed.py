@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -248,7 +248,7 @@ def _accepts(model: Classifier, channels_last: bool = False, bf16: bool = False)
     """Whether the network still classifies; one that calls `view` on its features does not with channels_last."""
     autocast = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
     images = torch.zeros(2, *model.image_shape, dtype=torch.uint8, device=model.scale.device)
-    with _undisturbed(model), torch.no_grad(), autocast:
+    with model.undisturbed(), autocast:
         try:
             model.lay_out(channels_last)
             logits = model(images)
@@ -257,16 +257,3 @@ def _accepts(model: Classifier, channels_last: bool = False, bf16: bool = False)
         finally:
             model.lay_out(channels_last=False)
     return bool(logits.shape == (2, model.num_classes))
-
-
-@contextmanager
-def _undisturbed(model: Classifier) -> Iterator[None]:
-    """Look at the network in eval mode without changing it or the random numbers."""
-    modes = [(module, module.training) for module in model.backbone.modules()]
-    model.backbone.eval()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

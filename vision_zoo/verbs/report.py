@@ -329,6 +329,8 @@ def circumstances(facts: Facts) -> list[list[str]]:
             rows.append([label, str(results[name])])
     if isinstance(results.get("train_images_per_second"), int | float):
         rows.append(["speed", f"{results['train_images_per_second']:,.0f} training images/s"])
+    if (kind := results.get("test_time_augmentation", "none")) != "none":
+        rows.append(["test-time augmentation", f"{kind}: test figures are of predictions averaged over such views"])
     if isinstance(results.get("best_epoch"), int):
         rows.append(["best.ckpt", f"of epoch {results['best_epoch'] + 1}, by the lowest validation loss"])
     elif results:

@@ -1,0 +1,70 @@
+"""Training that begins with smaller images: which sizes the network sees, and what is refused."""
+
+import signal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.test_run import same, state, stop_at
+from vision_zoo.__main__ import main
+from vision_zoo.types import ImageShape
+
+SHORT = [
+    "fit", "--model.backbone", f"{__name__}.AnySize", "--model.scheduler", "null", "--data.batch_size", "8",
+    "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "10", "--trainer.limit_val_batches", "1",
+    "--trainer.limit_test_batches", "1", "--trainer.callbacks",
+    "[{class_path: ProgressiveResizing, init_args: {initial_scale: 0.5, full_size_from: 0.8}}]",
+]  # fmt: skip
+
+
+class AnySize(nn.Module):
+    """A network of somebody's own that takes images of any size; notes which it saw."""
+
+    seen: list[tuple[bool, torch.Size]] = []  # noqa: RUF012
+
+    def __init__(self, image_shape: ImageShape, num_classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(image_shape[0], 4, 3)
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append((self.training, images.shape))
+        return self.head(self.conv(images).relu().mean(dim=(2, 3)))
+
+
+def test_images_grow_in_four_stages_of_training_and_are_whole_elsewhere(here):
+    AnySize.seen.clear()
+    assert main(SHORT) == 0
+    batches = [(training, shape[2]) for training, shape in AnySize.seen if shape[0] > 2]  # no trials
+    assert [side for training, side in batches if training] == [14] * 4 + [18] * 4 + [21] * 4 + [24] * 4 + [28] * 4
+    assert [side for training, side in batches if not training] == [28] * 3  # two validations and the test
+    assert all(shape[2] == shape[3] for _, shape in AnySize.seen)
+
+
+def test_a_run_goes_on_with_the_size_that_it_stopped_at(tmp_path, monkeypatch):
+    folders = [tmp_path / "undisturbed", tmp_path / "stopped"]
+    assert main([*SHORT, "--trainer.default_root_dir", str(folders[0])]) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 7, "SIGTERM")
+        assert main([*SHORT, "--trainer.default_root_dir", str(folders[1])]) == 128 + signal.SIGTERM
+    run = str(folders[1] / "runs/default/version_0")
+    assert main(["fit", "--ckpt_path", run, "--trusted_packages", __name__]) == 0
+    once, twice = (state(folder / "runs/default/version_0/checkpoints/last.ckpt") for folder in folders)
+    assert same(once["state_dict"], twice["state_dict"])
+    assert same(once["optimizer_states"], twice["optimizer_states"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.backbone", "LeNet5"], "LeNet5 cannot take images of 14 x 14 pixels"),
+        (["--trainer.max_epochs", "-1"], "ProgressiveResizing needs a run with an end: set --trainer.max_epochs"),
+        (["--trainer.callbacks", "[{class_path: ProgressiveResizing, init_args: {initial_scale: 1}}]"], "0 and 1, got"),
+        (["--trainer.callbacks", "[{class_path: ProgressiveResizing, init_args: {full_size_from: 0}}]"], "at most 1"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_before_training(words, message, here, capsys):
+    assert main([*SHORT, *words]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (here / "runs").exists()

@@ -581,11 +581,13 @@ def test_a_run_that_does_not_go_on_keeps_its_configuration(here):
 
 
 @pytest.mark.parametrize("every", [2, 5])
-def test_the_last_epoch_is_validated_however_seldom_the_others_are(every, here):
+def test_the_last_epoch_is_validated_however_seldom_the_others_are(every, here, capsys):
     words = ["--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", str(every)]
     assert main([*QUICK, *words, "--test_after_fit", "false"]) == 0
     validated = [int(row["epoch"]) for row in rows(here / "runs/default/version_0") if row["val/loss"]]
     assert validated == ([1, 2] if every == 2 else [2])
+    lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r" *epoch \d/3", line)]
+    assert [i for i, line in enumerate(lines) if "val/loss" in line] == validated  # none shows an earlier one's
 
 
 def test_a_run_folder_is_locked_by_one_process_at_a_time(here, monkeypatch):

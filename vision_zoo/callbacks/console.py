@@ -138,19 +138,21 @@ class Console(ProgressBar):
     # Called by Run, whose hooks come after all metrics of the epoch are known.
 
     def validation_line(self, trainer: Trainer, lowest: float | None) -> None:
-        """A line for a validation within an epoch."""
+        """A line for a validation within an epoch, with the lowest validation loss so far."""
         self._line(trainer, f"step {trainer.global_step}", ("val/loss", "val/accuracy"), lowest)
 
     def epoch_line(self, trainer: Trainer, lowest: float | None) -> None:
-        """A line for an epoch, with the lowest validation loss so far."""
+        """A line for an epoch; with the lowest validation loss so far if the epoch was validated, else None."""
         total = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
-        names = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
-        self._line(trainer, f"epoch {trainer.current_epoch + 1}{total}", names, lowest)
+        validated = ("val/loss", "val/accuracy") if lowest is not None else ()  # Lightning keeps those of earlier ones
+        self._line(
+            trainer, f"epoch {trainer.current_epoch + 1}{total}", ("train/loss", "train/accuracy", *validated), lowest
+        )
 
     def _line(self, trainer: Trainer, head: str, names: tuple[str, ...], lowest: float | None) -> None:
         metrics = trainer.callback_metrics
         text = "  ".join(_show(name, float(metrics[name])) for name in names if name in metrics)
-        if lowest is not None and "val/loss" in metrics:
+        if lowest is not None:
             best = float(metrics["val/loss"]) == lowest
             text += "  [green](lowest)[/green]" if best else f"  (lowest {lowest:.4f})"
         self.print(f"{head:>11}  {text}")

@@ -454,9 +454,9 @@ class Run(Checkpoint):
             ],
         )
         improved = self._improved(trainer) if self._validated else not validates(trainer)
-        self._validated = False
         if isinstance(trainer.progress_bar_callback, Console):
-            trainer.progress_bar_callback.epoch_line(trainer, self.best_score)
+            trainer.progress_bar_callback.epoch_line(trainer, self.best_score if self._validated else None)
+        self._validated = False
         if self._ended_within:  # and is saved
             self._stop(_most_urgent(self._signal, trainer))
             return

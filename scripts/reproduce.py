@@ -490,8 +490,8 @@ def table(project: Project, groups: Sequence[Group], figures: Sequence[str]) -> 
     if any(group.tta for group in groups):
         lines += [
             "",
-            "TTA: test-time augmentation (`--tta`), predictions averaged over such views of each image. The row's "
-            "`val/accuracy` is without.",
+            "TTA: test-time augmentation (`--tta`), predictions averaged over each image and its mirror image (flip), "
+            "its shifts by one pixel (shift), or both. The row's `val/accuracy` is without.",
         ]
     have = {group.recipe for group in groups}
     missing = [f"`{path.stem}`" for path in sorted(project.configs.glob("*.yaml")) if path.stem not in have]

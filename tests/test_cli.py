@@ -482,14 +482,16 @@ def test_the_test_that_ends_a_fit_averages_views_too(here, capsys):
     assert stored["test_time_augmentation"] == "flip"
     assert json.loads((run / "test.json").read_text())["test_time_augmentation"] == "flip"
     config = ["--config", str(run / "config.yaml"), "--ckpt_path", str(run)]
-    for words in (["--ckpt_path", str(run), "--tta", "flip"], config):
+    for words in (["--ckpt_path", str(run)], config):
         assert main(["test", *words, "--output", "out"]) == 0
         figures = json.loads(Path("out/test.json").read_text())
         assert figures["test_time_augmentation"] == "flip"
         assert figures["test/loss"] == stored["metrics"]["test/loss"]
+    assert main(["test", "--ckpt_path", str(run), "--tta", "none", "--output", "plain"]) == 0
+    assert json.loads(Path("plain/test.json").read_text())["test/loss"] != figures["test/loss"]
     assert main(["validate", *config]) == 0  # which has no such option
     assert main(["report", "--ckpt_path", str(run)]) == 0
-    assert "flip: test figures are of predictions averaged" in (run / "README.md").read_text()
+    assert "flip: predictions averaged over views" in (run / "README.md").read_text()
     assert main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs", "2"]) == 0
     assert json.loads((run / "results.json").read_text())["test_time_augmentation"] == "flip"
 

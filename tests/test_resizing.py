@@ -33,13 +33,22 @@ class AnySize(nn.Module):
         return self.head(self.conv(images).relu().mean(dim=(2, 3)))
 
 
-def test_images_grow_in_four_stages_of_training_and_are_whole_elsewhere(here):
+class Shuffling(AnySize):
+    """Takes sides that seven divides, and says so as torchvision's transformers do."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        torch._assert(images.shape[2] % 7 == 0, "wrong image size")
+        return super().forward(images)
+
+
+def test_images_grow_in_four_stages_of_training_and_are_whole_elsewhere(here, capsys):
     AnySize.seen.clear()
     assert main(SHORT) == 0
     batches = [(training, shape[2]) for training, shape in AnySize.seen if shape[0] > 2]  # no trials
     assert [side for training, side in batches if training] == [14] * 4 + [18] * 4 + [21] * 4 + [24] * 4 + [28] * 4
     assert [side for training, side in batches if not training] == [28] * 3  # two validations and the test
     assert all(shape[2] == shape[3] for _, shape in AnySize.seen)
+    assert "14 x 14 pixels at first, whole after 80 % of the steps" in capsys.readouterr().out
 
 
 def test_a_run_goes_on_with_the_size_that_it_stopped_at(tmp_path, monkeypatch):
@@ -55,11 +64,29 @@ def test_a_run_goes_on_with_the_size_that_it_stopped_at(tmp_path, monkeypatch):
     assert same(once["optimizer_states"], twice["optimizer_states"])
 
 
+def test_a_run_that_is_made_longer_goes_on_with_whole_images(here):
+    assert main(SHORT) == 0
+    AnySize.seen.clear()
+    words = ["--trainer.max_epochs", "4", "--trusted_packages", __name__]
+    assert main(["fit", "--ckpt_path", "last", *words]) == 0
+    assert [shape[2] for training, shape in AnySize.seen if training] == [28] * 20
+
+
+def test_a_run_that_ends_before_images_are_whole_says_so(here):
+    with pytest.warns(UserWarning, match="ended before it saw whole images"):
+        assert main([*SHORT, "--trainer.max_time", "00:00:00:01", "--trainer.max_epochs", "1000"]) == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--model.backbone", "LeNet5"], "LeNet5 cannot take images of 14 x 14 pixels"),
-        (["--trainer.max_epochs", "-1"], "ProgressiveResizing needs a run with an end: set --trainer.max_epochs"),
+        (["--model.backbone", f"{__name__}.Shuffling"], "cannot take images of 18 x 18 pixels"),
+        (
+            ["--trainer.callbacks+", "GradientAccumulationScheduler", "--trainer.callbacks.scheduling", "{0: 2}"],
+            "how many",
+        ),
+        (["--trainer.max_epochs", "-1"], "ProgressiveResizing divides the steps of the run: set --trainer.max_epochs"),
         (["--trainer.callbacks", "[{class_path: ProgressiveResizing, init_args: {initial_scale: 1}}]"], "0 and 1, got"),
         (["--trainer.callbacks", "[{class_path: ProgressiveResizing, init_args: {full_size_from: 0}}]"], "at most 1"),
     ],

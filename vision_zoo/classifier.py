@@ -30,6 +30,9 @@ from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, Tra
 from vision_zoo.transforms import views
 from vision_zoo.types import Batch, ImageShape
 
+# How a network says that it cannot take an image.
+REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError)
+
 
 class Classifier(LightningModule):
     """An image classifier around a backbone: normalisation, loss, optimizer and metrics, the same for every network.
@@ -101,7 +104,7 @@ class Classifier(LightningModule):
 
         # How a run computes on its machine, no part of the model: see callbacks/speed.py.
         self.channels_last = self.fuses_optimizer = False
-        self.test_time_augmentation = "none"  # see transforms.views; set for one test, never part of a checkpoint
+        self.test_time_augmentation = "none"  # see transforms.views; set for one test
         self.train_metrics, self.val_metrics, self.test_metrics = (self._metrics(s) for s in ("train", "val", "test"))
         # Metrics of training steps are computed for many steps at once: one update costs more than a small step.
         self._pending_losses: list[tuple[Tensor, int]] = []
@@ -360,7 +363,7 @@ class Classifier(LightningModule):
         try:
             with self.undisturbed():
                 logits = self(torch.zeros(1, *self.image_shape, dtype=torch.uint8, device=self.scale.device))
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except REFUSALS as error:
             raise ConfigError(f"backbone {name} cannot classify images of shape {self.image_shape}: {error}") from error
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if shape != (1, self.num_classes):

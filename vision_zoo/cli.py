@@ -403,8 +403,9 @@ class VisionZooCLI(LightningCLI):
                 if root is not None and Path(root).expanduser().resolve() != run.parent.parent.parent:
                     del config["trainer"]["default_root_dir"]  # moved, or meant to have files written elsewhere
                 return config
-            # How it was trained (devices, epochs, loggers) says nothing about how to use it.
-            return {key: config[key] for key in ("seed_everything", "model", "data") if key in config}
+            # How it was trained (devices, epochs, loggers) says nothing about how to use it; how it was tested does.
+            used = ("seed_everything", "model", "data", *(["tta"] if self.words.subcommand == "test" else []))
+            return {key: config[key] for key in used if key in config}
         # Written by plain Python: the model describes itself.
         hparams = self.checkpoint["hyper_parameters"]
         names = ("backbone", "optimizer", "scheduler", "label_smoothing")

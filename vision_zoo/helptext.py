@@ -78,7 +78,7 @@ COMMANDS: dict[str, Command] = {
             Option("--trainer.default_root_dir", "FOLDER", "where the folder runs is made", "FOLDERS"),
             Option("--seed_everything", "N", "decides weights, dropout, augmentation"),
             Option("--test_after_fit", "true|false", "test the best checkpoint at the end", "true false"),
-            Option("--tta", "KIND", "average that test over views", "flip shift flip+shift"),
+            Option("--tta", "KIND", "average its predictions over views", "flip shift flip+shift"),
             _TRUST,
         ),
         "vision_zoo fit --config lenet5_mnist --data MNIST5k",

@@ -72,8 +72,8 @@ class Trainer(pl.Trainer):
             deterministic: two runs of one configuration on one machine are the same bit for bit; false lets a GPU
                 choose faster algorithms that are not (a CPU has none to choose).
             channels_last: memory layout of convolutions in training; by default wherever the network has some.
-            tta: test-time augmentation of the test that ends the run: average the predictions for each image, its
-                mirror image and its shifts by one pixel.
+            tta: test-time augmentation of the test that ends the run: average the predictions for each image and its
+                mirror image (flip), its shifts by one pixel (shift), or both.
         """
         if save_every_minutes <= 0:
             raise ConfigError(f"--save_every_minutes must be positive, got {save_every_minutes}")
@@ -302,8 +302,8 @@ class Trainer(pl.Trainer):
             datamodule: the data.
             ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
             output: folder for the confusion matrix, per-class figures and mistakes; default: "test" in the run folder.
-            tta: test-time augmentation: average the predictions for each image, its mirror image and its shifts by
-                one pixel.
+            tta: test-time augmentation: average the predictions for each image and its mirror image (flip), its shifts
+                by one pixel (shift), or both; by default as the run was tested.
         """
         if ckpt_path is None:
             raise ConfigError(NO_CHECKPOINT.format("test"))

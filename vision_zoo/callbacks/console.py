@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from vision_zoo.callbacks.resizing import ProgressiveResizing
 from vision_zoo.callbacks.speed import Speed
 from vision_zoo.classifier import Classifier, validates
 
@@ -101,6 +102,9 @@ class Console(ProgressBar):
             + ", ".join(f"{size:,} {split}" for split, size in sizes.items())
             + f"; {channels} x {height} x {width} pixels, {pl_module.num_classes} classes",
         )
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ProgressiveResizing):
+                facts.add_row("sizes", callback.describe(pl_module.image_shape))
         batch_size = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
         if batch_size:
             effective = batch_size * trainer.world_size * trainer.accumulate_grad_batches

@@ -1,16 +1,19 @@
 """Training that begins with smaller images."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vision_zoo.classifier import Classifier
+from vision_zoo.classifier import REFUSALS, Classifier
 from vision_zoo.errors import ConfigError
+from vision_zoo.types import ImageShape
 
 STAGES = 4  # sizes below the full one
 
@@ -20,14 +23,14 @@ class ProgressiveResizing(Callback):
 
     Early epochs learn coarse shapes, for which few pixels do, and a network that takes images of any size computes so
     much less on them: with half the side, on a quarter of the pixels. Whole images are what is validated and tested,
-    so that early validation figures are low. Method: progressive learning (Tan and Le 2021,
+    so that early validation figures are poor. Method: progressive learning (Tan and Le 2021,
     https://arxiv.org/abs/2104.00298), here of the size alone.
 
     Args:
         initial_scale: side of the first images as a share of the full side, above 0 and below 1; the other stages
             divide the way from there to 1 evenly.
         full_size_from: share of the run's steps after which images are whole, above 0 and at most 1; the stages take
-            equal parts of it.
+            equal parts of it. A run that goes on beyond its end goes on with whole images.
 
     Raises:
         ConfigError: if a share is out of its range.
@@ -40,49 +43,75 @@ class ProgressiveResizing(Callback):
             raise ConfigError(f"ProgressiveResizing: full_size_from must be above 0, at most 1, got {full_size_from}")
         self.initial_scale = initial_scale
         self.full_size_from = full_size_from
+        self._steps = 0  # of the run as it began
         self._hook: RemovableHandle | None = None
 
-    def scale(self, done: float) -> float:
+    def state_dict(self) -> dict[str, Any]:
+        """The number of steps that the stages are parts of."""
+        return {"steps": self._steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the stages of the run as it began."""
+        self._steps = state_dict["steps"]
+
+    def scale(self, step: int) -> float:
         """Side of the images as a share of the full one.
 
         Args:
-            done: share of the run's steps that are made, 0 to 1.
+            step: how many steps are made.
         """
-        stage = int(STAGES * done / self.full_size_from + 1e-9)  # 2.4 / 0.8 is less than 3
+        stage = int(STAGES * step / (self._steps * self.full_size_from) + 1e-9)  # 2.4 / 0.8 is less than 3
+        return self._scale_of(stage)
+
+    def _scale_of(self, stage: int) -> float:
         return 1.0 if stage >= STAGES else self.initial_scale + (1 - self.initial_scale) * stage / STAGES
+
+    def describe(self, image_shape: ImageShape) -> str:
+        """The sizes of (channels, height, width) images in one line."""
+        height, width = _resized(torch.zeros(1, *image_shape), self.initial_scale).shape[2:]
+        return f"{height} x {width} pixels at first, whole after {100 * self.full_size_from:g} % of the steps"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Try the network on each size, while it lies whole and in float32 where it was built.
+
+        Raises:
+            ConfigError: if it does not take them all.
+        """
+        if stage != "fit" or not isinstance(pl_module, Classifier):
+            return
+        whole = torch.zeros(1, *pl_module.image_shape, device=pl_module.device)
+        for number in range(STAGES):
+            images = _resized(whole, self._scale_of(number))
+            try:
+                with pl_module.undisturbed():
+                    pl_module.backbone(images)
+            except REFUSALS as error:
+                height, width = images.shape[2:]
+                raise ConfigError(
+                    f"ProgressiveResizing: {pl_module.network_name} cannot take images of {height} x {width} pixels; "
+                    f"this is for networks that take any size, such as ResNet ({error})"
+                ) from error
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have images resized on their way into the network, while it trains.
 
         Raises:
-            ConfigError: if the run has no end, or the network takes images of one size only.
+            ConfigError: if it is not known how many steps the run has.
         """
         if not isinstance(pl_module, Classifier):
             return
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise ConfigError("ProgressiveResizing: GradientAccumulationScheduler changes how many steps a run has")
         steps = trainer.estimated_stepping_batches
-        if math.isinf(steps):
+        if not 0 < steps < math.inf:
             raise ConfigError(
-                "ProgressiveResizing needs a run with an end: set --trainer.max_epochs or --trainer.max_steps"
+                "ProgressiveResizing divides the steps of the run: set --trainer.max_epochs or --trainer.max_steps"
             )
-
-        def resized(images: Tensor, scale: float) -> Tensor:
-            size = [max(1, round(scale * side)) for side in images.shape[2:]]
-            return F.interpolate(images, size, mode="bilinear", antialias=True)
-
-        smallest = resized(torch.zeros(1, *pl_module.image_shape, device=pl_module.device), self.initial_scale)
-        try:
-            with pl_module.undisturbed():
-                pl_module.backbone(smallest)
-        except (RuntimeError, ValueError) as error:
-            height, width = smallest.shape[2:]
-            raise ConfigError(
-                f"ProgressiveResizing: {pl_module.network_name} cannot take images of {height} x {width} pixels; this "
-                f"is for networks that take any size, such as ResNet, and a higher initial_scale may do ({error})"
-            ) from error
+        self._steps = self._steps or int(steps)
 
         def resize(network: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
-            scale = self.scale(trainer.global_step / steps)
-            return (resized(inputs[0], scale),) if network.training and scale < 1 else None
+            scale = self.scale(trainer.global_step) if network.training else 1.0
+            return (_resized(inputs[0], scale),) if scale < 1 else None
 
         self._hook = pl_module.backbone.register_forward_pre_hook(resize)
 
@@ -90,7 +119,18 @@ class ProgressiveResizing(Callback):
         """Leave the network as it was."""
         if self._hook is not None:
             self._hook.remove()
+            if self.scale(trainer.global_step) < 1:
+                rank_zero_warn(
+                    "ProgressiveResizing: the run ended before it saw whole images, which are what is tested"
+                )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the network as it was."""
-        self.on_train_end(trainer, pl_module)
+        if self._hook is not None:
+            self._hook.remove()
+
+
+def _resized(images: Tensor, scale: float) -> Tensor:
+    size = [max(1, round(scale * side)) for side in images.shape[2:]]
+    # (torch has no antialiasing in half precision on every device.)
+    return F.interpolate(images.float(), size, mode="bilinear", antialias=True).to(images.dtype)

@@ -330,7 +330,7 @@ def circumstances(facts: Facts) -> list[list[str]]:
     if isinstance(results.get("train_images_per_second"), int | float):
         rows.append(["speed", f"{results['train_images_per_second']:,.0f} training images/s"])
     if (kind := results.get("test_time_augmentation", "none")) != "none":
-        rows.append(["test-time augmentation", f"{kind}: test figures are of predictions averaged over such views"])
+        rows.append(["test-time augmentation", f"{kind}: predictions averaged over views of each test image"])
     if isinstance(results.get("best_epoch"), int):
         rows.append(["best.ckpt", f"of epoch {results['best_epoch'] + 1}, by the lowest validation loss"])
     elif results:

@@ -955,7 +955,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     monkeypatch.setattr("vision_zoo.callbacks.run.Run.on_train_batch_end", counted(LeNet5), raising=True)
     command = [*FIT[:3], "--trainer.limit_train_batches", "8", "--trainer.max_epochs", "3", "--model.scheduler", "null"]
     error = refuse(capsys, (*command, *words), message, code=1)
-    assert "he last good checkpoint is kept" in error
+    assert "What was saved before is kept" in error
     last = torch.load(here / "runs/default/version_0/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 8
     assert all(value.isfinite().all() for value in last["state_dict"].values())

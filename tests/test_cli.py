@@ -412,7 +412,7 @@ def test_an_augmentation_of_torchvision_is_the_same_in_a_later_run(transform, he
     run = here / "runs" / "default" / "version_0"
     assert main(["validate", "--ckpt_path", str(run)]) == 0
     assert main(["fit", "--config", str(run / "config.yaml"), "--test_after_fit", "false"]) == 0
-    again = here / "runs" / "config" / "version_0"
+    again = here / "runs" / "default" / "version_1"
     assert config_of(again) == config_of(run)
     assert (again / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
 
@@ -426,6 +426,31 @@ class Unwritable(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return image
+
+
+@pytest.mark.parametrize(
+    ("words", "peak"),
+    [
+        ([], 0.002),  # the recipe's
+        (["--model.optimizer.lr", "1e-4"], 1e-4),
+        (["--model.optimizer", "SGD", "--model.optimizer.lr", "0.1"], 0.1),
+        (["--model.optimizer.lr", "0.1", "--model.scheduler.max_lr", "0.3"], 0.3),
+        (["--config", "own.yaml"], 0.07),
+    ],
+)
+def test_a_learning_rate_is_the_peak_of_a_one_cycle_schedule(words, peak, here, capsys):
+    """torch's OneCycleLR goes by its max_lr alone, so that a rate beside it would do nothing."""
+    Path("own.yaml").write_text(
+        "model: {backbone: LeNet5, optimizer: {class_path: SGD, init_args: {lr: 0.07}}, scheduler: OneCycleLR}\n"
+        "data: MNIST5k\n"
+    )
+    assert main(["fit", *words, "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["scheduler"]["init_args"]["max_lr"] == peak
+
+
+def test_a_folder_that_the_embedded_images_do_not_use_is_told(here, capsys):
+    assert main(["summary", "--data.root", "photos"]) == 0
+    assert "--data.root is not used" in capsys.readouterr().err
 
 
 def test_an_option_that_no_file_can_hold_is_refused_before_training(here, capsys):

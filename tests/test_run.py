@@ -20,6 +20,7 @@ from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.callbacks import Run
 from vision_zoo.callbacks.run import AtomicCheckpointIO
+from vision_zoo.configuration import find_checkpoint
 from vision_zoo.errors import TrainingError
 from vision_zoo.files import lock_file, write_file
 
@@ -180,9 +181,27 @@ def test_a_run_that_stopped_early_has_ended(here, capsys):
 
 def test_what_keeps_a_run_from_going_on_is_named(here, capsys):
     for number, option in enumerate(("max_steps", "max_epochs")):
-        assert main([*QUICK, f"--trainer.{option}", "2"]) == 0
+        assert main([*QUICK, f"--trainer.{option}", "2", "--model.scheduler", "null"]) == 0
         assert main(["fit", "--ckpt_path", str(here / f"runs/default/version_{number}")]) == 0
         assert f"nothing was left to train: raise --trainer.{option} to go on" in capsys.readouterr().out
+
+
+def test_a_run_whose_schedule_has_ended_names_the_command_that_trains_on(trained_run, here, capsys):
+    run = shutil.copytree(trained_run, here / "runs/default/version_0")
+    assert main(["fit", "--ckpt_path", str(run)]) == 0
+    told = re.search(r"its schedule ends here; .* vision_zoo (fit --model.weights \S+)", capsys.readouterr().out)
+    assert told
+    assert main([*told[1].split(), *QUICK[1:], "--trainer.max_epochs", "1"]) == 0
+
+
+def test_best_is_of_the_run_that_was_trained_last_even_where_it_found_none_better(here, monkeypatch):
+    words = [*QUICK, "--model.scheduler", "null", "--trainer.max_epochs", "1", "--test_after_fit", "false"]
+    assert main(words) == 0
+    assert main(words) == 0
+    monkeypatch.setattr(Run, "_improved", lambda *_: False)
+    assert main(["fit", "--ckpt_path", str(here / "runs/default/version_0"), "--trainer.max_epochs", "2"]) == 0
+    for name in ("best", "last"):
+        assert find_checkpoint(name, here, name).parents[1].name == "version_0"
 
 
 def test_fit_says_why_it_stopped_early(here, capsys):
@@ -233,7 +252,7 @@ def test_a_run_keeps_in_its_configuration_the_weights_it_began_with(here, traine
     assert main(["fit", "--model.backbone", "LeNet5", "--model.weights", "w.pt", *quick]) == 0
     run = here / "runs" / "default" / "version_0"
     assert main(["fit", "--config", str(run / "config.yaml")]) == 0
-    again = here / "runs" / "config" / "version_0"
+    again = here / "runs" / "default" / "version_1"
     assert rows(again) == rows(run)
     (here / "w.pt").unlink()  # a checkpoint has weights of its own
     assert main(["test", "--ckpt_path", str(run)]) == 0
@@ -664,9 +683,10 @@ def test_epochs_without_validation_are_neither_the_best_nor_watched(here):
 def test_a_run_without_validation_that_goes_on_has_its_new_last_weights_as_the_best(here):
     words = ["--model.scheduler", "null", "--data.val_split", "0", "--test_after_fit", "false"]
     assert main([*QUICK, *words, "--trainer.max_epochs", "1"]) == 0
-    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2", "--test_after_fit", "false"]) == 0
-    checkpoints = here / "runs/default/version_0/checkpoints"
-    assert torch.load(checkpoints / "best.ckpt", weights_only=True)["global_step"] == 20
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
+    run = here / "runs/default/version_0"
+    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 20
+    assert not (run / "test.json").exists()  # nor are the test images read that it was told to leave alone
 
 
 def test_options_that_look_like_yaml_are_no_reason_to_refuse_a_checkpoint(here):

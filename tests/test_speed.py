@@ -222,7 +222,7 @@ def test_the_configuration_of_a_run_says_how_it_was_computed(fast_machine, here)
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["channels_last"], config["deterministic"]) == (False, False)
     assert main(["fit", "--config", str(run / "config.yaml"), "--test_after_fit", "false"]) == 0
-    again = json.loads((here / "runs" / "config" / "version_0" / "results.json").read_text())
+    again = json.loads((here / "runs" / "default" / "version_1" / "results.json").read_text())
     assert again["speed"]["channels_last"] is False
     assert again["metrics"] == results(here)["metrics"]
 

@@ -26,7 +26,7 @@ from torchmetrics.classification import (
 )
 
 from vision_zoo.checkpoints import import_path, read_checkpoint, read_state_dict, returned_class
-from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, TrainingError, VisionZooError
+from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, VisionZooError, diverged
 from vision_zoo.transforms import views
 from vision_zoo.types import Batch, ImageShape
 
@@ -240,11 +240,7 @@ class Classifier(LightningModule):
         if not losses.isfinite().all():
             first = int((~losses.isfinite()).nonzero()[0])
             step = self.global_step - (len(losses) - 1 - first) // self.trainer.accumulate_grad_batches
-            raise TrainingError(
-                f"the training loss is {losses[first].item()} at step {step} (epoch {self.current_epoch}). "
-                "The last good checkpoint is kept; a smaller --model.optimizer.lr or --trainer.gradient_clip_val 1 "
-                "often helps"
-            )
+            raise diverged(f"the training loss is {losses[first].item()}", step, self.current_epoch)
         sizes = torch.tensor([size for _, size in self._pending_losses], dtype=torch.float64, device=losses.device)
         self._pending_losses.clear()
         self.train_metrics["loss"].update(losses, sizes)

@@ -54,16 +54,15 @@ from vision_zoo.configuration import (
     prepare_schedule,
     read_config,
     read_or_offer,
+    run_name_of,
 )
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError, VisionZooError
 from vision_zoo.helptext import did_you_mean
 from vision_zoo.trainer import Trainer
 
-VERBS = ("fit", "validate", "test", "predict", "export", "summary", "show", "report")
-
 # What config.yaml and checkpoints keep: all that decides what a run computes.
-KEPT = ("seed_everything", "model", "data", "trainer", "deterministic", "channels_last", "tta")
+KEPT = ("seed_everything", "model", "data", "trainer", "deterministic", "channels_last", "test_after_fit", "tta")
 
 # Options of fit that config.yaml may hold; other commands have but some of them.
 FIT_OPTIONS = inspect.signature(Trainer.fit).parameters.keys() - {"self", "model", "datamodule", "ckpt_path"}
@@ -161,6 +160,11 @@ def explain(error: BaseException) -> tuple[str, int]:
         return (
             "there is not enough memory: set --data.batch_size or --data.image_size lower, or take a smaller network "
             f"({str(error).splitlines()[0]})"
+        ), 1
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return (
+            "a process that decodes images was lost, often for lack of (shared) memory: set --data.num_workers lower, "
+            f"0 for none ({str(error).splitlines()[0]})"
         ), 1
     if isinstance(error, ModuleNotFoundError):  # of a callback or of the user's own code
         return f"a package is missing: {error}".strip(), 1
@@ -317,15 +321,15 @@ class VisionZooCLI(LightningCLI):
         for key in ("config", "trusted_packages", *(f"model.{name}" for name in WEIGHTS)):
             words.check_value(key)
         files = [find_config(name) for name in words.values("config")]
-        self.run_name = files[0].stem if files else "default"
+        self.run_name = run_name_of(files[0]) if files else "default"
         configs = [read_config(path) for path in files]
         words.drop("config")
         given: Config = {}
         for config in configs:
             given = merge(given, config)
-        if words.subcommand in VERBS:  # those who read a run's config.yaml have but some of fit's options in it
-            foreign = FIT_OPTIONS - inspect.signature(getattr(Trainer, words.subcommand)).parameters.keys()
-            given = {name: value for name, value in given.items() if name not in foreign}
+        # Those who read a run's config.yaml have but some of fit's options in it.
+        foreign = FIT_OPTIONS - inspect.signature(getattr(Trainer, words.subcommand)).parameters.keys()
+        given = {name: value for name, value in given.items() if name not in foreign}
         named = [*words.values("trusted_packages"), *words.values("trusted_packages+")]
         listed = [package for word in named for package in _listed(yaml.safe_load(word))]
         self.trusted = tuple(map(str, [*listed, *_listed(given.pop("trusted_packages", None))]))
@@ -373,7 +377,8 @@ class VisionZooCLI(LightningCLI):
             merged["model"].pop("weights", None)
             for name in WEIGHTS:
                 words.drop(f"model.{name}")
-        config = prepare_schedule(self._choose_classes(merged))
+        rate = words.last("model.optimizer.lr") or words.last("model.optimizer.init_args.lr")
+        config = prepare_schedule(self._choose_classes(merged), rate)
         if words.subcommand == "show":
             config.pop("model", None)
         return config | ({"trusted_packages": list(self.trusted)} if self.trusted else {})
@@ -437,10 +442,6 @@ class VisionZooCLI(LightningCLI):
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning
         """The command and its arguments that are not options; each further parser would cost time at every start."""
-        if self.words.subcommand not in VERBS:
-            raise ConfigError(
-                f"there is no command {self.words.subcommand!r}{did_you_mean(self.words.subcommand, VERBS)}"
-            )
         # The parser takes a list option only as a bracketed word: --images is added by hand.
         return {self.words.subcommand: {"model", "datamodule", "images"}}
 
@@ -510,6 +511,12 @@ class VisionZooCLI(LightningCLI):
         for holder, name in ((options, "root"), (options, "path"), (model, "weights")):
             if holder is not None and isinstance(holder.get(name), str):
                 holder[name] = str(Path(holder[name]).expanduser().resolve())
+        if self.words.values("data.root") and data is not None and data["class_path"] == "vision_zoo.data.MNIST5k":
+            rank_zero_only(print)(
+                "vision_zoo: --data.root is not used, for the images of MNIST5k come with a package; a folder of "
+                "pictures: --data ImageFolder",
+                file=sys.stderr,
+            )
 
     def before_instantiate_classes(self) -> None:
         """Say what differs from the checkpoint; refuse it where the run would not be the same one any more."""
@@ -539,7 +546,7 @@ class VisionZooCLI(LightningCLI):
                 raise ConfigError(
                     f"the run's {stored['model.scheduler.class_path']} was laid out for {name} "
                     f"{stored.get(f'trainer.{name}')}, which cannot become {now.get(f'trainer.{name}')}: start a new "
-                    "run without --ckpt_path"
+                    f"run from its weights with --model.weights {self.checkpoint_path} in place of --ckpt_path"
                 )
         say = rank_zero_only(partial(print, file=sys.stderr))
         for change in changes.values():

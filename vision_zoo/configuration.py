@@ -1,5 +1,6 @@
 """One configuration out of many places: what is laid over what, and how classes, files and checkpoints are found."""
 
+import contextlib
 import copy
 import glob
 import importlib
@@ -301,6 +302,12 @@ def _no_name(node: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------ checkpoints
 
 
+def run_name_of(path: Path) -> str:
+    """The name of the runs of a configuration: its file's, or for a run's own config.yaml, that run's."""
+    folder = path.resolve().parent
+    return folder.parent.name if path.name == "config.yaml" and folder.name.startswith("version_") else path.stem
+
+
 def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = None) -> Path:
     """The checkpoint meant by a path, a run folder, or best or last.
 
@@ -316,7 +323,11 @@ def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = N
     if name in ("best", "last"):
         whose = glob.escape(run_name) if run_name else "*"
         pattern = f"runs/{whose}/version_*/checkpoints/{name}.ckpt"
-        found = sorted(root.resolve().glob(pattern), key=lambda p: (p.stat().st_mtime_ns, str(p)))
+
+        def written(path: Path) -> tuple[int, str]:  # of the run: a newer one may have found no better weights
+            return max(other.stat().st_mtime_ns for other in path.parent.glob("*.ckpt")), str(path)
+
+        found = sorted(root.resolve().glob(pattern), key=written)
         if not found:
             whose = f"run of {run_name}" if run_name else "run"
             raise CheckpointError(
@@ -362,8 +373,15 @@ def read_or_offer(path: Path, trusted_packages: Sequence[str]) -> Config:
         raise CheckpointError(f"{error}. There is no other good checkpoint in {path.parent}") from error
 
 
-def prepare_schedule(config: Config) -> Config:
-    """A schedule may leave out its length: 0 stands for the steps of the run where torch has no default."""
+def prepare_schedule(config: Config, rate: str | None) -> Config:
+    """A schedule may leave out its length: 0 stands for the steps of the run where torch has no default.
+
+    OneCycleLR may leave out its peak too, and torch has it not look at the optimizer's learning rate.
+
+    Args:
+        config: the whole configuration but for what the command line says of numbers.
+        rate: the learning rate on the command line, if it has one; the recipe's peak went with the recipe's rate.
+    """
     spec = (config.get("model") or {}).get("scheduler")
     if isinstance(spec, Mapping) and "class_path" in spec:
         parameters = inspect.signature(import_path(spec["class_path"])).parameters
@@ -375,6 +393,13 @@ def prepare_schedule(config: Config) -> Config:
         arguments = dict(spec.get("init_args") or {})
         if "T_max" in parameters and "T_max" not in arguments:
             arguments["T_max"] = 0
+        if spec["class_path"].endswith(".OneCycleLR") and (rate is not None or "max_lr" not in arguments):
+            optimizer = config["model"].get("optimizer")
+            options = (optimizer.get("init_args") if isinstance(optimizer, Mapping) else None) or {}
+            peak: Any = options.get("lr") if rate is None else rate
+            with contextlib.suppress(TypeError, ValueError):  # no number: the parser says so
+                arguments["max_lr"] = float(peak)
+        if arguments:
             config["model"]["scheduler"] = {**spec, "init_args": arguments}
     return config
 

@@ -35,3 +35,11 @@ class CheckpointError(InputError):
 
 class TrainingError(VisionZooError):
     """A failure that shows only while running: the loss is not finite, the disk is full, a process was lost."""
+
+
+def diverged(what: str, step: int, epoch: int) -> TrainingError:
+    """What ends a training whose numbers are not finite any more."""
+    return TrainingError(
+        f"{what} at step {step} (epoch {epoch}). What was saved before is kept; a smaller --model.optimizer.lr or "
+        "--trainer.gradient_clip_val 1 often helps"
+    )

@@ -67,7 +67,7 @@ COMMANDS: dict[str, Command] = {
             Option("--data.val_split", "X", "validation part: fraction or count of train"),
             _BACKBONE,
             Option("--model.optimizer", "NAME", "a class of torch.optim", "Adam AdamW SGD RMSprop"),
-            Option("--model.optimizer.lr", "X", "learning rate"),
+            Option("--model.optimizer.lr", "X", "learning rate; the peak of OneCycleLR"),
             Option(
                 "--model.scheduler", "NAME", "learning rate schedule of torch", "CosineAnnealingLR OneCycleLR StepLR"
             ),

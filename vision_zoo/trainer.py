@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
+from torch.optim.lr_scheduler import CyclicLR
 
 from vision_zoo import __version__
 from vision_zoo.callbacks import Console, Evaluation, Run, Speed
@@ -33,7 +34,7 @@ from vision_zoo.summary import layer_table
 from vision_zoo.types import Split
 from vision_zoo.verbs.export import export
 from vision_zoo.verbs.predict import predict_pictures
-from vision_zoo.verbs.report import write_report
+from vision_zoo.verbs.report import duration, write_report
 from vision_zoo.verbs.show import show_images
 
 
@@ -114,7 +115,7 @@ class Trainer(pl.Trainer):
             return
         if not run.trained:
             model.lay_out(channels_last=False)  # which the end of training does otherwise
-            self.say(f"nothing was left to train: {self._why_ended()}")
+            self.say(f"nothing was left to train: {self._why_ended(run)}")
         # Those that were begun; unlike `current_epoch`, right also where nothing was left to train.
         epochs = int(self.fit_loop.epoch_progress.current.started)  # type: ignore[attr-defined]  # of a subclass there
         if run.trained and self.max_epochs not in (None, -1):
@@ -148,16 +149,17 @@ class Trainer(pl.Trainer):
             return f"--trainer.overfit_batches {part} is less than one batch: set it higher"
         return ""
 
-    def _why_ended(self) -> str:
+    def _why_ended(self, run: Run) -> str:
         """What keeps a run from going on, and the way out."""
         if self.early_stopping_callback is not None and self.early_stopping_callback.stopping_reason.value:
             return "the run had stopped early; leave EarlyStopping out with --trainer.callbacks null to go on"
-        if self.max_steps != -1 and self.global_step >= self.max_steps:
-            return "raise --trainer.max_steps to go on"
+        in_steps = self.max_steps != -1 and self.global_step >= self.max_steps
         done = self.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-        if self.max_epochs == -1 or done < (self.max_epochs or 0):
+        if not in_steps and (self.max_epochs == -1 or done < (self.max_epochs or 0)):
             return "its time was up; raise --trainer.max_time to go on"
-        return "raise --trainer.max_epochs to go on"
+        if any(c.interval == "step" and not isinstance(c.scheduler, CyclicLR) for c in self.lr_scheduler_configs):
+            return f"its schedule ends here; to train on from its weights: vision_zoo fit --model.weights {run.last}"
+        return f"raise --trainer.{'max_steps' if in_steps else 'max_epochs'} to go on"
 
     def _check_lengths(self, test_after_fit: bool) -> None:
         """Refuse options that leave nothing to train on or to test, in words that name them."""
@@ -240,8 +242,6 @@ class Trainer(pl.Trainer):
         if (run.path / "metrics.csv").exists():
             plot_curves(run.path / "metrics.csv", run.path / "curves.png", f"{run.name}: {model.network_name}")
         table = results_table(metrics)
-        minutes, seconds = divmod(run.fit_seconds, 60)
-        took = f"{int(minutes)} min {seconds:.0f} s" if minutes else f"{seconds:.1f} s"
         speed = f", {results['train_images_per_second']:,.0f} images/s" if run.train_seconds else ""
         self.say(table)
         stopping = self.early_stopping_callback
@@ -253,7 +253,7 @@ class Trainer(pl.Trainer):
         trained = f"{epochs} epoch{'s' * (epochs != 1)}"
         if self.global_step == self.max_steps:
             trained = f"{self.global_step:,} step{'s' * (self.global_step != 1)}"
-        self.say(f"trained {trained} in {took}{speed}; best.ckpt is {which}")
+        self.say(f"trained {trained} in {duration(run.fit_seconds)}{speed}; best.ckpt is {which}")
         if model.test_time_augmentation != "none":
             self.say(f"tested with test-time augmentation: {model.test_time_augmentation}")
         if foreign := foreign_packages(run.config):
@@ -487,13 +487,15 @@ def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
             f"the checkpoint's network takes images of shape {model.image_shape}, {data} has {datamodule.image_shape}: "
             f"{way_out}"
         )
-    if datamodule.num_classes != model.num_classes:
-        raise CheckpointError(
-            f"the checkpoint knows {model.num_classes} classes, {data} has {datamodule.num_classes}: choose another "
-            "--data"
-        )
     # Those of a data set whose class has no constant for them come from its files.
     from_files = not isinstance(getattr(type(datamodule), "class_names", None), tuple)
+    if datamodule.num_classes != model.num_classes:
+        odd = sorted(set(model.class_names) ^ set(datamodule.class_names))
+        where = f" in {data_place(datamodule)} (only one of them has {', '.join(odd[:5])})" if from_files else ""
+        raise CheckpointError(
+            f"the checkpoint knows {model.num_classes} classes, {data} has {datamodule.num_classes}{where}: choose "
+            f"another --data{'.root' if from_files else ''}"
+        )
     numbered = tuple(str(label) for label in range(model.num_classes))  # stands for classes without names
     names = tuple(datamodule.class_names)
     if from_files and model.class_names != names and numbered not in (model.class_names, names):

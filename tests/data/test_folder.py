@@ -1,4 +1,6 @@
+import multiprocessing
 import os
+import signal
 import struct
 import warnings
 from pathlib import Path
@@ -247,6 +249,16 @@ def test_a_streamed_epoch_continues_at_the_next_batch(pictures, num_workers):
         assert torch.equal(labels, labels_too)
     resumed.set_epoch(3)
     assert len(list(resumed)) == len(resumed)
+
+
+def test_ctrl_c_is_left_to_the_process_that_trains(pictures, ready):
+    """A terminal sends it to the processes that decode as well."""
+    batches = iter(ready(folder(pictures, in_memory=False, batch_size=1, num_workers=1)).train_dataloader())
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGINT)
+    assert sum(1 for _ in batches) > 2
+    assert worker.exitcode in (None, 0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

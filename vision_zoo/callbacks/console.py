@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from vision_zoo.callbacks.resizing import ProgressiveResizing
 from vision_zoo.callbacks.speed import Speed
@@ -118,6 +118,8 @@ class Console(ProgressBar):
             moves = f"every {config.interval}"
             if isinstance(config.scheduler, ReduceLROnPlateau):  # see Classifier.on_train_epoch_end
                 moves = "by val/loss, at the end of an epoch" if validates(trainer) else "by train/loss, every epoch"
+            if isinstance(config.scheduler, OneCycleLR):  # which does not look at the optimizer's
+                moves += f", up to lr {config.scheduler.optimizer.param_groups[0]['max_lr']:g}"
             facts.add_row("schedule", f"{name}, {moves}")
         smoothing = f", label smoothing {pl_module.label_smoothing}" if pl_module.label_smoothing else ""
         facts.add_row("loss", f"cross-entropy{smoothing}")
@@ -168,6 +170,31 @@ class Console(ProgressBar):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was."""
         self._stop()
+
+    # (Validations within a training are short, and its bar stays.)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the bar of the validation images."""
+        if trainer.state.fn == "validate":
+            self._start("validate", sum(trainer.num_val_batches))
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move the bar."""
+        if trainer.state.fn == "validate" and self._progress is not None:
+            self._advance(batch_idx + 1, len(batch[1]) * trainer.world_size)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the bar."""
+        if trainer.state.fn == "validate":
+            self._stop()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the bar of the test images."""

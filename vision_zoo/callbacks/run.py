@@ -34,7 +34,7 @@ from vision_zoo.callbacks.processes import expect_answers
 from vision_zoo.checkpoints import read_checkpoint
 from vision_zoo.classifier import gather, steps_after, validates
 from vision_zoo.data.loaders import Loader
-from vision_zoo.errors import CheckpointError, ConfigError, TrainingError
+from vision_zoo.errors import CheckpointError, ConfigError, TrainingError, diverged
 from vision_zoo.files import flush, lock_file, new_file, write_file
 
 CHECKPOINT_VERSION = 1
@@ -470,10 +470,7 @@ class Run(Checkpoint):
     def _improved(self, trainer: Trainer) -> bool:
         loss = float(trainer.callback_metrics["val/loss"])
         if not math.isfinite(loss):
-            raise TrainingError(
-                f"the validation loss is {loss} after step {trainer.global_step} (epoch {trainer.current_epoch}). The "
-                "last good checkpoint is kept; a smaller --model.optimizer.lr often helps"
-            )
+            raise diverged(f"the validation loss is {loss}", trainer.global_step, trainer.current_epoch)
         if self.best_score is None or loss < self.best_score:
             self.best_score, self.best_epoch = loss, trainer.current_epoch
             return True
@@ -487,11 +484,8 @@ class Run(Checkpoint):
     def _save(self, trainer: Trainer, path: Path) -> None:
         for name, parameter in trainer.lightning_module.named_parameters():
             if not parameter.isfinite().all():
-                raise TrainingError(
-                    f"the weights {name.removeprefix('backbone.')} are not finite after step {trainer.global_step} "
-                    f"(epoch {trainer.current_epoch}). The last good checkpoint is kept; a smaller "
-                    "--model.optimizer.lr often helps"
-                )
+                what = f"the weights {name.removeprefix('backbone.')} are not finite"
+                raise diverged(what, trainer.global_step, trainer.current_epoch)
         if trainer.is_global_zero and (self.path / "metrics.csv").exists():
             flush(self.path / "metrics.csv")  # the checkpoint counts on its rows
         trainer.save_checkpoint(path)

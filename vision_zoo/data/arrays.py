@@ -117,6 +117,10 @@ class ArrayFile(ImageDataModule):
             )
         images, labels = self._pair("images", "labels")
         stays, cut = stratified_split(labels, self.test_split, self.seed, "--data.test_split")
+        if split == "test" and not len(cut):
+            raise ConfigError(
+                f"ArrayFile: no test images, since {self.path} has none of its own and --data.test_split is 0"
+            )
         if split == "train" and not len(stays):
             raise ConfigError(
                 f"ArrayFile: no train images in {self.path}: all are for the test, by --data.test_split 1.0"

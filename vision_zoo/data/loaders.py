@@ -1,6 +1,7 @@
 """Loaders that hand out whole batches, know where they are in an epoch, and share the work among processes."""
 
 import math
+import signal
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -82,7 +83,7 @@ class Loader:
         if before != now:
             raise DataError(
                 f"the run was trained on {before:,} images and there are {now:,} now, so that it cannot go on exactly: "
-                "bring them back, or start a new run (vision_zoo export --format state_dict, then fit --model.weights)"
+                "bring them back, or start a new run from its weights with --model.weights in place of --ckpt_path"
             )
 
     def __len__(self) -> int:
@@ -140,6 +141,11 @@ class TensorLoader(Loader):
             yield images.index_select(0, batch), labels.index_select(0, batch)
 
 
+def _ignore_interrupts(_worker: int) -> None:
+    """Ctrl-C goes to all processes of a terminal; the one that trains saves, then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class StreamLoader(Loader):
     """Batches of image files, decoded by worker processes.
 
@@ -159,6 +165,7 @@ class StreamLoader(Loader):
             sampler=[batch.tolist() for batch in batches],
             batch_size=None,
             num_workers=self.num_workers,
+            worker_init_fn=_ignore_interrupts,
             generator=torch.Generator().manual_seed(0),
         )
         for images, labels, failures in source:

@@ -268,6 +268,10 @@ def row_of(project: Project, task: Task, run: Path, commits: Sequence[str]) -> t
         raise ReproduceError(f"{run} trained {results['epochs']} of {expected} epochs, which makes no row")
     metrics, data = results["metrics"], results["data"]
     device = re.sub(r"^cpu \((.*)\)$", r"\1", results["device"])
+    log = run.parents[2] / "log.txt"
+    # A run that was stopped may have gone on otherwise.
+    started = re.findall(r"^device +cpu \((.+?)\), ", log.read_text() if log.exists() else "", re.MULTILINE)
+    device = " then ".join(dict.fromkeys(started)) or device
     row = {
         "recipe": task.recipe,
         "data": data["name"] + (f" ({data['note']})" if data["note"] else ""),
@@ -425,6 +429,9 @@ def header(project: Project, recipe: str) -> re.Match[str]:
 def goal(project: Project, group: Group) -> tuple[float | None, str]:
     """What a group's mean should reach, in per cent, and how to call it; from the recipe's header."""
     said = header(project, group.recipe)
+    own = yaml.safe_load(project.recipe(group.recipe).read_text())["data"]["class_path"].rpartition(".")[2]
+    if group.data.split()[0] != own:  # of other images, nothing was published
+        return None, "-"
     figures = [float(figure) for figure in re.findall(r"([\d.]+) %", said["published"])]
     which = [n for recipe, options, n in VARIANTS.values() if (recipe, options) == (group.recipe, group.options)]
     if not figures:
@@ -512,7 +519,7 @@ def table_head() -> list[str]:
 def table_row(project: Project, group: Group, loops: dict[str, str]) -> str:
     """An experiment's line in the README."""
     bar, text = goal(project, group)
-    reached = "-" if bar is None else "yes" if round(100 * group.mean("test/accuracy"), 2) >= bar else "**no**"
+    reached = "-" if bar is None else "yes" if round(100 * group.mean("test/accuracy"), 6) >= bar else "**no**"
     cells = (
         f"`{group.variant}`" if group.variant else f"`{group.recipe}`" + f" `{group.options}`" * bool(group.options),
         group.data,
@@ -562,12 +569,14 @@ def write(project: Project) -> None:
                 write_file(path, text.encode())
         folder = project.configs / "figures"
         wanted = pictures(project)
-        for name, (draw, content) in wanted.items():
-            mark = mark_of(draw, content)
+        for name, (draw, shown) in wanted.items():
+            mark = mark_of(draw, shown)
             if shown_mark(folder / name) != mark:
                 folder.mkdir(exist_ok=True)
-                figure = draw(content)
-                figure.savefig(folder / name, dpi=110, metadata={"Description": mark, "Software": None})
+                figure = draw(shown)
+                content = io.BytesIO()
+                figure.savefig(content, format="png", dpi=110, metadata={"Description": mark, "Software": None})
+                write_file(folder / name, content.getvalue())
         for path in folder.glob("*.png"):
             if path.name not in wanted:
                 path.unlink()
@@ -806,6 +815,8 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
     given = parser.parse_args(words)
     if not given.recipes and not given.write and not given.check:
         parser.error("name a recipe, or --write, or --check")
+    if given.seeds < 1:
+        parser.error(f"--seeds {given.seeds} would run nothing")
     project = Project(root)
     data_root = given.data_root and given.data_root.resolve()
     failed = 0

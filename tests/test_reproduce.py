@@ -339,5 +339,6 @@ def test_a_row_holds_what_its_columns_promise(reproduce):
     assert len({tuple(row[name] for name in reproduce.KEY) for row in rows}) == len(rows)
     for row in rows:
         assert 0 < float(row["test/accuracy"]) <= 1
-        assert row["hardware"]
-        assert row["commit"]
+        assert re.fullmatch(r"([\w ]+, \d+ threads?)( then [\w ]+, \d+ threads?)*", row["hardware"])
+        assert re.fullmatch(r"[0-9a-f]{12}( [0-9a-f]{12})*", row["commit"])
+        assert row["tta"] in ("none", "flip", "shift", "flip+shift")

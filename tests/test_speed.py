@@ -280,6 +280,8 @@ for _ in range(8):  # the first ones may find a hole too small and take new memo
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**26)  # 256 MB
     cleared.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    if cleared[-1] < 100:
+        break
 print("pages cleared:", min(cleared))
 """
 
@@ -289,7 +291,7 @@ print("pages cleared:", min(cleared))
 def test_a_step_computes_in_freed_memory_unless_the_environment_says_otherwise(environment, kept, here):
     names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
     inherited = {name: value for name, value in os.environ.items() if name not in names}
-    words = [sys.executable, "-c", KEPT, *SHORT, "--test_after_fit", "false"]
+    words = [sys.executable, "-c", KEPT, *LENET, "--test_after_fit", "false"]
     done = subprocess.run(words, env=inherited | environment, capture_output=True, text=True, check=True)
     cleared = int(done.stdout.rpartition("pages cleared: ")[2])
     assert (cleared < 100) is kept  # of 65,536 pages, or 128 huge ones
@@ -312,6 +314,7 @@ def benchmark():
         ("b", "mlp 100, step", 1.3, 1, 0.77, "+0.30 ms, of which ours +0.10", False),
         ("b", "mlp 100, step", 1.4, 1, 0.71, "+0.40 ms, of which ours +0.10", True),
         ("b", "mlp 100, step", 1.3, 1, 0.77, "+0.30 ms, of which ours +0.20", True),
+        ("b", "resnet18 32, step", 201, 200, 0.99, "+1.00 ms, of which ours +0.10", True),
         ("b", "dnn_fashion 100, step", 1.5, 1, 0.66, "+0.50 ms, of which ours -0.10", False),
         ("b", "dnn_fashion 100, step", 1.6, 1, 0.62, "+0.60 ms, of which ours -0.10", True),
         ("c", "mlp 100, training", 1, 2, 0.5, "", False),
@@ -323,6 +326,14 @@ def benchmark():
 )
 def test_the_benchmark_tells_which_targets_are_missed(benchmark, section, what, ours, theirs, ratio, note, short):
     assert benchmark.falls_short(benchmark.Row(section, what, ours, theirs, "", ratio, 0, 0, 5, note)) is short
+
+
+def test_the_means_that_have_a_target_are_of_the_networks_that_it_was_set_for(benchmark):
+    rows = [
+        benchmark.Row("d", f"{name}, to 90 %", 1, 4, "s", ratio, 0, 0, 5)
+        for name, ratio in (("mlp", 2.0), ("dnn_fashion", 100.0), ("lenet5", 8.0))
+    ]
+    assert benchmark.means(rows) == ["d: geometric mean 4.00x, lowest 2.00x of 2"]
 
 
 def test_the_readme_shows_the_figures_that_the_benchmark_measured(benchmark):

@@ -562,6 +562,11 @@ OPTIONS = [
         r"EarlyStopping: there is no metric val_loss; did you mean val/loss",
     ),
     Case(
+        "metric of a validation that there is none of",
+        (*FIT, "--data.val_split", "0", "--trainer.callbacks", STOPPING),
+        r"there is no metric val/loss, for nothing is validated: --data\.val_split is 0",
+    ),
+    Case(
         "schedule with a share above one",
         (*FIT, *ONE_CYCLE, "--model.scheduler.pct_start", "2"),
         r"--model\.scheduler cannot be used so: .*pct_start",

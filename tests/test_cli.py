@@ -57,6 +57,10 @@ def foreign_function(shape, classes) -> nn.Module:
     return Foreign(shape, classes, 3)
 
 
+def quoted_function(shape, classes) -> "nn.Module":  # as under `from __future__ import annotations`
+    return Foreign(shape, classes, 3)
+
+
 def config_of(run: Path) -> dict:
     return yaml.safe_load((run / "config.yaml").read_text())
 
@@ -66,7 +70,8 @@ def newest(here: Path, name: str = "default") -> Path:
 
 
 def fit(*words: str) -> int:
-    return main(["fit", "--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1", *words])
+    few = [f"--trainer.limit_{part}_batches=2" for part in ("train", "val", "test")]
+    return main(["fit", *few, "--trainer.max_epochs", "1", *words])
 
 
 def refused(capsys, *words: str, code: int = 2) -> str:
@@ -245,7 +250,7 @@ def test_short_names_mean_ours_first(here):
     assert second["class_path"] == "torchvision.transforms.v2.ColorJitter"
 
 
-@pytest.mark.parametrize("backbone", ["Foreign", "foreign_function"])
+@pytest.mark.parametrize("backbone", ["Foreign", "foreign_function", "quoted_function"])
 def test_a_network_from_outside_works_by_class_path(here, backbone):
     assert fit("--model.backbone", f"tests.test_cli.{backbone}") == 0
     # Its checkpoint is code of a package that nobody vouched for.
@@ -434,6 +439,7 @@ class Unwritable(nn.Module):
         ([], 0.002),  # the recipe's
         (["--model.optimizer.lr", "1e-4"], 1e-4),
         (["--model.optimizer", "SGD", "--model.optimizer.lr", "0.1"], 0.1),
+        (["--model.optimizer", "{class_path: SGD, init_args: {lr: 0.1}}"], 0.1),
         (["--model.optimizer.lr", "0.1", "--model.scheduler.max_lr", "0.3"], 0.3),
         (["--config", "own.yaml"], 0.07),
     ],

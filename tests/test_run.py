@@ -20,6 +20,7 @@ from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.callbacks import Run
 from vision_zoo.callbacks.run import AtomicCheckpointIO
+from vision_zoo.classifier import Classifier
 from vision_zoo.configuration import find_checkpoint
 from vision_zoo.errors import TrainingError
 from vision_zoo.files import lock_file, write_file
@@ -27,7 +28,7 @@ from vision_zoo.files import lock_file, write_file
 # Every source of state at once: dropout, augmentation, a per-step schedule, validation within the epoch, momentum.
 STATEFUL = [
     "fit", "--model.backbone", "SimpleCNN", "--model.scheduler", "OneCycleLR", "--model.scheduler.max_lr", "0.003",
-    "--data.batch_size", "32",
+    "--data.batch_size", "32", "--data.image_size", "14", "--trainer.limit_val_batches", "2",
     "--data.augmentation", "[{class_path: RandomCrop, init_args: {padding: 2}}, RandomErasing]",
     "--trainer.max_epochs", "3", "--trainer.limit_train_batches", "12", "--trainer.val_check_interval", "6",
     "--trainer.log_every_n_steps", "4", "--test_after_fit", "false",
@@ -150,8 +151,8 @@ def test_checkpoints_of_a_callback_of_ones_own_are_kept_with_the_run(here):
     "callback", ["EMAWeightAveraging", "{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.01}}"]
 )
 def test_weights_can_be_averaged_by_callbacks_of_lightning(callback, here):
-    words = ["--model.backbone", "FashionCNN", "--trainer.max_epochs", "2", "--trainer.callbacks", f"[{callback}]"]
-    assert main([*QUICK, *words]) == 0
+    words = ["--model.backbone", "FashionCNN", "--data.image_size", "14", "--trainer.callbacks", f"[{callback}]"]
+    assert main([*QUICK, *words, "--trainer.max_epochs", "2"]) == 0
     assert json.loads((here / "runs/default/version_0/results.json").read_text())["epochs"] == 2
     best = torch.load(here / "runs/default/version_0/checkpoints/best.ckpt", weights_only=True)
     if callback == "EMAWeightAveraging":  # the averaged ones are those that are tested
@@ -189,9 +190,14 @@ def test_what_keeps_a_run_from_going_on_is_named(here, capsys):
 def test_a_run_whose_schedule_has_ended_names_the_command_that_trains_on(trained_run, here, capsys):
     run = shutil.copytree(trained_run, here / "runs/default/version_0")
     assert main(["fit", "--ckpt_path", str(run)]) == 0
-    told = re.search(r"its schedule ends here; .* vision_zoo (fit --model.weights \S+)", capsys.readouterr().out)
+    told = re.search(
+        r"its schedule ends here; .* vision_zoo (fit --config \S+ --model.weights \S+)", capsys.readouterr().out
+    )
     assert told
-    assert main([*told[1].split(), *QUICK[1:], "--trainer.max_epochs", "1"]) == 0
+    assert main([*told[1].split(), "--trainer.max_epochs", "1"]) == 0
+    began, again = (yaml.safe_load((here / f"runs/default/version_{n}/config.yaml").read_text()) for n in (0, 1))
+    assert {**again["model"], "weights": None} == {**began["model"], "weights": None}
+    assert again["data"] == began["data"]
 
 
 def test_best_is_of_the_run_that_was_trained_last_even_where_it_found_none_better(here, monkeypatch):
@@ -202,6 +208,23 @@ def test_best_is_of_the_run_that_was_trained_last_even_where_it_found_none_bette
     assert main(["fit", "--ckpt_path", str(here / "runs/default/version_0"), "--trainer.max_epochs", "2"]) == 0
     for name in ("best", "last"):
         assert find_checkpoint(name, here, name).parents[1].name == "version_0"
+
+
+def test_a_newest_run_that_has_no_checkpoint_yet_is_not_taken_for_an_older_one(trained_run, here, capsys):
+    shutil.copytree(trained_run, here / "runs/default/version_0")
+    (here / "runs/default/version_1/checkpoints").mkdir(parents=True)
+    assert main(["test", "--ckpt_path", "best"]) == 2
+    assert "the newest run, " in (error := capsys.readouterr().err)
+    assert "version_1, has no best.ckpt yet" in error
+
+
+def test_a_checkpoint_is_used_without_the_callbacks_it_was_trained_with(here, monkeypatch):
+    words = [*QUICK, "--trainer.max_epochs", "1", "--trainer.callbacks", "tests.test_run.Thaw"]
+    assert main([*words, "--model.backbone", "FashionCNN", "--data.image_size", "14", "--model.scheduler", "null"]) == 0
+    monkeypatch.delattr("tests.test_run.Thaw")
+    best = here / "runs/default/version_0/checkpoints/best.ckpt"
+    assert Classifier.load_from_checkpoint(best, trusted_packages=("tests",)).num_classes == 10
+    assert main(["fit", "--ckpt_path", str(best), "--trusted_packages", "tests"]) == 2  # which needs it
 
 
 def test_fit_says_why_it_stopped_early(here, capsys):
@@ -572,6 +595,7 @@ class Thaw(BaseFinetuning):
 def test_what_a_callback_changes_over_the_epochs_survives_a_stop(callback, how, step, tmp_path, monkeypatch):
     words = [
         "fit", "--model.backbone", "FashionCNN", "--model.scheduler", "null", "--data.batch_size", "32",
+        "--data.image_size", "14",
         "--trainer.max_epochs", "4", "--trainer.limit_train_batches", "6", "--trainer.limit_val_batches", "2",
         "--trainer.callbacks", f"[{callback}]", "--test_after_fit", "false", "--trainer.default_root_dir",
     ]  # fmt: skip

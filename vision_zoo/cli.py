@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +82,7 @@ UNFIT = {
     LearningRateFinder: "try some values of --model.optimizer.lr with --trainer.max_epochs 1",
     BatchSizeFinder: "try some values of --data.batch_size with --trainer.max_steps 10",
     BackboneFinetuning: "it begins with what lies outside of the backbone, and here nothing does. Derive a class of "
-    "your own from BaseFinetuning",
+    "your own from BaseFinetuning; what it thaws trains at the learning rate of the rest",
     ModelPruning: "checkpoints would hold weights and masks in place of the weights. Use torch.nn.utils.prune on a "
     "trained network",
 }
@@ -349,7 +350,7 @@ class VisionZooCLI(LightningCLI):
             if resuming and self.checkpoint_path.parent.name != "checkpoints":
                 raise CheckpointError(
                     f"{self.checkpoint_path} lies in no run folder, and fit continues a run in its own. To start a new "
-                    f"run from these weights: vision_zoo fit --model.weights {self.checkpoint_path}"
+                    f"run from these weights: their --config, and --model.weights {self.checkpoint_path}"
                 )
             self.checkpoint = read_or_offer(self.checkpoint_path, self.trusted)
             if resuming and not {"optimizer_states", "loops"} <= self.checkpoint.keys():
@@ -378,6 +379,9 @@ class VisionZooCLI(LightningCLI):
             for name in WEIGHTS:
                 words.drop(f"model.{name}")
         rate = words.last("model.optimizer.lr") or words.last("model.optimizer.init_args.lr")
+        chosen = words.last("model.optimizer") or ""
+        if rate is None and chosen.lstrip()[:1] == "{":
+            rate = (class_choice(chosen, "model.optimizer").get("init_args") or {}).get("lr")
         config = prepare_schedule(self._choose_classes(merged), rate)
         if words.subcommand == "show":
             config.pop("model", None)
@@ -511,6 +515,8 @@ class VisionZooCLI(LightningCLI):
         for holder, name in ((options, "root"), (options, "path"), (model, "weights")):
             if holder is not None and isinstance(holder.get(name), str):
                 holder[name] = str(Path(holder[name]).expanduser().resolve())
+        if model is not None and isinstance(weights := model.get("weights"), str) and Path(weights).is_dir():
+            model["weights"] = str(find_checkpoint(weights, Path(), "best"))
         if self.words.values("data.root") and data is not None and data["class_path"] == "vision_zoo.data.MNIST5k":
             rank_zero_only(print)(
                 "vision_zoo: --data.root is not used, for the images of MNIST5k come with a package; a folder of "
@@ -546,7 +552,7 @@ class VisionZooCLI(LightningCLI):
                 raise ConfigError(
                     f"the run's {stored['model.scheduler.class_path']} was laid out for {name} "
                     f"{stored.get(f'trainer.{name}')}, which cannot become {now.get(f'trainer.{name}')}: start a new "
-                    f"run from its weights with --model.weights {self.checkpoint_path} in place of --ckpt_path"
+                    f"run from its weights with {_again(cast(Path, self.checkpoint_path))} in place of --ckpt_path"
                 )
         say = rank_zero_only(partial(print, file=sys.stderr))
         for change in changes.values():
@@ -677,6 +683,12 @@ def _check_trainer_options(options: Mapping[str, Any]) -> None:
                 f"--trainer.callbacks {type(callback).__name__} does not work here: a run has a progress bar of its "
                 "own, and Lightning takes one. Leave it out"
             )
+
+
+def _again(checkpoint: Path) -> str:
+    """The options that start a new run from a run's weights."""
+    config = checkpoint.parent.parent / "config.yaml"
+    return f"--config {shlex.quote(str(config))} --model.weights {shlex.quote(str(checkpoint))}"
 
 
 def _listed(value: Any) -> list[Any]:

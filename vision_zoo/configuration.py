@@ -322,19 +322,24 @@ def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = N
     """
     if name in ("best", "last"):
         whose = glob.escape(run_name) if run_name else "*"
-        pattern = f"runs/{whose}/version_*/checkpoints/{name}.ckpt"
+        runs = [run for run in root.resolve().glob(f"runs/{whose}/version_*") if (run / "checkpoints").is_dir()]
 
-        def written(path: Path) -> tuple[int, str]:  # of the run: a newer one may have found no better weights
-            return max(other.stat().st_mtime_ns for other in path.parent.glob("*.ckpt")), str(path)
+        def written(run: Path) -> tuple[int, str]:
+            files = [run / "checkpoints", *run.glob("checkpoints/*.ckpt")]
+            return max(file.stat().st_mtime_ns for file in files), str(run)
 
-        found = sorted(root.resolve().glob(pattern), key=written)
-        if not found:
+        if not runs:
             whose = f"run of {run_name}" if run_name else "run"
             raise CheckpointError(
                 f"--ckpt_path {name}: no {whose} with a checkpoint below {root.resolve() / 'runs'}. Train first with "
                 "vision_zoo fit, or give the checkpoint's path"
             )
-        return found[-1]
+        newest = max(runs, key=written)
+        if not (newest / "checkpoints" / f"{name}.ckpt").is_file():
+            raise CheckpointError(
+                f"--ckpt_path {name}: the newest run, {newest}, has no {name}.ckpt yet: give the folder of another run"
+            )
+        return newest / "checkpoints" / f"{name}.ckpt"
     path = Path(name)
     if path.is_dir():
         for candidate in (
@@ -373,7 +378,7 @@ def read_or_offer(path: Path, trusted_packages: Sequence[str]) -> Config:
         raise CheckpointError(f"{error}. There is no other good checkpoint in {path.parent}") from error
 
 
-def prepare_schedule(config: Config, rate: str | None) -> Config:
+def prepare_schedule(config: Config, rate: str | float | None) -> Config:
     """A schedule may leave out its length: 0 stands for the steps of the run where torch has no default.
 
     OneCycleLR may leave out its peak too, and torch has it not look at the optimizer's learning rate.

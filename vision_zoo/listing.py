@@ -27,6 +27,7 @@ RUN_COLUMNS = (
     "data",
     "test/accuracy",
     "val/accuracy",
+    "seed",
     "epochs",
     "seconds",
     "parameters",
@@ -184,6 +185,7 @@ def past_runs(root: Path) -> tuple[list[Row], list[str]]:
                 if isinstance(results.get("data"), dict)
                 else None,
                 **{name: metrics.get(name) for name in ("test/accuracy", "val/accuracy")},
+                "seed": _number(results.get("seed")),
                 "epochs": _number(results.get("epochs")),
                 "seconds": _number(results.get("fit_seconds")),
                 "parameters": _number(results.get("parameters")),

@@ -6,6 +6,7 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -158,7 +159,8 @@ class Trainer(pl.Trainer):
         if not in_steps and (self.max_epochs == -1 or done < (self.max_epochs or 0)):
             return "its time was up; raise --trainer.max_time to go on"
         if any(c.interval == "step" and not isinstance(c.scheduler, CyclicLR) for c in self.lr_scheduler_configs):
-            return f"its schedule ends here; to train on from its weights: vision_zoo fit --model.weights {run.last}"
+            again = f"--config {quote(str(run.path / 'config.yaml'))} --model.weights {quote(str(run.last))}"
+            return f"its schedule ends here; to train on from its weights: vision_zoo fit {again}"
         return f"raise --trainer.{'max_steps' if in_steps else 'max_epochs'} to go on"
 
     def _check_lengths(self, test_after_fit: bool) -> None:
@@ -198,6 +200,9 @@ class Trainer(pl.Trainer):
                 continue
             if isinstance(wanted, str) and wanted not in known:
                 hint = did_you_mean(wanted, known) or f". There are {', '.join(known)}"
+                if wanted.startswith("val/") and not validates:
+                    none = "--trainer.limit_val_batches is 0" if datamodule.val_split else "--data.val_split is 0"
+                    hint = f", for nothing is validated: {none}"
                 raise ConfigError(f"--trainer.callbacks {type(callback).__name__}: there is no metric {wanted}{hint}")
 
     def _check_part(self, part: Literal["val", "test"], way_out: str) -> None:
@@ -481,20 +486,22 @@ def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
     """
     data, (channels, height, width) = type(datamodule).__name__, model.image_shape
     if datamodule.image_shape != model.image_shape:
-        same_channels = datamodule.image_shape[0] == channels
-        way_out = f"set --data.image_size {height}" if same_channels and height == width else "choose another --data"
+        turns = "" if datamodule.image_shape[0] == channels else f"--data.channels {channels} "
+        can = height == width and (not turns or "channels" in datamodule.hparams)
+        way_out = f"set {turns}--data.image_size {height}" if can else "choose another --data"
         raise CheckpointError(
             f"the checkpoint's network takes images of shape {model.image_shape}, {data} has {datamodule.image_shape}: "
             f"{way_out}"
         )
     # Those of a data set whose class has no constant for them come from its files.
     from_files = not isinstance(getattr(type(datamodule), "class_names", None), tuple)
+    option = "--data.path" if "path" in datamodule.hparams else "--data.root"
     if datamodule.num_classes != model.num_classes:
         odd = sorted(set(model.class_names) ^ set(datamodule.class_names))
         where = f" in {data_place(datamodule)} (only one of them has {', '.join(odd[:5])})" if from_files else ""
         raise CheckpointError(
             f"the checkpoint knows {model.num_classes} classes, {data} has {datamodule.num_classes}{where}: choose "
-            f"another --data{'.root' if from_files else ''}"
+            f"another {option if from_files else '--data'}"
         )
     numbered = tuple(str(label) for label in range(model.num_classes))  # stands for classes without names
     names = tuple(datamodule.class_names)
@@ -502,7 +509,7 @@ def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
         known, found = next(pair for pair in zip(model.class_names, names, strict=True) if pair[0] != pair[1])
         raise CheckpointError(
             f"the classes of {data_place(datamodule)} are not those of the checkpoint: it has {found!r} where the "
-            f"checkpoint knows {known!r}. Rename them, or choose another --data.root"
+            f"checkpoint knows {known!r}. Rename them, or choose another {option}"
         )
 
 

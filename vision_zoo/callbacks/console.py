@@ -95,7 +95,9 @@ class Console(ProgressBar):
         channels, height, width = pl_module.image_shape
         sizes = getattr(trainer.datamodule, "sizes", {})  # type: ignore[attr-defined]
         parameters = sum(p.numel() for p in pl_module.parameters())
-        facts.add_row("network", f"{pl_module.network_name}, {parameters:,} parameters")
+        frozen = sum(p.numel() for p in pl_module.parameters() if not p.requires_grad)
+        still = f", {frozen:,} of them frozen" if frozen else ""
+        facts.add_row("network", f"{pl_module.network_name}, {parameters:,} parameters{still}")
         facts.add_row(
             "data",
             f"{type(trainer.datamodule).__name__}: "  # type: ignore[attr-defined]
@@ -119,7 +121,10 @@ class Console(ProgressBar):
             if isinstance(config.scheduler, ReduceLROnPlateau):  # see Classifier.on_train_epoch_end
                 moves = "by val/loss, at the end of an epoch" if validates(trainer) else "by train/loss, every epoch"
             if isinstance(config.scheduler, OneCycleLR):  # which does not look at the optimizer's
-                moves += f", up to lr {config.scheduler.optimizer.param_groups[0]['max_lr']:g}"
+                group = config.scheduler.optimizer.param_groups[0]
+                moves += f", up to lr {group['max_lr']:g}"
+                if "base_momentum" in group:
+                    moves += f"; momentum {group['max_momentum']:g} to {group['base_momentum']:g}, the schedule's own"
             facts.add_row("schedule", f"{name}, {moves}")
         smoothing = f", label smoothing {pl_module.label_smoothing}" if pl_module.label_smoothing else ""
         facts.add_row("loss", f"cross-entropy{smoothing}")

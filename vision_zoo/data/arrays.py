@@ -35,7 +35,7 @@ class ArrayFile(ImageDataModule):
         seed: decides the splits and the order of the images in each epoch.
         image_size: height and width that the images are resized to. By default they keep their own.
         augmentation: random transforms of the training batches, on the device.
-        num_workers: processes that decode image files; data sets in memory need none.
+        num_workers: processes that decode image files while training; data sets in memory need none.
         mean: mean of each channel, as a fraction of full brightness; one value serves all channels. By default that of
             the training images.
         std: standard deviation of each channel, like mean.

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from lightning import LightningDataModule
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as pictures
 
-from vision_zoo.data.decode import ImageFiles
+from vision_zoo.data.decode import ImageFiles, decoding_threads
 from vision_zoo.data.fetch import DOWNLOAD_ERRORS, fetch
 from vision_zoo.data.loaders import Loader, StreamLoader, TensorLoader
 from vision_zoo.data.splits import check_part, stratified_split
@@ -54,7 +55,7 @@ class ImageDataModule(LightningDataModule):
         seed: decides the split and the order of the images in each epoch.
         image_size: height and width that the images are resized to. By default they keep their own.
         augmentation: random transforms of the training batches, on the device.
-        num_workers: processes that decode image files; data sets in memory need none.
+        num_workers: processes that decode image files while training; data sets in memory need none.
         mean: mean of each channel, as a fraction of full brightness; one value serves all channels. By default the
             published one.
         std: standard deviation of each channel, like mean.
@@ -273,10 +274,21 @@ class ImageDataModule(LightningDataModule):
         return LabelledImages(part.data.images[indices], part.data.labels[indices])
 
     def _decode(self, files: ImageFiles, indices: Tensor) -> LabelledImages:
-        batches = list(StreamLoader(files, indices, 64, self.num_workers))
-        if not batches:
+        loader, done = StreamLoader(files, indices, 64), 0
+        images = torch.empty((len(indices), *files.image_shape), dtype=torch.uint8)
+        labels = torch.empty(len(indices), dtype=torch.int64)
+        pool = ThreadPoolExecutor(decoding_threads(), "decode")
+        try:
+            batches = [batch.tolist() for batch in loader.batches()]
+            for part, part_labels, failures in pool.map(files.__getitem__, batches):
+                loader.report(failures)
+                images[done : done + len(part)], labels[done : done + len(part)] = part, part_labels
+                done += len(part)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        if not done:
             raise DataError(f"{type(self).__name__}: no file in {self.root} can be decoded. {self.way_out}")
-        return LabelledImages(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
+        return LabelledImages(images[:done], labels[:done])
 
     def _evaluation_loader(self, split: Split) -> Loader:
         loader = self._loader(split)
@@ -335,10 +347,15 @@ class ImageDataModule(LightningDataModule):
             if not any((folder / name).is_file() for name in names.split("|"))
         ]
 
+    def _place_for_them(self) -> str:
+        if not self.folder:
+            return "Set --data.root to a folder that has them"
+        return f"Put them there, or set --data.root to the folder that holds {self.folder}"
+
     def _not_found(self, reason: str) -> DatasetNotFoundError:
         return DatasetNotFoundError(
             f"{type(self).__name__}: {', '.join(self._missing())} not found under {self.root / self.folder}{reason}. "
-            f"Set --data.root to a folder that has them, {NO_NETWORK_NEEDED}"
+            f"{self._place_for_them()}, {NO_NETWORK_NEEDED}"
         )
 
     @contextmanager

@@ -1,6 +1,7 @@
 """Pictures of any size, mode and format to uint8 tensors of one shape."""
 
 import mimetypes
+import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -72,6 +73,11 @@ def decode_image(path: str | Path, image_shape: ImageShape, resize: Resize = "cr
         raise DataError(
             f"{path} cannot be read as a picture ({error}). Give a file in a common format such as PNG or JPEG"
         ) from error
+
+
+def decoding_threads() -> int:
+    """How many threads decode at once: PIL decodes and resizes without holding the interpreter."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
 
 
 class ImageFiles(Dataset[tuple[Tensor, Tensor, list[tuple[str, str]]]]):

@@ -16,6 +16,13 @@ from vision_zoo.files import new_file
 Facts = dict[str, Any]
 
 
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError:  # a link to nowhere, which is left out by name when it is read
+        return path.lstat()
+
+
 def cached_facts(files: Iterable[Path], options: object, compute: Callable[[], Facts]) -> Facts:
     """Read the facts of these files from the cache, or compute and keep them.
 
@@ -24,7 +31,7 @@ def cached_facts(files: Iterable[Path], options: object, compute: Callable[[], F
         options: everything else that they depend on.
         compute: computes the facts, as values that JSON can hold. A cache that cannot be written is no error.
     """
-    stats = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
+    stats = [(str(path), (stat := _stat(path)).st_size, stat.st_mtime_ns) for path in files]
     key = hashlib.sha256(json.dumps([stats, options]).encode()).hexdigest()
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()

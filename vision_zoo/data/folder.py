@@ -38,7 +38,7 @@ class ImageFolder(ImageDataModule):
         seed: decides the splits and the order of the images in each epoch.
         image_size: height and width that every picture is brought to; 224 by default.
         augmentation: random transforms of the training batches, on the device.
-        num_workers: processes that decode pictures.
+        num_workers: processes that decode pictures while training, where they are not in memory.
         mean: mean of each channel, as a fraction of full brightness; one value serves all channels. By default that of
             the training pictures.
         std: standard deviation of each channel, like mean.
@@ -119,6 +119,12 @@ class ImageFolder(ImageDataModule):
         if in_memory is None:
             count = sum(len(paths) for paths, _ in self._scan[1].values())
             in_memory = count * torch.Size(self.image_shape).numel() <= _IN_MEMORY
+            if not in_memory and not self.num_workers and split == "train":
+                rank_zero_warn(
+                    f"ImageFolder: {count:,} pictures are too many to be kept in memory, and one process decodes them "
+                    "anew in each epoch: --data.num_workers 4 decodes with four, --data.in_memory true keeps them",
+                    category=UserWarning,
+                )
         return self.load(split) if in_memory else self._files(split)  # type: ignore[arg-type]
 
     def _files(self, split: Split) -> ImageFiles:

@@ -83,7 +83,8 @@ class Loader:
         if before != now:
             raise DataError(
                 f"the run was trained on {before:,} images and there are {now:,} now, so that it cannot go on exactly: "
-                "bring them back, or start a new run from its weights with --model.weights in place of --ckpt_path"
+                "bring them back, or start a new run from its weights (its config.yaml with --config, and "
+                "--model.weights in place of --ckpt_path)"
             )
 
     def __len__(self) -> int:
@@ -169,13 +170,18 @@ class StreamLoader(Loader):
             generator=torch.Generator().manual_seed(0),
         )
         for images, labels, failures in source:
-            self._report(failures)
+            self.report(failures)
             if len(images):
                 yield images, labels
             elif self.training:
                 raise DataError("None of the training files can be decoded. Repair them, or set --data.root to others")
 
-    def _report(self, failures: list[tuple[str, str]]) -> None:
+    def report(self, failures: list[tuple[str, str]]) -> None:
+        """Name files that could not be decoded, each once.
+
+        Raises:
+            DataError: if such files are not to be left out.
+        """
         fresh = [(path, reason) for path, reason in failures if path not in self.files.reported]
         self.files.reported.update(path for path, _ in fresh)
         if fresh and self.files.strict:

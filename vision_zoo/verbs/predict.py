@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.data.decode import Resize, decode_image, picture_extensions, unreadable_extensions
+from vision_zoo.data.decode import Resize, decode_image, decoding_threads, picture_extensions, unreadable_extensions
 from vision_zoo.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
 from vision_zoo.files import new_file
 from vision_zoo.types import ImageShape
@@ -221,11 +221,11 @@ def decode_all(
         overlap: keep about one batch ahead of whoever takes the results. Where the network runs on the same processor,
             its threads and these would wait for each other; then they take turns, some batches each.
     """
-    threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
+    threads = decoding_threads()
     chunk = min(CHUNK, batch_size)
     ahead = 2 * threads + batch_size // chunk if overlap else TURN * batch_size // chunk
     pending: deque[Future[Decoded]] = deque()
-    pool = ThreadPoolExecutor(threads, "decode")  # PIL decodes and resizes without holding the interpreter
+    pool = ThreadPoolExecutor(threads, "decode")
     try:
         for place in range(0, len(paths), chunk):
             pending.append(pool.submit(_decode, paths[place : place + chunk], image_shape, resize))

@@ -493,6 +493,8 @@ class VisionZooCLI(LightningCLI):
             ConfigError: if the seed is none that every random generator takes.
         """
         seed = self._get(self.config, "seed_everything")
+        if seed is True:  # for which Lightning promises a random one, and takes 0
+            raise ConfigError("--seed_everything true names no seed: give a number, such as 1")
         if type(seed) is int and not 0 <= seed < 2**32:
             raise ConfigError(f"--seed_everything must be a whole number from 0 to {2**32 - 1}, got {seed}")
         super()._set_seed()

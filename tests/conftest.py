@@ -1,17 +1,27 @@
+import functools
 import os
 import sys
 from pathlib import Path
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests state what a CPU does
+os.environ["OMP_NUM_THREADS"] = "1"  # small networks on small batches: more threads only wait for each other
 
+import docstring_parser
 import pytest
-import torch
 
 from tests import tiny
 from vision_zoo.__main__ import main
 
-# Small networks on small batches: more threads only wait for each other.
-torch.set_num_threads(1)
+# The parser reads the same docstrings for each command; a user gives one command to a process.
+docstring_parser.parse = functools.cache(docstring_parser.parse)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_the_disk():
+    """No test can tell whether the machine would keep its files through a power cut; those of a failing disk say so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

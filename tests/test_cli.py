@@ -564,7 +564,7 @@ def test_a_bug_is_called_a_bug(here, capsys, monkeypatch):
 
 def test_a_saved_configuration_is_a_configuration(trained_run, here):
     assert fit("--config", str(trained_run / "config.yaml")) == 0
-    ours, again = config_of(trained_run), config_of(newest(here, "config"))
+    ours, again = config_of(trained_run), config_of(newest(here))  # named after the run that it is of
     assert ours["model"] == again["model"]
     assert ours["data"]["class_path"] == again["data"]["class_path"]
 

@@ -18,7 +18,7 @@ def write_run(root: Path, config: str, version: int, accuracy: float | None, **o
     folder.mkdir(parents=True)
     metrics = {} if accuracy is None else {"test/accuracy": accuracy, "val/loss": 1 - accuracy}
     results = {"config": config, "network": "LeNet5", "data": {"name": "MNIST", "note": ""}, "metrics": metrics}
-    results |= {"parameters": 61706, "epochs": 3, "fit_seconds": 2.5}
+    results |= {"parameters": 61706, "seed": 7, "epochs": 3, "fit_seconds": 2.5}
     (folder / "results.json").write_text(json.dumps({**results, **others}))
     return folder
 
@@ -68,7 +68,7 @@ def test_runs_are_listed_in_per_cent_by_configuration_and_version(here, capsys):
     title, header, *rows = lines_of(capsys)
     assert (title, header.split()) == ("RUNS", list(listing.RUN_COLUMNS))
     assert [row.split()[1] for row in rows if row] == ["0", "2", "10"]
-    assert rows[0].split() == ["lenet5_mnist", "0", "LeNet5", "MNIST", "90.00", "%", "-", "3", "2.5", "61,706"]
+    assert rows[0].split() == ["lenet5_mnist", "0", "LeNet5", "MNIST", "90.00", "%", "-", "7", "3", "2.5", "61,706"]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_packed_run_beside_the_others_is_none(here, capsys):
 def test_a_run_that_was_stopped_is_listed_without_figures(here, capsys):
     (here / "runs" / "cnn_mnist" / "version_0").mkdir(parents=True)
     assert main(["list", "runs"]) == 0
-    assert lines_of(capsys)[2].split() == ["cnn_mnist", "0", *["-"] * 7]
+    assert lines_of(capsys)[2].split() == ["cnn_mnist", "0", *["-"] * 8]
 
 
 def test_a_folder_without_runs_says_how_to_get_one(here, capsys):

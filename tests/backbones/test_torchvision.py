@@ -13,8 +13,16 @@ from vision_zoo.backbones.torchvision import Torchvision, WithoutMemory
 from vision_zoo.errors import ConfigError, ImageShapeError
 
 
+@pytest.fixture
+def no_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are none on the meta device, and to set them takes half of the time of building a network there."""
+    for name, value in vars(nn.init).items():
+        if name.endswith("_") and not name.startswith("_") and callable(value):
+            monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)
+
+
 @pytest.mark.parametrize("name", models.list_models(module=models))
-def test_every_network_is_fitted_to_seven_classes_of_gray_images(name: str) -> None:
+def test_every_network_is_fitted_to_seven_classes_of_gray_images(name: str, no_values: None) -> None:
     with WithoutMemory():
         backbone = Torchvision((1, 224, 224), 7, name=name).to("meta").eval()
         assert backbone(torch.empty(2, 1, 224, 224)).shape == (2, 7)
@@ -68,7 +76,9 @@ def test_unknown_weights_are_refused_with_those_there_are() -> None:
         ("maxvit_t", (3, 32, 32), "224"),
     ],
 )
-def test_shapes_that_a_network_cannot_take_are_refused(name: str, shape: tuple[int, int, int], way_out: str) -> None:
+def test_shapes_that_a_network_cannot_take_are_refused(
+    name: str, shape: tuple[int, int, int], way_out: str, no_values: None
+) -> None:
     message = (
         rf"{name} cannot take images of shape {re.escape(str(shape))}, only .*: set --data.image_size to {way_out}$"
     )

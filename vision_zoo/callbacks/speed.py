@@ -43,18 +43,10 @@ class TrainingPrecision(MixedPrecision):
 
     @contextmanager
     def val_step_context(self) -> Generator[None, None, None]:
-        """Nothing: float32."""
+        """Nothing: float32, also in the test and in predictions."""
         yield
 
-    @contextmanager
-    def test_step_context(self) -> Generator[None, None, None]:
-        """Nothing: float32."""
-        yield
-
-    @contextmanager
-    def predict_step_context(self) -> Generator[None, None, None]:
-        """Nothing: float32."""
-        yield
+    test_step_context = predict_step_context = val_step_context
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -99,16 +91,15 @@ class Speed(Callback):
         if choices["precision"] == "bf16-mixed" and type(plugin) is Precision:
             trainer.strategy.precision_plugin = TrainingPrecision(trainer.strategy.root_device.type)
         # Lightning refuses to clip the gradients of a fused optimizer under its own mixed precision.
-        stock = isinstance(trainer.strategy.precision_plugin, MixedPrecision) and not self._is_ours(trainer)
+        plugin = trainer.strategy.precision_plugin
+        stock = isinstance(plugin, MixedPrecision) and not isinstance(plugin, TrainingPrecision)
         choices["fused"] = choices["fused"] and not (stock and trainer.gradient_clip_val)
+        if type(trainer.strategy) is DDPStrategy:  # gradients are not copied back from where they are summed
+            trainer.strategy._ddp_kwargs["gradient_as_bucket_view"] = True
         skip_idle_hooks(pl_module)
         pl_module.fuses_optimizer = choices["fused"]
         pl_module.lay_out(choices["channels_last"])
         self.choices = choices
-
-    @staticmethod
-    def _is_ours(trainer: Trainer) -> bool:
-        return isinstance(trainer.strategy.precision_plugin, TrainingPrecision)
 
     def _choose(self, trainer: Trainer, model: Classifier) -> tuple[dict[str, Any], str]:
         # Sharding strategies have precisions and memory layouts of their own.

@@ -43,9 +43,9 @@ from torchvision.transforms import v2
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # in this process too, what is measured is this checkout
 
-import reproduce  # noqa: E402  # the script beside this one
+import reproduce  # noqa: E402  # the script beside this one, after the path to it
 
-from vision_zoo.errors import VisionZooError  # noqa: E402
+from vision_zoo.errors import VisionZooError  # noqa: E402  # of this checkout, after the path to it
 
 BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
 
@@ -98,6 +98,7 @@ class Pictures(Dataset[tuple[Any, int]]):
 def pictures(system: System, root: str, train: bool) -> Dataset[Any]:
     """The data set as tutorials build it."""
     to_tensor = torchvision.transforms.ToTensor()
+    datamodule(system, root)  # its files are torchvision's
     if system.data != "CIFAR10":
         return getattr(torchvision.datasets, system.data)(root, train=train, transform=to_tensor)
     half = torchvision.transforms.Normalize((0.5,) * 3, (0.5,) * 3)
@@ -150,10 +151,12 @@ def network(system: System) -> nn.Module:
 
 
 def datamodule(system: System, root: str) -> Any:
-    """The data as vision_zoo reads it."""
+    """The data as vision_zoo reads it, downloaded where it is missing."""
     from vision_zoo import data
 
-    return getattr(data, system.data)(root=root, batch_size=system.batch, val_split=0)
+    found = getattr(data, system.data)(root=root, batch_size=system.batch, val_split=0)
+    found.prepare_data()
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------------- rows
@@ -875,13 +878,11 @@ def main() -> int:
         parser.error(f"there is no {', '.join(unknown)}")
     if options.clock == "cpu":
         torch.set_num_threads(1)
-    try:
-        for system in {SYSTEMS[name].data: SYSTEMS[name] for name in SYSTEMS}.values():
-            datamodule(system, bench.root).prepare_data()
-    except VisionZooError as error:
-        parser.error(str(error))
     for measure in dict.fromkeys(SECTIONS[section] for section in ["m", *bench.sections]):
-        measure(bench)
+        try:
+            measure(bench)
+        except VisionZooError as error:  # such as images that are not there
+            parser.error(str(error))
         if options.json:  # at once, for the next one may take hours
             merge(options.json, bench)
     show(bench)

@@ -545,7 +545,32 @@ def test_a_state_dict_starts_a_network_and_leaves_no_path_in_the_checkpoint(save
     assert "own.weights" not in str(checkpoint)
 
 
+def test_weights_are_taken_from_a_run_folder(trained_run, here):
+    assert fit("--model.backbone", "LeNet5", "--model.weights", str(trained_run), "--model.optimizer.lr", "1e-30") == 0
+    ours, its = (
+        torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+        for run in (newest(here), trained_run)
+    )
+    assert torch.equal(ours["backbone.head.2.weight"], its["backbone.head.2.weight"])
+
+
 # ----------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_a_decoding_process_that_was_lost_is_no_bug():
+    message, code = explain(RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."))
+    assert (code, "set --data.num_workers lower" in message) == (1, True)
+
+
+def test_pictures_for_a_network_of_gray_ones_are_refused_with_both_options(trained_run, here, capsys):
+    tiny.write_image_folder(here / "pictures")
+    words = ["--data", "ImageFolder", "--data.root", "pictures", "--data.test_split", "1.0"]
+    message = refused(capsys, "test", "--ckpt_path", str(trained_run), *words)
+    assert "set --data.channels 1 --data.image_size 28" in message
+    turned = ["--data.channels", "1", "--data.image_size", "28"]
+    message = refused(capsys, "test", "--ckpt_path", str(trained_run), *words, *turned)
+    assert "knows 10 classes, ImageFolder has 2 in " in message
+    assert message.rstrip().endswith("choose another --data.root")
 
 
 def test_a_bug_is_called_a_bug(here, capsys, monkeypatch):

@@ -21,7 +21,7 @@ SHORT = [
 class AnySize(nn.Module):
     """A network of somebody's own that takes images of any size; notes which it saw."""
 
-    seen: list[tuple[bool, torch.Size]] = []  # noqa: RUF012
+    seen: list[tuple[bool, torch.Size]] = []  # noqa: RUF012  # one list for all instances is meant
 
     def __init__(self, image_shape: ImageShape, num_classes: int) -> None:
         super().__init__()

@@ -104,7 +104,7 @@ class Console(ProgressBar):
             + ", ".join(f"{size:,} {split}" for split, size in sizes.items())
             + f"; {channels} x {height} x {width} pixels, {pl_module.num_classes} classes",
         )
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # which Lightning sets from outside
             if isinstance(callback, ProgressiveResizing):
                 facts.add_row("sizes", callback.describe(pl_module.image_shape))
         batch_size = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
@@ -183,18 +183,10 @@ class Console(ProgressBar):
         if trainer.state.fn == "validate":
             self._start("validate", sum(trainer.num_val_batches))
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Move the bar."""
-        if trainer.state.fn == "validate" and self._progress is not None:
-            self._advance(batch_idx + 1, len(batch[1]) * trainer.world_size)
+        if trainer.state.fn == "validate":
+            self.on_test_batch_end(trainer, *args, **kwargs)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the bar."""

@@ -100,7 +100,8 @@ class ProgressiveResizing(Callback):
         """
         if not isinstance(pl_module, Classifier):
             return
-        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # which Lightning sets from outside
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
             raise ConfigError("ProgressiveResizing: GradientAccumulationScheduler changes how many steps a run has")
         steps = trainer.estimated_stepping_batches
         if not 0 < steps < math.inf:

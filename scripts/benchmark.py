@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,7 @@ import reproduce  # noqa: E402  # the script beside this one, after the path to 
 
 from vision_zoo.errors import VisionZooError  # noqa: E402  # of this checkout, after the path to it
 
+SHORT_TEST = 0.2  # of the test images, after training that is too short for its accuracy to say much
 BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
 
 
@@ -114,7 +116,10 @@ def tutorial(system: System, root: str, steps: int | None, seed: int) -> dict[st
     torch.manual_seed(seed)
     train: Dataset[Any] = Subset(pictures(system, root, True), range(system.images))
     train_loader = DataLoader(train, batch_size=system.batch, shuffle=True)
-    test_loader = DataLoader(pictures(system, root, False), batch_size=system.batch)
+    test = pictures(system, root, False)
+    if steps:
+        test = Subset(test, range(round(len(test) * SHORT_TEST)))  # type: ignore[arg-type]  # they have a length
+    test_loader = DataLoader(test, batch_size=system.batch)
     model = network(system)
     criterion = nn.CrossEntropyLoss()
     optimizer = getattr(torch.optim, system.optimizer)(model.parameters(), lr=system.lr)
@@ -293,6 +298,20 @@ def machine(bench: Bench) -> None:
         a @ b
         best = min(bench.seconds(lambda a=a, b=b: a @ b) for _ in range(10))
         bench.facts[f"GFLOP/s of a matrix product in {str(dtype)[6:]}"] = round(2 * size**3 / best / 1e9)
+    channels, images = 128, torch.randn(16 if bench.quick else 64, 128, 16, 16)
+    images = images.to(memory_format=torch.channels_last).requires_grad_()
+    convolution = nn.Conv2d(channels, channels, 3, padding=1).to(memory_format=torch.channels_last)
+
+    def forward_and_backward(bf16: bool) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            made = convolution(images)
+        made.backward(made)
+
+    for bf16 in (False, True):
+        best = min(bench.seconds(lambda bf16=bf16: forward_and_backward(bf16)) for _ in range(10))
+        operations = 3 * 2 * 9 * channels**2 * images.numel() / channels  # two products back for each one forth
+        what = f"GFLOP/s of a 3x3 convolution, forward and backward, in {'bfloat16' if bf16 else 'float32'}"
+        bench.facts[what] = round(operations / best / 1e9)
     source = torch.empty(64 * 2**20)
     target = torch.empty_like(source)
     best = min(bench.seconds(lambda: target.copy_(source)) for _ in range(10))
@@ -339,6 +358,8 @@ def step_cost(bench: Bench) -> None:
     """Cost of a step: fit with everything on, Lightning's loop with nothing on, and a bare loop.
 
     All three run in this process, so the other two also keep the memory that a step frees, which fit sets up first.
+    Each tells, too, how much of a step is spent outside of the network, its backward pass and the optimizer's kernel,
+    which are the same code on all sides: that difference is what a loop costs, without the noise of the arithmetic.
     """
     for name in bench.systems:
         system = SYSTEMS[name]
@@ -348,52 +369,81 @@ def step_cost(bench: Bench) -> None:
             lambda _, s=system, n=steps, kind=kind: in_process(bench, s, n, kind)
             for kind in ("full", "lightning", "bare")
         ]
-        full, lightning, bare = bench.turns(*sides)
-        ms = [1000 * statistics.median(side) for side in (full, lightning, bare)]
+        turns = bench.turns(*sides)
+        full, lightning, bare = ([whole for whole, _ in side] for side in turns)
+        ms = [statistics.median(side) for side in (full, lightning, bare)]
+        outside = [statistics.median(rest for _, rest in side) for side in turns]
         note = (
-            f"{ms[0] - ms[2]:+.2f} ms, of which ours {ms[0] - ms[1]:+.2f}; {1 / statistics.median(bare):,.1f} steps/s "
-            f"bare; from {steps} steps"
+            f"{ms[0] - ms[2]:+.2f} ms, of which ours {ms[0] - ms[1]:+.2f}; outside of network and optimizer "
+            f"{outside[0]:.2f} against {outside[2]:.2f} ms, {outside[0] - outside[2]:+.2f}, of which ours "
+            f"{outside[0] - outside[1]:+.2f}; {1000 / ms[2]:,.1f} steps/s bare; from {steps} steps"
         )
-        bench.row("b", f"{name} {system.batch}, step", [1000 * s for s in full], [1000 * s for s in bare], "ms", note)
+        bench.row("b", f"{name} {system.batch}, step", full, bare, "ms", note)
 
 
-def in_process(bench: Bench, system: System, steps: int, kind: str) -> float:
-    """Seconds per step of one of the three loops, the same network, batches, optimizer and precision in each."""
+def in_process(bench: Bench, system: System, steps: int, kind: str) -> tuple[float, float]:
+    """One of the three loops, with the same network, batches, optimizer and precision in each.
+
+    Returns:
+        ms per step, and how many of them outside of the network, its backward pass and the optimizer's kernel.
+    """
+    from vision_zoo import backbones
+
+    inside = 0.0  # seconds so far
+
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            nonlocal inside
+            began = bench.clock()
+            given = call(*args, **kwargs)
+            inside += bench.clock() - began
+            return given
+
+        return watched
+
+    marks: list[tuple[float, float]] = []  # the start of each step: clock, and seconds inside before it
+    arithmetic = ((getattr(backbones, system.backbone), "forward"), (Tensor, "backward"))
+    with contextlib.ExitStack() as stack:
+        for owner, name in (*arithmetic, (torch, f"_fused_{system.optimizer.lower()}_")):
+            stack.enter_context(patch.object(owner, name, timed(getattr(owner, name))))
+        loop(bench, system, steps, kind, lambda: marks.append((bench.clock(), inside)))
+    skip = min(60, steps // 4)  # past the first logged step, which imports and opens what later ones use
+    (began, before), (ended, after), counted_ = marks[skip], marks[-1], len(marks) - 1 - skip
+    whole = 1000 * (ended - began) / counted_
+    return whole, whole - 1000 * (after - before) / counted_
+
+
+def loop(bench: Bench, system: System, steps: int, kind: str, mark: Callable[[], None]) -> None:
+    """Train for some steps and mark the start of each."""
     import lightning.pytorch as pl
 
     from vision_zoo.__main__ import main
     from vision_zoo.callbacks.speed import SMALLEST_BF16_BATCH, TrainingPrecision, has_fast_bf16
     from vision_zoo.classifier import Classifier
 
-    marks: list[float] = []
     bf16 = has_fast_bf16(torch.device("cpu")) and system.batch >= SMALLEST_BF16_BATCH
-
-    def per_step() -> float:
-        skip = min(60, steps // 4)  # past the first logged step, which imports and opens what later ones use
-        return (marks[-1] - marks[skip]) / (len(marks) - 1 - skip)
-
     if kind == "full":
         original = Classifier.training_step
 
         def training_step(self: Classifier, *batch: Any) -> Tensor:
-            marks.append(bench.clock())
+            mark()
             return original(self, *batch)
 
-        Classifier.training_step = training_step  # type: ignore[method-assign]  # watched for this run
         words = [
             "fit", "--config", system.config, "--data.root", bench.root, "--data.val_split", "0",
             "--trainer.max_epochs", "1", "--trainer.limit_train_batches", str(steps), "--test_after_fit", "false",
             "--trainer.accelerator", "cpu",
         ]  # fmt: skip
         words += ["--trainer.val_check_interval", "null"] if "fashion" in system.config else []
-        try:
-            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-                with contextlib.redirect_stdout(io.StringIO()):
-                    code = main(words)
-                assert code == 0, f"vision_zoo {' '.join(words)} ended with {code}"
-        finally:
-            Classifier.training_step = original  # type: ignore[method-assign]  # and given back
-        return per_step()
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            contextlib.chdir(folder),
+            contextlib.redirect_stdout(io.StringIO()),
+            patch.object(Classifier, "training_step", training_step),
+        ):
+            code = main(words)
+        assert code == 0, f"vision_zoo {' '.join(words)} ended with {code}"
+        return
 
     data = datamodule(system, bench.root)
     data.setup("fit")
@@ -409,7 +459,7 @@ def in_process(bench: Bench, system: System, steps: int, kind: str) -> float:
         # Lightning's import sets it, and Adam would look for a GPU before each step; a script of one's own does not.
         del os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]
         for step, (images, labels) in enumerate(data.train_dataloader()):
-            marks.append(bench.clock())
+            mark()
             if step == steps - 1:
                 break
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
@@ -418,7 +468,7 @@ def in_process(bench: Bench, system: System, steps: int, kind: str) -> float:
             loss.backward()
             optimizer.step()
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-        return per_step()
+        return
 
     class Bare(pl.LightningModule):
         def __init__(self) -> None:
@@ -426,7 +476,7 @@ def in_process(bench: Bench, system: System, steps: int, kind: str) -> float:
             self.model = model
 
         def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-            marks.append(bench.clock())
+            mark()
             return loss_of(*batch)
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -438,7 +488,6 @@ def in_process(bench: Bench, system: System, steps: int, kind: str) -> float:
     plugins = [TrainingPrecision("cpu")] if bf16 else []
     trainer = pl.Trainer(max_epochs=1, limit_train_batches=steps, accelerator="cpu", plugins=plugins, **off)
     trainer.fit(Bare(), data.train_dataloader())
-    return per_step()
 
 
 def against_tutorials(bench: Bench) -> None:
@@ -449,6 +498,7 @@ def against_tutorials(bench: Bench) -> None:
         words = ["--config", system.config, "--data.root", bench.root, "--trainer.max_epochs", "1"]
         if limit:
             words += ["--trainer.limit_train_batches", str(limit), "--trainer.limit_val_batches", "1"]
+            words += ["--trainer.limit_test_batches", str(SHORT_TEST)]
             words += ["--trainer.val_check_interval", str(limit)] if "fashion" in name else []
         fast = ["--config", f"{system.config}_fast", "--data.root", bench.root]
         fast += ["--trainer.limit_train_batches", "20", "--trainer.max_epochs", "1"] if bench.quick else []

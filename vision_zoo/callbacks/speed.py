@@ -95,7 +95,7 @@ class Speed(Callback):
         stock = isinstance(plugin, MixedPrecision) and not isinstance(plugin, TrainingPrecision)
         choices["fused"] = choices["fused"] and not (stock and trainer.gradient_clip_val)
         if type(trainer.strategy) is DDPStrategy:  # gradients are not copied back from where they are summed
-            trainer.strategy._ddp_kwargs["gradient_as_bucket_view"] = True
+            trainer.strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
         skip_idle_hooks(pl_module)
         pl_module.fuses_optimizer = choices["fused"]
         pl_module.lay_out(choices["channels_last"])

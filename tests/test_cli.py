@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import sys
 import warnings
 from numbers import Real
@@ -138,6 +139,21 @@ def test_runs_in_a_folder_below_home_are_found_again(here, monkeypatch):
     assert fit("--model.backbone", "LeNet5", root) == 0
     assert (here / "home/experiments/runs/default/version_0").is_dir()
     assert main(["test", "--ckpt_path", "best", root]) == 0
+
+
+def test_paths_below_home_are_found_behind_an_equals_sign(here, trained_run, monkeypatch):
+    """The shell leaves a ~ alone there."""
+    monkeypatch.setenv("HOME", str(here / "home"))
+    shutil.copytree(trained_run, here / "home/run")
+    for words in (
+        ("test", "--output=~/figures"),
+        ("report", "--output=~/page"),
+        ("export", "--format=state_dict", "--output=~/net.pt"),
+    ):
+        assert main([*words, "--ckpt_path=~/run"]) == 0
+    assert {path.name for path in (here / "home").iterdir()} == {"run", "figures", "page", "net.pt"}
+    assert fit("--config=~/run/config.yaml", "--trainer.max_epochs", "1") == 0
+    assert not (here / "~").exists()
 
 
 def test_macs_train_on_their_cpu_for_their_gpu_has_no_float64(here, monkeypatch, capsys):

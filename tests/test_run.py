@@ -348,6 +348,7 @@ def test_without_validation_the_last_weights_are_the_best(here, capsys):
     folder = here / "runs" / "default" / "version_0" / "checkpoints"
     assert same(state(folder / "best.ckpt"), state(folder / "last.ckpt"))
     assert "best.ckpt is last.ckpt, for there was no validation" in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
 def test_two_runs_of_one_configuration_and_seed_are_the_same_bit_for_bit(undisturbed, tmp_path):

@@ -257,7 +257,7 @@ def find_config(name: str) -> Path:
     Raises:
         ConfigError: with close matches, if there is none.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_file():
         return path
     shipped = {p.stem: p for p in configs_folder().rglob("*.yaml")}
@@ -340,7 +340,7 @@ def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = N
                 f"--ckpt_path {name}: the newest run, {newest}, has no {name}.ckpt yet: give the folder of another run"
             )
         return newest / "checkpoints" / f"{name}.ckpt"
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_dir():
         for candidate in (
             path / "checkpoints" / f"{prefer}.ckpt",

@@ -271,8 +271,13 @@ def _text(column: str, value: Any) -> str:
         return "-"
     if isinstance(value, str):
         return "".join(c if c.isprintable() else "?" for c in value)
-    if column.endswith(("accuracy", "/f1")):
-        return f"{100 * value:.2f} %"
     if column == "seconds":
         return f"{value:,.1f}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else metric_text(column, value)
+
+
+def metric_text(name: str, value: float) -> str:
+    """A metric for people: shares in per cent with two decimals, losses with four."""
+    if name.endswith(("accuracy", "f1", "calibration_error", "precision", "recall")):
+        return f"{100 * value:.2f} %"
+    return f"{value:.3g}" if name == "lr" else f"{value:.4f}"

@@ -30,6 +30,7 @@ from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError
 from vision_zoo.files import write_file
 from vision_zoo.helptext import did_you_mean
+from vision_zoo.listing import metric_text
 from vision_zoo.plots import plot_curves
 from vision_zoo.summary import layer_table
 from vision_zoo.types import Split
@@ -283,6 +284,7 @@ class Trainer(pl.Trainer):
             check_data(model, datamodule)
         load_weights(model, Path(ckpt_path))
         if datamodule is not None:
+            datamodule.prepare_data()
             datamodule.setup("validate")
             if not datamodule.sizes.get("val"):
                 raise ConfigError(
@@ -318,7 +320,7 @@ class Trainer(pl.Trainer):
             check_data(model, datamodule)
         step = load_weights(model, Path(ckpt_path))
         evaluation: Evaluation | None = self.callback(Evaluation)
-        folder = Path(output) if output else run_folder_of(Path(ckpt_path)) / "test"
+        folder = Path(output).expanduser() if output else run_folder_of(Path(ckpt_path)) / "test"
         existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise ConfigError(f"--output {output or folder}: {existing} is no folder that can be written to")
@@ -360,7 +362,7 @@ class Trainer(pl.Trainer):
         if ckpt_path is None:
             raise ConfigError(NO_CHECKPOINT.format("export"))
         load_weights(model, Path(ckpt_path))
-        exported = export(model, datamodule, Path(ckpt_path), format, Path(output) if output else None)
+        exported = export(model, datamodule, Path(ckpt_path), format, Path(output).expanduser() if output else None)
         self.say(escape(str(exported)))
         self.say(escape(str(exported.path)))
 
@@ -499,9 +501,11 @@ def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
     if datamodule.num_classes != model.num_classes:
         odd = sorted(set(model.class_names) ^ set(datamodule.class_names))
         where = f" in {data_place(datamodule)} (only one of them has {', '.join(odd[:5])})" if from_files else ""
+        lacks = option == "--data.root" and set(datamodule.class_names) < set(model.class_names)
         raise CheckpointError(
             f"the checkpoint knows {model.num_classes} classes, {data} has {datamodule.num_classes}{where}: choose "
             f"another {option if from_files else '--data'}"
+            + (", or make an empty folder for a class of which there are no pictures to score" if lacks else "")
         )
     numbered = tuple(str(label) for label in range(model.num_classes))  # stands for classes without names
     names = tuple(datamodule.class_names)
@@ -542,7 +546,7 @@ def run_folder_of(checkpoint: Path) -> Path:
 
 
 def results_table(metrics: dict[str, float]) -> Table:
-    """Metrics by split, accuracies in per cent with two decimals."""
+    """Metrics by split."""
     splits = [split for split in ("train", "val", "test") if any(name.startswith(f"{split}/") for name in metrics)]
     names = dict.fromkeys(name.split("/", 1)[1] for name in metrics if "/" in name and not name.endswith("_step"))
     table = Table("", *splits)
@@ -550,8 +554,7 @@ def results_table(metrics: dict[str, float]) -> Table:
         cells = []
         for split in splits:
             value = metrics.get(f"{split}/{name}")
-            percent = name.endswith("accuracy") or name == "f1"
-            cells.append("" if value is None else f"{100 * value:.2f} %" if percent else f"{value:.4f}")
+            cells.append("" if value is None else metric_text(name, value))
         table.add_row(name, *cells)
     for column in table.columns[1:]:
         column.justify = "right"

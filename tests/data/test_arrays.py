@@ -116,6 +116,10 @@ LABELS = np.arange(8) % 2
         ({"images": IMAGES, "labels": LABELS[:5]}, "has 8 images and 5 labels"),
         ({"images": IMAGES, "labels": LABELS - 1}, "the labels 0 or more"),
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, "has 0 images"),
+        (
+            {"images": IMAGES, "labels": LABELS + 10**12},
+            r"labels .* go up to 1000000000001, but there are 8 images: n",
+        ),
         ({"photos": IMAGES}, "has no train images; it has photos. Name them train_images and train_labels"),
         ({"images": np.array([None] * 8), "labels": LABELS}, "is broken .*allow_pickle"),
         (
@@ -139,6 +143,21 @@ def test_arrays_may_all_be_there_to_be_scored(tmp_path):
     message = r"no train images in .*a\.npz: all are for the test, by --data\.test_split 1\.0"
     with pytest.raises(ConfigError, match=message):
         data.setup("fit")
+
+
+def test_a_file_may_have_test_images_and_nothing_else(tmp_path):
+    data = ArrayFile(save(tmp_path / "a.npz", x_test=IMAGES, y_test=LABELS))
+    assert (data.class_names, data.image_shape) == (("0", "1"), (1, 4, 4))
+    data.setup("test")
+    assert data.sizes == {"test": 8}
+
+
+def test_labels_that_do_not_count_from_zero_are_told(tmp_path):
+    with pytest.warns(UserWarning, match=r"no train images of 1 of its 3 classes \(0\), which the"):
+        assert (
+            ArrayFile(save(tmp_path / "a.npz", images=IMAGES, labels=LABELS + 1), test_split=2, val_split=2).num_classes
+            == 3
+        )
 
 
 def test_parts_of_several_sizes_are_resized_to_a_given_one(tmp_path):

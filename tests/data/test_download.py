@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import io
 import multiprocessing
+import shutil
 import socket
 import socketserver
 import tarfile
@@ -18,6 +19,7 @@ import pytest
 from torchvision import datasets
 
 from tests import tiny
+from vision_zoo.__main__ import main
 from vision_zoo.data import CIFAR10, MNIST
 from vision_zoo.data import fetch as fetching
 from vision_zoo.errors import DatasetNotFoundError
@@ -110,6 +112,15 @@ def refused(root: Path, kind=MNIST) -> str:
     assert message.endswith("or use the images that need no network: --data MNIST5k")
     assert {name: (root / name).stat().st_mtime_ns for name in below(root)}.keys() == before.keys()
     return message
+
+
+def test_validate_downloads_as_test_does(mnist, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--data", "MNIST", "--data.root", "data", "--data.val_split", "10", "--model.backbone", "SmallCNN"]
+    assert main(["fit", *words, "--trainer.max_epochs", "1", "--test_after_fit", "false"]) == 0
+    shutil.rmtree("data")
+    assert main(["validate", "--ckpt_path", "best"]) == 0
+    assert (tmp_path / "data/MNIST/raw" / NAMES[0]).is_file()
 
 
 def test_the_correct_files_are_fetched_once_and_used(mnist, tmp_path):

@@ -1,3 +1,4 @@
+import io
 import multiprocessing
 import os
 import signal
@@ -167,8 +168,17 @@ def test_given_mean_and_std_are_not_computed(tmp_path):
     assert data.image_shape == (3, 224, 224)
 
 
+def without_palette() -> bytes:
+    """A PNG of palette colours that lacks the palette."""
+    file = io.BytesIO()
+    Image.new("P", (20, 20)).save(file, "PNG")
+    content = file.getvalue()
+    start = content.index(b"PLTE") - 4  # length, name, data, checksum
+    return content[:start] + content[start + 12 + struct.unpack(">I", content[start : start + 4])[0] :]
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
-@pytest.mark.parametrize("content", [b"", b"no picture", None])
+@pytest.mark.parametrize("content", [b"", b"no picture", without_palette(), None])
 def test_a_broken_file_is_named_once_and_left_out(pictures, in_memory, content):
     path = pictures / "cat" / "0003.png"
     path.write_bytes(path.read_bytes()[:60] if content is None else content)
@@ -302,6 +312,34 @@ def test_names_of_any_script_are_sorted_and_hidden_files_ignored(tmp_path):
     assert sum(data.sizes.values()) == 40
 
 
+@pytest.mark.parametrize("layout", ["", "test", "val"])
+def test_pictures_that_are_only_scored_may_lack_a_class_that_has_an_empty_folder(tmp_path, layout):
+    tiny.write_image_folder(tmp_path / layout)
+    (tmp_path / layout / "ant").mkdir()
+    if layout == "val":
+        tiny.write_image_folder(tmp_path / "train", ("ant", "cat", "dog"))
+    data = folder(tmp_path, test_split=1.0)
+    assert data.class_names == ("ant", "cat", "dog")
+    split = layout or "test"
+    assert data.split_images(split).labels.bincount().tolist() == [0, 10, 10]
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_to_validate_reads_nothing_but_a_folder_of_validation_pictures(tmp_path, trains, monkeypatch):
+    tiny.write_image_folder(tmp_path / "val")
+    if trains:
+        tiny.write_image_folder(tmp_path / "train")
+    reads = []
+    load = ImageFolder.load
+    monkeypatch.setattr(ImageFolder, "load", lambda self, split: reads.append(split) or load(self, split))
+    data = folder(tmp_path)
+    data.setup("validate")
+    assert (data.sizes, reads) == ({"val": 20}, ["val"])
+    if trains:
+        data.setup("fit")
+        assert (data.sizes, reads) == ({"val": 20, "train": 16}, ["val", "train"])
+
+
 def nested(root):
     tiny.write_image_folder(root / "dog" / "inside")
     tiny.write_image_folder(root / "cat" / "inside")
@@ -322,7 +360,11 @@ def different(root):
             "wolf has no pictures. Pictures must lie",
         ),
         (nested, r"cat has no pictures, only folders \(inside, ...\). Pictures must lie directly"),
-        (different, "must have the same class folders; only one of them has dog, wolf"),
+        (different, r"must have the same class folders; only one of them has dog, wolf\. An empty folder stands for"),
+        (
+            lambda root: [(root / f"test/{name}").mkdir(parents=True) for name in "ab"],
+            "class folders .* have no pic",
+        ),
         (
             lambda root: [tiny.write_image_folder(root / split) for split in ("train", "valid")],
             "valid is not looked into; the parts lie in train, val and test. Rename it or move it",

@@ -233,6 +233,27 @@ def test_an_output_that_cannot_be_written_is_refused(checkpoint, here, capsys, o
     assert list(here.iterdir()) == []
 
 
+def test_a_device_is_never_replaced_by_a_file(checkpoint, here, capsys):
+    os.mkfifo(here / "device")  # for one that whoever runs the tests could replace
+    for output in ("device", "/dev/stdout", "/dev/fd/1"):
+        assert main(["export", "--ckpt_path", str(checkpoint), "--format", "state_dict", "--output", output]) == 2
+        assert f"--output {output} cannot be written: it is no regular file" in capsys.readouterr().err
+    assert [path.name for path in here.iterdir()] == ["device"]
+    assert (here / "device").is_fifo()
+
+
+def test_a_file_of_the_default_name_is_kept_and_a_link_stays_one(checkpoint, here, capsys):
+    words = ["export", "--ckpt_path", str(checkpoint), "--format", "state_dict"]
+    (here / "default.pt").write_bytes(b"somebody's")
+    assert main(words) == 2
+    assert "default.pt is there already: --output default.pt replaces it" in capsys.readouterr().err
+    assert (here / "default.pt").read_bytes() == b"somebody's"
+    (here / "link.pt").symlink_to("default.pt")
+    assert main([*words, "--output", "link.pt"]) == 0
+    assert (here / "link.pt").is_symlink()
+    assert len((here / "default.pt").read_bytes()) > 1000
+
+
 def test_the_checkpoint_is_never_overwritten(checkpoint, here, capsys):
     shutil.copy(checkpoint, here / "a.ckpt")
     words = ["export", "--ckpt_path", "a.ckpt", "--format", "state_dict", "--output", "a.ckpt"]

@@ -269,6 +269,20 @@ def test_negatives_are_noticed_and_invert_brings_them_back(trained_run, here, di
     assert "leave out --invert" in capsys.readouterr().err
 
 
+def test_black_borders_stay_black_where_the_picture_is_inverted(tmp_path):
+    path = tmp_path / "wide.png"
+    Image.new("L", (40, 10), 255).save(path)
+    assert decode_image(path, (1, 28, 28), "pad", invert=True).unique().tolist() == [0]
+    assert decode_image(path, (1, 28, 28), "pad").unique().tolist() == [0, 255]
+
+
+def test_the_mean_of_other_classes_is_none_of_a_checkpoint_that_names_no_data(trained_run):
+    model = model_of(trained_run)
+    model.class_names = tuple("abcdefghij")
+    model.hparams["mean"] = [0.86]
+    assert predict.training_mean(model, MNIST5k()) == pytest.approx(0.86)
+
+
 def test_the_published_mean_goes_before_a_recipe_that_scales_to_one(trained_run):
     model = model_of(trained_run)
     model.hparams["mean"] = [0.0]
@@ -344,7 +358,7 @@ def test_decoding_stays_a_bounded_number_of_pictures_ahead(overlap, most, here, 
     files = [save(here / "a.png", digits[0])] * 5000
     decoded = []
     monkeypatch.setattr(predict, "decode_image", lambda *_: decoded.append(1) or digits[0])
-    parts = predict.decode_all(files, (1, 28, 28), "crop", 64, overlap)
+    parts = predict.decode_all(files, (1, 28, 28), "crop", False, 64, overlap)
     next(parts)
     time.sleep(0.2)
     assert len(decoded) <= most

@@ -1,7 +1,6 @@
 """Networks of torchvision (https://pytorch.org/vision/stable/models.html), fitted to the images and the classes."""
 
 import bisect
-import difflib
 import pickle
 import re
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from vision_zoo.errors import ConfigError, ImageShapeError
+from vision_zoo.helptext import did_you_mean
 from vision_zoo.types import ImageShape
 
 _RGB = 3
@@ -100,9 +100,8 @@ class WithoutMemory(TorchFunctionMode):
 def _require_name(name: str) -> None:
     names = models.list_models(module=models)
     if name not in names:
-        close = difflib.get_close_matches(name.lower(), names, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}."
-        raise ConfigError(f"Torchvision: no network is named {name!r}; {hint} Set --model.backbone.name to one of them")
+        hint = did_you_mean(name, names) or f"; there are {', '.join(names)}."
+        raise ConfigError(f"Torchvision: no network is named {name!r}{hint} Set --model.backbone.name to one of them")
 
 
 def _find_weights(name: str, weights: str) -> models.WeightsEnum:

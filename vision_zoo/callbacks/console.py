@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from vision_zoo.callbacks.resizing import ProgressiveResizing
 from vision_zoo.callbacks.speed import Speed
 from vision_zoo.classifier import Classifier, validates
+from vision_zoo.listing import metric_text
 
 REFRESH_SECONDS = 0.2
 
@@ -78,7 +79,7 @@ class Console(ProgressBar):
             return
         self._drawn = now
         shown = {k: v for k, v in self.trainer.progress_bar_metrics.items() if isinstance(v, (int, float))}
-        text = "  ".join(_show(name, value) for name, value in shown.items())
+        text = "  ".join(f"{name} {metric_text(name, value)}" for name, value in shown.items())
         speed = f"{done * images / max(now - self._started, 1e-9):,.0f} images/s"
         self._progress.update(self._task, completed=done, metrics=text, speed=speed, refresh=True)
 
@@ -162,7 +163,7 @@ class Console(ProgressBar):
 
     def _line(self, trainer: Trainer, head: str, names: tuple[str, ...], lowest: float | None) -> None:
         metrics = trainer.callback_metrics
-        text = "  ".join(_show(name, float(metrics[name])) for name in names if name in metrics)
+        text = "  ".join(f"{name} {metric_text(name, float(metrics[name]))}" for name in names if name in metrics)
         if lowest is not None:
             best = float(metrics["val/loss"]) == lowest
             text += "  [green](lowest)[/green]" if best else f"  (lowest {lowest:.4f})"
@@ -213,11 +214,6 @@ class Console(ProgressBar):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the bar."""
         self._stop()
-
-
-def _show(name: str, value: float) -> str:
-    shown = f"{100 * value:.2f} %" if name.endswith("accuracy") else f"{value:.4f}"
-    return f"{name} {shown}"
 
 
 def device_name(trainer: Trainer) -> str:

@@ -92,6 +92,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def link(source: Path, path: Path) -> None:
     """Give a checkpoint a second name, in place of what had it; what replaces one of them later leaves the other."""
+    if path.exists() and path.samefile(source):
+        return  # POSIX' rename would leave the temporary name as well
     try:
         with new_file(path) as temporary:
             os.link(source, temporary)

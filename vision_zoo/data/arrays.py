@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from vision_zoo.data.base import ImageDataModule, per_channel
@@ -139,13 +140,23 @@ class ArrayFile(ImageDataModule):
 
     def _compute_facts(self) -> Facts:
         tests_all = self.cuts_test and isinstance(self.test_split, float) and self.test_split == 1
-        source: Literal["train", "test"] = "test" if tests_all else "train"
+        # Of images that are there to be scored alone, there may be those of a test and nothing else.
+        tests_only = self.has_test and not self.cuts_test and self._keys("train") is None
+        source: Literal["train", "test"] = "test" if tests_all or tests_only else "train"
         images, labels = self.load(source)
         height, width = (self.image_size or size for size in images.shape[2:])
         self.image_shape = (images.shape[1], height, width)
         names = self._array("class_names").reshape(-1).tolist() if "class_names" in self._names else []
         names = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names]
         self.class_names = tuple(names or [str(label) for label in range(int(labels.max()) + 1)])
+        absent = sorted(set(range(len(self.class_names))) - set(labels.tolist()))
+        if absent and source == "train":
+            rank_zero_warn(
+                f"ArrayFile: {self.path} has no train images of {len(absent)} of its {len(self.class_names)} classes "
+                f"({', '.join(map(str, absent[:5]))}{', ...' * (len(absent) > 5)}), which the network cannot learn. "
+                "Classes are numbered 0, 1, 2, ...",
+                category=UserWarning,
+            )
         for split in ("val", "test"):
             if keys := self._keys(split):
                 self._check_shape(keys[0], (images.shape[1], images.shape[2], images.shape[3]))
@@ -228,6 +239,12 @@ class ArrayFile(ImageDataModule):
             raise DataError(
                 f"ArrayFile: {self.path} has {len(images)} {images_key} and {len(labels)} {labels_key}; their numbers "
                 "must be equal, not 0, and the labels 0 or more"
+            )
+        if "class_names" not in self._names and labels.max() >= len(labels):
+            raise DataError(
+                f"ArrayFile: {labels_key} in {self.path} go up to {labels.max()}, but there are {len(labels)} images: "
+                "number the classes 0, 1, 2, ... (numpy.unique(labels, return_inverse=True) does), or name all in "
+                "class_names"
             )
         flat = torch.from_numpy(labels.reshape(-1).astype(np.int64))
         return LabelledImages(torch.from_numpy(np.ascontiguousarray(images)), flat)

@@ -186,21 +186,26 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read what the stage needs, once: fit and validate never read the test images."""
+        if stage == "validate" and self.has_val:
+            if "val" not in self._parts:
+                self._parts["val"] = self._whole("val")
+            return
         for source in _STAGES[stage]:
             if source in self._parts:
                 continue
-            data = self._read(source)
-            everything = torch.arange(len(data.labels))
             if source == "test":
-                self._parts["test"] = Part(data, everything)
+                self._parts["test"] = self._whole("test")
             elif self.has_val:
-                held_out = self._read("val")
-                self._parts["train"] = Part(data, everything)
-                self._parts["val"] = Part(held_out, torch.arange(len(held_out.labels)))
+                train = self._whole("train")
+                self._parts["val"] = self._parts.get("val") or self._whole("val")
+                self._parts["train"] = train
             else:
-                train, val = stratified_split(data.labels, self.val_split, self.seed, "--data.val_split")
-                self._parts["train"] = Part(data, train)
-                self._parts["val"] = Part(data, val)
+                data = self._read("train")
+                train_indices, val_indices = stratified_split(
+                    data.labels, self.val_split, self.seed, "--data.val_split"
+                )
+                self._parts["train"] = Part(data, train_indices)
+                self._parts["val"] = Part(data, val_indices)
 
     def train_dataloader(self) -> Loader:
         """Batches of the training images, in a new order in each epoch."""
@@ -262,9 +267,13 @@ class ImageDataModule(LightningDataModule):
 
     # Inside.
 
+    def _whole(self, split: Split) -> Part:
+        data = self._read(split)
+        return Part(data, torch.arange(len(data.labels)))
+
     def _ensure(self, split: Split) -> None:
         if split not in self._parts:
-            self.setup("test" if split == "test" else "fit")
+            self.setup({"train": "fit", "val": "validate", "test": "test"}[split])
 
     def _gather(self, part: Part, indices: Tensor) -> LabelledImages:
         if not len(indices):

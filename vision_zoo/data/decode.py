@@ -1,5 +1,6 @@
 """Pictures of any size, mode and format to uint8 tensors of one shape."""
 
+import functools
 import mimetypes
 import os
 import struct
@@ -26,6 +27,7 @@ UNREADABLE = (
     RuntimeError,  # of the AVIF decoder
     MemoryError,
     ZeroDivisionError,  # of broken metadata
+    AssertionError,  # of a PNG that lacks its palette
 )
 
 
@@ -41,34 +43,38 @@ _TURNS: dict[Any, Image.Transpose] = {
 }
 
 
+@functools.cache
 def picture_extensions() -> frozenset[str]:
     """Endings of the files that PIL can read, in lower case, with their dot."""
     endings = Image.registered_extensions()  # loads PIL's formats
     # For some formats, such as .h5 and .mpg, PIL knows what they are and no more.
     stub = ImageFile.StubImageFile
     stubs = {name for name, (kind, _) in Image.OPEN.items() if isinstance(kind, type) and issubclass(kind, stub)}
-    return frozenset(ending for ending, name in endings.items() if name in Image.OPEN.keys() - stubs - {"MPEG"})
+    readable = Image.OPEN.keys() - stubs - {"MPEG"}
+    return frozenset(ending for ending, name in endings.items() if name in readable)
 
 
+@functools.cache
 def unreadable_extensions() -> frozenset[str]:
     """Endings of pictures of kinds that PIL cannot read, such as .heic, in lower case, with their dot."""
     known = {**mimetypes.types_map, **mimetypes.common_types}
     return frozenset(ending for ending, kind in known.items() if kind.startswith("image/")) - picture_extensions()
 
 
-def decode_image(path: str | Path, image_shape: ImageShape, resize: Resize = "crop") -> Tensor:
+def decode_image(path: str | Path, image_shape: ImageShape, resize: Resize = "crop", invert: bool = False) -> Tensor:
     """Read one picture as uint8 (C, H, W).
 
     Args:
         path: a file in any format that PIL reads.
         image_shape: (channels, height, width) of the result; 1 channel is gray, 3 are RGB.
         resize: crop keeps the proportions and cuts the centre, pad keeps them and adds black, squash changes them.
+        invert: turn dark into light; what pad adds stays black.
 
     Raises:
         DataError: if the file is missing or cannot be decoded.
     """
     try:
-        return _decode(path, image_shape, resize)
+        return _decode(path, image_shape, resize, invert)
     except UNREADABLE as error:
         raise DataError(
             f"{path} cannot be read as a picture ({error}). Give a file in a common format such as PNG or JPEG"
@@ -138,7 +144,7 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor, list[tuple[str, str]]]]):
         return stacked, torch.tensor(labels, dtype=torch.int64), failures
 
 
-def _decode(path: str | Path, image_shape: ImageShape, resize: Resize) -> Tensor:
+def _decode(path: str | Path, image_shape: ImageShape, resize: Resize, invert: bool = False) -> Tensor:
     channels, height, width = image_shape
     with Image.open(path) as opened:
         longer = 2 * max(width, height)
@@ -146,6 +152,7 @@ def _decode(path: str | Path, image_shape: ImageShape, resize: Resize) -> Tensor
         wide = opened.format in ("PNG", "PPM")  # here PIL's 32-bit mode means 16 bit in the file
         opened.load()
         picture = _to_mode(_upright(opened), "L" if channels == 1 else "RGB", wide)
+    picture = ImageOps.invert(picture) if invert else picture
     size, bilinear = (width, height), Image.Resampling.BILINEAR  # PIL's bilinear is antialiased when it shrinks
     if resize == "squash":
         picture = picture.resize(size, bilinear)

@@ -161,7 +161,9 @@ class ImageFolder(ImageDataModule):
         # Of pictures that are there to be scored alone, there may be a folder test and nothing else.
         split_folders = _folders(self.root / "train") != [] or (bool(inside) and inside <= {"val", "test"})
         first = next(name for name in ("train", "val", "test") if name in inside) if split_folders else ""
-        names, listed = _list_classes(self.root / first)
+        # What is only scored may lack a class: its empty folder stands for it.
+        scored = first in ("val", "test") or (isinstance(self.test_split, float) and self.test_split == 1)
+        names, listed = _list_classes(self.root / first, may_be_empty=scored)
         found: dict[Split, Listing] = {"train": listed if first in ("train", "") else _NOTHING}
         for folder in _folders(self.root) if split_folders else []:
             if folder.name.lower() in _SPLIT_NAMES and folder.name not in ("val", "test"):
@@ -171,11 +173,12 @@ class ImageFolder(ImageDataModule):
                 )
         for split in ("val", "test"):
             if split_folders and (self.root / split).is_dir():
-                others, found[split] = _list_classes(self.root / split)
+                others, found[split] = _list_classes(self.root / split, may_be_empty=True)
                 if others != names:
                     raise DataError(
-                        f"ImageFolder: {self.root / split} and {self.root / 'train'} must have the same class folders; "
-                        f"only one of them has {', '.join(sorted(set(names) ^ set(others)))}"
+                        f"ImageFolder: {self.root / split} and {self.root / first} must have the same class folders; "
+                        f"only one of them has {', '.join(sorted(set(names) ^ set(others)))}. An empty folder stands "
+                        "for a class of which there are no pictures to score"
                     )
         parts: dict[Split, int | float] = {"test": self.test_split, "val": self.val_split}
         below: float | None = 0.0
@@ -206,8 +209,8 @@ def _is_file(path: Path) -> bool:
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
-def _list_classes(root: Path) -> tuple[tuple[str, ...], Listing]:
-    """Class names, and the pictures directly inside of each class folder."""
+def _list_classes(root: Path, *, may_be_empty: bool) -> tuple[tuple[str, ...], Listing]:
+    """Class names, and the pictures directly inside of each class folder, of which some may have none."""
     folders = _folders(root)
     if len(folders) < 2:
         inside = f"only one folder, {folders[0].name}" if folders else "no folders"
@@ -229,7 +232,7 @@ def _list_classes(root: Path) -> tuple[tuple[str, ...], Listing]:
         pictures = [x for x in files if x.suffix.lower() in endings]
         unknown += [x for x in files if x.suffix.lower() in unreadable]
         nested = _folders(folder)
-        if not pictures:
+        if not pictures and (nested or not may_be_empty):
             raise DataError(
                 f"ImageFolder: {folder} has no pictures"
                 + (f", only folders ({', '.join(x.name for x in nested[:3])}, ...)" if nested else "")
@@ -239,6 +242,8 @@ def _list_classes(root: Path) -> tuple[tuple[str, ...], Listing]:
             rank_zero_warn(f"ImageFolder: the folders inside of {folder} are not looked into", category=UserWarning)
         paths += pictures
         labels += [label] * len(pictures)
+    if not paths:
+        raise DataError(f"ImageFolder: the class folders in {root} have no pictures")
     if unknown:
         kinds = ", ".join(sorted({x.suffix.lower() for x in unknown}))
         rank_zero_warn(

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -75,7 +76,7 @@ def export(
         datamodule: of the run; its test images are used for the comparison if they are there.
         ckpt_path: where the weights are from.
         format_: kind of the file.
-        output: the file; by default named like the run, in the working directory.
+        output: the file; by default named like the run, in the working directory, where nothing is replaced then.
 
     Raises:
         ConfigError: if packages are missing or the file cannot be written there.
@@ -87,12 +88,14 @@ def export(
     about = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True).get("vision_zoo")
     run_name = about["name"] if about else None
     path = output or Path(f"{run_name or ckpt_path.stem}{suffix}")
+    if output is None and path.exists():
+        raise ConfigError(f"{path.resolve()} is there already: --output {path} replaces it, another name keeps it")
     if path.resolve() == ckpt_path.resolve():
         raise ConfigError(f"--output {path} is the checkpoint itself: choose another file")
     model.cpu().eval()
     images, described = sample_images(model, datamodule)
     try:
-        with new_file(path) as temporary:
+        with new_file(path.resolve()) as temporary:  # a link stays one
             _claim(path, temporary)
             temporary.write_bytes(_made(make, model, metadata(model, ckpt_path, run_name), format_))
             logits, probabilities, scale = compare(model, load(temporary, model), images, format_)
@@ -317,6 +320,9 @@ def _claim(path: Path, temporary: Path) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder")
+        # A file that takes its name when it is complete would replace the device, or what was redirected to.
+        if (path.exists() and not path.is_file()) or re.fullmatch(r"/dev/(fd/\d+|stdout|stderr)", str(path)):
+            raise OSError(None, "it is no regular file")
         temporary.touch()
     except OSError as error:
         raise ConfigError(f"--output {path} cannot be written: {error.strerror}. Choose another place") from error

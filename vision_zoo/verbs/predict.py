@@ -115,11 +115,11 @@ def predict_pictures(
         with _bar(console) as advance, _open_output(output) as file, warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\b")  # odd but readable files
             writer = _Writer(file, file_format, top_k)
-            for batch in _batches(decode_all(paths, model.image_shape, resize, batch_size, overlap), batch_size):
+            decoded = decode_all(paths, model.image_shape, resize, invert, batch_size, overlap)
+            for batch in _batches(decoded, batch_size):
                 failures += batch.failures
                 if batch.images:
                     pixels = torch.stack(batch.images)
-                    pixels = 255 - pixels if invert else pixels
                     hint = hint if done else _inversion_hint(pixels, training_mean(model, datamodule), invert)
                     rows = _classify(model, batch.paths, pixels.to(device), top_k, context)
                     writer.write(rows)
@@ -209,7 +209,7 @@ def _walk(folder: Path, endings: frozenset[str], above: frozenset[Path] = frozen
 
 
 def decode_all(
-    paths: Sequence[Path], image_shape: ImageShape, resize: Resize, batch_size: int, overlap: bool
+    paths: Sequence[Path], image_shape: ImageShape, resize: Resize, invert: bool, batch_size: int, overlap: bool
 ) -> Iterator[Decoded]:
     """Decode files in order by threads.
 
@@ -217,6 +217,7 @@ def decode_all(
         paths: the files.
         image_shape: of the pictures, see ``decode_image``.
         resize: see ``decode_image``.
+        invert: see ``decode_image``.
         batch_size: pictures that are taken at a time.
         overlap: keep about one batch ahead of whoever takes the results. Where the network runs on the same processor,
             its threads and these would wait for each other; then they take turns, some batches each.
@@ -228,7 +229,7 @@ def decode_all(
     pool = ThreadPoolExecutor(threads, "decode")
     try:
         for place in range(0, len(paths), chunk):
-            pending.append(pool.submit(_decode, paths[place : place + chunk], image_shape, resize))
+            pending.append(pool.submit(_decode, paths[place : place + chunk], image_shape, resize, invert))
             if len(pending) >= ahead:
                 yield from [pending.popleft().result() for _ in range(1 if overlap else len(pending))]
         yield from [pending.popleft().result() for _ in range(len(pending))]
@@ -236,11 +237,11 @@ def decode_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _decode(paths: Sequence[Path], image_shape: ImageShape, resize: Resize) -> Decoded:
+def _decode(paths: Sequence[Path], image_shape: ImageShape, resize: Resize, invert: bool) -> Decoded:
     result = Decoded([], [], [])
     for path in paths:
         try:
-            result.images.append(decode_image(path, image_shape, resize))
+            result.images.append(decode_image(path, image_shape, resize, invert))
         except DataError as error:
             cause = error.__cause__ or error
             reason = getattr(cause, "strerror", None) or str(cause).replace(f" {str(path)!r}", "")
@@ -292,12 +293,14 @@ def _classify(
 def training_mean(model: Classifier, datamodule: ImageDataModule | None) -> float | None:
     """Mean brightness of gray training images in [0, 1]; None where nobody knows it, and for colour.
 
-    The data set's published mean goes first: recipes that scale to [0, 1] have 0 in the checkpoint.
+    The data set's published mean goes first: recipes that scale to [0, 1] have 0 in the checkpoint. A data set of other
+    classes only stands in for one that the checkpoint does not name.
     """
     if model.image_shape[0] != 1:
         return None
     published = getattr(type(datamodule), "mean", None)  # no tuple where it is computed from the user's files
-    mean = published if isinstance(published, tuple) else tuple(model.hparams["mean"])
+    known = isinstance(published, tuple) and datamodule is not None and datamodule.class_names == model.class_names
+    mean = published if known else tuple(model.hparams["mean"])
     return float(mean[0]) if mean[0] > 0 else None
 
 

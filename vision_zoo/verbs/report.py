@@ -20,6 +20,7 @@ from vision_zoo import __version__
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError
 from vision_zoo.files import write_file
+from vision_zoo.listing import metric_text
 from vision_zoo.plots import plot_curves
 
 MARK = "<!-- written by vision_zoo report -->"
@@ -98,7 +99,7 @@ def write_report(model: Classifier, checkpoint: Path, step: int, output: str | N
     """
     checkpoint = checkpoint.resolve()
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
-    target = Path(output) if output is not None else run or Path.cwd()
+    target = Path(output).expanduser() if output is not None else run or Path.cwd()
     page = target if target.suffix in (".html", ".htm") else target / "report.html"
     card = page.with_name("README.md")
     if card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
@@ -252,13 +253,6 @@ def by_epoch(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 # ------------------------------------------------------------------------------------------------------------ figures
 
 
-def shown(name: str, value: float) -> str:
-    """A metric for people: shares in per cent with two decimals, losses with four."""
-    if name.endswith(("accuracy", "f1", "calibration_error", "precision", "recall")):
-        return f"{100 * value:.2f} %"
-    return f"{value:.3g}" if name == "lr" else f"{value:.4f}"
-
-
 def interval(share: float, count: int) -> tuple[float, float]:
     """The 95 % interval of a share of `count` images (Wilson 1927)."""
     z = 1.959964
@@ -283,7 +277,7 @@ def results_rows(facts: Facts) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name in names:
         values = [facts.metrics.get(f"{split}/{name}") for split in splits]
-        rows.append([LABELS[name], *("" if value is None else shown(name, value) for value in values)])
+        rows.append([LABELS[name], *("" if value is None else metric_text(name, value) for value in values)])
     return ["", *(SPLITS[split] for split in splits)], rows
 
 
@@ -293,7 +287,7 @@ def key_figures(facts: Facts) -> list[tuple[str, str]]:
     for name in ("test/accuracy", "test/top5_accuracy", "test/f1", "val/accuracy"):
         if name in facts.metrics and len(figures) < 3:
             split, _, metric = name.partition("/")
-            figures.append((shown(name, facts.metrics[name]), f"{SPLITS[split]} {LABELS[metric].split(',')[0]}"))
+            figures.append((metric_text(name, facts.metrics[name]), f"{SPLITS[split]} {LABELS[metric].split(',')[0]}"))
     figures.append((f"{sum(p.numel() for p in facts.model.parameters()):,}", "parameters"))
     if isinstance(facts.results.get("epochs"), int):
         figures.append((str(facts.results["epochs"]), "epoch" if facts.results["epochs"] == 1 else "epochs"))
@@ -455,7 +449,7 @@ def html_page(facts: Facts) -> str:
     order = [n for split in SPLITS for n in names if n.startswith(f"{split}/")] + [n for n in names if n == "lr"]
     epochs = _table(
         ["epoch", *(n.replace("/", " ").replace("_", " ") for n in order)],
-        [[_epoch(row), *(shown(n, float(row[n])) if n in row else "" for n in order)] for row in facts.epochs],
+        [[_epoch(row), *(metric_text(n, float(row[n])) if n in row else "" for n in order)] for row in facts.epochs],
         "wide",
     )
     section(
@@ -501,8 +495,8 @@ def _per_class_table(rows: Sequence[dict[str, str]]) -> str:
     for row in rows:
         f1 = float(row["f1"])
         bar = f'<span class="bar"><i style="width:{100 * f1:.0f}%"></i></span>'
-        cells = [html.escape(row["class"]), *(shown(n, float(row[n])) for n in ("precision", "recall"))]
-        cells += [f"{shown('f1', f1)}{bar}", f"{int(row['images']):,}"]
+        cells = [html.escape(row["class"]), *(metric_text(n, float(row[n])) for n in ("precision", "recall"))]
+        cells += [f"{metric_text('f1', f1)}{bar}", f"{int(row['images']):,}"]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = '<th>class</th><th>precision</th><th>recall</th><th class="bars">F1</th><th>images</th>'
     body = "\n".join(lines)

@@ -623,7 +623,17 @@ OPTIONS = [
     Case(
         "an optimizer for the plain order only",
         (*FIT, "--model.optimizer", "LBFGS", "--model.scheduler", "null", "--channels_last", "true"),
-        r"--channels_last true: LBFGS needs the plain order",
+        r"--channels_last true: the optimizer needs the plain order",
+    ),
+    Case(
+        "a schedule for a metric that rises",
+        (*FIT, "--model.scheduler", "ReduceLROnPlateau", "--model.scheduler.mode", "max"),
+        r"--model\.scheduler\.mode max: it watches the loss, which is better the lower it is",
+    ),
+    Case(
+        "a schedule of numpy's numbers",
+        (*FIT, "--model.scheduler", "LambdaLR", "--model.scheduler.lr_lambda", "tests.test_bad_input.half"),
+        r"--model\.scheduler has a state that no checkpoint could be continued from.*made Python's with float\(\)",
     ),
     Case(
         "a schedule that cannot be saved",
@@ -757,6 +767,10 @@ def broken(name: str, size: int) -> Prepare:
         path.write_bytes(content)
 
     return prepare
+
+
+def half(epoch):
+    return np.float64(0.5)
 
 
 OFFER = r"last\.ckpt .*The next older good checkpoint is .*run/checkpoints/best\.ckpt: --ckpt_path .*best\.ckpt"

@@ -681,6 +681,78 @@ def test_checkpoints_without_the_rest_of_their_run_can_be_continued(here):
     assert "train/loss" in json.loads((here / "new/results.json").read_text())["metrics"]
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "results.json"])
+def test_a_run_does_not_go_on_in_a_folder_of_other_things(name, here, capsys):
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--model.scheduler", "null"]) == 0
+    shutil.move(here / "runs/default/version_0/checkpoints", here)
+    (here / name).write_text("model: {backbone: mine}")
+    assert main(["fit", "--ckpt_path", ".", "--trainer.max_epochs", "2"]) == 2
+    assert f"last.ckpt does not belong to {here / name}, which a run that goes on" in capsys.readouterr().err
+    assert (here / name).read_text() == "model: {backbone: mine}"
+
+
+def test_what_changes_in_how_a_run_goes_on_is_told(here, capsys):
+    Path("own.yaml").write_text("model: {backbone: SmallCNN}\ndata: MNIST5k\ntrainer: {max_epochs: 3}")
+    words = ["fit", "--config", "own.yaml", "--trainer.limit_train_batches", "2", "--test_after_fit", "false"]
+    assert main([*words, "--trainer.max_epochs", "2", "--trainer.gradient_clip_val", "1"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--ckpt_path", "last"]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "changed" in line]
+    assert told == ["changed against the checkpoint: --trainer.max_epochs: 2 -> 3"]
+
+
+def test_a_run_whose_steps_are_given_is_not_ended_by_a_number_of_epochs_that_is_not(here):
+    Path("own.yaml").write_text("model: {backbone: SmallCNN}\ndata: MNIST5k\ntrainer: {max_steps: 23}")
+    words = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--test_after_fit", "false"]
+    assert main(["fit", "--config", "own.yaml", *words]) == 0
+    assert torch.load("runs/own/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 23
+    assert main(["fit", "--trainer.max_steps", "13", *words]) == 0
+    assert torch.load("runs/default/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 13
+    assert main(["fit", "--trainer.max_steps", "13", "--trainer.max_epochs", "2", *words]) == 0
+    assert torch.load("runs/default/version_1/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_a_run_that_is_validated_no_more_keeps_its_best(here, capsys):
+    words = ["--model.scheduler", "null", "--trainer.limit_train_batches", "3"]
+    assert main([*QUICK, *words, "--trainer.max_epochs", "1"]) == 0
+    best = here / "runs/default/version_0/checkpoints/best.ckpt"
+    before = best.read_bytes()
+    assert main(["fit", "--ckpt_path", "last", "--trainer.limit_val_batches", "0", "--trainer.max_epochs", "3"]) == 0
+    assert "best.ckpt is of the lowest validation loss, epoch 1" in capsys.readouterr().out
+    assert best.read_bytes() == before
+
+
+def test_callbacks_with_a_folder_of_their_own_save_there(here):
+    keep = "{class_path: ModelCheckpoint, init_args: {dirpath: checkpoints, filename: best, monitor: train/loss}}"
+    assert main([*QUICK, "--trainer.max_epochs", "2", "--trainer.callbacks", f"[{keep}]"]) == 0
+    assert [path.name for path in (here / "checkpoints").iterdir()] == ["best.ckpt"]
+    run = here / "runs/default/version_0"
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_a_signal_is_heeded_where_a_validation_follows_every_step(here, monkeypatch):
+    words = ["--trainer.val_check_interval", "1", "--trainer.limit_val_batches", "1", "--trainer.max_epochs", "2"]
+    words += ["--trainer.limit_train_batches", "6", "--test_after_fit", "false"]
+    assert main([*QUICK, *words, "--trainer.default_root_dir", "one"]) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3, "SIGTERM")
+        assert main([*QUICK, *words, "--trainer.default_root_dir", "two"]) == 143
+    one, two = (here / name / "runs/default/version_0" for name in ("one", "two"))
+    assert torch.load(two / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+    assert main(["fit", "--ckpt_path", str(two)]) == 0
+    assert (two / "metrics.csv").read_bytes() == (one / "metrics.csv").read_bytes()
+    assert same(state(two / "checkpoints/last.ckpt"), state(one / "checkpoints/last.ckpt"))
+
+
+def test_a_schedule_ends_with_the_run_where_the_batches_of_a_step_change(here):
+    accumulate = "{class_path: GradientAccumulationScheduler, init_args: {scheduling: {1: 4}}}"
+    words = ["--model.scheduler", "OneCycleLR", "--model.scheduler.max_lr", "0.01", "--trainer.max_epochs", "3"]
+    words += ["--trainer.limit_train_batches", "6", "--trainer.callbacks", f"[{accumulate}]"]
+    assert main([*QUICK, *words]) == 0
+    last = torch.load("runs/default/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == last["lr_schedulers"][0]["total_steps"] == 6 + 2 + 2
+
+
 def test_a_run_does_not_go_on_with_other_images(here, capsys, monkeypatch):
     tiny.write_image_folder(here / "in", count=20)
     words = ["--data", "ImageFolder", "--data.root", "in", "--data.image_size", "32", "--model.scheduler", "null"]

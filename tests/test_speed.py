@@ -157,6 +157,33 @@ def test_a_network_that_needs_the_plain_layout_keeps_it(fast_machine, here):
     assert results(here)["speed"] == {"precision": "bf16-mixed", "channels_last": False, "fused": True}
 
 
+class Rows(torch.optim.Optimizer):
+    """Looks at each gradient as a matrix, which takes the plain order; has no lr, and a state that is of no weight."""
+
+    def __init__(self, params, rate: float = 0.01) -> None:
+        super().__init__(params, {"rate": rate})
+        self.state["count"] = torch.zeros(1)
+
+    @torch.no_grad()
+    def step(self, closure):
+        with torch.enable_grad():
+            loss = closure()
+        self.state["count"] += 1
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight.sub_(group["rate"] * weight.grad.view(len(weight), -1).view_as(weight))
+        return loss
+
+
+def test_an_optimizer_of_ones_own_trains_and_goes_on(fast_machine, here):
+    words = ["--model.optimizer", f"{__name__}.Rows", "--model.scheduler", "null"]
+    assert main([*own("Flattening"), *words, "--trainer.max_epochs", "1"]) == 0
+    assert results(here)["speed"] == {"precision": "bf16-mixed", "channels_last": False, "fused": False}
+    assert main(["fit", "--ckpt_path", "last", "--trusted_packages", __name__, "--trainer.max_epochs", "2"]) == 0
+    last = torch.load("runs/default/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["optimizer_states"][0]["state"]["count"] == last["global_step"]
+
+
 def test_a_network_that_cannot_run_in_bf16_trains_in_float32(fast_machine, here, capsys):
     assert main(own("SinglePrecision")) == 0
     assert "32-true (the network does not run in bf16), channels_last" in line(capsys)

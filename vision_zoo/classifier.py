@@ -1,7 +1,9 @@
 """Classifier, the one LightningModule: raw images in, logits out, around any backbone."""
 
 import inspect
+import io
 import math
+import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer, SparseAdam
@@ -223,7 +226,9 @@ class Classifier(LightningModule):
             mean_loss = self._count_pending_losses()
             self._count_pending_outputs()
             self.log("train/loss_step", mean_loss, prog_bar=True, on_step=True, on_epoch=False)
-            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
+            group = self.trainer.optimizers[0].param_groups[0]
+            if "lr" in group:  # an optimizer of one's own may have none
+                self.log("lr", group["lr"], on_step=True, on_epoch=False)
         return loss
 
     def _count_pending_losses(self) -> Tensor:
@@ -397,7 +402,7 @@ class Classifier(LightningModule):
                 "--model.optimizer SparseAdam is for sparse gradients, which no network has here: say Adam"
             )
         for rate in rates:
-            if not math.isfinite(rate) or rate <= 0:
+            if not math.isfinite(rate) or rate < 0 or max(rates) == 0:
                 raise ConfigError(
                     f"--model.optimizer.lr is {rate:g}, so that nothing would be learned: set it to a positive number, "
                     "such as 0.001"
@@ -411,12 +416,27 @@ class Classifier(LightningModule):
                         scheduler.step()
                 except (TypeError, ValueError, ZeroDivisionError) as error:
                     raise ConfigError(f"--model.scheduler cannot be used so: {error}") from error
+                if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "max":
+                    raise ConfigError(
+                        "--model.scheduler.mode max: it watches the loss, which is better the lower it is; leave it out"
+                    )
                 try:
-                    scheduler.state_dict()
+                    states = optimizer.state_dict(), scheduler.state_dict()
                 except AttributeError as error:  # LambdaLR looks into its function, unless Python wrote it
                     raise ConfigError(
                         "--model.scheduler cannot be saved with a function that is built into Python: write one of "
                         f"your own around it ({error})"
+                    ) from error
+                file = io.BytesIO()
+                try:
+                    torch.save(states, file)
+                    file.seek(0)
+                    torch.load(file, weights_only=True)
+                except (pickle.PickleError, AttributeError, TypeError) as error:
+                    raise ConfigError(
+                        "--model.scheduler has a state that no checkpoint could be continued from, for it is not plain "
+                        "data: numpy's numbers are to be made Python's with float() or int(), and functions are not to "
+                        f"be kept in attributes ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
                     ) from error
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -427,7 +447,7 @@ class Classifier(LightningModule):
         if self.scheduler is None:
             return optimizer
         scheduler, interval = self._build_scheduler(self.scheduler, optimizer, self._total_steps)
-        steps = self.trainer.estimated_stepping_batches
+        steps = self._steps_of_run()
         if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < steps:
             raise ConfigError(
                 f"--model.scheduler OneCycleLR ends after {scheduler.total_steps:,} steps, and the run has {steps:,}: "
@@ -462,8 +482,20 @@ class Classifier(LightningModule):
                 pass
         return build(self.parameters())
 
+    def _steps_of_run(self) -> float:
+        trainer = self.trainer
+        steps = trainer.estimated_stepping_batches
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # which Lightning sets from outside
+        changing = next((c for c in callbacks if isinstance(c, GradientAccumulationScheduler)), None)
+        if changing is None or trainer.max_epochs in (None, -1):
+            return steps
+        # Lightning's estimate knows only how many batches are gathered for a step at the start.
+        gathered = map(changing.get_accumulate_grad_batches, range(trainer.max_epochs or 0))
+        total = sum(math.ceil(trainer.num_training_batches / batches) for batches in gathered)
+        return total if trainer.max_steps == -1 else min(total, trainer.max_steps)
+
     def _total_steps(self) -> int:
-        steps = self.trainer.estimated_stepping_batches
+        steps = self._steps_of_run()
         if steps == float("inf"):
             raise ConfigError("the schedule needs an end: set --trainer.max_epochs, or its T_max or total_steps")
         return int(steps)

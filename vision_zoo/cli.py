@@ -36,6 +36,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vision_zoo.callbacks import AtomicCheckpointIO, Console, Evaluation, Run, Speed
 from vision_zoo.callbacks.processes import leaves_the_word, lost_process, watch_processes
+from vision_zoo.callbacks.run import RESULTS
 from vision_zoo.callbacks.speed import NoProfiler, keep_freed_memory, skip_idle_hooks
 from vision_zoo.checkpoints import import_path, places_outside
 from vision_zoo.classifier import Classifier, is_out_of_memory, without_downloads
@@ -359,6 +360,8 @@ class VisionZooCLI(LightningCLI):
                     f"state to continue from: take last.ckpt, or start a new run with --model.weights "
                     f"{self.checkpoint_path}"
                 )
+            if resuming:
+                self._check_run_folder()
             words.change("ckpt_path", lambda _: str(self.checkpoint_path))
         stored = self._stored_config()
         if stored:
@@ -369,6 +372,8 @@ class VisionZooCLI(LightningCLI):
             base = read_config(find_config(DEFAULT_RECIPE))
             if words.subcommand == "show":  # its batch size and split are of no use to another data set's pictures
                 base = {"data": {"class_path": base["data"]["class_path"]}}
+        if not stored and not self._gives("max_epochs", given) and self._gives("max_steps", given):
+            base = merge(base, {"trainer": {"max_epochs": -1}})  # which the defaults would end before
         merged = merge(base, given)
         if stored and resuming:
             self._check_places(stored, given)
@@ -386,6 +391,38 @@ class VisionZooCLI(LightningCLI):
         if words.subcommand == "show":
             config.pop("model", None)
         return config | ({"trusted_packages": list(self.trusted)} if self.trusted else {})
+
+    def _gives(self, length: str, given: Config) -> bool:
+        """Whether files or words set a length of the run."""
+        value = self.words.last(f"trainer.{length}") or (given.get("trainer") or {}).get(length)
+        return value is not None and str(value) != "-1"
+
+    def _check_run_folder(self) -> None:
+        """Refuse to continue in a folder of other things, which would be overwritten: any folder may hold checkpoints.
+
+        A checkpoint that was taken out of its run goes on in a folder that has none of a run's files.
+        """
+        run = cast(Path, self.checkpoint_path).parent.parent
+        about = cast(Config, self.checkpoint).get("vision_zoo")
+        config = run / "config.yaml"
+        if config.is_file():
+            try:
+                written = yaml.safe_load(config.read_text(encoding="utf-8"))
+            except (OSError, ValueError, yaml.YAMLError):
+                written = None
+            # Which weights a run began with is not kept in its checkpoints.
+            theirs, ours = (
+                {n: value for n, value in flat(whole).items() if n.startswith("model.") and "weights" not in n}
+                for whole in (written if isinstance(written, Mapping) else {}, about["config"] if about else {})
+            )
+            in_the_way = [] if ours and theirs == ours else [config]
+        else:
+            in_the_way = [path for path in (run / name for name in (*RESULTS, "metrics.csv")) if path.exists()]
+        if in_the_way:
+            raise CheckpointError(
+                f"{self.checkpoint_path} does not belong to {in_the_way[0]}, which a run that goes on there would "
+                "replace: copy it into a folder of its own, such as other/checkpoints/last.ckpt, and give that"
+            )
 
     def _check_places(self, stored: Config, given: Config) -> None:
         """Refuse to write where the checkpoint alone says so: it may be somebody else's."""
@@ -556,6 +593,11 @@ class VisionZooCLI(LightningCLI):
                     f"{stored.get(f'trainer.{name}')}, which cannot become {now.get(f'trainer.{name}')}: start a new "
                     f"run from its weights with {_again(cast(Path, self.checkpoint_path))} in place of --ckpt_path"
                 )
+        for name in sorted(
+            {n for n in (*stored, *now) if n.startswith("trainer.") and n != "trainer.default_root_dir"}
+        ):
+            if resuming and stored.get(name) != now.get(name):
+                changes[name] = f"--{name}: {stored.get(name)} -> {now.get(name)}"
         say = rank_zero_only(partial(print, file=sys.stderr))
         for change in changes.values():
             say(f"changed against the checkpoint: {change}")
@@ -618,7 +660,10 @@ class VisionZooCLI(LightningCLI):
             stored = (self.checkpoint.get("callbacks") or {}).get("Speed", {}) if self.checkpoint else None
             # Before Console, which says what was chosen, and before Run, which saves.
             callbacks.insert(0, Speed(options.get("precision") is not None, stored))
-            callbacks.append(Run(self.run_name, self.run_config(folder), folder, options.get("logger") is not False))
+            run = Run(self.run_name, self.run_config(folder), folder, options.get("logger") is not False)
+            own = _listed(options.get("callbacks"))
+            run.guests = [c for c in own if isinstance(c, ModelCheckpoint) and c.dirpath is None]
+            callbacks.append(run)
             exact = self._get(self.config_init, "deterministic")
             if options.get("deterministic") is None and torch.cuda.is_available():
                 kwargs |= {"deterministic": "warn" if exact else False, "benchmark": not exact}

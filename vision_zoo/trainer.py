@@ -125,6 +125,7 @@ class Trainer(pl.Trainer):
         metrics = self._of_training(run) if self.is_global_zero else {}
         if self.is_global_zero and (run.best_epoch is None or not run.best.exists()):  # nothing was validated
             link(run.last, run.best)
+            run.best_epoch = None
         evaluation: Evaluation | None = self.callback(Evaluation)
         if test_after_fit:
             self.strategy.barrier("best checkpoint")

@@ -115,7 +115,8 @@ class Console(ProgressBar):
             spread += f" x {trainer.accumulate_grad_batches} steps" if trainer.accumulate_grad_batches > 1 else ""
             facts.add_row("batch", f"{effective} images per step{spread}; the learning rate is used as given")
         optimizer = trainer.optimizers[0]
-        facts.add_row("optimizer", f"{type(optimizer).__name__}, lr {optimizer.defaults['lr']:g}")
+        rate = f", lr {optimizer.defaults['lr']:g}" if "lr" in optimizer.defaults else ""
+        facts.add_row("optimizer", f"{type(optimizer).__name__}{rate}")
         for config in trainer.lr_scheduler_configs:
             name = type(config.scheduler).__name__
             moves = f"every {config.interval}"

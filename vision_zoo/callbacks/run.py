@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO, cast
@@ -123,9 +123,11 @@ class Run(Checkpoint):
 
     Attributes:
         save_every_minutes: last.ckpt is saved also within an epoch, this often, minutes.
+        guests: callbacks of the user's own that save beside ours, for they were given no folder.
     """
 
     save_every_minutes = 10.0
+    guests: Sequence[ModelCheckpoint] = ()
 
     def __init__(
         self,
@@ -189,11 +191,9 @@ class Run(Checkpoint):
         if error:
             raise ConfigError(f"{error}. Choose another place with --trainer.default_root_dir")
         self.folder = Path(folder)
-        for callback in trainer.checkpoint_callbacks:
+        for callback in self.guests:
             # It was set up before us, when no logger told it the folder, and chose one that all runs would share.
-            shared = Path(trainer.default_root_dir, "checkpoints")
-            if isinstance(callback, ModelCheckpoint) and Path(callback.dirpath or shared) == shared:
-                callback.dirpath = str(self.path / "checkpoints")
+            callback.dirpath = str(self.path / "checkpoints")
         # Lightning takes every run with max_steps for one that stopped within an epoch, and would end that epoch again.
         trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]  # no option for it
         # The last epoch is validated whatever check_val_every_n_epoch says: its weights may be the best.
@@ -228,7 +228,7 @@ class Run(Checkpoint):
         (self.folder / "checkpoints").mkdir(exist_ok=True)
         for leftover in (self.folder / "checkpoints").glob(".*.tmp"):
             leftover.unlink()
-        if self._made_here:
+        if not (self.folder / "config.yaml").exists():  # as of a checkpoint that was taken out of its run
             self._write_config()
 
     def _write_config(self) -> None:
@@ -369,8 +369,7 @@ class Run(Checkpoint):
         logs = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if logs and not accumulating and "train/loss_step" in trainer.callback_metrics:
             self._write_row(trainer, STEP_METRICS)
-        wants = self._signal or (-1 if time.monotonic() - self._last_save >= 60 * self.save_every_minutes else 0)
-        wants = _most_urgent(wants, trainer)
+        wants = self._wants(trainer)
         if accumulating:
             self._end_after_step(trainer)
             return
@@ -381,6 +380,10 @@ class Run(Checkpoint):
         if self._ends_within_epoch(trainer) or wants:
             self._save(trainer, self.last)
             self._stop(wants)
+
+    def _wants(self, trainer: Trainer) -> int:
+        due = time.monotonic() - self._last_save >= 60 * self.save_every_minutes
+        return _most_urgent(self._signal or (-1 if due else 0), trainer)
 
     def _end_after_step(self, trainer: Trainer) -> None:
         # A run that ended between two steps would lose the gradients that it gathered.
@@ -437,12 +440,15 @@ class Run(Checkpoint):
             if self._improved(trainer):
                 self._save(trainer, self.best)
             self._validated = False
-            if not steps_after(trainer, trainer.fit_loop.epoch_loop.batch_idx):
-                self._end_after_step(trainer)
-            elif self._ends_within_epoch(trainer):
-                self._save(trainer, self.last)
             if isinstance(trainer.progress_bar_callback, Console):
                 trainer.progress_bar_callback.validation_line(trainer, self.best_score)
+            if not steps_after(trainer, trainer.fit_loop.epoch_loop.batch_idx):
+                self._end_after_step(trainer)
+                return
+            wants = self._wants(trainer)  # no step that a validation follows looks at it
+            if self._ends_within_epoch(trainer) or wants:
+                self._save(trainer, self.last)
+                self._stop(wants)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the epoch's row, then save: the row is part of what the checkpoint knows."""
@@ -455,7 +461,8 @@ class Run(Checkpoint):
                 if name not in STEP_METRICS and (self._validated or not name.startswith("val/"))
             ],
         )
-        improved = self._improved(trainer) if self._validated else not validates(trainer)
+        # (A run that was validated at first and is no more keeps the best of then.)
+        improved = self._improved(trainer) if self._validated else not validates(trainer) and self.best_epoch is None
         if isinstance(trainer.progress_bar_callback, Console):
             trainer.progress_bar_callback.epoch_line(trainer, self.best_score if self._validated else None)
         self._validated = False

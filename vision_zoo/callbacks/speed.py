@@ -113,10 +113,9 @@ class Speed(Callback):
         else:
             reason = self._against_bf16(trainer, model)
             precision = "32-true" if reason else "bf16-mixed"
-        # It looks at each gradient as a vector, which only the plain order is.
-        plain = str((model.hparams.get("optimizer") or {}).get("class_path")).endswith(".LBFGS")
+        plain = not _steps(model)
         if self.channels_last and plain:
-            raise ConfigError("--channels_last true: LBFGS needs the plain order; leave it out")
+            raise ConfigError("--channels_last true: the optimizer needs the plain order; leave it out")
         if self.channels_last is not None:
             channels_last = self.channels_last
         elif stored is not None:
@@ -226,13 +225,25 @@ def match_layouts(optimizer: Optimizer) -> None:
     different ones it would pair the wrong elements.
     """
     for weight, states in optimizer.state.items():
-        for name, state in states.items():
+        # (An optimizer of one's own may keep what belongs to no weight.)
+        for name, state in states.items() if isinstance(weight, torch.Tensor) and isinstance(states, dict) else ():
             if isinstance(state, torch.Tensor) and state.shape == weight.shape and state.stride() != weight.stride():
                 states[name] = torch.empty_like(weight, dtype=state.dtype).copy_(state)
 
 
 def _has_convolutions(model: Classifier) -> bool:
     return any(isinstance(module, nn.Conv2d) for module in model.backbone.modules())
+
+
+def _steps(model: Classifier) -> bool:
+    """Whether the optimizer takes a step on a weight in the order channels_last; one that calls `view` does not."""
+    weight = nn.Parameter(torch.zeros(2, 2, 3, 3).contiguous(memory_format=torch.channels_last))
+    weight.grad = torch.zeros_like(weight)
+    try:
+        model.optimizer([weight]).step(lambda: 0.0)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return True
 
 
 def _accepts(model: Classifier, channels_last: bool = False, bf16: bool = False) -> bool:

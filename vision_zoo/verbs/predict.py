@@ -299,8 +299,8 @@ def training_mean(model: Classifier, datamodule: ImageDataModule | None) -> floa
     if model.image_shape[0] != 1:
         return None
     published = getattr(type(datamodule), "mean", None)  # no tuple where it is computed from the user's files
-    known = isinstance(published, tuple) and datamodule is not None and datamodule.class_names == model.class_names
-    mean = published if known else tuple(model.hparams["mean"])
+    same = datamodule is not None and datamodule.class_names == model.class_names
+    mean = published if isinstance(published, tuple) and same else tuple(model.hparams["mean"])
     return float(mean[0]) if mean[0] > 0 else None
 
 

@@ -56,11 +56,12 @@ VARIANTS: dict[str, tuple[str, str, int]] = {
             ("small_cnn_mnist_batch_1", "small_cnn_mnist", "--data.batch_size 1 --data.shuffle false ", 0.001, 1),
             ("simple_cnn_mnist", "simple_cnn_mnist", "", 0.003, 0),
             ("fc_mnist", "fc_mnist", "", 0.003, 0),
-            ("cnn_mnist", "cnn_mnist", "", 0.003, 0),
         )
     },
     "resnet18_cifar10_15_epochs": ("resnet18_cifar10", "--trainer.max_epochs 15", 0),
 }
+# Changed after an earlier version had missed its target on the test images; others were chosen by validation alone.
+CHOSEN_ANEW = ("cnn_fashion_mnist_best", "cnn_mnist_best", "resnet18_cifar10_best")
 OURS = (
     "config",
     "seed_everything",
@@ -481,6 +482,8 @@ def table(project: Project, groups: Sequence[Group], figures: Sequence[str]) -> 
         "and commit. The tutorial's loop: one epoch of the loop that the tutorial shows, measured with all threads of "
         "the machine, times its epochs; from `configs/speed.json`, which `scripts/benchmark.py` writes.",
     ]
+    if any(group.recipe in CHOSEN_ANEW for group in groups):
+        lines += ["", "\\*: changed after an earlier version had missed its target on the test images."]
     variants = [group for group in groups if group.variant]
     if variants:
         lines += ["", "Recipes with other options:", ""]
@@ -520,11 +523,14 @@ def table_row(project: Project, group: Group, loops: dict[str, str]) -> str:
     """An experiment's line in the README."""
     bar, text = goal(project, group)
     reached = "-" if bar is None else "yes" if round(100 * group.mean("test/accuracy"), 6) >= bar else "**no**"
+    reached += " \\*" if group.recipe in CHOSEN_ANEW else ""
+    precisions = {row["precision"] for row in group.rows}
+    mixed = f", {' and '.join(sorted(precisions))}" if len(precisions) > 1 else ""
     cells = (
         f"`{group.variant}`" if group.variant else f"`{group.recipe}`" + f" `{group.options}`" * bool(group.options),
         group.data,
         f"{int(group.rows[0]['parameters']):,}",
-        f"{group.accuracy} ({len(group.rows)}{group.tta})",
+        f"{group.accuracy} ({len(group.rows)}{group.tta}{mixed})",
         text,
         reached,
         group.all("epochs"),

@@ -1,5 +1,6 @@
 """The Classifier: raw images in, logits out, the same for one image and for many."""
 
+import csv
 import json
 from functools import partial
 
@@ -320,3 +321,29 @@ def test_a_batch_that_is_evaluated_many_times_is_counted_once(here):
     metrics = json.loads((here / "runs/default/version_0/results.json").read_text())["metrics"]
     assert 7 * metrics["train/accuracy"] == pytest.approx(round(7 * metrics["train/accuracy"]))
     assert 2.2 < metrics["train/loss"] < 2.5  # of the weights before the step
+
+
+def test_the_metrics_of_a_step_are_those_of_a_batch_that_is_evaluated_many_times_too(here):
+    words = ["--model.optimizer", "LBFGS", "--model.scheduler", "null", "--trainer.max_epochs", "1"]
+    words += ["--data.batch_size", "7", "--trainer.limit_train_batches", "3", "--trainer.log_every_n_steps", "1"]
+    assert main([*QUICK, *words, "--test_after_fit", "false"]) == 0
+    with (here / "runs/default/version_0/metrics.csv").open(newline="") as file:
+        steps = [row["step"] for row in csv.DictReader(file) if row["train/loss_step"]]
+    assert steps == ["1", "2", "3"]
+
+
+class Logging(Classifier):
+    """Logs something of its own in each step, for the epoch's mean."""
+
+    def training_step(self, batch, batch_idx):
+        self.log("own", float(batch_idx), on_step=False, on_epoch=True, batch_size=1)
+        return super().training_step(batch, batch_idx)
+
+
+def test_what_a_subclass_logs_keeps_its_mean_over_the_epoch():
+    run = pl.Trainer(
+        max_epochs=1, limit_train_batches=6, limit_val_batches=0, log_every_n_steps=2, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+    )  # fmt: skip
+    run.fit(Logging(LeNet5, (1, 28, 28), NAMES, optimizer=Adam), datamodule=MNIST5k())
+    assert float(run.callback_metrics["own"]) == 2.5

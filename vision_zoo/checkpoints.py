@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from vision_zoo.errors import CheckpointError, ConfigError
+from vision_zoo.files import expanded
 
 TRUSTED_PACKAGES = ("vision_zoo", "torch", "torchvision", "torchmetrics", "lightning", "timm")
 """Packages whose classes a checkpoint may name; a checkpoint is data from somebody else."""
@@ -438,7 +439,7 @@ def places_outside(options: Any, folders: Sequence[Path]) -> Iterator[str]:
     """Where the callbacks, loggers and so on of a trainer's options would write, as far as it is in no such folder."""
     for _, key, value in _walk([_without_class(spec) for spec in _specs(options)], "the trainer's options"):
         if isinstance(value, str) and key not in CLASS_KEYS:
-            path = Path(value.removeprefix("file:")).expanduser()
+            path = expanded(value.removeprefix("file:"))
             if key in WRITTEN_TO or path.is_absolute() or ".." in path.parts:
                 place = path.resolve()
                 if not any(place.is_relative_to(folder.resolve()) for folder in folders):

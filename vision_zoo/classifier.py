@@ -113,6 +113,7 @@ class Classifier(LightningModule):
         self._pending_losses: list[tuple[Tensor, int]] = []
         self._pending_outputs: list[tuple[Tensor, Tensor]] = []
         self._counted_batch = -1  # the last of this epoch
+        self._step_logged = False  # in the last step
         self._val_loss: float | None = None  # the last of this epoch
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -218,6 +219,11 @@ class Classifier(LightningModule):
         if batch_idx == self._counted_batch:  # LBFGS evaluates a batch many times
             return loss
         self._counted_batch = batch_idx
+        if self._step_logged:  # or Lightning would go through these again at the end of every step
+            for name, logged in cast(dict[str, Any], self.trainer._results).items():
+                if name in ("training_step.train/loss_step", "training_step.lr"):
+                    logged.reset()
+            self._step_logged = False
         self._pending_losses.append((loss.detach(), len(labels)))
         self._pending_outputs.append((logits.detach(), labels))
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # which Lightning sets from outside
@@ -229,7 +235,11 @@ class Classifier(LightningModule):
             group = self.trainer.optimizers[0].param_groups[0]
             if "lr" in group:  # an optimizer of one's own may have none
                 self.log("lr", group["lr"], on_step=True, on_epoch=False)
+            self._step_logged = True
         return loss
+
+    # Lightning looks at the parameters before every step; so they are taken from the function but once.
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
     def _count_pending_losses(self) -> Tensor:
         """Move the losses of the last steps into the epoch's mean.
@@ -407,6 +417,7 @@ class Classifier(LightningModule):
                     f"--model.optimizer.lr is {rate:g}, so that nothing would be learned: set it to a positive number, "
                     "such as 0.001"
                 )
+        _check_plain("--model.optimizer", optimizer.state_dict())
         if self.scheduler is not None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a schedule that moves before the optimizer does
@@ -421,23 +432,13 @@ class Classifier(LightningModule):
                         "--model.scheduler.mode max: it watches the loss, which is better the lower it is; leave it out"
                     )
                 try:
-                    states = optimizer.state_dict(), scheduler.state_dict()
+                    state = scheduler.state_dict()
                 except AttributeError as error:  # LambdaLR looks into its function, unless Python wrote it
                     raise ConfigError(
                         "--model.scheduler cannot be saved with a function that is built into Python: write one of "
                         f"your own around it ({error})"
                     ) from error
-                file = io.BytesIO()
-                try:
-                    torch.save(states, file)
-                    file.seek(0)
-                    torch.load(file, weights_only=True)
-                except (pickle.PickleError, AttributeError, TypeError) as error:
-                    raise ConfigError(
-                        "--model.scheduler has a state that no checkpoint could be continued from, for it is not plain "
-                        "data: numpy's numbers are to be made Python's with float() or int(), and functions are not to "
-                        f"be kept in attributes ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-                    ) from error
+                _check_plain("--model.scheduler", [state, [group.get("lr") for group in optimizer.param_groups]])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and, where one is set, the schedule with its length filled in."""
@@ -654,6 +655,21 @@ def _copyable(target: Any) -> Any:
 
 def _takes(target: Any, name: str) -> bool:
     return name in inspect.signature(target).parameters
+
+
+def _check_plain(option: str, state: Any) -> None:
+    """Refuse a state that a checkpoint would not give back: what is read is plain data, so that it runs nothing."""
+    file = io.BytesIO()
+    try:
+        torch.save(state, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except (pickle.PickleError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"{option} has a state that no checkpoint could be continued from, for it is not plain data: numpy's "
+            "numbers are to be made Python's with float() or int(), and functions are not to be kept in attributes "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        ) from error
 
 
 def describe(target: Any) -> dict[str, Any] | None:

@@ -60,6 +60,7 @@ from vision_zoo.configuration import (
 )
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError, VisionZooError
+from vision_zoo.files import expanded
 from vision_zoo.helptext import did_you_mean
 from vision_zoo.trainer import Trainer
 
@@ -343,9 +344,9 @@ class VisionZooCLI(LightningCLI):
         ckpt = words.last("ckpt_path")
         resuming = words.subcommand == "fit"
         if ckpt is not None:
-            root = Path(
+            root = expanded(
                 words.last("trainer.default_root_dir") or (given.get("trainer") or {}).get("default_root_dir") or "."
-            ).expanduser()
+            )
             run_name = self.run_name if resuming and files else None
             self.checkpoint_path = find_checkpoint(ckpt, root, "last" if resuming else "best", run_name)
             if resuming and self.checkpoint_path.parent.name != "checkpoints":
@@ -446,7 +447,7 @@ class VisionZooCLI(LightningCLI):
                 self.run_name = about["name"]
                 root = (config.get("trainer") or {}).get("default_root_dir")
                 run = cast(Path, self.checkpoint_path).resolve().parent.parent
-                if root is not None and Path(root).expanduser().resolve() != run.parent.parent.parent:
+                if root is not None and expanded(root).resolve() != run.parent.parent.parent:
                     del config["trainer"]["default_root_dir"]  # moved, or meant to have files written elsewhere
                 return config
             # How it was trained (devices, epochs, loggers) says nothing about how to use it; how it was tested does.
@@ -553,7 +554,7 @@ class VisionZooCLI(LightningCLI):
         model = self.config[self.words.subcommand].get("model")
         for holder, name in ((options, "root"), (options, "path"), (model, "weights")):
             if holder is not None and isinstance(holder.get(name), str):
-                holder[name] = str(Path(holder[name]).expanduser().resolve())
+                holder[name] = str(expanded(holder[name]).resolve())
         if model is not None and isinstance(weights := model.get("weights"), str) and Path(weights).is_dir():
             model["weights"] = str(find_checkpoint(weights, Path(), "best"))
         if self.words.values("data.root") and data is not None and data["class_path"] == "vision_zoo.data.MNIST5k":

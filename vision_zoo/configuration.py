@@ -15,6 +15,7 @@ import yaml
 
 from vision_zoo.checkpoints import import_path, is_import_path, read_checkpoint
 from vision_zoo.errors import CheckpointError, ConfigError
+from vision_zoo.files import expanded
 from vision_zoo.helptext import did_you_mean
 from vision_zoo.listing import configs_folder
 
@@ -257,7 +258,7 @@ def find_config(name: str) -> Path:
     Raises:
         ConfigError: with close matches, if there is none.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         return path
     shipped = {p.stem: p for p in configs_folder().rglob("*.yaml")}
@@ -340,7 +341,7 @@ def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = N
                 f"--ckpt_path {name}: the newest run, {newest}, has no {name}.ckpt yet: give the folder of another run"
             )
         return newest / "checkpoints" / f"{name}.ckpt"
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         for candidate in (
             path / "checkpoints" / f"{prefer}.ckpt",

@@ -29,6 +29,11 @@ def new_file(path: Path) -> Iterator[Path]:
         raise
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with a leading ~ or ~user as that home; where there is no such user, it is the name of a file."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises for it
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write a file or replace it.
 

@@ -121,7 +121,7 @@ COMMANDS: dict[str, Command] = {
         (
             _CKPT,
             Option("--format", "NAME", "what to write", "onnx torch_export safetensors state_dict"),
-            Option("--output", "FILE", "default: the run's name, here", "FILES"),
+            Option("--output", "FILE", "default: the run's name, here, if free", "FILES"),
             _TRUST,
         ),
         "vision_zoo export --ckpt_path best --format onnx --output digits.onnx",

@@ -28,7 +28,7 @@ from vision_zoo.checkpoints import TRUSTED_PACKAGES, foreign_packages
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError
-from vision_zoo.files import write_file
+from vision_zoo.files import expanded, write_file
 from vision_zoo.helptext import did_you_mean
 from vision_zoo.listing import metric_text
 from vision_zoo.plots import plot_curves
@@ -284,15 +284,12 @@ class Trainer(pl.Trainer):
         if datamodule is not None:
             check_data(model, datamodule)
         load_weights(model, Path(ckpt_path))
-        if datamodule is not None:
-            datamodule.prepare_data()
-            datamodule.setup("validate")
-            if not datamodule.sizes.get("val"):
-                raise ConfigError(
-                    "there are no validation images: --data.val_split is 0, so all of them were trained with. To score "
-                    "the test images: vision_zoo test"
-                )
         super().validate(model, datamodule=datamodule, verbose=False)
+        if datamodule is not None and not datamodule.sizes.get("val"):
+            raise ConfigError(
+                "there are no validation images: --data.val_split is 0, so all of them were trained with. To score the "
+                "test images: vision_zoo test"
+            )
         self.say(results_table(numbers(self.callback_metrics)))
 
     def test(  # type: ignore[override]
@@ -321,7 +318,7 @@ class Trainer(pl.Trainer):
             check_data(model, datamodule)
         step = load_weights(model, Path(ckpt_path))
         evaluation: Evaluation | None = self.callback(Evaluation)
-        folder = Path(output).expanduser() if output else run_folder_of(Path(ckpt_path)) / "test"
+        folder = expanded(output) if output else run_folder_of(Path(ckpt_path)) / "test"
         existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise ConfigError(f"--output {output or folder}: {existing} is no folder that can be written to")
@@ -358,12 +355,12 @@ class Trainer(pl.Trainer):
             ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
             format: onnx and torch_export are programs that take raw uint8 images (N, C, H, W) and give logits;
                 safetensors and state_dict are the weights of the backbone.
-            output: the file to write; default: the run's name, in the working directory.
+            output: the file to write or replace; default: the run's name, in the working directory, if it is free.
         """
         if ckpt_path is None:
             raise ConfigError(NO_CHECKPOINT.format("export"))
         load_weights(model, Path(ckpt_path))
-        exported = export(model, datamodule, Path(ckpt_path), format, Path(output).expanduser() if output else None)
+        exported = export(model, datamodule, Path(ckpt_path), format, expanded(output) if output else None)
         self.say(escape(str(exported)))
         self.say(escape(str(exported.path)))
 

@@ -118,7 +118,7 @@ LABELS = np.arange(8) % 2
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, "has 0 images"),
         (
             {"images": IMAGES, "labels": LABELS + 10**12},
-            r"labels .* go up to 1000000000001, but there are 8 images: n",
+            r"labels .* go up to 1000000000001, far beyond the classes",
         ),
         ({"photos": IMAGES}, "has no train images; it has photos. Name them train_images and train_labels"),
         ({"images": np.array([None] * 8), "labels": LABELS}, "is broken .*allow_pickle"),
@@ -150,6 +150,14 @@ def test_a_file_may_have_test_images_and_nothing_else(tmp_path):
     assert (data.class_names, data.image_shape) == (("0", "1"), (1, 4, 4))
     data.setup("test")
     assert data.sizes == {"test": 8}
+
+
+def test_few_test_images_may_be_of_many_classes_beside_images_of_which_none_are_cut_then(tmp_path):
+    images = np.zeros((40, 4, 4), np.uint8)
+    few = {"x_test": images[:2], "y_test": np.array([19, 19])}
+    data = ArrayFile(save(tmp_path / "a.npz", images=images, labels=np.arange(40) % 20, **few), val_split=20)
+    data.setup()
+    assert (data.num_classes, data.sizes) == (20, {"test": 2, "train": 20, "val": 20})
 
 
 def test_labels_that_do_not_count_from_zero_are_told(tmp_path):

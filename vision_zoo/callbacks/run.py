@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import io
 import math
 import os
@@ -199,9 +200,12 @@ class Run(Checkpoint):
         # The last epoch is validated whatever check_val_every_n_epoch says: its weights may be the best.
         loop = trainer.fit_loop.epoch_loop
         due = loop._should_check_val_epoch
-        loop._should_check_val_epoch = lambda: (  # type: ignore[method-assign]  # no option for it
-            due() or (trainer.enable_validation and trainer.current_epoch + 1 == trainer.max_epochs)
-        )
+
+        @functools.cache  # Lightning asks after every step
+        def validated(epoch: int) -> bool:
+            return due() or bool(trainer.enable_validation and epoch + 1 == trainer.max_epochs)
+
+        loop._should_check_val_epoch = lambda: validated(trainer.current_epoch)  # type: ignore[method-assign]
         if self.events and not trainer.loggers:
             trainer.loggers = [EventFiles(self.path, name="", version="", flush_secs=EVENTS_FLUSHED_SECONDS)]
 
@@ -323,6 +327,8 @@ class Run(Checkpoint):
             for callback in trainer.callbacks:  # type: ignore[attr-defined]  # which Lightning sets from outside
                 if isinstance(callback, (Console, GradientAccumulationScheduler, StochasticWeightAveraging)):
                     callback.on_train_epoch_start(trainer, pl_module)
+        if not trainer.strategy.broadcast(self.best.exists()):  # the run is gone but for its last.ckpt
+            self.best_score = self.best_epoch = None
         if trainer.is_global_zero:
             self._cut_metrics()
             if not self._made_here:  # only now is it sure that the run goes on under this configuration
@@ -473,7 +479,7 @@ class Run(Checkpoint):
         self._save(trainer, self.best if improved else self.last)
         if improved and trainer.is_global_zero:
             link(self.best, self.last)
-        self._train_clock = time.monotonic()
+        self._train_clock = self._last_save = time.monotonic()
         self._stop(_most_urgent(self._signal, trainer))
 
     def _improved(self, trainer: Trainer) -> bool:
@@ -498,7 +504,8 @@ class Run(Checkpoint):
         if trainer.is_global_zero and (self.path / "metrics.csv").exists():
             flush(self.path / "metrics.csv")  # the checkpoint counts on its rows
         trainer.save_checkpoint(path)
-        self._last_save = time.monotonic()
+        if path == self.last:
+            self._last_save = time.monotonic()
 
     # --------------------------------------------------------------------------------------------------- metrics.csv
 

@@ -1,10 +1,11 @@
 """What makes training fast on the machine at hand: chosen at the start of fit, said in one line, kept on resume."""
 
 import ctypes
+import functools
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -36,6 +37,11 @@ class TrainingPrecision(MixedPrecision):
 
     def __init__(self, device: str) -> None:
         super().__init__("bf16-mixed", device)
+        self._autocast = self.autocast_context_manager()
+
+    def train_step_context(self) -> AbstractContextManager[None]:  # type: ignore[override]  # a generator there
+        """Autocast; one context for all steps, of which none lies within another."""
+        return self._autocast
 
     def clip_gradients(self, *args: Any, **kwargs: Any) -> None:
         """Clip; without a scaler, gradients are whole also where the optimizer is fused."""
@@ -113,15 +119,15 @@ class Speed(Callback):
         else:
             reason = self._against_bf16(trainer, model)
             precision = "32-true" if reason else "bf16-mixed"
-        plain = not _steps(model)
-        if self.channels_last and plain:
+        if self.channels_last and not _steps_in_channels_last(model, trainer.strategy.root_device):
             raise ConfigError("--channels_last true: the optimizer needs the plain order; leave it out")
         if self.channels_last is not None:
             channels_last = self.channels_last
         elif stored is not None:
             channels_last = bool(stored.get("channels_last"))
         else:
-            channels_last = simple and not plain and _has_convolutions(model) and _accepts(model, channels_last=True)
+            channels_last = simple and _has_convolutions(model) and _accepts(model, channels_last=True)
+            channels_last = channels_last and _steps_in_channels_last(model, trainer.strategy.root_device)
         fused = simple and trainer.strategy.root_device.type in ("cpu", "cuda")
         if stored is not None:
             fused = bool(stored.get("fused"))
@@ -142,6 +148,10 @@ class Speed(Callback):
         """Take note of whether the optimizer is fused, and give its state the layout of the weights."""
         if not self.choices:
             return
+        # Lightning asks six times a step whether module or data module have a batch's hooks, which does not change.
+        selector = trainer._data_connector._datahook_selector
+        if selector is not None:
+            selector.get_instance = functools.cache(selector.get_instance)  # type: ignore[method-assign]
         self.choices["fused"] = all(bool(o.defaults.get("fused")) for o in trainer.optimizers)
         for optimizer in trainer.optimizers:
             match_layouts(optimizer)
@@ -235,13 +245,13 @@ def _has_convolutions(model: Classifier) -> bool:
     return any(isinstance(module, nn.Conv2d) for module in model.backbone.modules())
 
 
-def _steps(model: Classifier) -> bool:
-    """Whether the optimizer takes a step on a weight in the order channels_last; one that calls `view` does not."""
-    weight = nn.Parameter(torch.zeros(2, 2, 3, 3).contiguous(memory_format=torch.channels_last))
+def _steps_in_channels_last(model: Classifier, device: torch.device) -> bool:
+    """Whether the optimizer takes a step on a weight in that order; one that calls `view` on it does not."""
+    weight = nn.Parameter(torch.zeros(2, 2, 3, 3, device=device).contiguous(memory_format=torch.channels_last))
     weight.grad = torch.zeros_like(weight)
     try:
-        model.optimizer([weight]).step(lambda: 0.0)
-    except (RuntimeError, TypeError, ValueError):
+        cast(Callable[..., Any], model.optimizer)([weight]).step(lambda: torch.zeros((), device=device))
+    except Exception:  # whatever somebody's own may raise
         return False
     return True
 

@@ -16,9 +16,13 @@ from vision_zoo.data.base import ImageDataModule, per_channel
 from vision_zoo.data.facts import Facts, cached_facts, statistics
 from vision_zoo.data.splits import check_part, stratified_split
 from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError
+from vision_zoo.files import expanded
 from vision_zoo.types import ImageShape, LabelledImages
 
 _BROKEN = (OSError, EOFError, ValueError, KeyError, MemoryError, zlib.error, zipfile.BadZipFile, NotImplementedError)
+
+
+_MOST_UNNAMED = 100_000  # classes, where there are fewer images
 
 
 class ArrayFile(ImageDataModule):
@@ -62,7 +66,7 @@ class ArrayFile(ImageDataModule):
         shuffle: bool = True,
         test_split: int | float = 0.1,
     ) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = expanded(path).absolute()
         self.test_split = test_split
         check_part(test_split, "--data.test_split")
         super().__init__(root, batch_size, val_split, seed, image_size, augmentation, num_workers, mean, std, shuffle)
@@ -117,7 +121,8 @@ class ArrayFile(ImageDataModule):
                 f"{split}_images and {split}_labels, or x_{split} and y_{split}, or just images and labels"
             )
         images, labels = self._pair("images", "labels")
-        stays, cut = stratified_split(labels, self.test_split, self.seed, "--data.test_split")
+        part = self.test_split if self._keys("test") is None else 0
+        stays, cut = stratified_split(labels, part, self.seed, "--data.test_split")
         if split == "test" and not len(cut):
             raise ConfigError(
                 f"ArrayFile: no test images, since {self.path} has none of its own and --data.test_split is 0"
@@ -141,9 +146,14 @@ class ArrayFile(ImageDataModule):
     def _compute_facts(self) -> Facts:
         tests_all = self.cuts_test and isinstance(self.test_split, float) and self.test_split == 1
         # Of images that are there to be scored alone, there may be those of a test and nothing else.
-        tests_only = self.has_test and not self.cuts_test and self._keys("train") is None
+        tests_only = self._keys("test") is not None and self._keys("train") is None and "images" not in self._names
         source: Literal["train", "test"] = "test" if tests_all or tests_only else "train"
         images, labels = self.load(source)
+        if "class_names" not in self._names and labels.max() > max(len(labels), _MOST_UNNAMED):
+            raise DataError(
+                f"ArrayFile: the {source} labels in {self.path} go up to {labels.max()}, far beyond the classes that "
+                f"{len(labels)} images can have: number the classes 0, 1, 2, ..., or name all in class_names"
+            )
         height, width = (self.image_size or size for size in images.shape[2:])
         self.image_shape = (images.shape[1], height, width)
         names = self._array("class_names").reshape(-1).tolist() if "class_names" in self._names else []
@@ -239,12 +249,6 @@ class ArrayFile(ImageDataModule):
             raise DataError(
                 f"ArrayFile: {self.path} has {len(images)} {images_key} and {len(labels)} {labels_key}; their numbers "
                 "must be equal, not 0, and the labels 0 or more"
-            )
-        if "class_names" not in self._names and labels.max() >= len(labels):
-            raise DataError(
-                f"ArrayFile: {labels_key} in {self.path} go up to {labels.max()}, but there are {len(labels)} images: "
-                "number the classes 0, 1, 2, ... (numpy.unique(labels, return_inverse=True) does), or name all in "
-                "class_names"
             )
         flat = torch.from_numpy(labels.reshape(-1).astype(np.int64))
         return LabelledImages(torch.from_numpy(np.ascontiguousarray(images)), flat)

@@ -19,6 +19,7 @@ from vision_zoo.data.fetch import DOWNLOAD_ERRORS, fetch
 from vision_zoo.data.loaders import Loader, StreamLoader, TensorLoader
 from vision_zoo.data.splits import check_part, stratified_split
 from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError
+from vision_zoo.files import expanded
 from vision_zoo.transforms import apply_transforms
 from vision_zoo.types import Batch, ImageShape, LabelledImages, Split
 
@@ -98,7 +99,7 @@ class ImageDataModule(LightningDataModule):
         shuffle: bool = True,
     ) -> None:
         super().__init__()
-        self.root = Path(root).expanduser().absolute()
+        self.root = expanded(root).absolute()
         self.batch_size = at_least(1, "batch_size", batch_size)
         self.val_split = val_split
         self.seed = at_least(0, "seed", seed)

@@ -27,7 +27,7 @@ from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.decode import Resize, decode_image, decoding_threads, picture_extensions, unreadable_extensions
 from vision_zoo.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
-from vision_zoo.files import new_file
+from vision_zoo.files import expanded, new_file
 from vision_zoo.types import ImageShape
 
 Format = Literal["csv", "json"]
@@ -141,7 +141,7 @@ def predict_pictures(
     unread = f", {len(failures):,} could not be read" if failures else ""
     console.print(f"classified {done:,} pictures in {seconds:.1f} s ({done / seconds:,.0f} images/s){unread}")
     if output != "-":
-        console.print(str(Path(output).expanduser().absolute()), markup=False)
+        console.print(str(expanded(output).absolute()), markup=False)
 
 
 # ------------------------------------------------------------------------------------------------- finding pictures
@@ -168,7 +168,7 @@ def find_pictures(given: Sequence[str]) -> list[Path]:
 
 
 def _expand(word: str) -> list[Path]:
-    path = Path(word).expanduser()
+    path = expanded(word)
     endings = picture_extensions() | unreadable_extensions()  # those are named as unread, not passed over
     if path.is_dir():
         pictures = list(_walk(path, endings))
@@ -377,7 +377,7 @@ def _open_output(output: str) -> Iterator[TextIO]:
         except OSError as error:
             raise TrainingError(f"standard output could not be written ({error.strerror or error})") from error
         return
-    path = Path(output).expanduser()
+    path = expanded(output)
     if path.is_dir():
         raise ConfigError(f"--output {output} is a folder: give the name of a file in it")
     # An open file, a pipe or a device must not be replaced; what was written to an open file so far stays in it.

@@ -19,7 +19,7 @@ import yaml
 from vision_zoo import __version__
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError
-from vision_zoo.files import write_file
+from vision_zoo.files import expanded, write_file
 from vision_zoo.listing import metric_text
 from vision_zoo.plots import plot_curves
 
@@ -99,7 +99,7 @@ def write_report(model: Classifier, checkpoint: Path, step: int, output: str | N
     """
     checkpoint = checkpoint.resolve()
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
-    target = Path(output).expanduser() if output is not None else run or Path.cwd()
+    target = expanded(output) if output is not None else run or Path.cwd()
     page = target if target.suffix in (".html", ".htm") else target / "report.html"
     card = page.with_name("README.md")
     if card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
@@ -227,7 +227,7 @@ def _read_config(path: Path) -> tuple[str, str, str, dict[str, Any]]:
         config = yaml.safe_load(text)
         dataset = config["data"]["class_path"].rpartition(".")[2]
         root = (config.get("trainer") or {}).get("default_root_dir")
-        root = str(Path(root).expanduser()) if root else ""
+        root = str(expanded(root)) if root else ""
         options = dict(config["data"].get("init_args") or {})
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError):
         return text, "", "", {}

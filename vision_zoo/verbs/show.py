@@ -2,13 +2,13 @@
 
 import textwrap
 import warnings
-from pathlib import Path
 
 import torch
 
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.folder import ImageFolder
 from vision_zoo.errors import ConfigError
+from vision_zoo.files import expanded
 from vision_zoo.plots import plot_images
 from vision_zoo.transforms import apply_transforms
 from vision_zoo.types import Split
@@ -50,7 +50,7 @@ def show_images(
             f"--augmented: no augmentation is set for {name}. Give --data.augmentation, a --config that has one, or "
             "the --ckpt_path of a network that was trained with one"
         )
-    path = Path(output or f"{name}_{split}.png").expanduser().absolute()
+    path = expanded(output or f"{name}_{split}.png").absolute()
     if path.suffix.lower() != ".png":
         raise ConfigError(f"--output {output} must end in .png")
     if isinstance(datamodule, ImageFolder):

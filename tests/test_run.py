@@ -730,6 +730,22 @@ def test_callbacks_with_a_folder_of_their_own_save_there(here):
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
+def test_callbacks_without_a_folder_save_where_the_users_own_logger_writes(here):
+    log = "[{class_path: CSVLogger, init_args: {save_dir: logs}}]"
+    words = [
+        "--trainer.logger",
+        log,
+        "--trainer.callbacks",
+        "[{class_path: ModelCheckpoint}]",
+        "--test_after_fit",
+        "false",
+    ]
+    assert main([*QUICK, "--trainer.max_epochs", "1", *words]) == 0
+    (kept,) = here.glob("logs/**/*.ckpt")
+    assert torch.load(kept, weights_only=True)["global_step"] == 10
+    assert {path.name for path in here.glob("runs/**/*.ckpt")} == {"best.ckpt", "last.ckpt"}
+
+
 def test_a_signal_is_heeded_where_a_validation_follows_every_step(here, monkeypatch):
     words = ["--trainer.val_check_interval", "1", "--trainer.limit_val_batches", "1", "--trainer.max_epochs", "2"]
     words += ["--trainer.limit_train_batches", "6", "--test_after_fit", "false"]

@@ -239,7 +239,7 @@ class Classifier(LightningModule):
         return loss
 
     # Lightning looks at the parameters before every step; so they are taken from the function but once.
-    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]  # PEP 362
 
     def _count_pending_losses(self) -> Tensor:
         """Move the losses of the last steps into the epoch's mean.

@@ -124,7 +124,7 @@ class Run(Checkpoint):
 
     Attributes:
         save_every_minutes: last.ckpt is saved also within an epoch, this often, minutes.
-        guests: callbacks of the user's own that save beside ours, for they were given no folder.
+        guests: callbacks of the user's own that were given no folder: they save beside us, unless a logger has one.
     """
 
     save_every_minutes = 10.0
@@ -193,8 +193,10 @@ class Run(Checkpoint):
             raise ConfigError(f"{error}. Choose another place with --trainer.default_root_dir")
         self.folder = Path(folder)
         for callback in self.guests:
-            # It was set up before us, when no logger told it the folder, and chose one that all runs would share.
-            callback.dirpath = str(self.path / "checkpoints")
+            # It was set up before us. Where no logger told it the folder, it chose one that all runs would share.
+            shared = Path(trainer.default_root_dir, "checkpoints")
+            if Path(callback.dirpath or shared) == shared:
+                callback.dirpath = str(self.path / "checkpoints")
         # Lightning takes every run with max_steps for one that stopped within an epoch, and would end that epoch again.
         trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]  # no option for it
         # The last epoch is validated whatever check_val_every_n_epoch says: its weights may be the best.
@@ -205,7 +207,7 @@ class Run(Checkpoint):
         def validated(epoch: int) -> bool:
             return due() or bool(trainer.enable_validation and epoch + 1 == trainer.max_epochs)
 
-        loop._should_check_val_epoch = lambda: validated(trainer.current_epoch)  # type: ignore[method-assign]
+        loop._should_check_val_epoch = lambda: validated(trainer.current_epoch)  # type: ignore[method-assign]  # no option
         if self.events and not trainer.loggers:
             trainer.loggers = [EventFiles(self.path, name="", version="", flush_secs=EVENTS_FLUSHED_SECONDS)]
 

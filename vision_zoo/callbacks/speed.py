@@ -151,7 +151,7 @@ class Speed(Callback):
         # Lightning asks six times a step whether module or data module have a batch's hooks, which does not change.
         selector = trainer._data_connector._datahook_selector
         if selector is not None:
-            selector.get_instance = functools.cache(selector.get_instance)  # type: ignore[method-assign]
+            selector.get_instance = functools.cache(selector.get_instance)  # type: ignore[method-assign]  # no option
         self.choices["fused"] = all(bool(o.defaults.get("fused")) for o in trainer.optimizers)
         for optimizer in trainer.optimizers:
             match_layouts(optimizer)
@@ -251,7 +251,7 @@ def _steps_in_channels_last(model: Classifier, device: torch.device) -> bool:
     weight.grad = torch.zeros_like(weight)
     try:
         cast(Callable[..., Any], model.optimizer)([weight]).step(lambda: torch.zeros((), device=device))
-    except Exception:  # whatever somebody's own may raise
+    except Exception:  # whatever somebody's own may raise; what has nothing to do with the order, training raises again
         return False
     return True
 

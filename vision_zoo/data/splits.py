@@ -49,7 +49,7 @@ def stratified_split(
     if isinstance(part, float) and part == 1:
         return everything[:0], everything
     wanted = round(part * len(labels)) if part < 1 else int(part)
-    classes, counts = labels.unique(return_counts=True)  # type: ignore[no-untyped-call]
+    classes, counts = labels.unique(return_counts=True)  # type: ignore[no-untyped-call]  # torch's
     if below is not None and int(counts.min()) < 2:
         raise ConfigError(
             f"{option} {part} needs at least one image of each class in both parts, and the smallest class has "

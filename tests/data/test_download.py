@@ -1,6 +1,5 @@
 """Downloads from a server of our own: what is fetched is complete and checked, or nothing is there."""
 
-import contextlib
 import gzip
 import hashlib
 import http.server
@@ -243,9 +242,13 @@ def test_a_full_disk_leaves_nothing(mnist, tmp_path, monkeypatch):
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize("filtered", [True, False])
 @pytest.mark.parametrize("name", ["../escaped", "{absolute}", "cifar-10-batches-py/../../../escaped", "link"])
-def test_an_archive_that_would_write_elsewhere_is_refused(server, tmp_path, monkeypatch, name):
-    """Even with the right checksum."""
+def test_an_archive_that_would_write_elsewhere_is_refused(server, tmp_path, monkeypatch, name, filtered):
+    """Even with the right checksum, and also by a Python that knows no filters."""
+    if not filtered:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    before_all = dict(vars(tarfile.TarFile))
     target = tmp_path / "elsewhere"
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as archive:
@@ -264,5 +267,16 @@ def test_an_archive_that_would_write_elsewhere_is_refused(server, tmp_path, monk
     message = refused(tmp_path / "data", CIFAR10)
     assert any(word in message for word in ("outside", "link", "corrupted")), message  # or the file stays inside
     assert below(tmp_path) == before
-    with contextlib.suppress(AttributeError):
-        assert tarfile.TarFile.extraction_filter is not tarfile.data_filter
+    assert dict(vars(tarfile.TarFile)) == before_all, "given back"
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_archives_are_unpacked_whole_also_by_a_python_that_knows_no_filters(tmp_path, monkeypatch, filtered):
+    if not filtered:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    tiny.write_cifar10(tmp_path / "original")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "original/cifar-10-batches-py", "cifar-10-batches-py")
+    with fetching._careful(), tarfile.open(tmp_path / "a.tar") as archive:
+        archive.extractall(tmp_path / "copy")  # as torchvision does
+    assert below(tmp_path / "copy") == below(tmp_path / "original")

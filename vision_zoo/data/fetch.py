@@ -29,6 +29,7 @@ DOWNLOAD_ERRORS = (
 SILENCE_SECONDS = 30.0  # after which a server that says nothing is given up
 LONGEST_SECONDS = 24 * 3600.0  # after which another host's download is given up
 TEMPORARY = ".download-"
+_EXTRACT_ALL = tarfile.TarFile.extractall
 
 
 def fetch(download: Callable[[Path], None], root: Path, missing: Callable[[], Sequence[str]]) -> None:
@@ -112,14 +113,28 @@ def _abandoned(folder: Path) -> bool:
 def _careful() -> Iterator[None]:
     """Give up on silent servers, and refuse archives that would write outside of the folder they are unpacked in."""
     timeout = socket.getdefaulttimeout()
-    before: Any = vars(tarfile.TarFile).get("extraction_filter", ...)
+    filters = hasattr(tarfile, "data_filter")  # from Python 3.11.4 on
+    name = "extraction_filter" if filters else "extractall"
+    careful: Any = staticmethod(tarfile.data_filter) if filters else _extract_inside
+    before: Any = vars(tarfile.TarFile).get(name, ...)
     socket.setdefaulttimeout(SILENCE_SECONDS)
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    setattr(tarfile.TarFile, name, careful)
     try:
         yield
     finally:
         socket.setdefaulttimeout(timeout)
         if before is ...:
-            del tarfile.TarFile.extraction_filter
+            delattr(tarfile.TarFile, name)
         else:
-            tarfile.TarFile.extraction_filter = before
+            setattr(tarfile.TarFile, name, before)
+
+
+def _extract_inside(archive: tarfile.TarFile, path: Any = ".", *args: Any, **kwargs: Any) -> None:
+    """What a Python without `data_filter`, such as Debian 12's, extracts with: files and folders that stay inside."""
+    root = Path(path).resolve()
+    for member in archive.getmembers():
+        if not (member.isfile() or member.isdir()):
+            raise tarfile.TarError(f"{member.name} is a link or a device")
+        if not (root / member.name).resolve().is_relative_to(root):
+            raise tarfile.TarError(f"{member.name} would be written outside of its folder")
+    _EXTRACT_ALL(archive, path, *args, **kwargs)

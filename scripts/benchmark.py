@@ -21,14 +21,17 @@ import itertools
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
@@ -40,6 +43,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +54,8 @@ import reproduce  # noqa: E402  # the script beside this one, after the path to 
 from vision_zoo.errors import VisionZooError  # noqa: E402  # of this checkout, after the path to it
 
 LEAST_AGREEING = 0.95  # of labels; JPEGs that are shrunk while they are decoded differ by some roundings
+PACKAGES = ("vision_zoo", "lightning", "torch", "torchmetrics", "rich", "tensorboard")  # that a step may pass in
+SAMPLED_EVERY = 0.0002  # seconds
 SHORT_TEST = 0.2  # of the test images, after training that is too short for its accuracy to say much
 BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
 
@@ -371,7 +377,9 @@ def step_cost(bench: Bench) -> None:
     All three run in this process, so the other two also keep the memory that a step frees, which fit sets up first; and
     none asks before each step whether a GPU records a graph, as Adam does unless fit keeps it from that. Each tells,
     too, how much of a step is spent outside of the network, its backward pass and the optimizer's kernel, which are the
-    same code on all sides: that difference is what a loop costs, without the noise of the arithmetic.
+    same code on all sides: that difference is what a loop costs, without the noise of the arithmetic. Last, one more
+    run of fit tells whose code that time passes in, and the arithmetic's speed is told beside it, for comparison with
+    the peaks of this machine.
     """
     for name in bench.systems:
         system = SYSTEMS[name]
@@ -394,16 +402,34 @@ def step_cost(bench: Bench) -> None:
             f"{max(x - y for x, y in zip(a, b, strict=True)):+.2f})"
             for what, (a, b) in sides_of.items()
         }
+        rest, plain_rest = statistics.median(rests[0]), statistics.median(rests[2])
+        samples: Counter[str] = Counter()
+        in_process(bench, system, steps, "full", samples)
+        passes = ", ".join(f"{n / samples.total() * rest:.2f} in {where}" for where, n in samples.most_common())
+        speed = operations(system) / (statistics.median(bare) - plain_rest)
         note = (
             f"{more['a step']} ms, of which ours {more['ours of a step']}; outside of network and optimizer "
-            f"{statistics.median(rests[0]):.2f} against {statistics.median(rests[2]):.2f} ms, {more['outside']}, of "
-            f"which ours {more['ours outside']}; from {steps} steps"
+            f"{rest:.2f} against {plain_rest:.2f} ms, {more['outside']}, of which ours {more['ours outside']}; fit's "
+            f"{rest:.2f} pass: {passes}; inside {speed:,.0f} GFLOP/s; from {steps} steps"
         )
         bench.row("b", f"{name} {system.batch}, step", full, bare, "ms", note, figures=figures)
 
 
-def in_process(bench: Bench, system: System, steps: int, kind: str) -> tuple[float, float]:
+def operations(system: System) -> float:
+    """Millions of the operations in a step's products and convolutions, forward and backward."""
+    shape = (3, 32, 32) if system.data == "CIFAR10" else (1, 28, 28)
+    with FlopCounterMode(display=False) as counter:
+        network(system)(torch.rand(system.batch, *shape)).sum().backward()
+    return counter.get_total_flops() / 1e6
+
+
+def in_process(
+    bench: Bench, system: System, steps: int, kind: str, samples: Counter[str] | None = None
+) -> tuple[float, float]:
     """One of the three loops, with the same network, batches, optimizer and precision in each.
+
+    `samples`, where given, counts at regular moments outside of the arithmetic whose code runs, by package; a compiled
+    function of torch's counts for the package whose line calls it.
 
     Returns:
         ms per step, and how many of them outside of the network, its backward pass and the optimizer's kernel.
@@ -411,24 +437,39 @@ def in_process(bench: Bench, system: System, steps: int, kind: str) -> tuple[flo
     from vision_zoo import backbones
 
     inside = 0.0  # seconds so far
+    within = False  # the arithmetic
 
     def timed(call: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:
-            nonlocal inside
-            began = time.perf_counter()
+            nonlocal inside, within
+            within, began = True, time.perf_counter()
             given = call(*args, **kwargs)
             inside += time.perf_counter() - began
+            within = False
             return given
 
         return watched
 
     marks: list[tuple[float, float]] = []  # the start of each step: clock, and seconds inside before it
+    skip = min(60, steps // 3)  # past the first logged step, which imports and opens what later ones use
+
+    def sample(_: int, frame: FrameType | None) -> None:
+        if samples is None or within or not skip < len(marks) < steps or (frame and frame.f_globals is globals()):
+            return
+        while frame and (package := frame.f_globals.get("__name__", "").partition(".")[0]) not in PACKAGES:
+            frame = frame.f_back
+        if frame:
+            samples[package] += 1
+
     arithmetic = ((getattr(backbones, system.backbone), "forward"), (Tensor, "backward"))
     with contextlib.ExitStack() as stack:
         for owner, name in (*arithmetic, (torch, f"_fused_{system.optimizer.lower()}_")):
             stack.enter_context(patch.object(owner, name, timed(getattr(owner, name))))
+        if samples is not None:
+            stack.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, sample))
+            signal.setitimer(signal.ITIMER_REAL, SAMPLED_EVERY, SAMPLED_EVERY)
+            stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
         loop(bench, system, steps, kind, lambda: marks.append((time.perf_counter(), inside)))
-    skip = min(60, steps // 3)  # past the first logged step, which imports and opens what later ones use
     (began, before), (ended, after), counted_ = marks[skip], marks[-1], len(marks) - 1 - skip
     whole = 1000 * (ended - began) / counted_
     return whole, whole - 1000 * (after - before) / counted_

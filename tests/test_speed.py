@@ -4,9 +4,11 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -351,6 +353,29 @@ def test_what_a_loop_costs_leaves_out_the_time_in_the_network(benchmark, here, m
     assert whole >= 50
     assert 0 < outside <= whole - 50
     assert SmallCNN.forward is slow  # given back
+
+
+def test_the_time_outside_of_the_network_is_told_by_whose_code_it_passes_in(benchmark, here, monkeypatch):
+    original = SmallCNN.forward
+
+    def slow(network, images):
+        time.sleep(0.05)
+        return original(network, images)
+
+    monkeypatch.setattr(SmallCNN, "forward", slow)
+    bench = SimpleNamespace(root=str(tiny.write_mnist(here / "data", train=600)))
+    samples = Counter()
+    _, outside = benchmark.in_process(bench, benchmark.SYSTEMS["small_cnn"], 12, "full", samples)
+    assert {"vision_zoo", "lightning", "torch"} <= set(samples) <= set(benchmark.PACKAGES)
+    assert samples.total() * benchmark.SAMPLED_EVERY < 12 * outside / 1000 < 12 * 0.05
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL  # given back
+
+
+def test_operations_are_those_of_products_and_convolutions_forth_and_back(benchmark):
+    system = benchmark.SYSTEMS["mlp"]
+    weights = sum(w.numel() for w in benchmark.network(system).parameters() if w.dim() == 2)
+    first = next(w.numel() for w in benchmark.network(system).parameters() if w.dim() == 2)
+    assert benchmark.operations(system) == 2 * 100 * (3 * weights - first) / 1e6  # images need no gradient
 
 
 def step(whole=0.0, ours=0.0, outside=0.0, ours_outside=0.0):

@@ -343,6 +343,20 @@ def test_a_terminal_shows_a_bar_unless_told_not_to(here, monkeypatch, capsys):
         assert "train/accuracy" in out
 
 
+@pytest.mark.parametrize(("width", "bar"), [(130, 30), (40, 4)])
+def test_the_bar_stays_in_one_line_and_leaves_its_words_the_room(width, bar, here, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("vision_zoo.callbacks.console.REFRESH_SECONDS", 0)
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--test_after_fit", "false"]) == 0
+    drawn = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", part) for part in re.split(r"[\r\n]", capsys.readouterr().out)]
+    lines = [part for part in drawn if re.match(r"epoch 1/1 +[━╸╺]", part) and " 10/10 " in part]
+    assert lines
+    assert all(len(line) <= width for line in lines)
+    assert {len(re.findall("[━╸╺]", line)) for line in lines} == {bar}
+
+
 def test_without_validation_the_last_weights_are_the_best(here, capsys):
     assert main([*QUICK, "--trainer.max_epochs", "2", "--data.val_split", "0"]) == 0
     folder = here / "runs" / "default" / "version_0" / "checkpoints"

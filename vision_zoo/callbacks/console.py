@@ -3,6 +3,7 @@
 import platform
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,19 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress_bar import ProgressBar as RichBar
 from rich.table import Table
+from rich.text import Text
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from vision_zoo.callbacks.resizing import ProgressiveResizing
@@ -19,7 +31,24 @@ from vision_zoo.callbacks.speed import Speed
 from vision_zoo.classifier import Classifier, validates
 from vision_zoo.listing import metric_text
 
-REFRESH_SECONDS = 0.2
+REFRESH_SECONDS = 0.5
+
+
+class _Line(Progress):
+    """A bar with everything about it in one line of text, which is drawn in half the time of rich's own table."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is drawn: the bar gets what the words leave of the terminal's width."""
+        for task in self.tasks:
+            parts = [column(task) for column in self.columns if isinstance(column, ProgressColumn)]
+            free = self.console.width - sum(part.cell_len + 1 for part in parts if isinstance(part, Text))
+            for place, part in enumerate(parts):
+                if isinstance(part, RichBar):
+                    part.width = max(4, min(30, free))
+                    parts[place] = Text.assemble(*((s.text, s.style or "") for s in self.console.render(part)))
+            line = Text(" ").join(part for part in parts if isinstance(part, Text))
+            line.no_wrap, line.overflow = True, "ellipsis"
+            yield line
 
 
 class Console(ProgressBar):
@@ -47,15 +76,15 @@ class Console(ProgressBar):
         if self._enabled:
             self.console.print(*args, **kwargs)
 
-    # The bar is drawn by hand, five times a second at most: a drawing thread would compete with the training.
+    # The bar is drawn by hand, twice a second at most: a drawing thread would compete with the training.
 
     def _start(self, text: str, total: float) -> None:
         if not self._enabled or not self._bar or not self.console.is_terminal:
             return
         if self._progress is None:
-            self._progress = Progress(
+            self._progress = _Line(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=30),
+                BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[speed]}"),

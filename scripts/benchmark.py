@@ -75,6 +75,11 @@ class System:
     steps: int | None = None  # so many steps stand for an epoch where one takes minutes; see to_accuracy too
     iterations: int | None = None  # of the tutorial, where its epochs are of more images than ours
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image."""
+        return (3, 32, 32) if self.data == "CIFAR10" else (1, 28, 28)
+
 
 SYSTEMS = {
     "small_cnn": System("small_cnn_mnist", "MNIST", "SmallCNN", 50, 1),
@@ -159,8 +164,7 @@ def network(system: System) -> nn.Module:
     """The network alone, a plain module."""
     from vision_zoo import backbones
 
-    shape = (3, 32, 32) if system.data == "CIFAR10" else (1, 28, 28)
-    return getattr(backbones, system.backbone)(shape, 10)
+    return getattr(backbones, system.backbone)(system.shape, 10)
 
 
 def datamodule(system: System, root: str) -> Any:
@@ -417,9 +421,8 @@ def step_cost(bench: Bench) -> None:
 
 def operations(system: System) -> float:
     """Millions of the operations in a step's products and convolutions, forward and backward."""
-    shape = (3, 32, 32) if system.data == "CIFAR10" else (1, 28, 28)
     with FlopCounterMode(display=False) as counter:
-        network(system)(torch.rand(system.batch, *shape)).sum().backward()
+        network(system)(torch.rand(system.batch, *system.shape)).sum().backward()
     return counter.get_total_flops() / 1e6
 
 

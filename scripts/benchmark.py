@@ -53,6 +53,7 @@ import reproduce  # noqa: E402  # the script beside this one, after the path to 
 
 from vision_zoo.errors import VisionZooError  # noqa: E402  # of this checkout, after the path to it
 
+ON_CPU = ("--trainer.accelerator", "cpu")  # as the loops that tutorials show
 LEAST_AGREEING = 0.95  # of labels; JPEGs that are shrunk while they are decoded differ by some roundings
 PACKAGES = ("vision_zoo", "lightning", "torch", "torchmetrics", "rich", "tensorboard")  # that a step may pass in
 SAMPLED_EVERY = 0.0002  # seconds
@@ -245,7 +246,7 @@ class Bench:
             min(len(ours), len(theirs)),
             note,
             recipe,
-            processor(),
+            surroundings(),
             reproduce.commit(),
             figures or {},
         )
@@ -295,7 +296,7 @@ def child(bench: Bench, task: str, *words: str, **environment: str) -> Any:
 def fit(*words: str, **environment: str) -> dict[str, Any]:
     """`vision_zoo fit` in a process and a folder of its own; gives results.json."""
     with tempfile.TemporaryDirectory() as folder:
-        run("-m", "vision_zoo", "fit", *words, folder=folder, **environment)
+        run("-m", "vision_zoo", "fit", *words, *ON_CPU, folder=folder, **environment)
         return dict(json.loads(next(Path(folder).glob("runs/*/version_0/results.json")).read_text()))
 
 
@@ -308,6 +309,12 @@ def processor() -> str:
     said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     numbers = [f"{word} {said[name]}" for word, name in (("family", "cpu family"), ("model", "model")) if name in said]
     return ", ".join([said.get("model name", platform.machine()), *numbers])
+
+
+def surroundings() -> str:
+    """What rows are compared under: rows of others stay apart in the file."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "lightning"))
+    return f"{processor()}, {torch.get_num_threads()} threads, {versions}"
 
 
 def machine(bench: Bench) -> None:
@@ -337,8 +344,6 @@ def machine(bench: Bench) -> None:
     best = min(bench.seconds(lambda: target.copy_(source)) for _ in range(10))
     bench.facts["GB/s of a copy (read and written)"] = round(2 * source.numel() * 4 / best / 1e9, 1)
     bench.facts["bf16 by"] = "AMX" if torch.cpu._is_amx_tile_supported() else "AVX512 or emulated"
-    bench.facts["threads"] = torch.get_num_threads()
-    bench.facts |= {name: importlib.metadata.version(name) for name in ("torch", "lightning")}
     bench.console.print(bench.facts)
 
 
@@ -506,7 +511,7 @@ def loop(bench: Bench, system: System, steps: int, kind: str, mark: Callable[[],
         words = [
             "fit", "--config", system.config, "--data.root", bench.root, "--data.val_split", "0",
             "--trainer.max_epochs", "1", "--trainer.limit_train_batches", str(steps), "--test_after_fit", "false",
-            "--trainer.accelerator", "cpu",
+            *ON_CPU,
         ]  # fmt: skip
         words += ["--trainer.val_check_interval", "null"] if "fashion" in system.config else []
         with (
@@ -684,17 +689,10 @@ def door(bench: Bench) -> None:
     """Commands that need no torch."""
     for words in (["--help"], ["--version"], ["list"]):
         sides = bench.turns(
-            lambda _, words=words: bench_wall(lambda: run("-m", "vision_zoo", *words)),
-            lambda _: bench_wall(lambda: run("-c", "import torch")),
+            lambda _, words=words: bench.seconds(lambda: run("-m", "vision_zoo", *words)),
+            lambda _: bench.seconds(lambda: run("-c", "import torch")),
         )
         bench.row("f", f"vision_zoo {words[0]} against import torch", *sides, "s")
-
-
-def bench_wall(call: Callable[[], object]) -> float:
-    """Seconds of a process, by the wall's clock."""
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
 
 
 FIRST_STEP = """
@@ -705,7 +703,7 @@ def leave(optimizer, *_):
         os._exit(0)
 register_optimizer_step_post_hook(leave)
 from vision_zoo.__main__ import main
-raise SystemExit(main(["fit"]))
+raise SystemExit(main(["fit", "--trainer.accelerator", "cpu"]))
 """
 
 
@@ -713,9 +711,9 @@ def first_step(bench: Bench) -> None:
     """From the start of the process to the first step of the optimizer."""
     with tempfile.TemporaryDirectory() as folder:
         sides = bench.turns(
-            lambda _: bench_wall(lambda: run("-c", FIRST_STEP, folder=folder)),
+            lambda _: bench.seconds(lambda: run("-c", FIRST_STEP, folder=folder)),
             # Both leave without the interpreter's clearing up.
-            lambda _: bench_wall(lambda: run("-c", "import os, lightning.pytorch.cli; os._exit(0)")),
+            lambda _: bench.seconds(lambda: run("-c", "import os, lightning.pytorch.cli; os._exit(0)")),
         )
     bench.row("g", "fit on MNIST5k to its first step against import lightning.pytorch.cli", *sides, "s")
 
@@ -745,7 +743,8 @@ def memory_of(system: System, root: str, steps: int, kind: str) -> float:
     before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
     if kind == "fit":
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-            words = ["--trainer.max_epochs", "1"] + (["--trainer.limit_train_batches", str(steps)] if steps else [])
+            words = ["--trainer.max_epochs", "1", *ON_CPU]
+            words += ["--trainer.limit_train_batches", str(steps)] if steps else []
             with contextlib.redirect_stdout(io.StringIO()):
                 assert main(["fit", "--config", system.config, "--data.root", root, *words]) == 0
     else:
@@ -775,7 +774,7 @@ def predict(bench: Bench) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         few = ["--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1", "--test_after_fit", "false"]
-        run("-m", "vision_zoo", "fit", *few, folder=name)
+        run("-m", "vision_zoo", "fit", *few, *ON_CPU, folder=name)
         checkpoint = str(next(folder.glob("runs/*/*/checkpoints/best.ckpt")))
         for side in (32, 500):
             target = folder / f"jpeg{side}"
@@ -786,6 +785,7 @@ def predict(bench: Bench) -> None:
             for number in range(count):
                 (target / f"{number:05}.jpg").write_bytes(files[number % len(files)].getvalue())
             words = ["predict", "--ckpt_path", checkpoint, "--images", str(target), "--output", f"{name}/p.csv"]
+            words += ON_CPU
             whole: tuple[list[float], list[float]] = ([], [])
 
             def ours(words: list[str] = words, whole: list[float] = whole[0]) -> float:
@@ -838,7 +838,7 @@ def two_processes(bench: Bench) -> None:
     """Two processes of one thread against one of two threads."""
     steps = 6 if bench.quick else 40
     words = ["--config", "resnet18_cifar10", "--data.root", bench.root, "--trainer.max_epochs", "1"]
-    words += ["--test_after_fit", "false", "--trainer.accelerator", "cpu"]
+    words += ["--test_after_fit", "false"]
 
     def images(limit: int, *more: str, threads: int) -> float:
         result = fit(*words, "--trainer.limit_train_batches", str(limit), *more, OMP_NUM_THREADS=str(threads))
@@ -952,7 +952,7 @@ def merge(path: Path, bench: Bench) -> None:
     rows = {(row["section"], row["what"]): row for row in old["rows"]}
     rows |= {(row.section, row.what): asdict(row) for row in bench.rows}
     ordered = sorted(rows.values(), key=lambda row: row["section"])
-    machines = old["machines"] | {processor(): bench.facts}
+    machines = old["machines"] | {surroundings(): bench.facts}
     machines = {name: facts for name, facts in machines.items() if any(row["machine"] == name for row in ordered)}
     path.write_text(json.dumps({"machines": machines, "rows": ordered}, indent=2) + "\n")
 
@@ -980,7 +980,8 @@ def readme(root: Path) -> str:
         for r in mine:
             ratio = f"**{r.ratio:.2f}x** ({r.lowest:.2f}-{r.highest:.2f})"
             figures = f"{shown(r.ours)} | {shown(r.theirs)} | {r.unit} | {ratio} | {r.n}"
-            details.append(f"| {r.what} | {figures} | {letters[r.machine]}, {r.commit[:7]} | {r.note} |")
+            at = r.commit[:7] + "+" * r.commit.endswith("+")
+            details.append(f"| {r.what} | {figures} | {letters[r.machine]}, {at} | {r.note} |")
     about = "Means are geometric; those of c and d leave out dnn_fashion, for which no target was set. Measured on:"
     lines += ["", about, ""]
     for name, facts in said["machines"].items():

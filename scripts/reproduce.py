@@ -217,6 +217,9 @@ def make_run(project: Project, task: Task, folder: Path, data_root: Path | None)
                 words += ["--data.root", str(data_root)]
             words += [*task.options, *(["--ckpt_path", str(run)] if run else [])]
             print(f"{title}: {'goes on' if run else 'starts'}, {folder / 'log.txt'}", flush=True)
+            if run is None:  # what earlier attempts said is of no row
+                for name in ("log.txt", "commits.txt"):
+                    (folder / name).unlink(missing_ok=True)
             with (folder / "commits.txt").open("a") as commits:
                 commits.write(f"{commit()}\n")
             code = execute(words, folder / "log.txt", lock)
@@ -479,8 +482,9 @@ def table(project: Project, groups: Sequence[Group], figures: Sequence[str]) -> 
         "",
         "Test accuracy: mean and standard deviation of single runs, and how many. Time: mean of the training alone, "
         f"with its validation, on {hardware}. Every run is a row of `configs/results.csv`, with its speed, versions "
-        "and commit. The tutorial's loop: one epoch of the loop that the tutorial shows, measured with all threads of "
-        "the machine, times its epochs; from `configs/speed.json`, which `scripts/benchmark.py` writes.",
+        "and commit. The tutorial's loop: one epoch of the loop that the tutorial shows (of the slow networks some "
+        "steps of one), measured with all threads of the machine, times its epochs; from `configs/speed.json`, which "
+        "`scripts/benchmark.py` writes.",
     ]
     if any(group.recipe in CHOSEN_ANEW for group in groups):
         lines += ["", "\\*: changed after an earlier version had missed its target on the test images."]
@@ -526,6 +530,10 @@ def table_row(project: Project, group: Group, loops: dict[str, str]) -> str:
     reached += " \\*" if group.recipe in CHOSEN_ANEW else ""
     precisions = {row["precision"] for row in group.rows}
     mixed = f", {' and '.join(sorted(precisions))}" if len(precisions) > 1 else ""
+    share = yaml.safe_load(project.recipe(group.recipe).read_text())["trainer"].get("limit_train_batches", 1.0)
+    epochs = group.all("epochs")
+    if isinstance(share, float) and share < 1:  # of each epoch
+        epochs = f"{share:g} of {epochs}"
     cells = (
         f"`{group.variant}`" if group.variant else f"`{group.recipe}`" + f" `{group.options}`" * bool(group.options),
         group.data,
@@ -533,7 +541,7 @@ def table_row(project: Project, group: Group, loops: dict[str, str]) -> str:
         f"{group.accuracy} ({len(group.rows)}{group.tta}{mixed})",
         text,
         reached,
-        group.all("epochs"),
+        epochs,
         duration(group.mean("fit_seconds")),
         "-" if group.options else loops.get(group.recipe, "-"),
     )

@@ -22,7 +22,8 @@ def new_file(path: Path) -> Iterator[Path]:
         yield temporary
         flush(temporary)
         temporary.replace(path)
-        flush(path.parent)  # the rename itself
+        with contextlib.suppress(OSError):  # a folder that cannot be read, or a file system that flushes none
+            flush(path.parent)  # the rename itself
     except BaseException:
         with contextlib.suppress(OSError):  # it was never made
             temporary.unlink()

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 from torch import Tensor
 
+from vision_zoo.files import new_file
+
 TRAIN, VAL = "#4c78a8", "#e45756"
 LOG_FROM = 20  # a loss that falls to less than a twentieth shows its end on a logarithmic axis only
 
@@ -93,7 +95,7 @@ def plot_curves(metrics: Path, output: Path, title: str) -> None:
         loss.yaxis.set_minor_locator(NullLocator())
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     figure.suptitle(title, fontsize=12, parse_math=False)
-    figure.savefig(output, dpi=130, format="png")
+    _save(figure, output, 130)
 
 
 def plot_confusion_matrix(matrix: Tensor, class_names: Sequence[str], output: Path, title: str) -> None:
@@ -141,7 +143,7 @@ def plot_confusion_matrix(matrix: Tensor, class_names: Sequence[str], output: Pa
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(title, fontsize=11, parse_math=False)
-    figure.savefig(output, dpi=130)
+    _save(figure, output, 130)
 
 
 def plot_images(images: Tensor, titles: Sequence[str], output: Path, title: str = "") -> None:
@@ -179,4 +181,9 @@ def plot_images(images: Tensor, titles: Sequence[str], output: Path, title: str 
                 fontsize=8, ha="center", va="bottom", parse_math=False,
             )  # fmt: skip
         axes.text(figure_width / 2, 0.12, title, fontsize=12, ha="center", va="top", parse_math=False)
-        figure.savefig(output, dpi=110)
+        _save(figure, output, 110)
+
+
+def _save(figure: Figure, output: Path, dpi: int) -> None:
+    with new_file(output.resolve()) as temporary:  # a link stays one
+        figure.savefig(temporary, dpi=dpi, format="png")

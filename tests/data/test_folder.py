@@ -265,12 +265,13 @@ def test_a_streamed_epoch_continues_at_the_next_batch(pictures, num_workers):
     assert len(list(resumed)) == len(resumed)
 
 
-def test_ctrl_c_is_left_to_the_process_that_trains(pictures, ready):
-    """A terminal sends it to the processes that decode as well."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_are_left_to_the_process_that_trains(number, pictures, ready):
+    """A terminal, timeout and SLURM send them to the processes that decode as well."""
     batches = iter(ready(folder(pictures, in_memory=False, batch_size=1, num_workers=1)).train_dataloader())
     next(batches)
     (worker,) = multiprocessing.active_children()
-    os.kill(worker.pid, signal.SIGINT)
+    os.kill(worker.pid, number)
     assert sum(1 for _ in batches) > 2
     assert worker.exitcode in (None, 0)
 

@@ -171,6 +171,7 @@ class ArrayFile(ImageDataModule):
             if keys := self._keys(split):
                 self._check_shape(keys[0], (images.shape[1], images.shape[2], images.shape[3]))
                 self._check_labels(keys[1])
+        del images  # which the next line reads anew, as a part that is kept
         shown = statistics(self.split_images(source).images)
         return {"class_names": self.class_names, "image_shape": self.image_shape, **shown}
 

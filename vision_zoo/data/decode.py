@@ -118,9 +118,14 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor, list[tuple[str, str]]]]):
         return len(self.paths)
 
     def replacing(self, order: Sequence[int]) -> "ImageFiles":
-        """The same files, where the next readable one of `order` takes the place of one that cannot be decoded."""
+        """The same files, where another one of `order`, always the same, takes the place of one that is not readable.
+
+        It is any other one: the next ones in a folder may well be broken too, and are of the same class.
+        """
         twin = ImageFiles(self.paths, self.labels, self.image_shape, self.resize, self.strict)  # type: ignore[arg-type]
-        twin._successor = dict(zip(order, [*order[1:], *order[:1]], strict=True))
+        places = torch.randperm(len(order), generator=torch.Generator().manual_seed(0)).tolist()
+        mixed = [order[place] for place in places]
+        twin._successor = dict(zip(mixed, [*mixed[1:], *mixed[:1]], strict=True))
         return twin
 
     def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:

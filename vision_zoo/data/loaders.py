@@ -142,15 +142,17 @@ class TensorLoader(Loader):
             yield images.index_select(0, batch), labels.index_select(0, batch)
 
 
-def _ignore_interrupts(_worker: int) -> None:
-    """Ctrl-C goes to all processes of a terminal; the one that trains saves, then ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals(_worker: int) -> None:
+    """What stops a run goes to all of its processes, or may; the one that trains saves, then ends its workers."""
+    for number in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, number):  # Windows has no SIGUSR1
+            signal.signal(getattr(signal, number), signal.SIG_IGN)
 
 
 class StreamLoader(Loader):
     """Batches of image files, decoded by worker processes.
 
-    A file that cannot be decoded is named once. In training the next readable file takes its place, so that batches
+    A file that cannot be decoded is named once. In training another one takes its place, so that batches
     keep their size; in evaluation it is left out.
     """
 
@@ -166,7 +168,7 @@ class StreamLoader(Loader):
             sampler=[batch.tolist() for batch in batches],
             batch_size=None,
             num_workers=self.num_workers,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_leave_signals,
             generator=torch.Generator().manual_seed(0),
         )
         for images, labels, failures in source:

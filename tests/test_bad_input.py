@@ -674,6 +674,16 @@ OPTIONS = [
     ),
     Case("bare bones", (*FIT, "--trainer.barebones", "true"), r"--trainer\.barebones true does not work here"),
     Case(
+        "fast_dev_run",
+        (*FIT, "--trainer.fast_dev_run", "true"),
+        r"--trainer\.fast_dev_run does not work here: .* --trainer\.limit_val_batches 1 .* --trainer\.max_epochs 1",
+    ),
+    Case(
+        "to go on from the best",
+        ("fit", "--ckpt_path", "best"),
+        r"fit goes on from where the newest run ended, with --ckpt_path last\. To go back .* path of its best\.ckpt",
+    ),
+    Case(
         "second bar", (*FIT, "--trainer.callbacks", "RichProgressBar"), r"RichProgressBar .*a progress bar of its own"
     ),
     Case("no epochs", (*FIT, "--trainer.max_epochs", "0"), r"--trainer\.max_epochs is 0"),

@@ -3,7 +3,9 @@
 import csv
 import json
 import re
+import shlex
 import shutil
+import signal
 import sys
 import warnings
 from numbers import Real
@@ -21,6 +23,7 @@ from tests import tiny
 from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import LeNet5
+from vision_zoo.callbacks import Run
 from vision_zoo.classifier import Classifier
 from vision_zoo.cli import explain
 from vision_zoo.data import FashionMNIST, MNIST5k
@@ -258,6 +261,45 @@ def test_a_function_of_ones_own_is_named_with_the_option_that_admits_it(here, ca
     assert main(["test", "--ckpt_path", run, "--trusted_packages", __name__.partition(".")[0]]) == 0
 
 
+class Labelled(MNIST5k):
+    """A data set with an option that names a file."""
+
+    def __init__(self, table: str | Path = "", **options):
+        super().__init__(**options)
+        self.hparams["table"] = str(table)
+        assert Path(table).is_file()
+
+
+def test_an_option_of_ones_own_may_name_a_file(here):
+    (here / "tables").mkdir()
+    (here / "tables/labels.csv").write_text("a,1")
+    words = ["--data", "tests.test_cli.Labelled", "--data.table", "tables/labels.csv"]
+    assert fit(*words, "--model.scheduler", "null") == 0
+    run = newest(here)
+    options = config_of(run)["data"]["init_args"]
+    assert options["batch_size"] == 64  # the experiment's, which the class hands on
+    words = ["--ckpt_path", str(run), "--trusted_packages", "tests"]
+    assert main(["test", *words]) == 0
+    assert main(["fit", *words, "--trainer.max_epochs", "2"]) == 0
+    assert main(["test", "--ckpt_path", str(run)]) == 2
+    Classifier.load_from_checkpoint(run / "checkpoints" / "best.ckpt", trusted_packages=["tests"])
+
+
+def test_commands_that_a_run_names_admit_code_of_ones_own(here, monkeypatch, capsys):
+    monkeypatch.setattr(Run, "_wants", lambda *_: signal.SIGTERM)
+    assert fit("--model.backbone", "tests.test_cli.Foreign") == 128 + signal.SIGTERM
+    (command,) = re.findall(r"continue with: vision_zoo (.*)", capsys.readouterr().err)
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert main(shlex.split(command)) == 0
+    assert main(["report", "--ckpt_path", "best", "--trusted_packages", "tests"]) == 0
+    card = (newest(here) / "README.md").read_text()
+    (command,) = re.findall(r"vision_zoo (test .*)", card)
+    assert main(shlex.split(command)) == 0
+    code = card.partition("```python\n")[2].partition("```")[0]
+    exec(code)
+
+
 def test_short_names_mean_ours_first(here):
     words = ["--data.augmentation", "[RandomHorizontalFlip, {class_path: ColorJitter, init_args: {brightness: 0.2}}]"]
     assert fit("--model.backbone", "LeNet5", *words) == 0
@@ -457,7 +499,11 @@ class Unwritable(nn.Module):
         (["--model.optimizer", "SGD", "--model.optimizer.lr", "0.1"], 0.1),
         (["--model.optimizer", "{class_path: SGD, init_args: {lr: 0.1}}"], 0.1),
         (["--model.optimizer.lr", "0.1", "--model.scheduler.max_lr", "0.3"], 0.3),
+        (["--model.optimizer", "SGD"], 0.001),  # torch's
         (["--config", "own.yaml"], 0.07),
+        (["--config", "cnn_mnist5k", "--config", "other.yaml"], 0.05),
+        (["--config", "cnn_mnist5k", "--config", "same.yaml"], 0.002),
+        (["--config", "cnn_mnist5k", "--config", "peak.yaml"], 0.4),
     ],
 )
 def test_a_learning_rate_is_the_peak_of_a_one_cycle_schedule(words, peak, here, capsys):
@@ -466,6 +512,9 @@ def test_a_learning_rate_is_the_peak_of_a_one_cycle_schedule(words, peak, here, 
         "model: {backbone: LeNet5, optimizer: {class_path: SGD, init_args: {lr: 0.07}}, scheduler: OneCycleLR}\n"
         "data: MNIST5k\n"
     )
+    Path("other.yaml").write_text("model: {optimizer: {class_path: SGD, init_args: {lr: 0.05}}}\n")
+    Path("same.yaml").write_text("model: {optimizer: {class_path: Adam, init_args: {weight_decay: 0.1}}}\n")
+    Path("peak.yaml").write_text("model: {optimizer: SGD, scheduler: {init_args: {max_lr: 0.4}}}\n")
     assert main(["fit", *words, "--print_config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"]["scheduler"]["init_args"]["max_lr"] == peak
 

@@ -132,8 +132,9 @@ def test_the_configuration_in_the_run_is_the_one_in_the_checkpoint(trained_run):
     assert checkpoint["hyper_parameters"]["class_names"] == [str(digit) for digit in range(10)]
 
 
-def test_without_logger_no_event_files_are_written_and_metrics_still_are(here):
-    assert main([*QUICK, "--trainer.max_epochs", "1", "--trainer.logger", "false"]) == 0
+@pytest.mark.parametrize("no", ["false", "False"])
+def test_without_logger_no_event_files_are_written_and_metrics_still_are(no, here):
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--trainer.logger", no]) == 0
     run = here / "runs" / "default" / "version_0"
     assert not list(run.glob("events*"))
     assert rows(run)
@@ -252,6 +253,28 @@ def test_a_run_that_ends_by_its_steps_is_validated_at_its_end(here, capsys):
     assert [row["step"] for row in rows(Path(folder)) if row["val/loss"]] == ["5"]
 
 
+@pytest.mark.parametrize(
+    ("words", "validated"),
+    [
+        (["--trainer.max_steps", "7", "--trainer.check_val_every_n_epoch", "3"], ["7"]),
+        (["--trainer.max_epochs", "2", "--trainer.val_check_interval", "3"], ["3", "8", "10"]),
+        (["--trainer.max_epochs", "2", "--trainer.val_check_interval", "0.8"], ["4", "9", "10"]),
+        (
+            ["--trainer.max_epochs=2", "--trainer.val_check_interval=4", "--trainer.check_val_every_n_epoch=null"],
+            ["4", "8", "10"],
+        ),
+    ],
+)
+def test_the_weights_that_a_run_ends_with_are_validated(words, validated, here):
+    batches = ["--trainer.limit_train_batches", "5", "--trainer.limit_val_batches", "1", "--test_after_fit", "false"]
+    assert main(["fit", "--model.backbone", "LeNet5", "--model.scheduler", "null", *batches, *words]) == 0
+    run = here / "runs/default/version_0"
+    assert [row["step"] for row in rows(run) if row["val/loss"]] == validated
+    before = (run / "metrics.csv").read_text()
+    assert main(["fit", "--ckpt_path", "last"]) == 0
+    assert (run / "metrics.csv").read_text() == before
+
+
 def test_the_logged_loss_of_gathered_gradients_is_of_whole_steps(here):
     counts = ["--trainer.accumulate_grad_batches", "4", "--trainer.log_every_n_steps", "1", "--data.batch_size", "8"]
     assert main([*QUICK[:3], "--trainer.limit_train_batches", "8", *counts, "--trainer.max_epochs", "1"]) == 0
@@ -310,6 +333,18 @@ def test_images_of_classes_under_other_names_are_refused(here, capsys):
     for words in (["test", "--ckpt_path", "best"], ["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"]):
         assert main([*words, "--data.root", "b"]) == 2
         assert "it has 'leaf' where the checkpoint knows 'apple'" in capsys.readouterr().err
+
+
+def test_known_data_of_other_classes_are_refused(here, capsys):
+    tiny.write_cifar10(here, train=100, test=20)
+    tiny.write_stl10(here, train=100, test=20)
+    words = ["--data.root", ".", "--data.image_size", "32", "--data"]
+    assert main([*QUICK, *words, "CIFAR10", "--data.val_split", "0.1", "--trainer.max_epochs", "1"]) == 0
+    assert main(["test", "--ckpt_path", "best", *words, "STL10"]) == 2
+    assert (
+        "the classes of STL10 are not those of the checkpoint: it has 'bird' where the checkpoint knows 'automobile'. "
+        "Choose another --data"
+    ) in capsys.readouterr().err
 
 
 def test_fit_says_what_it_does_and_prints_the_run_folder_last(here, capsys):

@@ -6,10 +6,11 @@ import importlib.util
 import inspect
 import keyword
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 import yaml
@@ -240,11 +241,17 @@ def check_trust(checkpoint: Any, trusted_packages: Sequence[str], where: str) ->
     described = [checkpoint.get("datamodule_hyper_parameters"), about.get("config") if isinstance(about, dict) else 0]
     hparams = checkpoint["hyper_parameters"]
     described += [{name: hparams.get(name)} for name in ("backbone", "optimizer", "scheduler")]
+    model = about["config"].get("model") if isinstance(about, dict) and isinstance(about.get("config"), dict) else None
+    plain = {*PATHS, *_plain_options(described[0], trusted_packages)}
+    specs = {"backbone.init_args.": hparams.get("backbone")}
+    if isinstance(model, dict):
+        specs |= {"model.backbone.init_args.": model.get("backbone"), "data.init_args.": described[1].get("data")}
+    for place, spec in specs.items():
+        plain |= {place + option for option in _plain_options(spec, trusted_packages)}
     for part in described:
         for path, key, value in _walk(part, where):
-            if key not in CLASS_KEYS and isinstance(value, str) and path not in PATHS:
+            if key not in CLASS_KEYS and isinstance(value, str) and path not in plain:
                 _check_text(value, path, admitted, where)
-    model = about["config"].get("model") if isinstance(about, dict) and isinstance(about.get("config"), dict) else None
     for holder in (hparams, model if isinstance(model, dict) else {}):
         for slot in ("backbone", "optimizer", "scheduler"):
             _check_slot(holder.get(slot), slot, where, needed=slot == "backbone" and holder is hparams)
@@ -262,6 +269,22 @@ def check_trust(checkpoint: Any, trusted_packages: Sequence[str], where: str) ->
         _check_nested(part, trusted_packages, where)
 
 
+def _plain_options(spec: Any, trusted_packages: Sequence[str]) -> list[str]:
+    """Options of a class of the user's own that its annotations call texts or paths, such as a file with labels.
+
+    The parser keeps them as they are; in other options it may import or read what a text names.
+    """
+    name = (spec.get("class_path") or spec.get("_class_path")) if isinstance(spec, Mapping) else None
+    if not isinstance(name, str) or name.partition(".")[0] not in trusted_packages:
+        return []
+    try:
+        found = import_path(name)
+        hints = get_type_hints(found.__init__ if inspect.isclass(found) else found)
+    except Exception:  # there is no such class, which is said later, or an annotation that means nothing here
+        return []
+    return [option for option, hint in hints.items() if {*(get_args(hint) or [hint])} <= {str, Path, NoneType}]
+
+
 def foreign_packages(config: Any) -> list[str]:
     """Packages of the classes and functions that a configuration names, save those that are trusted by themselves."""
     found = set()
@@ -271,6 +294,11 @@ def foreign_packages(config: Any) -> list[str]:
             if package not in TRUSTED_PACKAGES and (key in CLASS_KEYS or _is_package(package)):
                 found.add(package)
     return sorted(found)
+
+
+def trusting(packages: Iterable[str]) -> str:
+    """What follows in a command on a checkpoint that names such packages: a blank and options, or nothing."""
+    return "".join(f" --trusted_packages {name}" for name in packages)
 
 
 def _walk(node: Any, where: str) -> Iterator[Value]:

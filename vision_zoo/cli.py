@@ -89,7 +89,7 @@ UNFIT = {
     "trained network",
 }
 
-NO_CLASS = ("null", "None", "true", "false")  # words in a class's place; a logger may be any of them
+NO_CLASS = ("null", "None", "true", "True", "false", "False")  # words in a class's place; a logger may be any of them
 
 # Where the data lies and who reads it decides nothing: it may differ from the checkpoint's. Neither do the weights that
 # a run began with, once it has its own.
@@ -344,6 +344,11 @@ class VisionZooCLI(LightningCLI):
         ckpt = words.last("ckpt_path")
         resuming = words.subcommand == "fit"
         if ckpt is not None:
+            if resuming and ckpt == "best":
+                raise ConfigError(
+                    "--ckpt_path best: fit goes on from where the newest run ended, with --ckpt_path last. To go back "
+                    "to its best epoch and drop what was trained since, give the path of its best.ckpt"
+                )
             root = expanded(
                 words.last("trainer.default_root_dir") or (given.get("trainer") or {}).get("default_root_dir") or "."
             )
@@ -667,7 +672,9 @@ class VisionZooCLI(LightningCLI):
             callbacks.append(run)
             exact = self._get(self.config_init, "deterministic")
             if options.get("deterministic") is None and torch.cuda.is_available():
-                kwargs |= {"deterministic": "warn" if exact else False, "benchmark": not exact}
+                kwargs["deterministic"] = "warn" if exact else False
+                if options.get("benchmark") is None:
+                    kwargs["benchmark"] = not exact
         if MPSAccelerator.is_available():  # has no float64, in which losses are summed
             if options.get("accelerator") in ("mps", "gpu"):
                 raise ConfigError(
@@ -710,6 +717,12 @@ def _check_trainer_options(options: Mapping[str, Any]) -> None:
                 f"--trainer.{name} {str(value).lower()} does not work here: every run keeps its checkpoints and "
                 "metrics. Leave it out"
             )
+    if options.get("fast_dev_run"):
+        tried = " ".join(f"--trainer.limit_{part}_batches 1" for part in ("train", "val", "test"))
+        raise ConfigError(
+            "--trainer.fast_dev_run does not work here: every run keeps its checkpoints and metrics. To see whether "
+            f"everything runs: {tried} --trainer.max_epochs 1 --trainer.default_root_dir FOLDER"
+        )
     for callback in _listed(options.get("callbacks")):
         for kind, reason in UNFIT.items():
             if isinstance(callback, kind):

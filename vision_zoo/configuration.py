@@ -231,15 +231,35 @@ def merge(base: Config, new: Mapping[str, Any]) -> Config:
                     result[key]["init_args"] = {**kept, **(value.get("init_args") or {})}
             else:
                 result[key] = merge(dict(old), value)
+                if key == "model":
+                    _forget_peak(old, value, result[key])
         else:
             result[key] = copy.deepcopy(value)
     return result
 
 
+def _forget_peak(old: Mapping[str, Any], new: Mapping[str, Any], merged: Config) -> None:
+    """Leave out the peak of a one-cycle schedule that was chosen for another optimizer, or another rate of it."""
+
+    def options(part: Any, name: str) -> Mapping[str, Any]:
+        spec = part.get(name)
+        return {"class_path": spec.get("class_path"), **(spec.get("init_args") or {})} if spec else {}
+
+    def rate(model: Mapping[str, Any]) -> tuple[Any, Any]:
+        optimizer = options(model, "optimizer")
+        return optimizer.get("class_path"), optimizer.get("lr")
+
+    one_cycle = str(options(merged, "scheduler").get("class_path")).endswith(".OneCycleLR")
+    if one_cycle and "max_lr" not in options(new, "scheduler") and rate(old) != rate(merged):
+        (merged["scheduler"].get("init_args") or {}).pop("max_lr", None)
+
+
 def fit_data_options(class_path: str, options: Config) -> Config:
     """Leave out what another data set cannot take: foreign options, and mean and std of other channels."""
     class_ = import_path(class_path)
-    known = inspect.signature(class_).parameters
+    known = set(inspect.signature(class_).parameters)
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(class_).parameters.values()):
+        known |= set(SHARED_DATA_OPTIONS)  # which it hands on
     channels = getattr(class_, "mean", None)
     result = {}
     for key, value in options.items():
@@ -403,6 +423,9 @@ def prepare_schedule(config: Config, rate: str | float | None) -> Config:
             optimizer = config["model"].get("optimizer")
             options = (optimizer.get("init_args") if isinstance(optimizer, Mapping) else None) or {}
             peak: Any = options.get("lr") if rate is None else rate
+            if peak is None and isinstance(optimizer, Mapping):
+                defaults = inspect.signature(import_path(optimizer["class_path"])).parameters
+                peak = getattr(defaults.get("lr"), "default", None)
             with contextlib.suppress(TypeError, ValueError):  # no number: the parser says so
                 arguments["max_lr"] = float(peak)
         if arguments:

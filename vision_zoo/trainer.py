@@ -24,7 +24,7 @@ from vision_zoo.callbacks import Console, Evaluation, Run, Speed
 from vision_zoo.callbacks.console import device_name
 from vision_zoo.callbacks.evaluation import numbers
 from vision_zoo.callbacks.run import link
-from vision_zoo.checkpoints import TRUSTED_PACKAGES, foreign_packages
+from vision_zoo.checkpoints import TRUSTED_PACKAGES, foreign_packages, trusting
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError
@@ -162,6 +162,7 @@ class Trainer(pl.Trainer):
             return "its time was up; raise --trainer.max_time to go on"
         if any(c.interval == "step" and not isinstance(c.scheduler, CyclicLR) for c in self.lr_scheduler_configs):
             again = f"--config {quote(str(run.path / 'config.yaml'))} --model.weights {quote(str(run.last))}"
+            again += trusting(foreign_packages(run.config))
             return f"its schedule ends here; to train on from its weights: vision_zoo fit {again}"
         return f"raise --trainer.{'max_steps' if in_steps else 'max_epochs'} to go on"
 
@@ -263,9 +264,8 @@ class Trainer(pl.Trainer):
         self.say(f"trained {trained} in {duration(run.fit_seconds)}{speed}; best.ckpt is {which}")
         if model.test_time_augmentation != "none":
             self.say(f"tested with test-time augmentation: {model.test_time_augmentation}")
-        if foreign := foreign_packages(run.config):
-            words = " ".join(f"--trusted_packages {name}" for name in foreign)
-            self.say(f"commands that read its checkpoints need {words}, since they name code of your own")
+        if words := trusting(foreign_packages(run.config)):
+            self.say(f"commands that read its checkpoints need{words}, since they name code of your own")
         self.say(escape(str(run.path)))
 
     def validate(  # type: ignore[override]
@@ -344,7 +344,7 @@ class Trainer(pl.Trainer):
         model: Classifier,
         datamodule: ImageDataModule | None = None,
         ckpt_path: str | None = None,
-        format: Literal["onnx", "torch_export", "safetensors", "state_dict"] = "onnx",  # noqa: A002
+        format: Literal["onnx", "torch_export", "safetensors", "state_dict"] | None = None,  # noqa: A002
         output: str | None = None,
     ) -> None:
         """Write a checkpoint's network as one file for other programs, and compare it with the original.
@@ -354,7 +354,8 @@ class Trainer(pl.Trainer):
             datamodule: the data; only looked at if its files are there.
             ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
             format: onnx and torch_export are programs that take raw uint8 images (N, C, H, W) and give logits;
-                safetensors and state_dict are the weights of the backbone.
+                safetensors and state_dict are the weights of the backbone; by default what the ending of the output
+                says (.onnx, .pt2, .safetensors, .pt), else onnx.
             output: the file to write or replace; default: the run's name, in the working directory, if it is free.
         """
         if ckpt_path is None:
@@ -499,19 +500,23 @@ def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
     if datamodule.num_classes != model.num_classes:
         odd = sorted(set(model.class_names) ^ set(datamodule.class_names))
         where = f" in {data_place(datamodule)} (only one of them has {', '.join(odd[:5])})" if from_files else ""
-        lacks = option == "--data.root" and set(datamodule.class_names) < set(model.class_names)
+        ways = {
+            "--data.root": ", or make an empty folder for a class of which there are no pictures to score",
+            "--data.path": ", or name all classes in class_names",
+        }
+        way_out = ways[option] if from_files and set(datamodule.class_names) < set(model.class_names) else ""
         raise CheckpointError(
             f"the checkpoint knows {model.num_classes} classes, {data} has {datamodule.num_classes}{where}: choose "
-            f"another {option if from_files else '--data'}"
-            + (", or make an empty folder for a class of which there are no pictures to score" if lacks else "")
+            f"another {option if from_files else '--data'}{way_out}"
         )
     numbered = tuple(str(label) for label in range(model.num_classes))  # stands for classes without names
     names = tuple(datamodule.class_names)
-    if from_files and model.class_names != names and numbered not in (model.class_names, names):
+    if model.class_names != names and numbered not in (model.class_names, names):
         known, found = next(pair for pair in zip(model.class_names, names, strict=True) if pair[0] != pair[1])
         raise CheckpointError(
-            f"the classes of {data_place(datamodule)} are not those of the checkpoint: it has {found!r} where the "
-            f"checkpoint knows {known!r}. Rename them, or choose another {option}"
+            f"the classes of {data_place(datamodule) if from_files else data} are not those of the checkpoint: it has "
+            f"{found!r} where the checkpoint knows {known!r}. "
+            + (f"Rename them, or choose another {option}" if from_files else "Choose another --data")
         )
 
 

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from tests import tiny
@@ -158,6 +159,15 @@ def test_a_checkpoint_gives_the_weights_to_start_from_like_its_state_dict(checkp
         Classifier(LeNet5, (1, 28, 28), DIGITS, weights=str(path)) for path in (checkpoint, exported["state_dict"])
     )
     assert all(map(torch.equal, from_checkpoint.parameters(), from_state.parameters()))
+
+
+def test_the_ending_of_the_output_says_the_format(checkpoint, here, capsys):
+    for name in ("net.safetensors", "net.pt", "net.pt2"):
+        assert main(["export", "--ckpt_path", str(checkpoint), "--output", name]) == 0
+    assert main(["export", "--ckpt_path", str(checkpoint), "--output", "net.bin"]) == 2
+    assert ".bin is the ending of no format; set --format onnx, torch_export" in capsys.readouterr().err
+    assert load_file("net.safetensors").keys() == torch.load("net.pt", weights_only=True).keys()
+    assert torch.export.load("net.pt2").module()(torch.zeros(1, 1, 28, 28, dtype=torch.uint8)).shape == (1, 10)
 
 
 @pytest.mark.parametrize("format_", FORMATS[:3])

@@ -231,11 +231,13 @@ def test_json_says_the_same_as_the_table(trained_run, here, digits, words):
     assert list(objects[0])[:4] == ["path", "label", "probability", "label_2"]
 
 
-def test_nothing_but_the_checkpoint_is_needed(here, tmp_path_factory, monkeypatch):
+@pytest.mark.parametrize("channels", ["1", "3"])
+def test_nothing_but_the_checkpoint_is_needed(channels, here, tmp_path_factory, monkeypatch):
     tiny.write_image_folder(here / "data", size=(90, 30))
     assert main(["fit", "--data", "ImageFolder", "--data.root", "data", "--data.image_size", "32",
                  "--data.val_split", "0", "--data.resize", "pad", "--model.backbone", "SmallCNN",
-                 "--trainer.max_epochs", "1", "--test_after_fit", "false"]) == 0  # fmt: skip
+                 "--data.channels", channels, "--trainer.max_epochs", "1",
+                 "--test_after_fit", "false"]) == 0  # fmt: skip
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     picture = elsewhere / "wide.png"
     shutil.copy(here / "data" / "cat" / "0000.png", picture)

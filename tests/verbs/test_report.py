@@ -319,6 +319,17 @@ def test_figures_of_other_images_or_averaged_ones_are_not_taken_for_the_runs_own
     assert "This run was never tested" not in (run / "README.md").read_text()
 
 
+def test_a_run_whose_own_test_averages_views_is_reported_with_a_later_one(here):
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--tta", "flip", "--test_after_fit", "false"]) == 0
+    run = here / "runs" / "default" / "version_0"
+    for words, told in ((["--tta", "none"], False), ([], True)):
+        assert main(["test", "--ckpt_path", "best", *words]) == 0
+        report("--ckpt_path", "best")
+        card = (run / "README.md").read_text()
+        assert ("This run was never tested" in card) is not told
+        assert ("flip: predictions averaged over views" in card) is told
+
+
 def test_figures_of_a_test_part_that_was_cut_otherwise_are_not_taken_for_the_runs_own(here):
     tiny.write_image_folder(here / "pictures", count=20)
     words = ["--data", "ImageFolder", "--data.root", "pictures", "--data.image_size", "28"]

@@ -7,6 +7,7 @@ import io
 import math
 import os
 import random
+import shlex
 import shutil
 import signal
 import sys
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from vision_zoo.callbacks.console import Console
 from vision_zoo.callbacks.processes import expect_answers
-from vision_zoo.checkpoints import read_checkpoint
+from vision_zoo.checkpoints import foreign_packages, read_checkpoint, trusting
 from vision_zoo.classifier import gather, steps_after, validates
 from vision_zoo.data.loaders import Loader
 from vision_zoo.errors import CheckpointError, ConfigError, TrainingError, diverged
@@ -52,10 +53,11 @@ STEP_METRICS = ("train/loss_step", "lr")  # of single steps: a later row must no
 class StoppedBySignalError(TrainingError):
     """The command was stopped by a signal; training with its state saved."""
 
-    def __init__(self, number: int, path: Path | None) -> None:
+    def __init__(self, number: int, run: "Run | None" = None) -> None:
         saved = ""
-        if path:
-            saved = f", the state is saved; continue with: vision_zoo fit --ckpt_path {path.parent.parent}"
+        if run:
+            words = f"--ckpt_path {shlex.quote(str(run.path))}{trusting(foreign_packages(run.config))}"
+            saved = f", the state is saved; continue with: vision_zoo fit {words}"
         super().__init__(f"stopped by {signal.Signals(number).name}{saved}")
         self.exit_code = 128 + number
 
@@ -64,7 +66,7 @@ def end_on_sigterm() -> None:
     """Let SIGTERM end an evaluation, which has nothing to save; after Lightning's handler the exit code would be 0."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise StoppedBySignalError(number, None)
+        raise StoppedBySignalError(number)
 
     with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us handles the signals
         signal.signal(signal.SIGTERM, end)
@@ -199,17 +201,31 @@ class Run(Checkpoint):
                 callback.dirpath = str(self.path / "checkpoints")
         # Lightning takes every run with max_steps for one that stopped within an epoch, and would end that epoch again.
         trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]  # no option for it
-        # The last epoch is validated whatever check_val_every_n_epoch says: its weights may be the best.
-        loop = trainer.fit_loop.epoch_loop
-        due = loop._should_check_val_epoch
-
-        @functools.cache  # Lightning asks after every step
-        def validated(epoch: int) -> bool:
-            return due() or bool(trainer.enable_validation and epoch + 1 == trainer.max_epochs)
-
-        loop._should_check_val_epoch = lambda: validated(trainer.current_epoch)  # type: ignore[method-assign]  # no option
+        self._validate_the_end(trainer)
         if self.events and not trainer.loggers:
             trainer.loggers = [EventFiles(self.path, name="", version="", flush_secs=EVENTS_FLUSHED_SECONDS)]
+
+    def _validate_the_end(self, trainer: Trainer) -> None:
+        # Whatever check_val_every_n_epoch and val_check_interval say: the weights that a run ends with may be the best.
+        loop = trainer.fit_loop.epoch_loop
+        due, due_now = loop._should_check_val_epoch, loop._should_check_val_fx
+
+        def is_last(epoch: int) -> bool:
+            return trainer.enable_validation and epoch + 1 == trainer.max_epochs
+
+        @functools.cache  # Lightning asks after every step
+        def is_due(epoch: int) -> bool:
+            return due() or is_last(epoch)
+
+        def validates_epoch() -> bool:
+            stops = trainer.should_stop and trainer.enable_validation and trainer.fit_loop._can_stop_early
+            return stops or is_due(trainer.current_epoch)
+
+        def validates_now(data_fetcher: Any) -> bool:
+            return due_now(data_fetcher) or (loop.batch_progress.is_last_batch and is_last(trainer.current_epoch))
+
+        loop._should_check_val_epoch = validates_epoch  # type: ignore[method-assign]  # no option
+        loop._should_check_val_fx = validates_now  # type: ignore[method-assign]  # no option
 
     def _open(self, root: Path) -> None:
         if self.folder is None:
@@ -424,7 +440,7 @@ class Run(Checkpoint):
 
     def _stop(self, number: int) -> None:
         if number > 0:
-            raise StoppedBySignalError(number, self.last)
+            raise StoppedBySignalError(number, self)
 
     def _count_training(self) -> None:
         now = time.monotonic()

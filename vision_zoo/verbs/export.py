@@ -67,7 +67,7 @@ class Exported(NamedTuple):
 
 
 def export(
-    model: Classifier, datamodule: ImageDataModule | None, ckpt_path: Path, format_: Format, output: Path | None
+    model: Classifier, datamodule: ImageDataModule | None, ckpt_path: Path, format_: Format | None, output: Path | None
 ) -> Exported:
     """Write a classifier into one file, load the file again and compare its outputs with the module's.
 
@@ -75,13 +75,14 @@ def export(
         model: the classifier with its weights; left in eval mode, on the CPU.
         datamodule: of the run; its test images are used for the comparison if they are there.
         ckpt_path: where the weights are from.
-        format_: kind of the file.
+        format_: kind of the file; by default what its ending says, else onnx.
         output: the file; by default named like the run, in the working directory, where nothing is replaced then.
 
     Raises:
         ConfigError: if packages are missing or the file cannot be written there.
         ExportError: if the network cannot be exported or the outputs differ. No file is left then.
     """
+    format_ = format_ or _format_of(output)
     suffix, packages, make, load = FORMATS[format_]
     _require(packages)
     # Of a mapped file only the plain data are read, not the weights.
@@ -303,6 +304,15 @@ FORMATS: Mapping[Format, _Kind] = {
 
 
 # ----------------------------------------------------------------------------------------------------------- inside
+
+
+def _format_of(output: Path | None) -> Format:
+    ending = output.suffix.lower() if output else ""
+    endings: dict[str, Format] = {"": "onnx", ".pth": "state_dict"}
+    endings |= {kind.suffix: name for name, kind in FORMATS.items()}
+    if ending not in endings:
+        raise ConfigError(f"--output {output}: {ending} is the ending of no format; set --format {', '.join(FORMATS)}")
+    return endings[ending]
 
 
 def _require(packages: tuple[str, ...]) -> None:

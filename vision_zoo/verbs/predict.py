@@ -161,7 +161,8 @@ def find_pictures(given: Sequence[str]) -> list[Path]:
         try:
             pictures = _expand(word)
         except OSError as error:
-            raise InputError(f"--images {word}: {error.strerror or error}") from error
+            where = f"{error.filename}: " if error.filename not in (None, word) else ""
+            raise InputError(f"--images {word}: {where}{error.strerror or error}") from error
         for path in pictures:
             found.setdefault(str(path.absolute()), path)
     return list(found.values())
@@ -299,8 +300,9 @@ def training_mean(model: Classifier, datamodule: ImageDataModule | None) -> floa
     if model.image_shape[0] != 1:
         return None
     published = getattr(type(datamodule), "mean", None)  # no tuple where it is computed from the user's files
-    same = datamodule is not None and datamodule.class_names == model.class_names
-    mean = published if isinstance(published, tuple) and same else tuple(model.hparams["mean"])
+    mean = tuple(model.hparams["mean"])
+    if datamodule is not None and isinstance(published, tuple) and datamodule.class_names == model.class_names:
+        mean = published
     return float(mean[0]) if mean[0] > 0 else None
 
 

@@ -8,15 +8,16 @@ import math
 import re
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from vision_zoo import __version__
+from vision_zoo.checkpoints import foreign_packages, trusting
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError
 from vision_zoo.files import expanded, write_file
@@ -57,7 +58,9 @@ class Facts:
         epochs: by epoch, the last value of each metric.
         pictures: name to content of the PNG files.
         config: the configuration as YAML, without what is left at null.
+        foreign: packages of one's own that a command on the checkpoint must trust.
         test_source: folder or file of the test images, where the run was tested by itself.
+        views: which the test averaged over; none, flip, shift or flip+shift.
         missing: what could not be read, a sentence each.
     """
 
@@ -73,7 +76,9 @@ class Facts:
     epochs: list[dict[str, str]] = field(default_factory=list)
     pictures: dict[str, bytes] = field(default_factory=dict)
     config: str = ""
+    foreign: Sequence[str] = ()
     test_source: str = ""
+    views: str = "none"
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -123,12 +128,12 @@ def write_report(model: Classifier, checkpoint: Path, step: int, output: str | N
 def collect(model: Classifier, checkpoint: Path, step: int, run: Path | None) -> Facts:
     """Gather what there is; what is missing or broken is said in words, never made up."""
     folder = run or checkpoint
-    config, dataset, root, options = _read_config(folder / "config.yaml")
+    config = _read_config(folder / "config.yaml")
     # Below a folder runs, the way there from where the run was started.
-    place = str(Path(root, *folder.parts[-3:]) if run and run.parent.parent.name == "runs" else folder)
+    place = str(Path(config.root, *folder.parts[-3:]) if run and run.parent.parent.name == "runs" else folder)
     weights = f"{place}/checkpoints/{checkpoint.name}" if run else place
     name = run.parent.name if run else checkpoint.stem
-    facts = Facts(name, place, weights, model.network_name, dataset or "data of your own", model)
+    facts = Facts(name, place, weights, model.network_name, config.dataset or "data of your own", model)
     if run is None:
         facts.missing.append(
             "The checkpoint lies outside a run folder, so nothing is known about its training and its results."
@@ -138,29 +143,28 @@ def collect(model: Classifier, checkpoint: Path, step: int, run: Path | None) ->
     if not facts.results:
         facts.missing.append("The run has no results: it was stopped before its end, or is still training.")
     facts.name = str(facts.results.get("config") or facts.name)
-    facts.config = config
+    facts.config, facts.foreign = config.text, config.foreign
+    facts.views = str(facts.results.get("test_time_augmentation", "none"))
     # Tested at the end of fit, or by a later test of the same weights, images and all.
     tested = next((f for f in (run, run / "test") if (f / "per_class.csv").is_file()), None)
     metrics = facts.results.get("metrics") or {}
     if tested is not None and "test/accuracy" not in metrics:
         later = _read_json(tested / "test.json", facts)
-        ours = {
-            "checkpoint": checkpoint.name,
-            "step": step,
-            "data": facts.dataset,
-            "test_time_augmentation": "none",
-        }
-        if later.get("images") in (options.get("root"), options.get("path")):
+        ours = {"checkpoint": checkpoint.name, "step": step, "data": facts.dataset}
+        if later.get("images") in (config.data.get("root"), config.data.get("path")):
             # Cut otherwise, the part holds images that the network was trained with.
-            ours |= {name: options[name] for name in ("test_split", "seed") if name in options and name in later}
-        if all(later.get(name, value) == value for name, value in ours.items()):
+            ours |= {n: config.data[n] for n in ("test_split", "seed") if n in config.data and n in later}
+        averaged = later.get("test_time_augmentation", "none")
+        if averaged == config.views and all(later.get(name, value) == value for name, value in ours.items()):
             metrics = {**metrics, **later}
+            facts.views = config.views
             facts.test_source = str(later.get("images", ""))
         else:
             tested = None
     facts.metrics = {n: float(v) for n, v in metrics.items() if isinstance(v, int | float) and not n.endswith("_step")}
     if "test/accuracy" not in facts.metrics:
-        facts.missing.append(f"{NOT_TESTED} Test it: vision_zoo test --ckpt_path {shlex.quote(place)}")
+        words = f"--ckpt_path {shlex.quote(place)}{trusting(facts.foreign)}"
+        facts.missing.append(f"{NOT_TESTED} Test it: vision_zoo test {words}")
     elif tested is not None:
         facts.per_class = _read_csv(tested / "per_class.csv", facts, {"class", "precision", "recall", "f1", "images"})
     stored = facts.results.get("metrics") or {}
@@ -215,13 +219,20 @@ def _read_csv(path: Path, facts: Facts, columns: set[str]) -> list[dict[str, str
     return rows
 
 
-def _read_config(path: Path) -> tuple[str, str, str, dict[str, Any]]:
-    """The configuration as text without nulls, the data set's name, the folder that holds runs, and the data's options.
+class _Config(NamedTuple):
+    """What config.yaml says, each part empty where it does not."""
 
-    Each is empty where the file does not say it.
-    """
+    text: str = ""  # without nulls
+    dataset: str = ""
+    root: str = ""  # the folder that holds runs
+    data: Mapping[str, Any] = {}  # its options
+    views: str = "none"  # that a test averages over
+    foreign: Sequence[str] = ()  # packages that its classes are of, of one's own
+
+
+def _read_config(path: Path) -> _Config:
     if not path.is_file():
-        return "", "", "", {}
+        return _Config()
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         config = yaml.safe_load(text)
@@ -229,9 +240,11 @@ def _read_config(path: Path) -> tuple[str, str, str, dict[str, Any]]:
         root = (config.get("trainer") or {}).get("default_root_dir")
         root = str(expanded(root)) if root else ""
         options = dict(config["data"].get("init_args") or {})
+        views = str(config.get("tta") or "none")
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError):
-        return text, "", "", {}
-    return yaml.safe_dump(_without_nulls(config), sort_keys=False, allow_unicode=True), dataset, root, options
+        return _Config(text)
+    text = yaml.safe_dump(_without_nulls(config), sort_keys=False, allow_unicode=True)
+    return _Config(text, dataset, root, options, views, foreign_packages(config))
 
 
 def _without_nulls(value: Any) -> Any:
@@ -323,8 +336,8 @@ def circumstances(facts: Facts) -> list[list[str]]:
             rows.append([label, str(results[name])])
     if isinstance(results.get("train_images_per_second"), int | float):
         rows.append(["speed", f"{results['train_images_per_second']:,.0f} training images/s"])
-    if (kind := results.get("test_time_augmentation", "none")) != "none":
-        rows.append(["test-time augmentation", f"{kind}: predictions averaged over views of each test image"])
+    if facts.views != "none":
+        rows.append(["test-time augmentation", f"{facts.views}: predictions averaged over views of each test image"])
     if isinstance(results.get("best_epoch"), int):
         rows.append(["best.ckpt", f"of epoch {results['best_epoch'] + 1}, by the lowest validation loss"])
     elif results:
@@ -337,7 +350,7 @@ def circumstances(facts: Facts) -> list[list[str]]:
 
 def commands(facts: Facts) -> str:
     """Command lines that repeat and use the run."""
-    place = shlex.quote(facts.place)
+    place = shlex.quote(facts.place) + trusting(facts.foreign)
     lines = [f"vision_zoo test --ckpt_path {place}", f"vision_zoo predict --ckpt_path {place} --images FILE_OR_FOLDER"]
     if facts.config:
         lines.insert(0, f"vision_zoo fit --config {shlex.quote(f'{facts.place}/config.yaml')}")
@@ -543,6 +556,7 @@ def model_card(facts: Facts) -> str:
     names = ", ".join(_md(name) for name in model.class_names[:100])
     rest = f" and {model.num_classes - 100} more" if model.num_classes > 100 else ""
     header, rows = results_rows(facts)
+    admitted = f", trusted_packages={list(facts.foreign)!r}" if facts.foreign else ""
     parts = [
         "---\npipeline_tag: image-classification\ntags: [image-classification, pytorch, vision_zoo]\n---",
         f"# {_md(facts.name)}",
@@ -563,7 +577,7 @@ def model_card(facts: Facts) -> str:
         _fenced(
             "import torch\n"
             "from vision_zoo.classifier import Classifier\n\n"
-            f"model = Classifier.load_from_checkpoint({json.dumps(facts.weights)})\n"
+            f"model = Classifier.load_from_checkpoint({json.dumps(facts.weights)}{admitted})\n"
             f"images = torch.zeros(1, {shape[0]}, {shape[1]}, {shape[2]}, dtype=torch.uint8)  "
             "# (B, C, H, W), raw values of 0 to 255\n"
             "with torch.inference_mode():\n"

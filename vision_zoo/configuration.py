@@ -243,7 +243,9 @@ def _forget_peak(old: Mapping[str, Any], new: Mapping[str, Any], merged: Config)
 
     def options(part: Any, name: str) -> Mapping[str, Any]:
         spec = part.get(name)
-        return {"class_path": spec.get("class_path"), **(spec.get("init_args") or {})} if spec else {}
+        return (
+            {"class_path": spec.get("class_path"), **(spec.get("init_args") or {})} if isinstance(spec, Mapping) else {}
+        )
 
     def rate(model: Mapping[str, Any]) -> tuple[Any, Any]:
         optimizer = options(model, "optimizer")

@@ -344,7 +344,7 @@ class Trainer(pl.Trainer):
         model: Classifier,
         datamodule: ImageDataModule | None = None,
         ckpt_path: str | None = None,
-        format: Literal["onnx", "torch_export", "safetensors", "state_dict"] | None = None,  # noqa: A002
+        format: Literal["onnx", "torch_export", "safetensors", "state_dict"] | None = None,  # noqa: A002  # the option's name
         output: str | None = None,
     ) -> None:
         """Write a checkpoint's network as one file for other programs, and compare it with the original.
@@ -355,7 +355,7 @@ class Trainer(pl.Trainer):
             ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
             format: onnx and torch_export are programs that take raw uint8 images (N, C, H, W) and give logits;
                 safetensors and state_dict are the weights of the backbone; by default what the ending of the output
-                says (.onnx, .pt2, .safetensors, .pt), else onnx.
+                says (.onnx, .pt2, .safetensors, .pt, .pth), else onnx.
             output: the file to write or replace; default: the run's name, in the working directory, if it is free.
         """
         if ckpt_path is None:

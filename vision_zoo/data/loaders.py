@@ -144,9 +144,8 @@ class TensorLoader(Loader):
 
 def _leave_signals(_worker: int) -> None:
     """What stops a run goes to all of its processes, or may; the one that trains saves, then ends its workers."""
-    for number in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, number):  # Windows has no SIGUSR1
-            signal.signal(getattr(signal, number), signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class StreamLoader(Loader):

@@ -31,7 +31,7 @@ from vision_zoo.callbacks.speed import Speed
 from vision_zoo.classifier import Classifier, validates
 from vision_zoo.listing import metric_text
 
-REFRESH_SECONDS = 0.5
+REFRESH_SECONDS = 1.0
 
 
 class _Line(Progress):
@@ -76,7 +76,7 @@ class Console(ProgressBar):
         if self._enabled:
             self.console.print(*args, **kwargs)
 
-    # The bar is drawn by hand, twice a second at most: a drawing thread would compete with the training.
+    # The bar is drawn by hand, once a second at most: a drawing thread would compete with the training.
 
     def _start(self, text: str, total: float) -> None:
         if not self._enabled or not self._bar or not self.console.is_terminal:

@@ -656,8 +656,10 @@ def to_accuracy(
 
 def augmentation(bench: Bench) -> None:
     """Flip and crop of a batch against the same transforms image by image."""
+    from vision_zoo.callbacks.speed import keep_freed_memory
     from vision_zoo.transforms import RandomCrop, RandomHorizontalFlip, apply_transforms
 
+    keep_freed_memory()  # as fit does; here it serves both sides
     images = torch.randint(0, 256, (512, 3, 32, 32), dtype=torch.uint8)
     ours_ = [RandomHorizontalFlip(), RandomCrop(padding=4)]
     theirs_ = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop(32, padding=4)])

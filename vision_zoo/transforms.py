@@ -80,9 +80,7 @@ class RandomCrop(BatchTransform):
             raise ConfigError(f"RandomCrop: cannot reflect {self.padding} pixels of {height}x{width} images")
         places = 2 * self.padding + 1
         top, left = torch.randint(places, (2, count), device=images.device)
-        padded = self._pad(images)
-        cut = _cut_by_place if images.device.type == "cpu" else _cut_by_index
-        return cut(padded, top, left, height, width)
+        return _windows(self._pad(images), top, left, height, width)
 
     def _pad(self, images: Tensor) -> Tensor:
         if self.padding_mode == "constant":
@@ -265,24 +263,13 @@ def views(images: Tensor, kind: str) -> list[Tensor]:
     return found
 
 
-def _cut_by_index(padded: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """A window of each image, in one kernel that picks from a view of all windows; a CPU does that value by value."""
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, places, places, H, W)
-    return windows[torch.arange(len(padded), device=padded.device), :, top, left]
-
-
-def _cut_by_place(padded: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """The same by whole rows: images of the same place are put side by side and cut together, first in height."""
-    rows, order = _cut_along(2, padded, top, height)
-    cut, then = _cut_along(3, rows, left[order], width)
-    return cut.index_select(0, order[then].argsort())
-
-
-def _cut_along(dimension: int, images: Tensor, start: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Images cut to `size` from their `start` on, in the order of their starts, and that order."""
-    order = start.argsort()
-    groups = torch.split(images.index_select(0, order), start.bincount().tolist())
-    return torch.cat([group.narrow(dimension, place, size) for place, group in enumerate(groups)]), order
+def _windows(padded: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+    """A window of each image, copied by whole rows: to index a view of all windows would go pixel by pixel."""
+    count, channels, tall, wide = padded.shape
+    image = torch.arange(count * channels, device=padded.device).view(count, channels, 1) * tall
+    row = image + top[:, None, None] + torch.arange(height, device=padded.device)  # (B, C, height), of all rows
+    start = (row * wide + left[:, None, None]).flatten()
+    return padded.flatten().unfold(0, width, 1).index_select(0, start).view(count, channels, height, width)
 
 
 def _words(images: Tensor) -> Tensor:

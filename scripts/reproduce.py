@@ -246,7 +246,7 @@ def commit() -> str:
             subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
             for words in (
                 ["rev-parse", "--short=12", "HEAD"],
-                ["status", "--porcelain", "--", "vision_zoo", "pyproject.toml"],
+                ["status", "--porcelain", "--", "vision_zoo", "scripts", "configs/*.yaml", "pyproject.toml"],
             )
         )
     except (OSError, subprocess.CalledProcessError):

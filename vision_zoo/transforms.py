@@ -89,7 +89,7 @@ class RandomCrop(BatchTransform):
             size = images.shape[dimension]
             index = torch.arange(-self.padding, size + self.padding, device=images.device)
             if self.padding_mode == "reflect":
-                index = (size - 1 - (index.abs() - (size - 1)).abs()) if size > 1 else index * 0
+                index = size - 1 - (index.abs() - (size - 1)).abs()
             images = images.index_select(dimension, index.clamp(0, size - 1))
         return images
 
@@ -277,8 +277,8 @@ def _words(images: Tensor) -> Tensor:
 
     torch.where goes value by value, and one of eight bytes takes it as long as one of one.
     """
-    pixels = images.flatten(1)
-    return pixels.view(torch.int64) if pixels.shape[1] % 8 == 0 else pixels
+    pixels = images.contiguous().flatten(1)  # a transform before may have given a piece of something larger
+    return pixels.view(torch.int64) if pixels.shape[1] % 8 == pixels.storage_offset() % 8 == 0 else pixels
 
 
 def _rectangles(images: Tensor, top: Tensor, left: Tensor, tall: Tensor, wide: Tensor) -> Tensor:

@@ -66,6 +66,7 @@ class Console(ProgressBar):
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._drawn = self._started = 0.0
+        self._seen = 0  # images since the bar began, which is not the epoch's start where a run goes on within one
 
     def disable(self) -> None:
         """Show nothing, as processes other than the first do."""
@@ -98,18 +99,19 @@ class Console(ProgressBar):
             self._progress.remove_task(self._task)
         size = None if total == float("inf") else int(total)
         self._task = self._progress.add_task(text, total=size, metrics="", speed="")
-        self._started = time.monotonic()
+        self._started, self._seen = time.monotonic(), 0
 
     def _advance(self, done: int, images: int) -> None:
         if self._progress is None or self._task is None:
             return
+        self._seen += images
         now = time.monotonic()
         if now - self._drawn < REFRESH_SECONDS:
             return
         self._drawn = now
         shown = {k: v for k, v in self.trainer.progress_bar_metrics.items() if isinstance(v, (int, float))}
         text = "  ".join(f"{name} {metric_text(name, value)}" for name, value in shown.items())
-        speed = f"{done * images / max(now - self._started, 1e-9):,.0f} images/s"
+        speed = f"{self._seen / max(now - self._started, 1e-9):,.0f} images/s"
         self._progress.update(self._task, completed=done, metrics=text, speed=speed, refresh=True)
 
     def _stop(self) -> None:

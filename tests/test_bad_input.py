@@ -384,6 +384,22 @@ OPTIONS = [
         r"--data\.mean has 2 values, but the images have 1",
     ),
     Case("std zero", (*FIT, "--data.std", "[0]"), r"--data\.std must be positive"),
+    Case(
+        "a folder in place of a data set",
+        (*FIT, "--data", "pictures"),
+        r"--data pictures: unknown; your own pictures are --data ImageFolder --data\.root pictures\. Known",
+        lambda here: tiny.write_image_folder(here / "pictures"),
+    ),
+    Case(
+        "a file in place of a data set",
+        (*FIT, "--data", "digits.npz"),
+        r"--data digits\.npz: .*; your own arrays are --data ArrayFile --data\.path digits\.npz",
+    ),
+    Case(
+        "a network of torchvision",
+        ("fit", "--model.backbone", "resnet50"),
+        r"resnet50: unknown; --model\.backbone Torchvision --model\.backbone\.name resnet50 is the one of torchvision",
+    ),
     Case("unknown data set", (*FIT, "--data", "MNSIT"), r"--data MNSIT: unknown; did you mean MNIST"),
     Case(
         "unknown network",
@@ -558,6 +574,11 @@ OPTIONS = [
         r"OneMoreAxis turns .* shape \(1, 28, 28\) into .* \(1, 1, 28, 28\); .* It gets one image",
     ),
     Case(
+        "metric whose lowest value is the worst",
+        (*FIT, "--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/accuracy"),
+        r"EarlyStopping: it takes the minimum of val/accuracy for the best: set --trainer\.callbacks\.mode max",
+    ),
+    Case(
         "metric of another name",
         (*FIT, "--trainer.callbacks", "[{class_path: EarlyStopping, init_args: {monitor: val_loss}}]"),
         r"EarlyStopping: there is no metric val_loss; did you mean val/loss",
@@ -652,7 +673,7 @@ OPTIONS = [
         r"there is no option --trainer\.max_epoch; did you mean --trainer\.max_epochs",
     ),
     Case("option without a value", (*FIT, "--data.batch_size"), r"--data\.batch_size needs a value"),
-    Case("word that is no option", (*FIT, "now"), r"'now' is no option"),
+    Case("word that is no option", (*FIT, "cnn"), r"'cnn' is no option: .*, such as --config cnn"),
     Case("unknown accelerator", (*FIT, "--trainer.accelerator", "abacus"), r"abacus"),
     Case("unknown precision", (*FIT, "--trainer.precision", "12"), r"--trainer\.precision: got '12'"),
     Case(

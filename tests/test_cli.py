@@ -242,6 +242,19 @@ def test_another_data_set_keeps_what_belongs_to_the_experiment(here):
     assert options["std"] == [1.0]
 
 
+def test_a_number_of_held_out_images_does_not_move_to_another_data_set(here):
+    assert fit("--config", "cnn_mnist_fast", "--data", "MNIST5k") == 0
+    assert config_of(newest(here, "cnn_mnist_fast"))["data"]["init_args"]["val_split"] == 500  # its own
+
+
+@pytest.mark.parametrize("optimizer", ["Adagrad", "Rprop"])
+def test_an_optimizer_without_momentum_trains_by_the_default_schedule(optimizer, here):
+    assert fit("--model.backbone", "LeNet5", "--model.optimizer", optimizer) == 0
+    scheduler = config_of(newest(here))["model"]["scheduler"]
+    assert scheduler["class_path"].endswith("OneCycleLR")
+    assert scheduler["init_args"]["cycle_momentum"] is False
+
+
 def test_mean_and_std_of_other_channels_do_not_move_to_another_data_set(here):
     assert fit("--config", "resnet18_cifar10", "--data", "MNIST5k", "--model.backbone", "LeNet5") == 0
     assert config_of(newest(here, "resnet18_cifar10"))["data"]["init_args"]["mean"] is None
@@ -453,7 +466,7 @@ def test_cutting_the_parts_anew_is_said_to_mix_trained_and_scored_images(here, t
     assert main(["test", "--ckpt_path", "best", "--data.root", "others", "--data.test_split", "1.0"]) == 0
     told = capsys.readouterr()
     assert "--data.test_split: unless these are other images, some that the network was trained with" in told.err
-    assert "with 1.0, all images are tested" in told.out
+    assert "on the part that --data.test_split cuts out" not in told.out
     with (here / "runs/default/version_0/test/per_class.csv").open(newline="") as file:
         assert [row["images"] for row in csv.DictReader(file)] == ["4", "4"]
     assert main(["test", "--ckpt_path", "best", "--data.val_split", "0.5"]) == 0

@@ -564,7 +564,10 @@ class Classifier(LightningModule):
             if state[k].shape != own[k].shape
         ]
         if wrong:
-            raise CheckpointError(f"{path} does not fit {name}: {'; '.join(wrong[:5])}")
+            raise CheckpointError(
+                f"{path} does not fit {name}: {'; '.join(wrong[:5])}. It serves as many classes, and images of the "
+                "size, that it was trained with"
+            )
         self.backbone.load_state_dict(state)
 
     @classmethod

@@ -221,9 +221,11 @@ def suggest_option(message: str, parser: LightningArgumentParser, config: Config
     stray = re.search(r"nrecognized arguments: (\S+)", message)
     refused = re.search(r"(?:[Oo]ption|[Kk]ey) ['\"]([\w.]+)['\"] is not (?:accepted|expected)", message)
     refused = refused or re.search(r"does not accept (?:nested )?option ['\"]([\w.]+)['\"]", message)
-    more = f"All options: vision_zoo {parser.prog.split()[-1]} --help_all"
+    command = parser.prog.split()[-1]
+    more = f"All options: vision_zoo {command} --help_all"
     if stray and not stray[1].startswith("-"):
-        return f"{stray[1]!r} is no option: those start with two dashes. {more}"
+        meant = {"fit": "--config", "predict": "--images"}.get(command, "--ckpt_path")
+        return f"{stray[1]!r} is no option: those start with two dashes, such as {meant} {stray[1]}. {more}"
     if stray:
         option = stray[1].lstrip("-").split("=")[0]
     elif refused:

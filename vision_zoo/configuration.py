@@ -125,9 +125,9 @@ def find_class(name: str, slot: str) -> str:
     Raises:
         ConfigError: with close matches, if there is none.
     """
+    hint = _own_data(name) if slot == "data" else ""
     if "." in name or "/" in name:
-        if not is_import_path(name):
-            hint = f"; your own pictures are --data ImageFolder --data.root {name}" if slot == "data" else ""
+        if hint or not is_import_path(name):
             raise ConfigError(f"--{slot} {name}: this is no class, which is named as package.module.Class{hint}")
         module, _, attribute = name.rpartition(".")
         try:
@@ -147,10 +147,22 @@ def find_class(name: str, slot: str) -> str:
         if name in own:
             return f"{package}.{name}"
         known |= own - _BASES
+    if slot == "model.backbone" and name in importlib.import_module("torchvision.models").list_models():
+        hint = f"; --{slot} Torchvision --{slot}.name {name} is the one of torchvision."
     raise ConfigError(
-        f"--{slot} {name}: unknown{did_you_mean(name, known) or '.'} Known are {', '.join(sorted(known))}; "
+        f"--{slot} {name}: unknown{hint or did_you_mean(name, known) or '.'} Known are {', '.join(sorted(known))}; "
         "a class of your own is named with its module: package.module.Class"
     )
+
+
+def _own_data(name: str) -> str:
+    """The options for what somebody names who gives the place of the images in place of a class."""
+    path = expanded(name)
+    if path.suffix == ".npz":
+        return f"; your own arrays are --data ArrayFile --data.path {name}."
+    if path.is_dir() or "/" in name:
+        return f"; your own pictures are --data ImageFolder --data.root {name}."
+    return ""
 
 
 def as_spec(value: Any, slot: str) -> Any:
@@ -257,7 +269,7 @@ def _forget_peak(old: Mapping[str, Any], new: Mapping[str, Any], merged: Config)
 
 
 def fit_data_options(class_path: str, options: Config) -> Config:
-    """Leave out what another data set cannot take: foreign options, and mean and std of other channels."""
+    """Leave out what is not for another data set: foreign options, mean and std of other channels, counts of images."""
     class_ = import_path(class_path)
     known = set(inspect.signature(class_).parameters)
     if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(class_).parameters.values()):
@@ -266,6 +278,8 @@ def fit_data_options(class_path: str, options: Config) -> Config:
     result = {}
     for key, value in options.items():
         if key not in known:
+            continue
+        if key == "val_split" and isinstance(value, (int, float)) and value > 1:
             continue
         per_channel = key in ("mean", "std") and isinstance(value, list) and len(value) > 1
         if per_channel and (not isinstance(channels, tuple) or len(channels) != len(value)):
@@ -421,8 +435,12 @@ def prepare_schedule(config: Config, rate: str | float | None) -> Config:
         arguments = dict(spec.get("init_args") or {})
         if "T_max" in parameters and "T_max" not in arguments:
             arguments["T_max"] = 0
+        optimizer = config["model"].get("optimizer")
+        if spec["class_path"].endswith(".OneCycleLR") and isinstance(optimizer, Mapping):
+            takes = set(inspect.signature(import_path(optimizer["class_path"])).parameters)
+            if optimizer["class_path"].startswith("torch.") and not takes & {"momentum", "betas"}:
+                arguments.setdefault("cycle_momentum", False)  # torch asks for it where there is none to cycle
         if spec["class_path"].endswith(".OneCycleLR") and (rate is not None or "max_lr" not in arguments):
-            optimizer = config["model"].get("optimizer")
             options = (optimizer.get("init_args") if isinstance(optimizer, Mapping) else None) or {}
             peak: Any = options.get("lr") if rate is None else rate
             if peak is None and isinstance(optimizer, Mapping):

@@ -207,6 +207,12 @@ class Trainer(pl.Trainer):
                     none = "--trainer.limit_val_batches is 0" if datamodule.val_split else "--data.val_split is 0"
                     hint = f", for nothing is validated: {none}"
                 raise ConfigError(f"--trainer.callbacks {type(callback).__name__}: there is no metric {wanted}{hint}")
+            better = "min" if "loss" in str(wanted) else "max"
+            if wanted in known[1:] and getattr(callback, "mode", better) not in (better, "auto"):
+                raise ConfigError(
+                    f"--trainer.callbacks {type(callback).__name__}: it takes the {callback.mode}imum of {wanted} for "  # type: ignore[attr-defined]
+                    f"the best: set --trainer.callbacks.mode {better}"
+                )
 
     def _check_part(self, part: Literal["val", "test"], way_out: str) -> None:
         """Refuse to score no batches."""
@@ -331,7 +337,7 @@ class Trainer(pl.Trainer):
                     evaluation.about |= {name: datamodule.hparams[name] for name in ("test_split", "seed")}
         super().test(model, datamodule=datamodule, verbose=False)
         self.say(results_table(numbers(self.callback_metrics)))
-        if datamodule is not None and datamodule.cuts_test:
+        if datamodule is not None and datamodule.cuts_test and datamodule.hparams["test_split"] != 1.0:
             self.say("on the part that --data.test_split cuts out; with 1.0, all images are tested")
         if tta != "none":
             self.say(f"with test-time augmentation: {tta}")

@@ -61,6 +61,7 @@ def check_facts(facts: dict[str, str], model: Classifier) -> None:
     assert [json.loads(facts["mean"]), json.loads(facts["std"])] == [model.hparams["mean"], model.hparams["std"]]
     assert 0.1 < json.loads(facts["mean"])[0] < 0.2
     assert json.loads(facts["backbone"])["class_path"].endswith("LeNet5")
+    assert facts["resize"] == "crop"
     assert facts["checkpoint"] == "mine.ckpt"
     assert facts["run"] == "default"
     assert facts["vision_zoo_version"] == __version__

@@ -255,6 +255,22 @@ def test_nothing_but_the_checkpoint_is_needed(channels, here, tmp_path_factory, 
     assert {row["label"], row["label_2"]} == {"cat", "dog"}
 
 
+def test_pictures_are_stretched_as_the_arrays_of_training_were(here):
+    images = np.random.default_rng(0).integers(0, 256, (40, 20, 40, 3), dtype=np.uint8)
+    np.savez(here / "wide.npz", images=images, labels=np.arange(40) % 2)
+    assert main(["fit", "--data", "ArrayFile", "--data.path", "wide.npz", "--data.image_size", "20",
+                 "--model.backbone", "SmallCNN", "--trainer.max_epochs", "1",
+                 "--test_after_fit", "false"]) == 0  # fmt: skip
+    Image.fromarray(images[0]).save(here / "wide.png")
+    assert main(["predict", "--ckpt_path", "last", "--images", "wide.png"]) == 0
+    (row,) = rows()
+    model = Classifier.load_from_checkpoint(next(here.glob("runs/*/*/checkpoints/last.ckpt")))
+    with torch.inference_mode():
+        stretched = model(decode_image(here / "wide.png", model.image_shape, "squash")).softmax(1).max()
+        cut = model(decode_image(here / "wide.png", model.image_shape, "crop")).softmax(1).max()
+    assert np.float32(row["probability"]) == stretched.numpy() != cut.numpy()
+
+
 def test_negatives_are_noticed_and_invert_brings_them_back(trained_run, here, digits, capsys):
     for i, image in enumerate(digits):
         save(here / "plain" / f"{i:02}.png", image)

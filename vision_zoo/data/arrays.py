@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from vision_zoo.data.base import ImageDataModule, per_channel
+from vision_zoo.data.decode import Resize
 from vision_zoo.data.facts import Facts, cached_facts, statistics
 from vision_zoo.data.splits import check_part, stratified_split
 from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError
@@ -50,6 +51,7 @@ class ArrayFile(ImageDataModule):
     """
 
     way_out = "Give another file with --data.path"
+    resize: Resize = "squash"  # what image_size does to arrays, so predict does it to pictures
 
     def __init__(
         self,

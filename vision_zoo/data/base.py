@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as pictures
 
@@ -24,6 +26,7 @@ from vision_zoo.transforms import apply_transforms
 from vision_zoo.types import Batch, ImageShape, LabelledImages, Split
 
 NO_NETWORK_NEEDED = "or use the images that need no network: --data MNIST5k"
+_SAID_FROM = 2_000  # pictures, which take seconds to minutes to decode
 _STAGES: dict[str | None, tuple[Literal["train", "test"], ...]] = {
     None: ("train", "test"),
     "fit": ("train",),
@@ -284,6 +287,8 @@ class ImageDataModule(LightningDataModule):
         return LabelledImages(part.data.images[indices], part.data.labels[indices])
 
     def _decode(self, files: ImageFiles, indices: Tensor) -> LabelledImages:
+        if len(indices) > _SAID_FROM:
+            rank_zero_only(print)(f"decoding {len(indices):,} pictures of {self.root}", file=sys.stderr)
         loader, done = StreamLoader(files, indices, 64), 0
         images = torch.empty((len(indices), *files.image_shape), dtype=torch.uint8)
         labels = torch.empty(len(indices), dtype=torch.int64)

@@ -55,11 +55,12 @@ def stratified_split(
             f"{option} {part} needs at least one image of each class in both parts, and the smallest class has "
             f"{int(counts.min())} to deal: add images, or set {option} 0 to cut nothing"
         )
+    whole = ", or 1.0 to test with all" if option == "--data.test_split" else ""
     if below is None and (wanted < len(classes) or wanted > len(labels) - len(classes) or int(counts.min()) < 2):
         raise ConfigError(
             f"{option} {part} would cut {wanted} of {len(labels)} images, but each of the {len(classes)} classes needs "
             f"at least one image in both parts (the smallest class has {int(counts.min())}). Choose a number between "
-            f"{len(classes)} and {len(labels) - len(classes)}, add images, or set {option} 0 to cut nothing"
+            f"{len(classes)} and {len(labels) - len(classes)}{whole}, add images, or set {option} 0 to cut nothing"
         )
     generator = torch.Generator().manual_seed(seed)
     cut = []

@@ -98,14 +98,14 @@ def export(
     try:
         with new_file(path.resolve()) as temporary:  # a link stays one
             _claim(path, temporary)
-            temporary.write_bytes(_made(make, model, metadata(model, ckpt_path, run_name), format_))
+            temporary.write_bytes(_made(make, model, metadata(model, datamodule, ckpt_path, run_name), format_))
             logits, probabilities, scale = compare(model, load(temporary, model), images, format_)
     except OSError as error:
         raise ExportError(f"{path} could not be written: {error.strerror}") from error
     return Exported(path.resolve(), described, logits, probabilities, scale)
 
 
-def metadata(model: Classifier, ckpt_path: Path, run_name: str | None) -> Metadata:
+def metadata(model: Classifier, datamodule: ImageDataModule | None, ckpt_path: Path, run_name: str | None) -> Metadata:
     """What a program needs besides the weights; lists as JSON."""
     channels = model.image_shape[0]
     plain = {name: list(model.hparams[name]) for name in ("mean", "std")}
@@ -117,6 +117,7 @@ def metadata(model: Classifier, ckpt_path: Path, run_name: str | None) -> Metada
     }
     return {
         **{name: json.dumps(value) for name, value in values.items()},
+        "resize": getattr(datamodule, "resize", "crop"),
         "checkpoint": ckpt_path.name,
         "run": run_name or "",
         "vision_zoo_version": __version__,

@@ -629,19 +629,20 @@ def to_accuracy(
     config = f"{system.config}_fast"
     groups = reproduce.groups_of(reproduce.Project(ROOT))
     group = next((g for g in groups if (g.recipe, g.options) == (config, "")), None)
+    here = f"{processor().partition(', family')[0]}, {torch.get_num_threads()} threads"
     if trained is not None:
         seconds = [r["fit_seconds"] for r in trained]
         reached = [100 * r["metrics"]["test/accuracy"] for r in trained]
         copy = "JPEG copy" in (trained[0]["data"]["note"] or "")
         whose = ""
-    elif group is not None:
+    elif group is not None and group.all("hardware") == here:
         seconds = [float(row["fit_seconds"]) for row in group.rows]
         reached = [100 * float(row["test/accuracy"]) for row in group.rows]
         copy = "JPEG copy" in group.data
-        whose = f"; ours from configs/results.csv, on {group.all('hardware')}, "
+        whose = f"; ours from configs/results.csv, on {here}, "
         whose += f"commit {group.all('commit')}, not in turn"
     else:
-        bench.console.print(f"d {name}: not measured yet; run: python scripts/reproduce.py {config}")
+        bench.console.print(f"d {name}: not measured yet on {here}; run: python scripts/reproduce.py {config}")
         return
     fast = (ROOT / "configs" / f"{config}.yaml").read_text()
     published = float(fast.split("Published: ")[1].split(" %")[0]) - (reproduce.JPEG_COST if copy else 0)

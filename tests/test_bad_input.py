@@ -673,6 +673,12 @@ OPTIONS = [
         r"there is no option --trainer\.max_epoch; did you mean --trainer\.max_epochs",
     ),
     Case("option without a value", (*FIT, "--data.batch_size"), r"--data\.batch_size needs a value"),
+    Case(
+        "a network in place of the model's options",
+        ("fit", "--config", "m.yaml"),
+        r"m\.yaml: 'model' must hold options such as backbone: LeNet5, got 'LeNet5'",
+        lambda here: (here / "m.yaml").write_text("model: LeNet5\ndata: MNIST5k\n"),
+    ),
     Case("word that is no option", (*FIT, "cnn"), r"'cnn' is no option: .*, such as --config cnn"),
     Case("unknown accelerator", (*FIT, "--trainer.accelerator", "abacus"), r"abacus"),
     Case("unknown precision", (*FIT, "--trainer.precision", "12"), r"--trainer\.precision: got '12'"),

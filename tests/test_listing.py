@@ -149,11 +149,22 @@ def test_a_pipe_gets_whole_lines_without_frames_or_control_characters(here, caps
 def test_a_terminal_gets_a_table(here, capsys, monkeypatch):
     write_run(here, "[bold]x", 0, 0.8)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "140")
     assert main(["list", "runs"]) == 0
     text = capsys.readouterr().out
     assert "[bold]x" in text
     assert "80.00 %" in text
     assert "─" in text
+
+
+def test_a_narrow_terminal_cuts_nothing_off(here, capsys, monkeypatch):
+    write_run(here, "small_cnn_mnist_one_cycle", 0, 0.8)
+    assert main(["list", "runs"]) == 0
+    plain = capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["list", "runs"]) == 0
+    assert capsys.readouterr().out == plain
 
 
 def test_a_real_run_is_listed(trained_run, capsys):

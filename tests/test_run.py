@@ -392,6 +392,16 @@ def test_the_bar_stays_in_one_line_and_leaves_its_words_the_room(width, bar, her
     assert {len(re.findall("[━╸╺]", line)) for line in lines} == {bar}
 
 
+def test_an_epoch_is_saved_before_its_line_is_printed(here, monkeypatch):
+    def gone(*_):
+        raise BrokenPipeError  # such as of: vision_zoo fit | head
+
+    monkeypatch.setattr("vision_zoo.callbacks.console.Console.epoch_line", gone)
+    assert main([*QUICK, "--trainer.max_epochs", "2"]) == 1
+    checkpoints = here / "runs" / "default" / "version_0" / "checkpoints"
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 10
+
+
 def test_without_validation_the_last_weights_are_the_best(here, capsys):
     assert main([*QUICK, "--trainer.max_epochs", "2", "--data.val_split", "0"]) == 0
     folder = here / "runs" / "default" / "version_0" / "checkpoints"

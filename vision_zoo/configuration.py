@@ -206,8 +206,9 @@ def normalise(config: Mapping[str, Any], where: str) -> Config:
     """
     result: Config = copy.deepcopy(dict(config))
     for section in ("model", "data", "trainer"):
-        if section in result and not isinstance(result[section], (Mapping, str)):
-            raise ConfigError(f"{where}: '{section}' must hold options, got {result[section]!r}")
+        if section in result and not isinstance(result[section], (Mapping, str) if section == "data" else Mapping):
+            options = {"model": " such as backbone: LeNet5", "trainer": " such as max_epochs: 5"}.get(section, "")
+            raise ConfigError(f"{where}: '{section}' must hold options{options}, got {result[section]!r}")
     if "data" in result:
         result["data"] = as_spec(result["data"], "data")
     holders = {
@@ -295,7 +296,7 @@ def find_config(name: str) -> Path:
         ConfigError: with close matches, if there is none.
     """
     path = expanded(name)
-    if path.is_file():
+    if path.exists() and not path.is_dir():  # a pipe too
         return path
     shipped = {p.stem: p for p in configs_folder().rglob("*.yaml")}
     if path.name == name and name.removesuffix(".yaml") in shipped:

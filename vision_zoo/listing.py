@@ -235,7 +235,7 @@ def sorted_runs(rows: list[Row], column: str | None) -> list[Row]:
 
 
 def show(title: str, rows: list[Row], empty: str) -> None:
-    """Print a table: drawn by rich on a terminal, aligned plain text, one line a row, anywhere else."""
+    """Print a table: drawn by rich on a terminal that is wide enough, else aligned plain text, one line a row."""
     terminal = sys.stdout.isatty()
     if not rows:
         sys.stdout.write(f"{title}: {empty}\n" + ("" if terminal else "\n"))
@@ -243,27 +243,29 @@ def show(title: str, rows: list[Row], empty: str) -> None:
     header = list(rows[0])
     cells = [[_text(name, row[name]) for name in header] for row in rows]
     numeric = [any(isinstance(row[name], int | float) for row in rows) for name in header]
-    if not terminal:
-        widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-        for line in ([title.upper()], header, *cells):
-            padded = [
-                text.rjust(width) if right and len(line) > 1 else text.ljust(width)
-                for text, width, right in zip(line, widths, numeric, strict=False)
-            ]
-            sys.stdout.write("  ".join(padded).rstrip() + "\n")
-        sys.stdout.write("\n")
-        return
-    from rich import box  # noqa: PLC0415
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    if terminal:
+        from rich import box  # noqa: PLC0415
+        from rich.console import Console  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
 
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
-    for position, (name, right) in enumerate(zip(header, numeric, strict=True)):
-        table.add_column(name, justify="right" if right else "left", no_wrap=right or position == 0, overflow="fold")
-    for row_cells in cells:
-        table.add_row(*map(Text, row_cells))
-    Console().print(table)
+        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+        for position, (name, right) in enumerate(zip(header, numeric, strict=True)):
+            whole = right or position == 0
+            table.add_column(name, justify="right" if right else "left", no_wrap=whole, overflow="fold")
+        for row_cells in cells:
+            table.add_row(*map(Text, row_cells))
+        if Console(width=10_000).measure(table).minimum <= Console().width:  # else rich would cut figures off
+            Console().print(table)
+            return
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    for line in ([title.upper()], header, *cells):
+        padded = [
+            text.rjust(width) if right and len(line) > 1 else text.ljust(width)
+            for text, width, right in zip(line, widths, numeric, strict=False)
+        ]
+        sys.stdout.write("  ".join(padded).rstrip() + "\n")
+    sys.stdout.write("\n")
 
 
 def _text(column: str, value: Any) -> str:

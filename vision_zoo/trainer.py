@@ -343,6 +343,8 @@ class Trainer(pl.Trainer):
             self.say(f"with test-time augmentation: {tta}")
         if evaluation is not None:
             self.say(per_class_table(model.class_names, evaluation.rows))
+            if (more := len(evaluation.rows) - SHOWN_CLASSES) > 0:
+                self.say(f"and {more:,} more, in per_class.csv")
         self.say(escape(str(folder.resolve())))
 
     def export(
@@ -479,6 +481,7 @@ class Trainer(pl.Trainer):
                 self.say(escape(str(path)))
 
 
+SHOWN_CLASSES = 100  # in the table of each class
 NO_CHECKPOINT = (
     "{0} needs a trained network: --ckpt_path with a checkpoint, a run folder, or best or last for the newest run, "
     "for example: vision_zoo {0} --ckpt_path best"
@@ -570,10 +573,10 @@ def results_table(metrics: dict[str, float]) -> Table:
     return table
 
 
-def per_class_table(class_names: tuple[str, ...], rows: list[dict[str, float]], limit: int = 100) -> Table:
-    """Precision, recall and F1 of each class."""
+def per_class_table(class_names: tuple[str, ...], rows: list[dict[str, float]]) -> Table:
+    """Precision, recall and F1 of each class, or of the first hundred."""
     table = Table("class", "precision", "recall", "F1", "images")
-    for name, row in list(zip(class_names, rows, strict=True))[:limit]:
+    for name, row in list(zip(class_names, rows, strict=True))[:SHOWN_CLASSES]:
         shares = (f"{100 * row[key]:.2f} %" for key in ("precision", "recall", "f1"))
         table.add_row(escape(name), *shares, f"{row['images']:,}")
     for column in table.columns[1:]:

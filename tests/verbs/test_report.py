@@ -131,6 +131,33 @@ def test_the_commands_of_a_report_name_the_folder_that_the_run_was_put_into(run,
     assert "vision_zoo test --ckpt_path 'big disk/mine/runs/default/version_0'" in page.text
 
 
+def test_a_card_that_was_edited_is_not_replaced(run, capsys):
+    report("--ckpt_path", str(run))
+    report("--ckpt_path", str(run))
+    card = run / "README.md"
+    card.write_text(card.read_text().replace("## Licence", "## Licence\n\nCC BY 4.0"))
+    edited = card.read_text()
+    assert main(["report", "--ckpt_path", str(run)]) == 2
+    assert "README.md was edited after report wrote it" in capsys.readouterr().err
+    assert card.read_text() == edited
+
+
+def test_somebody_elses_page_is_not_replaced_unless_it_is_named(run, here, capsys):
+    (here / "report.html").write_text("coverage")
+    assert main(["report", "--ckpt_path", str(run), "--output", "."]) == 2
+    assert "report.html is there and was not written by report" in capsys.readouterr().err
+    assert (here / "report.html").read_text() == "coverage"
+    report("--ckpt_path", str(run), "--output", "report.html")
+
+
+def test_the_commands_of_a_run_that_was_moved_name_where_it_is(run, here):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["trainer"]["default_root_dir"] = "/scratch/gone"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    report("--ckpt_path", str(run))
+    assert f"vision_zoo test --ckpt_path {run}" in Page((run / "report.html").read_text()).text
+
+
 def test_somebody_elses_readme_is_never_replaced(run, here, capsys):
     (here / "README.md").write_text("my project")
     assert main(["report", "--ckpt_path", str(run), "--output", "."]) == 2

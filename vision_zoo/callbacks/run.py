@@ -487,17 +487,17 @@ class Run(Checkpoint):
         )
         # (A run that was validated at first and is no more keeps the best of then.)
         improved = self._improved(trainer) if self._validated else not validates(trainer) and self.best_epoch is None
-        if isinstance(trainer.progress_bar_callback, Console):
-            trainer.progress_bar_callback.epoch_line(trainer, self.best_score if self._validated else None)
+        lowest = self.best_score if self._validated else None
         self._validated = False
-        if self._ended_within:  # and is saved
-            self._stop(_most_urgent(self._signal, trainer))
-            return
-        # The best first: what dies between the two does this epoch again.
-        self._save(trainer, self.best if improved else self.last)
-        if improved and trainer.is_global_zero:
-            link(self.best, self.last)
-        self._train_clock = self._last_save = time.monotonic()
+        if not self._ended_within:  # which is saved
+            # The best first: what dies between the two does this epoch again.
+            self._save(trainer, self.best if improved else self.last)
+            if improved and trainer.is_global_zero:
+                link(self.best, self.last)
+        if isinstance(trainer.progress_bar_callback, Console):  # after saving: the reader of a pipe may have gone
+            trainer.progress_bar_callback.epoch_line(trainer, lowest)
+        if not self._ended_within:
+            self._train_clock = self._last_save = time.monotonic()
         self._stop(_most_urgent(self._signal, trainer))
 
     def _improved(self, trainer: Trainer) -> bool:

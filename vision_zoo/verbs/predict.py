@@ -371,7 +371,7 @@ def _open_output(output: str) -> Iterator[TextIO]:
     """A file that takes its name only when it is complete, or standard output."""
     if output == "-":
         if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="surrogateescape")  # file names may be any bytes
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # as in a file; names may be any bytes
         try:
             yield sys.stdout
         except BrokenPipeError:
@@ -438,6 +438,7 @@ def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
 
 def _results_table(rows: Sequence[tuple[str, ...]]) -> Table:
     table = Table("picture", "label", "probability")
+    table.columns[0].overflow = "fold"  # the end of a path tells it from others
     table.columns[2].justify = "right"
     for path, label, probability, *_ in rows:
         table.add_row(Text(path), Text(label), f"{100 * float(probability):.2f} %")

@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 import tempfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from vision_zoo.files import expanded, write_file
 from vision_zoo.listing import metric_text
 from vision_zoo.plots import plot_curves
 
-MARK = "<!-- written by vision_zoo report -->"
+MARK = re.compile(r"<!-- written by vision_zoo report(?:, ([0-9a-f]{8}))? -->")  # with the text's checksum
 PNG = b"\x89PNG\r\n\x1a\n"
 LABELS = {
     "accuracy": "accuracy",
@@ -100,17 +101,14 @@ def write_report(model: Classifier, checkpoint: Path, step: int, output: str | N
         The two files.
 
     Raises:
-        ConfigError: if a README.md is in the way that somebody else wrote.
+        ConfigError: if a README.md or report.html is in the way that somebody else wrote, or a README.md was edited.
     """
     checkpoint = checkpoint.resolve()
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
     target = expanded(output) if output is not None else run or Path.cwd()
     page = target if target.suffix in (".html", ".htm") else target / "report.html"
     card = page.with_name("README.md")
-    if card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
-        raise ConfigError(
-            f"{card.resolve()} is there and was not written by report: move it away, or set --output to another folder"
-        )
+    _refuse_to_replace(card, page if page != target else None)
     facts = collect(model, checkpoint, step, run)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +120,24 @@ def write_report(model: Classifier, checkpoint: Path, step: int, output: str | N
     return page.resolve(), card.resolve()
 
 
+def _refuse_to_replace(card: Path, page: Path | None) -> None:
+    """Refuse to replace a card, or a page of a name that nobody gave, that is not as report wrote it."""
+    way_out = "move it away, or set --output to another folder"
+    if card.exists():
+        said = card.read_text(encoding="utf-8", errors="replace")
+        mark = MARK.search(said)
+        if mark is None:
+            raise ConfigError(f"{card.resolve()} is there and was not written by report: {way_out}")
+        if mark[1] not in (None, _checksum(said[: mark.start()])):
+            raise ConfigError(f"{card.resolve()} was edited after report wrote it: {way_out}")
+    if page is not None and page.is_file() and b'content="vision_zoo ' not in page.read_bytes()[:4096]:
+        raise ConfigError(f"{page.resolve()} is there and was not written by report: {way_out}")
+
+
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode(errors='replace')):08x}"
+
+
 # --------------------------------------------------------------------------------------------------- reading the run
 
 
@@ -130,7 +146,10 @@ def collect(model: Classifier, checkpoint: Path, step: int, run: Path | None) ->
     folder = run or checkpoint
     config = _read_config(folder / "config.yaml")
     # Below a folder runs, the way there from where the run was started.
-    place = str(Path(config.root, *folder.parts[-3:]) if run and run.parent.parent.name == "runs" else folder)
+    below = run is not None and run.parent.parent.name == "runs"
+    if below and Path(config.root).is_absolute() and Path(config.root).resolve() != folder.parents[2]:
+        below = False  # moved since
+    place = str(Path(config.root, *folder.parts[-3:]) if below else folder)
     weights = f"{place}/checkpoints/{checkpoint.name}" if run else place
     name = run.parent.name if run else checkpoint.stem
     facts = Facts(name, place, weights, model.network_name, config.dataset or "data of your own", model)
@@ -596,9 +615,9 @@ def model_card(facts: Facts) -> str:
         "## Licence",
         "The licence of the data binds what may be done with these weights. Look it up where the data comes from, and "
         "state here the licence under which you pass on the model.",
-        MARK,
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    text = "\n\n".join(part for part in parts if part) + "\n\n"
+    return f"{text}<!-- written by vision_zoo report, {_checksum(text)} -->\n"
 
 
 def _md(text: str) -> str:

@@ -679,6 +679,21 @@ OPTIONS = [
         r"m\.yaml: 'model' must hold options such as backbone: LeNet5, got 'LeNet5'",
         lambda here: (here / "m.yaml").write_text("model: LeNet5\ndata: MNIST5k\n"),
     ),
+    Case(
+        "an average that begins late",
+        (*FIT, "--trainer.callbacks", "EMAWeightAveraging", "--trainer.callbacks.update_starting_at_step", "5"),
+        r"EMAWeightAveraging: .* leave out update_starting_at_step",
+    ),
+    Case(
+        "a callback that continues without being asked",
+        (*FIT, "--trainer.callbacks", "OnExceptionCheckpoint", "--trainer.callbacks.dirpath", "keep"),
+        r"OnExceptionCheckpoint does not work here: the next run would go on",
+    ),
+    Case(
+        "processes that are forked",
+        (*FIT, "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp_fork"),
+        r"--trainer\.strategy ddp_fork: .* Say --trainer\.strategy ddp",
+    ),
     Case("word that is no option", (*FIT, "cnn"), r"'cnn' is no option: .*, such as --config cnn"),
     Case("unknown accelerator", (*FIT, "--trainer.accelerator", "abacus"), r"abacus"),
     Case("unknown precision", (*FIT, "--trainer.precision", "12"), r"--trainer\.precision: got '12'"),

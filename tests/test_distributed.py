@@ -17,6 +17,7 @@ import torch
 from tests.test_run import rows, same, state, stop_at
 from vision_zoo.__main__ import main
 from vision_zoo.callbacks.processes import lost_process
+from vision_zoo.cli import VisionZooCLI
 from vision_zoo.data import MNIST5k
 
 ROOT = Path(__file__).parents[1]
@@ -163,6 +164,28 @@ def test_one_two_and_three_processes_agree_on_validation_and_test(trained_by_two
     assert matrices[0] == matrices[1] == matrices[2]
     counts = [row[1:] for row in csv.reader(matrices[0].splitlines()[1:])]
     assert sum(int(number) for row in counts for number in row) == PRIME
+
+
+def test_processes_validate_one_network_between_accumulated_batches(words, tmp_path, monkeypatch):
+    given = [*words[: words.index("--model.scheduler")], *DDP, "2", "--trainer.max_epochs", "1"]
+    given += [
+        "--trainer.accumulate_grad_batches",
+        "4",
+        "--trainer.val_check_interval",
+        "6",
+        "--test_after_fit",
+        "false",
+    ]
+    given[given.index("SimpleCNN")] = "CNN"
+    result = vision_zoo(tmp_path, *given, "--trainer.limit_train_batches", "10")
+    assert result.returncode == 0, result.stderr
+    (first, *_) = [row for row in rows(last_of(tmp_path).parent.parent) if row["val/loss"]]
+    monkeypatch.chdir(tmp_path)
+    best = last_of(tmp_path).with_name("best.ckpt")
+    state_of_best = torch.load(best, weights_only=True)
+    assert state_of_best["global_step"] == int(first["step"]) == 1
+    trainer = VisionZooCLI(["validate", "--ckpt_path", str(best), *CPU]).trainer
+    assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(float(first["val/loss"]), rel=1e-5)
 
 
 def test_batch_norm_joined_over_processes_on_a_cpu_is_refused_by_name(here, capsys):

@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -347,6 +348,17 @@ def test_known_data_of_other_classes_are_refused(here, capsys):
     ) in capsys.readouterr().err
 
 
+def test_numbered_classes_in_another_order_are_refused(here, capsys):
+    tiny.write_image_folder(here / "folders", tuple(map(str, range(11))), count=2)  # sorted as text: 0, 1, 10, 2
+    arrays = {"images": np.zeros((44, 28, 28, 3), np.uint8), "labels": np.arange(44) % 11}
+    np.savez(here / "a.npz", **arrays)
+    words = ["--data", "ArrayFile", "--data.path", "a.npz", "--data.val_split", "0.25", "--trainer.max_epochs", "1"]
+    assert main([*QUICK, *words, "--data.test_split", "0", "--test_after_fit", "false"]) == 0
+    words = ["--data", "ImageFolder", "--data.root", "folders", "--data.image_size", "28", "--data.test_split", "1.0"]
+    assert main(["test", "--ckpt_path", "last", *words]) == 2
+    assert "it has '10' where the checkpoint knows '2'" in capsys.readouterr().err
+
+
 def test_fit_says_what_it_does_and_prints_the_run_folder_last(here, capsys):
     assert main([*QUICK, "--trainer.max_epochs", "1"]) == 0
     captured = capsys.readouterr()
@@ -390,6 +402,17 @@ def test_the_bar_stays_in_one_line_and_leaves_its_words_the_room(width, bar, her
     assert lines
     assert all(len(line) <= width for line in lines)
     assert {len(re.findall("[━╸╺]", line)) for line in lines} == {bar}
+
+
+def test_a_checkpoint_of_ones_own_callback_knows_its_epoch(here):
+    keep = "{class_path: ModelCheckpoint, init_args: {filename: 'mine-{epoch}', save_top_k: -1}}"
+    words = ["--trainer.max_epochs", "2", "--trainer.callbacks", f"[{keep}]"]
+    assert main([*QUICK, *words]) == 0
+    run = here / "runs" / "default" / "version_0"
+    undisturbed, best = (run / "metrics.csv").read_bytes(), state(run / "checkpoints/best.ckpt")
+    assert main(["fit", "--ckpt_path", str(run / "checkpoints/mine-epoch=0.ckpt")]) == 0
+    assert (run / "metrics.csv").read_bytes() == undisturbed
+    assert same(state(run / "checkpoints/best.ckpt"), best)
 
 
 def test_an_epoch_is_saved_before_its_line_is_printed(here, monkeypatch):

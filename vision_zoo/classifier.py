@@ -34,6 +34,7 @@ from vision_zoo.transforms import views
 from vision_zoo.types import Batch, ImageShape
 
 # How a network says that it cannot take an image.
+MOST_PENDING = 1000  # batches whose outputs wait to be counted
 REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError)
 
 
@@ -226,6 +227,8 @@ class Classifier(LightningModule):
             self._step_logged = False
         self._pending_losses.append((loss.detach(), len(labels)))
         self._pending_outputs.append((logits.detach(), labels))
+        if len(self._pending_outputs) == MOST_PENDING:
+            self._count_pending_outputs()
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # which Lightning sets from outside
         logs = (self.global_step + 1) % every == 0
         if logs and steps_after(self.trainer, batch_idx):

@@ -30,6 +30,7 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ModelCheckpoint,
     ModelPruning,
+    OnExceptionCheckpoint,
     ProgressBar,
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -85,6 +86,8 @@ UNFIT = {
     BatchSizeFinder: "try some values of --data.batch_size with --trainer.max_steps 10",
     BackboneFinetuning: "it begins with what lies outside of the backbone, and here nothing does. Derive a class of "
     "your own from BaseFinetuning; what it thaws trains at the learning rate of the rest",
+    OnExceptionCheckpoint: "the next run would go on from its file without a word. Every run keeps a last.ckpt to "
+    "continue from",
     ModelPruning: "checkpoints would hold weights and masks in place of the weights. Use torch.nn.utils.prune on a "
     "trained network",
 }

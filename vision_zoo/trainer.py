@@ -12,7 +12,13 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, StochasticWeightAveraging, Timer
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    Timer,
+)
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.markup import escape
 from rich.table import Table
@@ -187,6 +193,17 @@ class Trainer(pl.Trainer):
             raise ConfigError(
                 f"--trainer.callbacks StochasticWeightAveraging: {model.network_name} has no batch normalisation, and "
                 "the averaged weights of such networks would be in no checkpoint: take EMAWeightAveraging"
+            )
+        averaging = self.callback(EMAWeightAveraging)
+        if averaging is not None and (
+            averaging.update_every_n_steps < 1
+            or averaging.update_starting_at_step is not None
+            or averaging.update_starting_at_epoch is not None
+        ):
+            raise ConfigError(
+                "--trainer.callbacks EMAWeightAveraging: validation and checkpoints use the average, which begins with "
+                "the first step: leave out update_starting_at_step and update_starting_at_epoch, and set "
+                "update_every_n_steps to at least 1"
             )
 
     def _check_monitors(self, model: Classifier, datamodule: ImageDataModule) -> None:
@@ -520,7 +537,8 @@ def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
         )
     numbered = tuple(str(label) for label in range(model.num_classes))  # stands for classes without names
     names = tuple(datamodule.class_names)
-    if model.class_names != names and numbered not in (model.class_names, names):
+    reordered = set(model.class_names) == set(names)  # such as folders 0, 1, 10, 2, which are sorted as text
+    if model.class_names != names and (reordered or numbered not in (model.class_names, names)):
         known, found = next(pair for pair in zip(model.class_names, names, strict=True) if pair[0] != pair[1])
         raise CheckpointError(
             f"the classes of {data_place(datamodule) if from_files else data} are not those of the checkpoint: it has "

@@ -421,10 +421,20 @@ def test_every_mode_becomes_the_same_gray(tmp_path):
         save(tmp_path / "16.tif", Image.fromarray(wide)),
         save(tmp_path / "32.tif", Image.fromarray(wide.astype(np.int32))),
         save(tmp_path / "float.tif", Image.fromarray(np.full(size, 128 / 255, np.float32))),
+        save(
+            tmp_path / "over.tif",
+            Image.fromarray(np.pad(np.full((18, 18), 128 / 255, np.float32), 1, "linear_ramp", end_values=1.01)),
+        ),
         save(tmp_path / "cmyk.jpg", Image.new("CMYK", size, (0, 0, 0, 127)), quality=95),
     ]:
         assert centre(path) == pytest.approx([128] * 3, abs=2), path.name
         assert centre(path, channels=1) == pytest.approx([128], abs=2), path.name
+
+
+def test_pixels_that_are_no_numbers_make_no_picture(tmp_path):
+    path = save(tmp_path / "nan.tif", Image.fromarray(np.full((20, 20), np.nan, np.float32)))
+    with pytest.raises(DataError, match="no numbers"):
+        decode_image(path, (1, 20, 20))
 
 
 def test_transparent_is_white(tmp_path):

@@ -88,7 +88,7 @@ class Evaluation(Callback):
         if len(wrong):
             top = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
             self._mistakes += [
-                (float(confidence[i]), int(predicted[i]), int(labels[i]), images[i].cpu()) for i in top.tolist()
+                (float(confidence[i]), int(predicted[i]), int(labels[i]), images[i].cpu().clone()) for i in top.tolist()
             ]
             self._mistakes = sorted(self._mistakes, key=lambda m: -m[0])[:MISTAKES]
 

@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from torch.distributed.constants import default_pg_timeout
 
 from vision_zoo.errors import ConfigError, TrainingError
@@ -74,7 +74,8 @@ def watch_processes(trainer: Trainer) -> None:
     """Let a trainer that starts processes of its own notice when one ends.
 
     Raises:
-        ConfigError: if batch norm is to be joined over processes on a CPU, where torch cannot.
+        ConfigError: if batch norm is to be joined over processes on a CPU, where torch cannot, or if the processes are
+            to be forked or spawned.
     """
     connector, strategy = trainer._accelerator_connector, trainer.strategy
     if connector._layer_sync is not None and trainer.world_size > 1 and strategy.root_device.type == "cpu":
@@ -83,6 +84,11 @@ def watch_processes(trainer: Trainer) -> None:
             "Leave the option out (each process then normalises its own batch), or train on GPUs"
         )
     launcher = strategy.launcher
+    if isinstance(launcher, _MultiProcessingLauncher):
+        raise ConfigError(
+            f"--trainer.strategy {connector._strategy_flag}: what such processes learn stays in them. Say "
+            "--trainer.strategy ddp"
+        )
     if type(launcher) is _SubprocessScriptLauncher:
         strategy._launcher = Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
 

@@ -23,6 +23,7 @@ import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
+    Callback,
     Checkpoint,
     GradientAccumulationScheduler,
     ModelCheckpoint,
@@ -30,6 +31,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from vision_zoo.callbacks.console import Console
 from vision_zoo.callbacks.processes import expect_answers
@@ -199,6 +201,13 @@ class Run(Checkpoint):
             shared = Path(trainer.default_root_dir, "checkpoints")
             if Path(callback.dirpath or shared) == shared:
                 callback.dirpath = str(self.path / "checkpoints")
+        # From now on before the user's own, so that what they save knows of the row and of the best so far. (Lightning
+        # goes through the old list while it sets up.)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # which Lightning sets from outside
+        order = sorted(
+            callbacks, key=lambda c: isinstance(c, Checkpoint) + (isinstance(c, Checkpoint) and c is not self)
+        )
+        trainer.callbacks = order  # type: ignore[attr-defined]
         # Lightning takes every run with max_steps for one that stopped within an epoch, and would end that epoch again.
         trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]  # no option for it
         self._validate_the_end(trainer)
@@ -208,21 +217,24 @@ class Run(Checkpoint):
     def _validate_the_end(self, trainer: Trainer) -> None:
         # Whatever check_val_every_n_epoch and val_check_interval say: the weights that a run ends with may be the best.
         loop = trainer.fit_loop.epoch_loop
-        due, due_now = loop._should_check_val_epoch, loop._should_check_val_fx
+        due_epoch, due_now = loop._should_check_val_epoch, loop._should_check_val_fx
 
         def is_last(epoch: int) -> bool:
             return trainer.enable_validation and epoch + 1 == trainer.max_epochs
 
         @functools.cache  # Lightning asks after every step
         def is_due(epoch: int) -> bool:
-            return due() or is_last(epoch)
+            return due_epoch() or is_last(epoch)
 
         def validates_epoch() -> bool:
             stops = trainer.should_stop and trainer.enable_validation and trainer.fit_loop._can_stop_early
             return stops or is_due(trainer.current_epoch)
 
         def validates_now(data_fetcher: Any) -> bool:
-            return due_now(data_fetcher) or (loop.batch_progress.is_last_batch and is_last(trainer.current_epoch))
+            due = due_now(data_fetcher)
+            if trainer._val_check_time_interval is not None:  # type: ignore[attr-defined]  # each process has a clock
+                due = trainer.strategy.broadcast(due)
+            return due or (loop.batch_progress.is_last_batch and is_last(trainer.current_epoch))
 
         loop._should_check_val_epoch = validates_epoch  # type: ignore[method-assign]  # no option
         loop._should_check_val_fx = validates_now  # type: ignore[method-assign]  # no option
@@ -451,6 +463,9 @@ class Run(Checkpoint):
         """Stop the clock of training."""
         if not trainer.sanity_checking:
             self._count_training()
+        if isinstance(trainer.strategy.model, DistributedDataParallel):
+            # Or after a batch whose gradients are yet to be added up, each would use batch statistics of its own.
+            trainer.strategy.model.require_forward_param_sync = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights if they are the best so far; within an epoch, at once."""

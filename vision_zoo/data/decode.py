@@ -31,6 +31,8 @@ UNREADABLE = (
 )
 
 
+_ONE = 1.05  # full brightness of pictures of fractions, which may overshoot where they were sharpened or resized
+
 # What brings a picture upright, by the value of Exif's orientation (Exif 2.32, section 4.6.4, tag 0x0112).
 _TURNS: dict[Any, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -154,7 +156,7 @@ def _decode(path: str | Path, image_shape: ImageShape, resize: Resize, invert: b
     with Image.open(path) as opened:
         longer = 2 * max(width, height)
         opened.draft("RGB", (longer, longer))  # JPEG only: skips detail that the resize throws away
-        wide = opened.format in ("PNG", "PPM")  # here PIL's 32-bit mode means 16 bit in the file
+        wide = opened.format in ("PNG", "PPM") and opened.mode != "F"  # there PIL's 32-bit mode means 16 bit
         opened.load()
         picture = _to_mode(_upright(opened), "L" if channels == 1 else "RGB", wide)
     picture = ImageOps.invert(picture) if invert else picture
@@ -202,7 +204,9 @@ def _to_8_bit(picture: Image.Image, wide: bool) -> "np.ndarray[Any, np.dtype[np.
     """Gray of more than 8 bit to 8 bit, scaled; PIL's own conversion would clip at 255."""
     values = np.asarray(picture).astype(np.float64)
     largest = values.max(initial=0)
-    if picture.mode == "F" and largest <= 1:
+    if np.isnan(largest):
+        raise ValueError("some of its pixels are no numbers")
+    if picture.mode == "F" and largest <= _ONE:
         values = values * 255
     elif wide or picture.mode.startswith("I;16") or largest > 255:
         values = values / 257  # 65535 -> 255

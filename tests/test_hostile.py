@@ -466,7 +466,6 @@ def test_trusting_a_package_admits_its_networks_both_ways_and_nothing_else(good,
     [
         ("ModelCheckpoint", {"dirpath": "OUT", "filename": "model", "enable_version_counter": False}),
         ("ModelCheckpoint", {"filename": "../../../model"}),
-        ("OnExceptionCheckpoint", {"dirpath": "OUT/there"}),
     ],
 )
 def test_a_run_that_goes_on_writes_elsewhere_only_where_the_user_says_so(

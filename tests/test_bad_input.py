@@ -576,7 +576,7 @@ OPTIONS = [
     Case(
         "metric whose lowest value is the worst",
         (*FIT, "--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/accuracy"),
-        r"EarlyStopping: it takes the minimum of val/accuracy for the best: set --trainer\.callbacks\.mode max",
+        r"EarlyStopping: it takes the lowest val/accuracy for the best: set --trainer\.callbacks\.mode max",
     ),
     Case(
         "metric of another name",

@@ -440,6 +440,13 @@ def test_two_runs_of_one_configuration_and_seed_are_the_same_bit_for_bit(undistu
     assert same(state(again / "checkpoints/last.ckpt"), state(undisturbed / "checkpoints/last.ckpt"))
 
 
+def test_outputs_that_wait_to_be_counted_are_counted_in_between(undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr("vision_zoo.classifier.MOST_PENDING", 2)  # in place of keeping those of a whole epoch
+    assert main([*STATEFUL, "--trainer.default_root_dir", str(tmp_path)]) == 0
+    again = tmp_path / "runs" / "default" / "version_0"
+    assert (again / "metrics.csv").read_bytes() == (undisturbed / "metrics.csv").read_bytes()
+
+
 def test_another_seed_is_another_run(undisturbed, tmp_path):
     assert main([*STATEFUL, "--trainer.default_root_dir", str(tmp_path), "--seed_everything", "1"]) == 0
     again = tmp_path / "runs" / "default" / "version_0"

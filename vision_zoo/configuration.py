@@ -147,7 +147,8 @@ def find_class(name: str, slot: str) -> str:
         if name in own:
             return f"{package}.{name}"
         known |= own - _BASES
-    if slot == "model.backbone" and name in importlib.import_module("torchvision.models").list_models():
+    models = importlib.import_module("torchvision.models")
+    if slot == "model.backbone" and name in models.list_models(module=models):
         hint = f"; --{slot} Torchvision --{slot}.name {name} is the one of torchvision."
     raise ConfigError(
         f"--{slot} {name}: unknown{hint or did_you_mean(name, known) or '.'} Known are {', '.join(sorted(known))}; "
@@ -437,7 +438,7 @@ def prepare_schedule(config: Config, rate: str | float | None) -> Config:
         if "T_max" in parameters and "T_max" not in arguments:
             arguments["T_max"] = 0
         optimizer = config["model"].get("optimizer")
-        if spec["class_path"].endswith(".OneCycleLR") and isinstance(optimizer, Mapping):
+        if spec["class_path"].endswith(".OneCycleLR") and isinstance(optimizer, Mapping) and "class_path" in optimizer:
             takes = set(inspect.signature(import_path(optimizer["class_path"])).parameters)
             if optimizer["class_path"].startswith("torch.") and not takes & {"momentum", "betas"}:
                 arguments.setdefault("cycle_momentum", False)  # torch asks for it where there is none to cycle

@@ -244,10 +244,10 @@ def show(title: str, rows: list[Row], empty: str) -> None:
     cells = [[_text(name, row[name]) for name in header] for row in rows]
     numeric = [any(isinstance(row[name], int | float) for row in rows) for name in header]
     if terminal:
-        from rich import box  # noqa: PLC0415
-        from rich.console import Console  # noqa: PLC0415
-        from rich.table import Table  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
+        from rich import box  # noqa: PLC0415  # all four for terminals alone, as they cost time
+        from rich.console import Console  # noqa: PLC0415  # as above
+        from rich.table import Table  # noqa: PLC0415  # as above
+        from rich.text import Text  # noqa: PLC0415  # as above
 
         table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
         for position, (name, right) in enumerate(zip(header, numeric, strict=True)):

@@ -226,9 +226,10 @@ class Trainer(pl.Trainer):
                 raise ConfigError(f"--trainer.callbacks {type(callback).__name__}: there is no metric {wanted}{hint}")
             better = "min" if "loss" in str(wanted) else "max"
             if wanted in known[1:] and getattr(callback, "mode", better) not in (better, "auto"):
+                taken = "lowest" if better == "max" else "highest"
                 raise ConfigError(
-                    f"--trainer.callbacks {type(callback).__name__}: it takes the {callback.mode}imum of {wanted} for "  # type: ignore[attr-defined]
-                    f"the best: set --trainer.callbacks.mode {better}"
+                    f"--trainer.callbacks {type(callback).__name__}: it takes the {taken} {wanted} for the best: "
+                    f"set --trainer.callbacks.mode {better}"
                 )
 
     def _check_part(self, part: Literal["val", "test"], way_out: str) -> None:

@@ -207,7 +207,7 @@ class Run(Checkpoint):
         order = sorted(
             callbacks, key=lambda c: isinstance(c, Checkpoint) + (isinstance(c, Checkpoint) and c is not self)
         )
-        trainer.callbacks = order  # type: ignore[attr-defined]
+        trainer.callbacks = order  # type: ignore[attr-defined]  # the same
         # Lightning takes every run with max_steps for one that stopped within an epoch, and would end that epoch again.
         trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]  # no option for it
         self._validate_the_end(trainer)
@@ -232,7 +232,7 @@ class Run(Checkpoint):
 
         def validates_now(data_fetcher: Any) -> bool:
             due = due_now(data_fetcher)
-            if trainer._val_check_time_interval is not None:  # type: ignore[attr-defined]  # each process has a clock
+            if getattr(trainer, "_val_check_time_interval", None) is not None:  # each process has a clock
                 due = trainer.strategy.broadcast(due)
             return due or (loop.batch_progress.is_last_batch and is_last(trainer.current_epoch))
 

@@ -71,6 +71,7 @@ OURS = (
     "ckpt_path",
     "test_after_fit",
 )
+ALLOWED = "\N{DAGGER}"  # beside what is reached with this alone:
 JPEG_COST = 3.0  # points of accuracy allowed to the JPEG copy of CIFAR-10 against the published images; not measured
 COLUMNS = (
     *("recipe", "data", "options", "seed", "parameters", "epochs", "test/accuracy", "test/loss", "tta"),
@@ -367,6 +368,13 @@ class Group:
         return f"{statistics.fmean(values):.2f}{spread} %"
 
     @property
+    def time(self) -> str:
+        """Mean duration, or the shortest and the longest where a mean would say little."""
+        values = [float(row["fit_seconds"]) for row in self.rows]
+        ends = [duration(min(values)), duration(max(values))]
+        return " to ".join(ends) if max(values) > 1.5 * min(values) else duration(statistics.fmean(values))
+
+    @property
     def tta(self) -> str:
         """What to say of test-time augmentation: nothing where there was none."""
         return "" if self.all("tta") == "none" else f", TTA {self.all('tta')}"
@@ -460,7 +468,7 @@ def measured(groups: Sequence[Group]) -> str:
     parts = []
     for group in [group for group in groups if not group.options] or groups:
         n = len(group.rows)
-        text = f"{group.accuracy} ({n} seed{'s' * (n > 1)}{group.tta}), {duration(group.mean('fit_seconds'))} on "
+        text = f"{group.accuracy} ({n} seed{'s' * (n > 1)}{group.tta}), {group.time} on "
         text += group.all("hardware")
         note = re.search(r"\((.+)\)$", group.data)
         text += f", {note[1]}" if note else ""
@@ -481,10 +489,10 @@ def table(project: Project, groups: Sequence[Group], figures: Sequence[str]) -> 
     lines += [
         "",
         "Test accuracy: mean and standard deviation of single runs, and how many. Time: mean of the training alone, "
-        f"with its validation, on {hardware}. Every run is a row of `configs/results.csv`, with its speed, versions "
-        "and commit. The tutorial's loop: one epoch of the loop that the tutorial shows (of the slow networks some "
-        "steps of one), measured with all threads of the machine, times its epochs; from `configs/speed.json`, which "
-        "`scripts/benchmark.py` writes.",
+        f"with its validation, or shortest to longest where the runs differ by half and more, on {hardware}. Every "
+        "run is a row of `configs/results.csv`, with its speed, versions and commit. The tutorial's loop: one epoch of "
+        "the loop that the tutorial shows (of the slow networks some steps of one), measured with all threads of the "
+        "machine, times its epochs; from `configs/speed.json`, which `scripts/benchmark.py` writes.",
     ]
     if any(group.recipe in CHOSEN_ANEW for group in groups):
         lines += ["", "\\*: changed after an earlier version had missed its target on the test images."]
@@ -495,11 +503,11 @@ def table(project: Project, groups: Sequence[Group], figures: Sequence[str]) -> 
     if folded:
         lines += ["", "<details><summary>The same recipes in another precision</summary>", ""]
         lines += [*table_head(), *folded, "", "</details>"]
-    if any("JPEG copy" in group.data for group in groups):
+    if any(reached(project, group).endswith(ALLOWED) for group in groups):
         lines += [
             "",
-            f"JPEG copy: the images of CIFAR-10 compressed once more, to which {JPEG_COST:.0f} points of accuracy are "
-            "allowed (not measured); published figures are on the original images.",
+            f"{ALLOWED}: only with the {JPEG_COST:.0f} points of accuracy that are allowed to the JPEG copy, images of "
+            "CIFAR-10 compressed once more; an estimate, not measured. Published figures are on the original images.",
         ]
     if any(group.tta for group in groups):
         lines += [
@@ -507,10 +515,10 @@ def table(project: Project, groups: Sequence[Group], figures: Sequence[str]) -> 
             "TTA: test-time augmentation (`--tta`), predictions averaged over each image and its mirror image (flip), "
             "its shifts by one pixel (shift), or both. The row's `val/accuracy` is without.",
         ]
-    have = {group.recipe for group in groups}
+    have = {group.recipe for group in groups if not group.options}
     missing = [f"`{path.stem}`" for path in sorted(project.configs.glob("*.yaml")) if path.stem not in have]
     if missing:
-        lines += ["", f"Not measured yet: {', '.join(missing)}."]
+        lines += ["", f"Not measured yet, as they stand: {', '.join(missing)}."]
     for name in figures:
         about = "Accuracy against parameters" if name == "parameters.png" else "Accuracy against wall time"
         lines += ["", f"![{about}](configs/figures/{name})"]
@@ -525,9 +533,7 @@ def table_head() -> list[str]:
 
 def table_row(project: Project, group: Group, loops: dict[str, str]) -> str:
     """An experiment's line in the README."""
-    bar, text = goal(project, group)
-    reached = "-" if bar is None else "yes" if round(100 * group.mean("test/accuracy"), 6) >= bar else "**no**"
-    reached += " \\*" if group.recipe in CHOSEN_ANEW else ""
+    text = goal(project, group)[1]
     precisions = {row["precision"] for row in group.rows}
     mixed = f", {' and '.join(sorted(precisions))}" if len(precisions) > 1 else ""
     share = yaml.safe_load(project.recipe(group.recipe).read_text())["trainer"].get("limit_train_batches", 1.0)
@@ -540,12 +546,23 @@ def table_row(project: Project, group: Group, loops: dict[str, str]) -> str:
         f"{int(group.rows[0]['parameters']):,}",
         f"{group.accuracy} ({len(group.rows)}{group.tta}{mixed})",
         text,
-        reached,
+        reached(project, group) + " \\*" * (group.recipe in CHOSEN_ANEW),
         epochs,
-        duration(group.mean("fit_seconds")),
+        group.time,
         "-" if group.options else loops.get(group.recipe, "-"),
     )
     return f"| {' | '.join(cells)} |"
+
+
+def reached(project: Project, group: Group) -> str:
+    """Whether a group's mean is what its recipe should reach, and whether that takes the JPEG copy's allowance."""
+    bar, text = goal(project, group)
+    mean = round(100 * group.mean("test/accuracy"), 6)
+    if bar is None:
+        return "-"
+    if mean < bar:
+        return "**no**"
+    return f"yes {ALLOWED}" if ", so " in text and mean < bar + JPEG_COST else "yes"
 
 
 def tutorial_times(project: Project) -> dict[str, str]:
@@ -626,8 +643,9 @@ def pictures(project: Project) -> dict[str, tuple[Any, Any]]:
     for group in groups:
         if "--trainer.precision" in group.options:
             continue  # what the table compares lies on top of each other in a picture
-        end = [group.mean("fit_seconds"), group.mean("test/accuracy")]
-        entry = [group.short, group.network, group.kind, curves.get((group.recipe, group.data, group.options), []), end]
+        curve = curves.get((group.recipe, group.data, group.options), [])
+        end = [curve[-1][0] if curve else group.mean("fit_seconds"), group.mean("test/accuracy")]
+        entry = [group.short, group.network, group.kind, curve, end]
         by_data.setdefault(group.data, []).append([*entry, int(group.rows[0]["parameters"])])
     by_data = {data: entries for data, entries in by_data.items() if len(entries) > 1}  # there is nothing to compare
     found: dict[str, tuple[Any, Any]] = {}

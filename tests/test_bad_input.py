@@ -46,6 +46,9 @@ CKPT = ("--ckpt_path", "run/checkpoints/best.ckpt")
 Prepare = Callable[[Path], object]
 
 
+CROP_TOO_LARGE = "[{class_path: torchvision.transforms.v2.RandomCrop, init_args: {size: 40}}]"
+
+
 class Case(NamedTuple):
     """What is prepared in the working directory, the words, and a pattern of the message."""
 
@@ -280,7 +283,7 @@ DATA = [
         "npz a folder", ARRAYS, r"there is no file .*a\.npz\. Set --data\.path", lambda here: (here / "a.npz").mkdir()
     ),
     Case("npz not named", (*FIT, "--data", "ArrayFile"), r"--data\.path must be given"),
-    Case("npz empty", ARRAYS, r"a\.npz is broken \(no \.npz archive.*--data\.path", file("a.npz")),
+    Case("npz empty", ARRAYS, r"a\.npz is broken \(not a \.npz archive.*--data\.path", file("a.npz")),
     Case("npz truncated", ARRAYS, r"a\.npz is broken", truncated_npz),
     Case("npz damaged", ARRAYS, r"a\.npz is broken .*CRC", damaged_npz),
     Case("npz counts differ", ARRAYS, r"has 40 images and 5 labels", npz(images=npz_images(), labels=TEN[:5])),
@@ -441,12 +444,12 @@ OPTIONS = [
     Case(
         "folder as data",
         ("fit", "--data", "./photos"),
-        r"--data \./photos: this is no class.*your own pictures are --data ImageFolder --data\.root \./photos",
+        r"--data \./photos: not a class path.*your own pictures are --data ImageFolder --data\.root \./photos",
     ),
     Case(
         "file as network",
         ("fit", "--model.backbone", "../my_network.py"),
-        r"--model\.backbone \.\./my_network\.py: this is no class, which is named as package\.module\.Class",
+        r"--model\.backbone \.\./my_network\.py: not a class path; write package\.module\.Class",
     ),
     Case("module as data", ("fit", "--data", "vision_zoo.data.cifar"), r"vision_zoo\.data\.cifar: this is a module"),
     Case("seed below 0", (*FIT, "--seed_everything", "-1"), r"--seed_everything must be a whole number from 0 to"),
@@ -460,7 +463,7 @@ OPTIONS = [
     Case(
         "options that are a list",
         (*FIT, "--model.optimizer", "{class_path: SGD, init_args: [1]}"),
-        r"--model\.optimizer: the init_args of SGD are no options: \[1\]",
+        r"--model\.optimizer: the init_args of SGD are not options: \[1\]",
     ),
     Case(
         "misspelt option beside another data set",
@@ -567,6 +570,16 @@ OPTIONS = [
         "augmentation that changes the size",
         (*FIT, "--data.augmentation", "[{class_path: CenterCrop, init_args: {size: 9}}]"),
         r"--data\.augmentation: CenterCrop turns",
+    ),
+    Case(
+        "augmentation to look at that fails",
+        ("show", "--augmented", "true", "--data.augmentation", CROP_TOO_LARGE),
+        r"--data\.augmentation",
+    ),
+    Case(
+        "trusted package that is no YAML",
+        ("test", "--ckpt_path", "best", "--trusted_packages", "["),
+        r"--trusted_packages \[: give the name of a package",
     ),
     Case(
         "augmentation that takes the image for a batch",
@@ -687,14 +700,14 @@ OPTIONS = [
     Case(
         "a callback that continues without being asked",
         (*FIT, "--trainer.callbacks", "OnExceptionCheckpoint", "--trainer.callbacks.dirpath", "keep"),
-        r"OnExceptionCheckpoint does not work here: the next run would go on",
+        r"OnExceptionCheckpoint does not work here: the next run would resume",
     ),
     Case(
         "processes that are forked",
         (*FIT, "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp_fork"),
         r"--trainer\.strategy ddp_fork: .* Say --trainer\.strategy ddp",
     ),
-    Case("word that is no option", (*FIT, "cnn"), r"'cnn' is no option: .*, such as --config cnn"),
+    Case("word that is no option", (*FIT, "cnn"), r"'cnn' is not an option: .*, such as --config cnn"),
     Case("unknown accelerator", (*FIT, "--trainer.accelerator", "abacus"), r"abacus"),
     Case("unknown precision", (*FIT, "--trainer.precision", "12"), r"--trainer\.precision: got '12'"),
     Case(
@@ -723,7 +736,7 @@ OPTIONS = [
     Case(
         "to go on from the best",
         ("fit", "--ckpt_path", "best"),
-        r"fit goes on from where the newest run ended, with --ckpt_path last\. To go back .* path of its best\.ckpt",
+        r"fit resumes where the newest run ended, with --ckpt_path last\. To go back .* path of its best\.ckpt",
     ),
     Case(
         "second bar", (*FIT, "--trainer.callbacks", "RichProgressBar"), r"RichProgressBar .*a progress bar of its own"
@@ -786,7 +799,7 @@ CONFIGS = [
     Case(
         "config with a number for a name",
         MINE,
-        r"3 is no name",
+        r"3 is not a name",
         config("model: {backbone: LeNet5}\ndata: MNIST5k\n3: 4"),
     ),
     Case("command misspelt", ("fti",), r"there is no command 'fti'; did you mean fit"),
@@ -878,7 +891,7 @@ CHECKPOINTS = [
     Case(
         "more epochs done than asked for",
         ("fit", "--ckpt_path", "run/checkpoints/far.ckpt"),
-        r"the run is beyond --trainer\.max_epochs 2 already: set it higher to go on",
+        r"the run is beyond --trainer\.max_epochs 2 already: set it higher to continue",
         changed("far.ckpt", lambda c: c["loops"]["fit_loop"]["epoch_progress"]["current"].update(completed=5)),
     ),
     Case("last truncated, fit", ("fit", "--ckpt_path", "run"), OFFER, broken("last.ckpt", 5000)),

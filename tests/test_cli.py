@@ -332,14 +332,14 @@ def test_a_network_from_outside_works_by_class_path(here, backbone):
 
 def test_a_network_in_the_working_directory_is_found(here, monkeypatch):
     monkeypatch.setattr("sys.path", [place for place in sys.path if place])
-    (here / "my_network.py").write_text(
+    (here / "my_function.py").write_text(
         "import math\n"
         "from torch import nn\n"
         "def linear(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(image_shape), num_classes))\n"
     )
-    assert fit("--model.backbone", "my_network.linear") == 0
-    assert main(["test", "--ckpt_path", "last", "--trusted_packages", "my_network"]) == 0
+    assert fit("--model.backbone", "my_function.linear") == 0
+    assert main(["test", "--ckpt_path", "last", "--trusted_packages", "my_function"]) == 0
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoints
@@ -419,11 +419,14 @@ def test_a_printed_configuration_is_one(here, capsys):
 def test_the_readmes_recipe_trains_and_its_python_classifies(here, data_root, capsys):
     readme = (Path(vision_zoo.__file__).parents[1] / "README.md").read_text()
     [recipe] = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
-    Path("cnn_mnist.yaml").write_text(recipe)
-    words = ["--config", "./cnn_mnist.yaml", "--data.root", str(data_root), "--data.val_split", "50"]
+    Path("lenet5_mnist.yaml").write_text(recipe)
+    words = ["--config", "./lenet5_mnist.yaml", "--data.root", str(data_root), "--data.val_split", "50"]
     assert fit(*words) == 0
     Image.new("L", (28, 28), 7).save("digit.png")
-    [program] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    program, network = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    Path("my_network.py").write_text(network)
+    assert fit("--model.backbone", "my_network.MyNetwork", "--model.backbone.width", "8") == 0
+    assert main(["test", "--ckpt_path", "runs/default/version_0", "--trusted_packages", "my_network"]) == 0
     capsys.readouterr()
     exec(compile(program, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip() in FashionMNIST.class_names + MNIST5k.class_names
@@ -450,7 +453,7 @@ def test_another_mean_is_said_to_be_of_no_effect_on_a_trained_network(trained_ru
     assert main([*words, "--data.mean", "[0.9]"]) == 0
     shown = capsys.readouterr()
     assert shown.out == before
-    assert "--data.mean: None -> [0.9], which the network does not heed: it keeps its own" in shown.err
+    assert "--data.mean: None -> [0.9], ignored: the network keeps its own" in shown.err
 
 
 def test_cutting_the_parts_anew_is_said_to_mix_trained_and_scored_images(here, trained_run, capsys):
@@ -633,6 +636,20 @@ def test_weights_are_taken_from_a_run_folder(trained_run, here):
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_memory_that_python_itself_lacks_is_told_too():
+    message, code = explain(MemoryError())  # which has no text
+    assert (message, code) == (
+        "there is not enough memory: set --data.batch_size or --data.image_size lower, or take a smaller network "
+        "(MemoryError)",
+        1,
+    )
+
+
+def test_the_images_of_a_step_are_told_factor_by_factor(here, capsys):
+    assert fit("--data.batch_size", "16", "--trainer.accumulate_grad_batches", "2") == 0
+    assert "32 images per step = 16 x 2 batches; the learning" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_decoding_process_that_was_lost_is_no_bug():

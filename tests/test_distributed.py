@@ -205,7 +205,7 @@ def test_a_lost_process_ends_the_run_with_its_reason_and_torchrun_finishes_it(wo
     assert "ended by SIGKILL) was lost" in result.stderr
     assert "vision_zoo fit --ckpt_path last" in result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
-    assert seconds < 60
+    assert seconds < 30  # less than the 40 s that a host which vanished is waited for
 
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = run(tmp_path, *torchrun, "-m", "vision_zoo", "fit", "--ckpt_path", "last", "--test_after_fit", "false")
@@ -213,15 +213,19 @@ def test_a_lost_process_ends_the_run_with_its_reason_and_torchrun_finishes_it(wo
     assert_the_same_run(tmp_path, trained_by_two)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "name", "step", "code"),
     [
-        ("0", "SIGKILL", "21", -9),
-        ("0", "SIGTERM", "5", 143),
         ("1", "SIGTERM", "21", 143),
-        ("all", "SIGINT", "10", 130),
-        ("all", "SIGTERM", "30", 143),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("0", "SIGKILL", "21", -9),
+                ("0", "SIGTERM", "5", 143),
+                ("all", "SIGINT", "10", 130),
+                ("all", "SIGTERM", "30", 143),
+            )
+        ),
     ],
 )
 def test_two_processes_stopped_in_mid_epoch_end_like_undisturbed_ones(

@@ -96,6 +96,14 @@ def test_runs_are_sorted_best_first_and_those_without_a_figure_last(column, orde
     assert [row.split()[0] for row in rows if row] == order
 
 
+def test_a_home_that_the_shell_left_as_a_sign_is_found(here, monkeypatch, capsys):
+    run = write_run(here, "a", 0, 0.8)
+    monkeypatch.chdir(run)
+    monkeypatch.setenv("HOME", str(here))
+    assert main(["list", "runs", "--root=~"]) == 0
+    assert "LeNet5" in capsys.readouterr().out
+
+
 def test_an_unknown_column_is_refused_with_close_ones(here, capsys):
     write_run(here, "a", 0, 0.8)
     assert main(["list", "runs", "--sort", "test/acuracy"]) == 2

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -72,9 +73,9 @@ def test_the_help_of_a_command_fits_one_screen(name, capsys):
 # --------------------------------------------------------------------------------------------- the table of options
 
 
-@pytest.mark.parametrize("name", HEAVY)
-def test_every_common_option_is_one_of_the_full_parser(name, trained_run, here, monkeypatch):
-    """All of them on one command line, parsed as the command would, which then ends before it begins."""
+@pytest.fixture
+def only_parsed(monkeypatch):
+    """A command ends where its words are parsed, with exit code 77."""
     parse = VisionZooCLI.parse_arguments
 
     def only_parse(self, parser, args):
@@ -82,6 +83,34 @@ def test_every_common_option_is_one_of_the_full_parser(name, trained_run, here, 
         sys.exit(77)
 
     monkeypatch.setattr(VisionZooCLI, "parse_arguments", only_parse)
+
+
+def commands_of(readme: str) -> list[list[str]]:
+    """Its lines and inline code that run vision_zoo, and options of the trainer with their values, as fit's."""
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", readme, re.DOTALL)).replace("\\\n", " ")
+    texts = [line.partition("#")[0] for line in blocks.splitlines()]
+    inline = [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", readme)]
+    texts += [code for code in inline if code.startswith("vision_zoo ")]
+    texts += [f"vision_zoo fit {code}" for code in inline if code.startswith("--trainer.") and " " in code]
+    return [shlex.split(text.rpartition("vision_zoo ")[2]) for text in texts if re.search("(^|-m )vision_zoo ", text)]
+
+
+def test_every_command_of_the_readme_is_one(only_parsed, trained_run, here, capsys):
+    readme = (ROOT / "README.md").read_text()
+    commands = commands_of(re.sub(r"(?s)<!-- (results|speed) -->.*<!-- /\1 -->", "", readme))
+    assert {"fit", "test", "predict", "export", "report", "show", "summary", "list"} <= {words[0] for words in commands}
+    (here / "mine.yaml").write_text(re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)[0])
+    (here / "my_network.py").write_text(re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[1])
+    for words in commands:
+        given = [str(trained_run) if word in ("best", "last") else word for word in words]
+        if "--data.test_split" in given:  # which the network of somebody's pictures knows, and this one does not
+            given += ["--data", "ImageFolder"]
+        assert main(given) in (0, 77), f"{' '.join(words)}: {capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_every_common_option_is_one_of_the_full_parser(name, only_parsed, trained_run, here):
+    """All of them on one command line, parsed as the command would, which then ends before it begins."""
     samples = {
         "--trusted_packages": "mine",
         "--config": "lenet5_mnist",
@@ -144,7 +173,7 @@ def test_the_full_help_is_at_hand(words, expected, here, capsys):
         (["fit", "--model.backbone", "ResNet", "--model.backbone.dept", "18"], "did you mean --model.backbone.depth"),
         (["fit", "--model.optimizer.lrr", "0.1"], "did you mean --model.optimizer.lr"),
         (["fit", "--zzz=3"], "there is no option --zzz. All options: vision_zoo fit --help_all"),
-        (["fit", "cnn_mnist"], "'cnn_mnist' is no option: those start with two dashes"),
+        (["fit", "cnn_mnist"], "'cnn_mnist' is not an option: those start with two dashes"),
     ],
 )
 def test_a_misspelt_word_is_answered_with_the_right_one(words, message, here, capsys):

@@ -129,7 +129,8 @@ def test_a_run_becomes_a_row_and_every_figure_comes_from_the_rows(project, repro
     assert readme.startswith("# Zoo\n\n<!-- results -->\n| recipe")
     assert readme.endswith("<!-- /results -->\n\nMore.\n")
     assert f"| {shown} (2) | 98.37 % |" in readme
-    assert "Not measured yet: `small_cnn_mnist`." in readme
+    every = "`fc_mnist`, `lenet5_mnist`, `small_cnn_mnist`"  # the first two ran with another option alone
+    assert f"Not measured yet, as they stand: {every}." in readme
     monkeypatch.setattr(listing, "configs_folder", lambda: project.configs)
     assert shown in {row["name"]: row["measured"] for row in listing.recipes()}["fc_mnist"]
 
@@ -274,12 +275,15 @@ def test_the_program_is_this_checkouts_and_gets_our_signals(reproduce, tmp_path,
     monkeypatch.setattr(sys, "executable", str(program))
 
     def stop_when_ready():
-        while "ready" not in (tmp_path / "log.txt").read_text():
+        until = time.monotonic() + 10
+        while "ready" not in (tmp_path / "log.txt").read_text() and time.monotonic() < until:
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=stop_when_ready).start()
+    stopping = threading.Thread(target=stop_when_ready)
+    stopping.start()
     assert reproduce.execute([], tmp_path / "log.txt", lock) == 7
+    stopping.join()
     os.close(lock)
 
 
@@ -307,6 +311,18 @@ def test_the_row_of_a_run_on_a_jpeg_copy_says_so(data_root, here, reproduce, mon
     group = reproduce.Group("alexnet_cifar10", row["data"], row["options"], (row,))
     bar, said = reproduce.goal(reproduce.Project(), group)
     assert (round(bar, 2), said) == (72.08, "75.08 %, so 72.08 % here")
+    for accuracy, verdict in (("0.7207", "**no**"), ("0.7208", "yes \N{DAGGER}"), ("0.7508", "yes")):
+        group = reproduce.Group("alexnet_cifar10", row["data"], "", ({**row, "test/accuracy": accuracy},))
+        assert reproduce.reached(reproduce.Project(), group) == verdict
+
+
+def test_the_time_of_runs_that_differ_much_is_told_from_end_to_end(reproduce):
+    for seconds, said in (
+        (("60", "80"), "70 s"),
+        (("60", "95"), "60 s to 95 s"),
+        (("2071", "8874"), "35 min to 2.5 h"),
+    ):
+        assert reproduce.Group("lenet5_mnist", "MNIST", "", tuple({"fit_seconds": s} for s in seconds)).time == said
 
 
 # What is in this checkout.
@@ -320,6 +336,7 @@ def test_no_measured_figure_stands_outside_of_what_is_generated(reproduce):
     by_hand = re.sub(r"(?s)<!-- (results|speed) -->.*<!-- /\1 -->", "", (ROOT / "README.md").read_text())
     accuracy = r"\b\d\d\.\d+ ?(%|per cent)|\b0?\.\d\d\d+ (test |validation )?accuracy"
     assert not re.search(accuracy, by_hand)
+    assert not re.search(r"\b\d+(\.\d+)?( ms\b|x\b)", by_hand), "a figure of speed"
     for path in (ROOT / "configs").glob("*.yaml"):
         text = path.read_text()
         said = listing.HEADER.fullmatch(text.partition("\n")[0])

@@ -88,11 +88,12 @@ def undisturbed(tmp_path_factory) -> Path:
 def test_a_run_leaves_everything_that_the_contract_names(trained_run):
     present = {p.name for p in trained_run.iterdir()}
     assert present >= {
-        "config.yaml", "metrics.csv", "checkpoints", "curves.png", "confusion_matrix.png", "results.json",
+        "config.yaml", "metrics.csv", "checkpoints", "results.json", "curves.png", "confusion_matrix.png",
+        "mistakes.png", "per_class.csv",
     }  # fmt: skip
     assert any(name.startswith("events.out.tfevents") for name in present)
     assert {p.name for p in (trained_run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-    for picture in ("curves.png", "confusion_matrix.png"):
+    for picture in ("curves.png", "confusion_matrix.png", "mistakes.png"):
         with Image.open(trained_run / picture) as image:
             assert min(image.size) > 300
             assert len(image.convert("RGB").getcolors(1 << 24)) > 20, f"{picture} is empty"
@@ -186,7 +187,7 @@ def test_what_keeps_a_run_from_going_on_is_named(here, capsys):
     for number, option in enumerate(("max_steps", "max_epochs")):
         assert main([*QUICK, f"--trainer.{option}", "2", "--model.scheduler", "null"]) == 0
         assert main(["fit", "--ckpt_path", str(here / f"runs/default/version_{number}")]) == 0
-        assert f"nothing was left to train: raise --trainer.{option} to go on" in capsys.readouterr().out
+        assert f"nothing was left to train: raise --trainer.{option} to continue" in capsys.readouterr().out
 
 
 def test_a_run_whose_schedule_has_ended_names_the_command_that_trains_on(trained_run, here, capsys):
@@ -276,7 +277,7 @@ def test_the_weights_that_a_run_ends_with_are_validated(words, validated, here):
     assert (run / "metrics.csv").read_text() == before
 
 
-def test_the_logged_loss_of_gathered_gradients_is_of_whole_steps(here):
+def test_the_logged_loss_of_accumulated_gradients_is_of_whole_steps(here):
     counts = ["--trainer.accumulate_grad_batches", "4", "--trainer.log_every_n_steps", "1", "--data.batch_size", "8"]
     assert main([*QUICK[:3], "--trainer.limit_train_batches", "8", *counts, "--trainer.max_epochs", "1"]) == 0
     steps = [float(row["train/loss_step"]) for row in rows(here / "runs/default/version_0") if row["train/loss_step"]]
@@ -776,7 +777,7 @@ def test_a_run_does_not_go_on_in_a_folder_of_other_things(name, here, capsys):
     shutil.move(here / "runs/default/version_0/checkpoints", here)
     (here / name).write_text("model: {backbone: mine}")
     assert main(["fit", "--ckpt_path", ".", "--trainer.max_epochs", "2"]) == 2
-    assert f"last.ckpt does not belong to {here / name}, which a run that goes on" in capsys.readouterr().err
+    assert f"last.ckpt does not belong to {here / name}, which a run resumed there" in capsys.readouterr().err
     assert (here / name).read_text() == "model: {backbone: mine}"
 
 

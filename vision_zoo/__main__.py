@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if os.environ.get("VISION_ZOO_DEBUG") == "1":
             raise
-        with contextlib.suppress(OSError):  # no file: whoever runs us has put something else in its place
+        with contextlib.suppress(OSError):  # no file: the embedding program has put something else in its place
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python writes again as it ends
         sys.stderr.write(f"vision_zoo: {error}\n")
         return 1

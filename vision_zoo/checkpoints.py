@@ -5,12 +5,13 @@ import importlib
 import importlib.util
 import inspect
 import keyword
+import pkgutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from types import NoneType
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 import yaml
@@ -183,15 +184,14 @@ def _problems(checkpoint: Mapping[str, Any]) -> Iterator[str]:
     for section in ("hyper_parameters", "datamodule_hyper_parameters"):
         options = checkpoint.get(section)
         if options is not None and not (isinstance(options, dict) and all(isinstance(key, str) for key in options)):
-            yield f"its {section} are no options"
+            yield f"its {section} are not options"
     foreign = sorted(hparams.keys() - HYPERPARAMETERS)
     if foreign:
         yield f"it has the hyperparameters {', '.join(foreign)[:80]}"
-    described = [hparams["backbone"]]
-    if about is not None and isinstance(about["config"]["model"].get("backbone"), dict):
-        described.append(about["config"]["model"]["backbone"])
+    described = [hparams["backbone"], about["config"]["model"].get("backbone") if about is not None else None]
     for backbone in described:
-        yield from _too_large(backbone, shape, len(names), state)
+        if isinstance(backbone, dict) and "class_path" in backbone:
+            yield from _too_large(backbone, shape, len(names), state)
 
 
 def _too_large(
@@ -213,14 +213,6 @@ def _too_large(
 
 
 # -------------------------------------------------------------------------------------------------------------- trust
-
-
-class Value(NamedTuple):
-    """One plain value of nested data: where it is, the key that holds it, and the value."""
-
-    path: str
-    key: str
-    value: Any
 
 
 def check_trust(checkpoint: Any, trusted_packages: Sequence[str], where: str) -> None:
@@ -264,7 +256,7 @@ def check_trust(checkpoint: Any, trusted_packages: Sequence[str], where: str) ->
             found = options.get(slot) if isinstance(options, dict) else None
             for spec in found if isinstance(found, list) else [found]:
                 _check_slot(spec, slot, where)
-    # Only one of the two is built from: see `Classifier.from_checkpoint` and the command line's layers.
+    # Only one of the two is built from: see `Classifier.load_from_checkpoint` and the command line's layers.
     for part in described[:2] if isinstance(about, dict) else described:
         _check_nested(part, trusted_packages, where)
 
@@ -301,8 +293,12 @@ def trusting(packages: Iterable[str]) -> str:
     return "".join(f" --trusted_packages {name}" for name in packages)
 
 
-def _walk(node: Any, where: str) -> Iterator[Value]:
-    """Every value of nested plain data that holds no further ones, and every class path."""
+def _walk(node: Any, where: str) -> Iterator[tuple[str, str, Any]]:
+    """Every value of nested plain data that holds no further ones, and every class path.
+
+    Yields:
+        Where each is, the key that holds it, and the value.
+    """
     stack: list[tuple[str, str, Any, int]] = [("", "", node, 0)]
     count = 0
     while stack:
@@ -311,7 +307,7 @@ def _walk(node: Any, where: str) -> Iterator[Value]:
         if depth > DEEPEST or count > MOST_NODES:
             raise CheckpointError(f"{where} was not written by vision_zoo: its data are nested without an end")
         if key in CLASS_KEYS or not isinstance(value, (Mapping, list, tuple, set)):
-            yield Value(path, key, value)
+            yield path, key, value
         elif isinstance(value, Mapping):
             stack += [(f"{path}.{k}".lstrip("."), str(k), v, depth + 1) for k, v in value.items()]
         else:
@@ -320,7 +316,7 @@ def _walk(node: Any, where: str) -> Iterator[Value]:
 
 def _check_class(value: Any, key: str, admitted: Sequence[str], where: str) -> None:
     if not isinstance(value, str) or not is_import_path(value):
-        raise CheckpointError(f"{where} has {str(value)[:80]!r} as {key}, which is no package.module.Class")
+        raise CheckpointError(f"{where} has {str(value)[:80]!r} as {key}, which is not a package.module.Class")
     package = value.split(".")[0]
     if package not in admitted:
         raise CheckpointError(_not_trusted(where, value, package))
@@ -335,12 +331,14 @@ def _check_nested(part: Any, trusted_packages: Sequence[str], where: str) -> Non
     for _, key, value in _walk(_nested_options(part), where):
         if key in CLASS_KEYS and value.split(".")[0] not in trusted_packages:
             try:
-                found = _find(value)
+                found = pkgutil.resolve_name(value)
             except Exception:  # cannot be imported: then it cannot be run either
                 found = nn.Module
             made = found if inspect.isclass(found) else returned_class(found)
             if made is None or not issubclass(made, nn.Module):
-                raise CheckpointError(f"{where} names {value} among the options of a class, which is no Module class")
+                raise CheckpointError(
+                    f"{where} names {value} among the options of a class, which is not a Module class"
+                )
 
 
 def _nested_options(part: Any) -> list[Any]:
@@ -400,7 +398,7 @@ def _check_text(value: str, path: str, admitted: Sequence[str], where: str) -> N
 def _check_hook(text: str, path: str, where: str) -> None:
     """Refuse a function's name among the trainer's options: callbacks and strategies call it."""
     try:
-        found = _find(text)
+        found = pkgutil.resolve_name(text)
     except Exception:  # cannot be imported: then it cannot be called either
         return
     if callable(found) and not (inspect.isclass(found) and issubclass(found, nn.Module)):
@@ -420,7 +418,7 @@ def _is_file(text: str) -> bool:
 def _check_origin(value: str, admitted: Sequence[str], where: str) -> None:
     """Refuse what a trusted module has merely imported from elsewhere."""
     try:
-        found = _find(value)
+        found = pkgutil.resolve_name(value)
     except Exception:  # cannot be imported: then it cannot be run either, and is refused where needed
         return
     module = found.__name__ if inspect.ismodule(found) else getattr(found, "__module__", None)
@@ -437,7 +435,7 @@ def _check_slot(spec: Any, slot: str, where: str, *, needed: bool = False) -> No
         name, options = spec["class_path"], spec.get("init_args")
         if options is not None and not (isinstance(options, Mapping) and all(isinstance(k, str) for k in options)):
             raise CheckpointError(f"{where}: the init_args of {name} are not options")
-    elif isinstance(spec, str) and "." in spec:
+    elif isinstance(spec, str) and "." in spec and not needed:
         name = spec
     elif needed:
         raise CheckpointError(f"{where} was not written by vision_zoo: {str(spec)[:80]!r} describes no {slot}")
@@ -511,20 +509,6 @@ def returned_class(function: Any) -> type | None:
     except (TypeError, ValueError, KeyError, AttributeError):
         return None
     return returns if inspect.isclass(returns) and returns is not inspect.Signature.empty else None
-
-
-def _find(path: str) -> Any:
-    """What an import path leads to, whichever of its parts are modules and whichever attributes."""
-    parts = path.split(".")
-    for count in range(len(parts), 0, -1):
-        try:
-            found: Any = importlib.import_module(".".join(parts[:count]))
-        except ModuleNotFoundError:
-            continue
-        for name in parts[count:]:
-            found = getattr(found, name)
-        return found
-    raise ModuleNotFoundError(path)
 
 
 def _is_package(name: str) -> bool:

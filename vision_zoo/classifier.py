@@ -31,10 +31,10 @@ from torchmetrics.classification import (
 from vision_zoo.checkpoints import import_path, read_checkpoint, read_state_dict, returned_class
 from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, VisionZooError, diverged
 from vision_zoo.transforms import views
-from vision_zoo.types import Batch, ImageShape
+from vision_zoo.types import TTA, Batch, ImageShape
 
-# How a network says that it cannot take an image.
 MOST_PENDING = 1000  # batches whose outputs wait to be counted
+# How a network says that it cannot take an image.
 REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError)
 
 
@@ -50,14 +50,21 @@ class Classifier(LightningModule):
             (B, C, H, W) to logits (B, K).
         image_shape: (channels, height, width) of one image.
         class_names: a name for each logit.
-        mean: per channel, of pixels scaled to [0, 1]; subtracted from the images.
-        std: per channel, of pixels scaled to [0, 1]; the images are divided by it.
+        mean: one value, or one for each channel, of pixels scaled to [0, 1]; subtracted from the images.
+        std: likewise, each above 0; the images are divided by it.
         optimizer: called with the parameters, such as torch.optim.Adam with an lr. Needed for training only.
         scheduler: learning rate schedule, called with the optimizer. T_max and total_steps may be left out: they are
             then the number of steps of the whole run, and the schedule moves with every step instead of every epoch.
         label_smoothing: of the training loss, in [0, 1).
         weights: file with the backbone's weights to start from: a checkpoint, or a state dict of torch.save or
             safetensors.
+
+    Raises:
+        ConfigError: if label_smoothing is not in [0, 1), or the backbone is of the wrong kind or too large for the
+            memory.
+        ImageShapeError: if the backbone cannot take images of this shape.
+        CheckpointError: if the weights cannot be read safely or do not fit the backbone.
+        RuntimeError: if mean or std has another number of values.
     """
 
     def __init__(
@@ -108,7 +115,7 @@ class Classifier(LightningModule):
 
         # How a run computes on its machine, no part of the model: see callbacks/speed.py.
         self.channels_last = self.fuses_optimizer = False
-        self.test_time_augmentation = "none"  # see transforms.views; set for one test
+        self.test_time_augmentation: TTA = "none"  # see transforms.views; set for one test
         self.train_metrics, self.val_metrics, self.test_metrics = (self._metrics(s) for s in ("train", "val", "test"))
         # Metrics of training steps are computed for many steps at once: one update costs more than a small step.
         self._pending_losses: list[tuple[Tensor, int]] = []
@@ -397,16 +404,21 @@ class Classifier(LightningModule):
             for module, training in modes:  # each its own: somebody may have frozen a part in eval mode
                 module.training = training
 
+    def _optimizer_builder(self) -> Callable[..., Any]:
+        if self.optimizer is None:
+            raise ConfigError("training needs an optimizer: set --model.optimizer, for example to torch.optim.Adam")
+        build: Callable[..., Any] = self.optimizer
+        return build
+
     def check_optimizer(self) -> None:
         """Build optimizer and schedule for a trial, so that numbers they cannot take are refused before any work.
 
         Raises:
             ConfigError: if there is no optimizer, or their options cannot be used, or nothing would be learned.
         """
-        if self.optimizer is None:
-            raise ConfigError("training needs an optimizer: set --model.optimizer, for example to torch.optim.Adam")
+        build = self._optimizer_builder()
         try:
-            optimizer = self.optimizer(self.parameters())
+            optimizer = build(self.parameters())
             rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
         except (TypeError, ValueError) as error:
             raise ConfigError(f"--model.optimizer cannot be used so: {error}") from error
@@ -444,10 +456,12 @@ class Classifier(LightningModule):
                 _check_plain("--model.scheduler", [state, [group.get("lr") for group in optimizer.param_groups]])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer and, where one is set, the schedule with its length filled in."""
-        if self.optimizer is None:
-            raise ConfigError("training needs an optimizer: set --model.optimizer, for example to torch.optim.Adam")
-        optimizer = self._build_optimizer(self.optimizer)
+        """Build the optimizer and, where one is set, the schedule with its length filled in.
+
+        Raises:
+            ConfigError: if there is no optimizer, or the schedule does not fit the length of the run.
+        """
+        optimizer = self._build_optimizer(self._optimizer_builder())
         if self.scheduler is None:
             return optimizer
         scheduler, interval = self._build_scheduler(self.scheduler, optimizer, self._total_steps)
@@ -493,9 +507,9 @@ class Classifier(LightningModule):
         changing = next((c for c in callbacks if isinstance(c, GradientAccumulationScheduler)), None)
         if changing is None or trainer.max_epochs in (None, -1):
             return steps
-        # Lightning's estimate knows only how many batches are gathered for a step at the start.
-        gathered = map(changing.get_accumulate_grad_batches, range(trainer.max_epochs or 0))
-        total = sum(math.ceil(trainer.num_training_batches / batches) for batches in gathered)
+        # Lightning's estimate knows only how many batches are accumulated for a step at the start.
+        accumulated = map(changing.get_accumulate_grad_batches, range(trainer.max_epochs or 0))
+        total = sum(math.ceil(trainer.num_training_batches / batches) for batches in accumulated)
         return total if trainer.max_steps == -1 else min(total, trainer.max_steps)
 
     def _total_steps(self) -> int:
@@ -518,7 +532,7 @@ class Classifier(LightningModule):
         # Those of each process: sums of floating point numbers depend on their order.
         checkpoint["train_metrics"] = gather({"states": states, "pending_losses": pending})
         checkpoint["val_loss_in_epoch"] = self._val_loss
-        # Callbacks that freeze layers freeze them anew when a run goes on, whatever was thawed since.
+        # Callbacks that freeze layers freeze them anew when a run resumes, whatever was thawed since.
         checkpoint["frozen"] = [name for name, weight in self.named_parameters() if not weight.requires_grad]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -532,7 +546,7 @@ class Classifier(LightningModule):
             for name, weight in self.named_parameters():
                 weight.requires_grad = name not in checkpoint["frozen"]
         processes = checkpoint.get("train_metrics", [])
-        if self.global_rank < len(processes):  # Run refuses to go on with another number
+        if self.global_rank < len(processes):  # Run refuses to resume with another number
             own = processes[self.global_rank]
             for name, state in own["states"].items():
                 self.train_metrics[name].load_state_dict({key: value.to(self.device) for key, value in state.items()})
@@ -589,14 +603,11 @@ class Classifier(LightningModule):
             trusted_packages: further packages whose classes the checkpoint may name.
 
         Raises:
-            CheckpointError: if the file is missing, broken, needs more than plain data, or names a class of a package
-                that is not trusted.
+            CheckpointError: if the file is missing, broken, needs more than plain data, names a class of a package that
+                is not trusted, or has weights that do not fit the network.
+            InputError: if the network cannot be built.
         """
-        return cls.from_checkpoint(read_checkpoint(checkpoint_path, trusted_packages), map_location)
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Mapping[str, Any], map_location: Any = None) -> Self:
-        """Build the classifier from a checkpoint that ``read_checkpoint`` has read and checked."""
+        checkpoint = read_checkpoint(checkpoint_path, trusted_packages)
         hparams = {key: _rebuild(value) for key, value in checkpoint["hyper_parameters"].items()}
         about = checkpoint.get("vision_zoo")
         spec = about["config"]["model"].get("backbone") if about is not None else None
@@ -619,7 +630,7 @@ class Classifier(LightningModule):
 
 
 def steps_after(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether the optimizer steps after this batch, or only gathers its gradients."""
+    """Whether the optimizer steps after this batch, or only accumulates its gradients."""
     is_last = batch_idx + 1 >= trainer.num_training_batches
     return is_last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 

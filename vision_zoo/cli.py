@@ -36,7 +36,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vision_zoo.callbacks import AtomicCheckpointIO, Console, Evaluation, Run, Speed
-from vision_zoo.callbacks.processes import leaves_the_word, lost_process, watch_processes
+from vision_zoo.callbacks.processes import lost_process, reported_elsewhere, watch_processes
 from vision_zoo.callbacks.run import RESULTS
 from vision_zoo.callbacks.speed import NoProfiler, keep_freed_memory, skip_idle_hooks
 from vision_zoo.checkpoints import import_path, places_outside
@@ -74,7 +74,8 @@ FIT_OPTIONS = inspect.signature(Trainer.fit).parameters.keys() - {"self", "model
 # Options of the trainer that decide how many steps a run has.
 LENGTHS = ("max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches", "overfit_batches")
 
-# Commands that take all facts from the checkpoint; one that knows no data set gets any, since the parser wants one.
+# Commands that take all facts from the checkpoint; a checkpoint that names no data set gets MNIST5k, because the parser
+# requires one.
 DATA_NOT_NEEDED = ("export", "summary", "predict", "report")
 
 # Options with the weights that a network begins with.
@@ -86,7 +87,7 @@ UNFIT = {
     BatchSizeFinder: "try some values of --data.batch_size with --trainer.max_steps 10",
     BackboneFinetuning: "it begins with what lies outside of the backbone, and here nothing does. Derive a class of "
     "your own from BaseFinetuning; what it thaws trains at the learning rate of the rest",
-    OnExceptionCheckpoint: "the next run would go on from its file without a word. Every run keeps a last.ckpt to "
+    OnExceptionCheckpoint: "the next run would resume from its file without a word. Every run keeps a last.ckpt to "
     "continue from",
     ModelPruning: "checkpoints would hold weights and masks in place of the weights. Use torch.nn.utils.prune on a "
     "trained network",
@@ -131,7 +132,7 @@ def main(argv: Sequence[str]) -> int:
         if os.environ.get("VISION_ZOO_DEBUG") == "1":
             raise
         message, code = explain(error)
-        if not leaves_the_word(error):
+        if not reported_elsewhere(error):
             sys.stderr.write(f"vision_zoo: {message}\n")
         return code
     except KeyboardInterrupt:
@@ -165,12 +166,12 @@ def explain(error: BaseException) -> tuple[str, int]:
     if is_out_of_memory(error):
         return (
             "there is not enough memory: set --data.batch_size or --data.image_size lower, or take a smaller network "
-            f"({str(error).splitlines()[0]})"
+            f"({_first_line(error)})"
         ), 1
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         return (
             "a process that decodes images was lost, often for lack of (shared) memory: set --data.num_workers lower, "
-            f"0 for none ({str(error).splitlines()[0]})"
+            f"0 for none ({_first_line(error)})"
         ), 1
     if isinstance(error, ModuleNotFoundError):  # of a callback or of the user's own code
         return f"a package is missing: {error}".strip(), 1
@@ -180,6 +181,17 @@ def explain(error: BaseException) -> tuple[str, int]:
         f"internal error, {type(error).__name__}: {error}\nThis is a bug in vision_zoo or in a class that the "
         "configuration names. VISION_ZOO_DEBUG=1 shows the traceback."
     ), 1
+
+
+def _value(word: str) -> Any:
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--trusted_packages {word}: give the name of a package, or a list such as [a, b]") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__  # Python's own MemoryError says nothing
 
 
 def _processes_to_count() -> str:
@@ -228,7 +240,7 @@ def suggest_option(message: str, parser: LightningArgumentParser, config: Config
     more = f"All options: vision_zoo {command} --help_all"
     if stray and not stray[1].startswith("-"):
         meant = {"fit": "--config", "predict": "--images"}.get(command, "--ckpt_path")
-        return f"{stray[1]!r} is no option: those start with two dashes, such as {meant} {stray[1]}. {more}"
+        return f"{stray[1]!r} is not an option: those start with two dashes, such as {meant} {stray[1]}. {more}"
     if stray:
         option = stray[1].lstrip("-").split("=")[0]
     elif refused:
@@ -339,7 +351,7 @@ class VisionZooCLI(LightningCLI):
         foreign = FIT_OPTIONS - inspect.signature(getattr(Trainer, words.subcommand)).parameters.keys()
         given = {name: value for name, value in given.items() if name not in foreign}
         named = [*words.values("trusted_packages"), *words.values("trusted_packages+")]
-        listed = [package for word in named for package in _listed(yaml.safe_load(word))]
+        listed = [package for word in named for package in _listed(_value(word))]
         self.trusted = tuple(map(str, [*listed, *_listed(given.pop("trusted_packages", None))]))
         for key in ("trusted_packages", "trusted_packages+"):
             words.drop(key)
@@ -351,7 +363,7 @@ class VisionZooCLI(LightningCLI):
         if ckpt is not None:
             if resuming and ckpt == "best":
                 raise ConfigError(
-                    "--ckpt_path best: fit goes on from where the newest run ended, with --ckpt_path last. To go back "
+                    "--ckpt_path best: fit resumes where the newest run ended, with --ckpt_path last. To go back "
                     "to its best epoch and drop what was trained since, give the path of its best.ckpt"
                 )
             root = expanded(
@@ -411,7 +423,7 @@ class VisionZooCLI(LightningCLI):
     def _check_run_folder(self) -> None:
         """Refuse to continue in a folder of other things, which would be overwritten: any folder may hold checkpoints.
 
-        A checkpoint that was taken out of its run goes on in a folder that has none of a run's files.
+        A checkpoint that was taken out of its run resumes in a folder that has none of a run's files.
         """
         run = cast(Path, self.checkpoint_path).parent.parent
         about = cast(Config, self.checkpoint).get("vision_zoo")
@@ -431,7 +443,7 @@ class VisionZooCLI(LightningCLI):
             in_the_way = [path for path in (run / name for name in (*RESULTS, "metrics.csv")) if path.exists()]
         if in_the_way:
             raise CheckpointError(
-                f"{self.checkpoint_path} does not belong to {in_the_way[0]}, which a run that goes on there would "
+                f"{self.checkpoint_path} does not belong to {in_the_way[0]}, which a run resumed there would "
                 "replace: copy it into a folder of its own, such as other/checkpoints/last.ckpt, and give that"
             )
 
@@ -538,7 +550,7 @@ class VisionZooCLI(LightningCLI):
         """Seed everything.
 
         Raises:
-            ConfigError: if the seed is none that every random generator takes.
+            ConfigError: if the seed is not one that every random generator takes.
         """
         seed = self._get(self.config, "seed_everything")
         if seed is True:  # for which Lightning promises a random one, and takes 0
@@ -590,7 +602,7 @@ class VisionZooCLI(LightningCLI):
                 shown = name.replace("init_args.", "").removesuffix(".class_path")
                 changes[shown] = f"--{shown}: {stored.get(name)} -> {now.get(name)}"
                 if shown in ("data.mean", "data.std", "data.image_size"):
-                    changes[shown] += ", which the network does not heed: it keeps its own"
+                    changes[shown] += ", ignored: the network keeps its own"
         if resuming and changes:
             raise ConfigError(
                 f"{self.checkpoint_path} continues a run, which fixes network, data and optimizer, but these differ: "
@@ -638,7 +650,7 @@ class VisionZooCLI(LightningCLI):
         return {key: config[key] for key in KEPT if key in config}
 
     def run_config(self, folder: Path | None) -> Config:
-        """The same for a run: one that goes on keeps the weights that it began with in its configuration."""
+        """The same for a run: a resumed one keeps the weights that it began with in its configuration."""
         config = self.plain_config()
         if folder is not None and (folder / "config.yaml").is_file():
             began = read_config(folder / "config.yaml").get("model") or {}

@@ -97,7 +97,7 @@ class Words:
             raise ConfigError(f"--{key} needs a value")
 
     def without_value(self, message: str) -> str | None:
-        """The option that the parser means when it says that one lacks its value; it names just the option's root."""
+        """The full option that the parser's 'expected one argument' is about; its message names only the first part."""
         lacking = re.search(r"argument (--[\w.]+): expected one argument", message)
         for word, following in itertools.pairwise([*self.rest, "--"]):
             if lacking and following.startswith("--") and f"{word}.".startswith(f"{lacking[1]}."):
@@ -128,7 +128,7 @@ def find_class(name: str, slot: str) -> str:
     hint = _own_data(name) if slot == "data" else ""
     if "." in name or "/" in name:
         if hint or not is_import_path(name):
-            raise ConfigError(f"--{slot} {name}: this is no class, which is named as package.module.Class{hint}")
+            raise ConfigError(f"--{slot} {name}: not a class path; write package.module.Class{hint}")
         module, _, attribute = name.rpartition(".")
         try:
             found = getattr(importlib.import_module(module), attribute, None)
@@ -137,7 +137,7 @@ def find_class(name: str, slot: str) -> str:
         if callable(found):
             return name
         if found is not None:
-            raise ConfigError(f"--{slot} {name}: this is a {type(found).__name__}, no class")
+            raise ConfigError(f"--{slot} {name}: this is a {type(found).__name__}, not a class")
         close = did_you_mean(attribute, dir(importlib.import_module(module)))
         raise ConfigError(f"--{slot} {name}: module {module} has no {attribute}{close}")
     known: set[str] = set()
@@ -178,7 +178,7 @@ def as_spec(value: Any, slot: str) -> Any:
             )
         for key in ("init_args", "dict_kwargs"):
             if not isinstance(value.get(key) or {}, Mapping):
-                raise ConfigError(f"--{slot}: the {key} of {value['class_path']} are no options: {value[key]!r}")
+                raise ConfigError(f"--{slot}: the {key} of {value['class_path']} are not options: {value[key]!r}")
             if value.get(key):
                 spec[key] = copy.deepcopy(dict(value[key]))
         return spec
@@ -312,7 +312,7 @@ def read_config(path: Path) -> Config:
     """Read a YAML file of options.
 
     Raises:
-        ConfigError: if it cannot be read, is no valid YAML, or no mapping.
+        ConfigError: if it cannot be read, or is not valid YAML or not a mapping.
     """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -325,12 +325,12 @@ def read_config(path: Path) -> Config:
     if not isinstance(config, dict):
         raise ConfigError(f"{path} must hold options as 'name: value', got {type(config).__name__}")
     if (strange := _no_name(config)) is not None:
-        raise ConfigError(f"{path} must hold options as 'name: value', but {strange!r} is no name")
+        raise ConfigError(f"{path} must hold options as 'name: value', but {strange!r} is not a name")
     return normalise(config, str(path))
 
 
 def _no_name(node: Any) -> Any:
-    """A key of nested options that is no text."""
+    """A key of nested options that is not a text."""
     for key, value in node.items() if isinstance(node, dict) else ():
         strange = key if not isinstance(key, str) else _no_name(value)
         if strange is not None:

@@ -26,7 +26,7 @@ class DataError(InputError):
 
 
 class ImageShapeError(InputError):
-    """A network cannot take images of this shape."""
+    """A network cannot take images of this shape or type."""
 
 
 class CheckpointError(InputError):

@@ -46,7 +46,7 @@ class Command:
 
 _CONFIG = Option("--config", "NAME|FILE", "a recipe by name, or a YAML file", "recipes FILES")
 _CKPT = Option("--ckpt_path", "PATH", "checkpoint or run folder; best, last: newest run", "best last FILES")
-_TRUST = Option("--trusted_packages", "NAME", "its classes may be named by the checkpoint")
+_TRUST = Option("--trusted_packages", "NAME", "trust this package's classes in checkpoints")
 _DATA = (
     Option("--data", "NAME", "data set, see: vision_zoo list datasets", "datasets"),
     Option("--data.root", "FOLDER", "where its files are, or are downloaded to", "FOLDERS"),
@@ -61,7 +61,7 @@ COMMANDS: dict[str, Command] = {
         "train a network, test the best checkpoint, leave a run folder",
         (
             _CONFIG,
-            Option("--ckpt_path", "RUN", "go on with a run; last: the newest one", "last FILES"),
+            Option("--ckpt_path", "RUN", "resume a run; last: the newest one", "last FILES"),
             *_DATA,
             _SIZE,
             Option("--data.val_split", "X", "validation part: fraction or count of train"),
@@ -78,7 +78,7 @@ COMMANDS: dict[str, Command] = {
             Option("--trainer.default_root_dir", "FOLDER", "where the folder runs is made", "FOLDERS"),
             Option("--seed_everything", "N", "decides weights, dropout, augmentation"),
             Option("--test_after_fit", "true|false", "test the best checkpoint at the end", "true false"),
-            Option("--tta", "KIND", "average its predictions over views", "flip shift flip+shift"),
+            Option("--tta", "KIND", "test-time augmentation of the final test", "flip shift flip+shift"),
             _TRUST,
         ),
         "vision_zoo fit --config lenet5_mnist --data MNIST5k",
@@ -92,7 +92,7 @@ COMMANDS: dict[str, Command] = {
         "score a checkpoint on the test images",
         (
             _CKPT,
-            Option("--output", "FOLDER", "for figures by class and mistakes", "FOLDERS"),
+            Option("--output", "FOLDER", "for metrics by class and mistakes", "FOLDERS"),
             Option("--tta", "KIND", "average over mirrored, shifted views", "flip shift flip+shift"),
             *_DATA,
             _SIZE,
@@ -133,7 +133,7 @@ COMMANDS: dict[str, Command] = {
             _BACKBONE,
             _DATA[0],
             _CKPT,
-            Option("--depth", "N", "one row for blocks nested so deep; default: layers"),
+            Option("--depth", "N", "one row for blocks nested this deep; default: layers"),
             _TRUST,
         ),
         "vision_zoo summary --model.backbone LeNet5 --data FashionMNIST",

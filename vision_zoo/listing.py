@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vision_zoo.errors import ConfigError
+from vision_zoo.files import expanded
 from vision_zoo.helptext import did_you_mean
 
 PACKAGE = Path(__file__).parent
@@ -57,7 +58,7 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError("list: only the runs can be sorted: vision_zoo list runs --sort COLUMN")
     for kind in KINDS if options.kind is None else (options.kind,):
         if kind == "runs":
-            root = Path(options.root)
+            root = expanded(options.root)
             if not root.is_dir():
                 raise ConfigError(f"list: --root {options.root}: there is no such folder")
             runs, broken = past_runs(root)
@@ -169,7 +170,7 @@ def past_runs(root: Path) -> tuple[list[Row], list[str]]:
         try:
             results = json.loads(file.read_text(encoding="utf-8"))
             if not isinstance(results, dict) or not isinstance(results.get("metrics", {}), dict):
-                raise ValueError("no results of a run")
+                raise ValueError("not the results of a run")
         except FileNotFoundError:
             results = {}
         except (OSError, ValueError) as error:

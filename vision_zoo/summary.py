@@ -26,7 +26,7 @@ class Layer:
         name: dotted, as in the state dict.
         kind: name of the class.
         output_shape: shape of the output, the batch of one image included.
-        parameters: how many it is the first to use.
+        parameters: number of parameters first used by this call.
         parameter_bytes: memory of these.
         multiply_adds: of convolutions and matrix products.
         output_bytes: memory that the output takes; 0 where it shares that of the input, as after flattening.
@@ -102,7 +102,7 @@ class Summary:
         """Layers in order of execution.
 
         Args:
-            depth: show blocks nested so deep as one row; None shows every layer.
+            depth: show blocks nested this deep as one row; None shows every layer.
             max_rows: choose the greatest depth that gives no more rows than this, but 1 at least.
         """
         rows = self.network.rows(depth)
@@ -174,8 +174,8 @@ def layer_table(model: Classifier, depth: int | None = None, max_rows: int | Non
 
     Args:
         model: the classifier; it stays as it is.
-        depth: show blocks nested so deep as one row; None shows every layer.
-        max_rows: shorten the table to about so many rows.
+        depth: show blocks nested this deep as one row; None shows every layer.
+        max_rows: shorten the table to about this many rows.
 
     Raises:
         ConfigError: if the backbone cannot classify images of the classifier's shape.

@@ -39,7 +39,7 @@ from vision_zoo.helptext import did_you_mean
 from vision_zoo.listing import metric_text
 from vision_zoo.plots import plot_curves
 from vision_zoo.summary import layer_table
-from vision_zoo.types import Split
+from vision_zoo.types import TTA, Split
 from vision_zoo.verbs.export import export
 from vision_zoo.verbs.predict import predict_pictures
 from vision_zoo.verbs.report import duration, write_report
@@ -68,7 +68,7 @@ class Trainer(pl.Trainer):
         save_every_minutes: float = 10.0,
         deterministic: bool = True,
         channels_last: bool | None = None,
-        tta: Literal["none", "flip", "shift", "flip+shift"] = "none",
+        tta: TTA = "none",
     ) -> None:
         """Train a network, test the best checkpoint, leave a run folder.
 
@@ -77,7 +77,7 @@ class Trainer(pl.Trainer):
             datamodule: the data.
             ckpt_path: continue a run exactly where it stopped: its folder, a checkpoint, or "last" for the newest one.
             test_after_fit: test the best checkpoint when training ends.
-            save_every_minutes: save the state also within an epoch, this often, minutes.
+            save_every_minutes: minutes between saves within an epoch.
             deterministic: two runs of one configuration on one machine are the same bit for bit; false lets a GPU
                 choose faster algorithms that are not (a CPU has none to choose).
             channels_last: memory layout of convolutions in training; by default wherever the network has some.
@@ -152,25 +152,25 @@ class Trainer(pl.Trainer):
                 "lower, or count over epochs with --trainer.check_val_every_n_epoch null"
             )
         if "You restored a checkpoint with current_epoch" in message:
-            return f"the run is beyond --trainer.max_epochs {self.max_epochs} already: set it higher to go on"
+            return f"the run is beyond --trainer.max_epochs {self.max_epochs} already: set it higher to continue"
         part = self.overfit_batches  # type: ignore[attr-defined]  # which Lightning sets from outside
         if part and "You requested to check" in message:
             return f"--trainer.overfit_batches {part} is less than one batch: set it higher"
         return ""
 
     def _why_ended(self, run: Run) -> str:
-        """What keeps a run from going on, and the way out."""
+        """What keeps a run from continuing, and the way out."""
         if self.early_stopping_callback is not None and self.early_stopping_callback.stopping_reason.value:
-            return "the run had stopped early; leave EarlyStopping out with --trainer.callbacks null to go on"
+            return "the run had stopped early; leave EarlyStopping out with --trainer.callbacks null to continue"
         in_steps = self.max_steps != -1 and self.global_step >= self.max_steps
         done = self.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         if not in_steps and (self.max_epochs == -1 or done < (self.max_epochs or 0)):
-            return "its time was up; raise --trainer.max_time to go on"
+            return "its time was up; raise --trainer.max_time to continue"
         if any(c.interval == "step" and not isinstance(c.scheduler, CyclicLR) for c in self.lr_scheduler_configs):
             again = f"--config {quote(str(run.path / 'config.yaml'))} --model.weights {quote(str(run.last))}"
             again += trusting(foreign_packages(run.config))
             return f"its schedule ends here; to train on from its weights: vision_zoo fit {again}"
-        return f"raise --trainer.{'max_steps' if in_steps else 'max_epochs'} to go on"
+        return f"raise --trainer.{'max_steps' if in_steps else 'max_epochs'} to continue"
 
     def _check_lengths(self, test_after_fit: bool) -> None:
         """Refuse options that leave nothing to train on or to test, in words that name them."""
@@ -238,7 +238,7 @@ class Trainer(pl.Trainer):
             raise ConfigError(f"--trainer.limit_{part}_batches is 0, so that nothing would be scored: {way_out}")
 
     def _of_training(self, run: Run) -> dict[str, float]:
-        """The last training figures and the validation figures of the best checkpoint, as metrics.csv has them."""
+        """The last training metrics and the validation metrics of the best checkpoint, as metrics.csv has them."""
         last: dict[str, float] = {}
         best: dict[str, float] = {}
         if (run.path / "metrics.csv").exists():
@@ -322,7 +322,7 @@ class Trainer(pl.Trainer):
         datamodule: ImageDataModule | None = None,
         ckpt_path: str | None = None,
         output: str | None = None,
-        tta: Literal["none", "flip", "shift", "flip+shift"] = "none",
+        tta: TTA = "none",
     ) -> None:
         """Score a checkpoint on the test images.
 
@@ -330,7 +330,7 @@ class Trainer(pl.Trainer):
             model: the classifier.
             datamodule: the data.
             ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
-            output: folder for the confusion matrix, per-class figures and mistakes; default: "test" in the run folder.
+            output: folder for the confusion matrix, per-class metrics and mistakes; default: "test" in the run folder.
             tta: test-time augmentation: average the predictions for each image and its mirror image (flip), its shifts
                 by one pixel (shift), or both; by default as the run was tested.
         """
@@ -345,7 +345,7 @@ class Trainer(pl.Trainer):
         folder = expanded(output) if output else run_folder_of(Path(ckpt_path)) / "test"
         existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise ConfigError(f"--output {output or folder}: {existing} is no folder that can be written to")
+            raise ConfigError(f"--output {output or folder}: {existing} is not a folder that can be written to")
         if evaluation is not None:
             evaluation.folder = folder
             evaluation.about = {"checkpoint": Path(ckpt_path).name, "step": step}
@@ -404,7 +404,7 @@ class Trainer(pl.Trainer):
             model: the classifier.
             datamodule: tells the shape of the images; its files are not needed.
             ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
-            depth: show blocks that are nested so deep as one row each; by default every layer.
+            depth: show blocks that are nested this deep as one row each; by default every layer.
         """
         if depth is not None and depth < 1:
             raise ConfigError(f"--depth must be at least 1, got {depth}")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_zoo.errors import ConfigError
+from vision_zoo.types import TTA
 
 PaddingMode = Literal["constant", "reflect", "edge"]
 
@@ -225,6 +226,9 @@ def apply_transforms(transforms: Iterable[nn.Module], images: Tensor) -> Tensor:
             that it draws once for each image.
         images: uint8 (B, C, H, W).
 
+    Returns:
+        uint8 (B, C, H, W), the same shape.
+
     Raises:
         ConfigError: if a transform changes the shape or the type of the images.
     """
@@ -244,13 +248,16 @@ def apply_transforms(transforms: Iterable[nn.Module], images: Tensor) -> Tensor:
     return images
 
 
-def views(images: Tensor, kind: str) -> list[Tensor]:
+def views(images: Tensor, kind: TTA) -> list[Tensor]:
     """The views of each image whose predictions test-time augmentation averages, the image itself first.
 
     Args:
         images: uint8 (B, C, H, W).
         kind: "flip" adds the mirror image, "shift" the image moved by one pixel to each side (the edge repeated),
-            "flip+shift" both and the moved mirror images.
+            "flip+shift" both and the moved mirror images; "none" adds nothing.
+
+    Returns:
+        One batch for each view, uint8 (B, C, H, W).
     """
     found = [images]
     if "shift" in kind:

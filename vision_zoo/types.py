@@ -9,6 +9,9 @@ ImageShape = tuple[int, int, int]
 
 Split = Literal["train", "val", "test"]
 
+TTA = Literal["none", "flip", "shift", "flip+shift"]
+"""Views of each test image whose predictions are averaged: test-time augmentation, see ``transforms.views``."""
+
 Batch = tuple[Tensor, Tensor]
 """Images, uint8 (B, C, H, W) in [0, 255], and labels, int64 (B,) in [0, K)."""
 

@@ -103,7 +103,8 @@ def test_the_forward_pass_returns_logits_that_are_not_normalised(
     backbone = build(network, options, shape).eval()
     with torch.no_grad():
         logits = backbone(random_images(2, shape))
-    assert not torch.allclose(logits.exp().sum(dim=1), torch.ones(2))
+    assert not torch.allclose(logits.exp().sum(dim=1), torch.ones(2))  # of log-probabilities
+    assert not torch.allclose(logits.sum(dim=1), torch.ones(2))  # of probabilities
 
 
 @all_networks

@@ -376,7 +376,7 @@ def different(root):
         ),
         (
             lambda root: tiny.write_image_folder(root, ("test", "train")),
-            "has the folders test, train, which are no classes. Parts are named train, val and test",
+            "has the folders test, train, which are not classes. Parts are named train, val and test",
         ),
     ],
 )
@@ -433,7 +433,7 @@ def test_every_mode_becomes_the_same_gray(tmp_path):
 
 def test_pixels_that_are_no_numbers_make_no_picture(tmp_path):
     path = save(tmp_path / "nan.tif", Image.fromarray(np.full((20, 20), np.nan, np.float32)))
-    with pytest.raises(DataError, match="no numbers"):
+    with pytest.raises(DataError, match="not numbers"):
         decode_image(path, (1, 20, 20))
 
 

@@ -11,6 +11,7 @@ import torch
 
 from tests import tiny
 from vision_zoo.data import CIFAR10, CIFAR100, EMNIST, KMNIST, MNIST, QMNIST, STL10, SVHN, USPS, FashionMNIST, MNIST5k
+from vision_zoo.data import __all__ as data_sets
 from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError
 
 SETS = [
@@ -44,6 +45,22 @@ def test_files_give_the_images_and_labels_that_were_written(kind, write, tmp_pat
         assert (brightness - labels * step - 9.5).abs().max() < 4
     assert len(data.mean) == len(data.std) == data.image_shape[0]
     assert len(set(data.class_names)) == data.num_classes
+
+
+def test_every_data_set_of_a_known_format_is_tested_here():
+    of_ones_own = {"ArrayFile", "ImageFolder", "ImageDataModule"}
+    assert {kind.__name__ for kind, _ in SETS} | {"MNIST5k"} == set(data_sets) - of_ones_own
+
+
+class Photos(CIFAR10):
+    """Somebody's own, with another name."""
+
+
+@pytest.mark.filterwarnings("ignore:Photos. the")
+def test_a_data_set_made_from_another_one_reads_the_same_files(tmp_path, ready):
+    photos = ready(Photos(str(tiny.write_cifar10(tmp_path))))
+    assert photos.num_classes == 10
+    assert photos.note
 
 
 def test_class_names_are_those_that_the_readme_promises():

@@ -73,7 +73,7 @@ def test_evaluation_keeps_a_last_batch_of_one_image():
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("count", [20, 25, 26])
 def test_processes_train_on_equally_many_batches_without_overlap(world, count):
-    shards = [loader(count, rank=rank, world=world, **TRAIN) for rank in range(world)]
+    shards = [loader(count, rank=rank, world_size=world, **TRAIN) for rank in range(world)]
     assert len({len(shard) for shard in shards}) == 1
     assert [len(epoch(shard)) for shard in shards] == [len(shard) for shard in shards]
     images = [index for shard in shards for index in seen(shard)]
@@ -83,7 +83,7 @@ def test_processes_train_on_equally_many_batches_without_overlap(world, count):
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("count", [1, 20, 25])
 def test_processes_evaluate_every_image_exactly_once(world, count):
-    shards = [loader(count, rank=rank, world=world) for rank in range(world)]
+    shards = [loader(count, rank=rank, world_size=world) for rank in range(world)]
     assert sorted(index for shard in shards for index in seen(shard)) == list(range(count))
     assert [len(epoch(shard)) for shard in shards] == [len(shard) for shard in shards]
 

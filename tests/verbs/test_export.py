@@ -248,7 +248,7 @@ def test_a_device_is_never_replaced_by_a_file(checkpoint, here, capsys):
     os.mkfifo(here / "device")  # for one that whoever runs the tests could replace
     for output in ("device", "/dev/stdout", "/dev/fd/1"):
         assert main(["export", "--ckpt_path", str(checkpoint), "--format", "state_dict", "--output", output]) == 2
-        assert f"--output {output} cannot be written: it is no regular file" in capsys.readouterr().err
+        assert f"--output {output} cannot be written: it is not a regular file" in capsys.readouterr().err
     assert [path.name for path in here.iterdir()] == ["device"]
     assert (here / "device").is_fifo()
 

@@ -390,7 +390,7 @@ def test_where_the_images_of_a_later_test_lay_is_said(here):
 
 def test_whose_figures_they_are_is_said_of_the_last_checkpoint(run):
     report("--ckpt_path", str(run / "checkpoints" / "last.ckpt"))
-    assert "The validation and test figures are of best.ckpt, not of last.ckpt" in (run / "README.md").read_text()
+    assert "The validation and test metrics are of best.ckpt, not of last.ckpt" in (run / "README.md").read_text()
 
 
 def test_a_page_of_the_last_checkpoint_claims_no_other_figures_for_the_best_one(here):

@@ -57,24 +57,23 @@ def num_features(network: str, features: nn.Sequential, image_shape: ImageShape)
     return channels * left
 
 
-def require_at_least(network: str, option: str, value: int, least: int = 1) -> None:
-    """Refuse an option of a network that is too small.
+def require_at_least(network: str, option: str, value: int) -> None:
+    """Refuse an option of a network that is below one.
 
     Args:
         network: the network's name, for the refusal.
         option: the option's name.
         value: what was given.
-        least: the smallest value that works.
 
     Raises:
-        ConfigError: if the value is below the least.
+        ConfigError: if the value is below one.
     """
-    if value < least:
-        raise ConfigError(f"{network}: {option} is {value}, set --model.backbone.{option} to at least {least}")
+    if value < 1:
+        raise ConfigError(f"{network}: {option} is {value}, set --model.backbone.{option} to at least 1")
 
 
 def require_rate(network: str, drop_rate: float) -> None:
-    """Refuse a drop rate that is no probability below one.
+    """Refuse a drop rate that is not a probability below one.
 
     Args:
         network: the network's name, for the refusal.

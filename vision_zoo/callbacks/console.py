@@ -142,8 +142,9 @@ class Console(ProgressBar):
         batch_size = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
         if batch_size:
             effective = batch_size * trainer.world_size * trainer.accumulate_grad_batches
-            spread = f" = {batch_size} x {trainer.world_size} processes" if trainer.world_size > 1 else ""
-            spread += f" x {trainer.accumulate_grad_batches} steps" if trainer.accumulate_grad_batches > 1 else ""
+            spread = f" x {trainer.world_size} processes" if trainer.world_size > 1 else ""
+            spread += f" x {trainer.accumulate_grad_batches} batches" if trainer.accumulate_grad_batches > 1 else ""
+            spread = f" = {batch_size}{spread}" if spread else ""
             facts.add_row("batch", f"{effective} images per step{spread}; the learning rate is used as given")
         optimizer = trainer.optimizers[0]
         rate = f", lr {optimizer.defaults['lr']:g}" if "lr" in optimizer.defaults else ""

@@ -1,4 +1,4 @@
-"""The evaluation of the test images: confusion matrix, per-class figures and the most confident mistakes."""
+"""The evaluation of the test images: confusion matrix, per-class metrics and the most confident mistakes."""
 
 import csv
 import io
@@ -47,16 +47,17 @@ def per_class(matrix: Tensor) -> list[dict[str, float]]:
 
 
 class Evaluation(Callback):
-    """Collects what ``test`` shows beyond single figures and writes it into a folder.
+    """Collects what ``test`` shows beyond single metrics and writes it into a folder.
 
-    Args:
-        folder: for confusion_matrix.png and .csv, per_class.csv, mistakes.png and test.json; may be set later.
+    Attributes:
+        folder: for confusion_matrix.png and .csv, per_class.csv, mistakes.png and test.json; None writes nothing.
+        about: what is tested, for test.json: such as the checkpoint's name and step, and the data.
+        rows: precision, recall, f1 and number of images of each class, after a test; see `per_class`.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
-        self.about: dict[str, str | int] = {}  # what is tested, for test.json
-        self.metrics: dict[str, float] = {}
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.about: dict[str, str | int] = {}
         self.rows: list[dict[str, float]] = []
         self._mistakes: list[tuple[float, int, int, Tensor]] = []
 
@@ -97,7 +98,7 @@ class Evaluation(Callback):
         mistakes = sorted((m for part in gather(self._mistakes) for m in part), key=lambda m: -m[0])[:MISTAKES]
         if not isinstance(pl_module, Classifier):
             return
-        self.metrics = {n: value for n, value in numbers(trainer.callback_metrics).items() if n.startswith("test/")}
+        metrics = {n: value for n, value in numbers(trainer.callback_metrics).items() if n.startswith("test/")}
         self.rows = per_class(pl_module.confusion_matrix)
         if self.folder is None or not trainer.is_global_zero:
             return
@@ -116,11 +117,11 @@ class Evaluation(Callback):
         table.writerow(["class", "precision", "recall", "f1", "images"])
         table.writerows([name, *row.values()] for name, row in zip(names, self.rows, strict=True))
         write_file(self.folder / "per_class.csv", text.getvalue().encode(errors="surrogateescape"))
-        figures: dict[str, Any] = {**self.metrics, **self.about}
+        results: dict[str, Any] = {**metrics, **self.about}
         if pl_module.test_time_augmentation != "none":
-            figures["test_time_augmentation"] = pl_module.test_time_augmentation
-        write_file(self.folder / "test.json", (json.dumps(figures, indent=2) + "\n").encode())
-        accuracy = self.metrics["test/accuracy"]
+            results["test_time_augmentation"] = pl_module.test_time_augmentation
+        write_file(self.folder / "test.json", (json.dumps(results, indent=2) + "\n").encode())
+        accuracy = metrics["test/accuracy"]
         title = f"{pl_module.network_name}: {100 * accuracy:.2f} % of {int(matrix.sum()):,} test images"
         if pl_module.test_time_augmentation != "none":
             title += f" ({pl_module.test_time_augmentation} averaged)"

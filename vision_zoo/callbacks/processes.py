@@ -19,7 +19,7 @@ from torch.distributed.constants import default_pg_timeout
 
 from vision_zoo.errors import ConfigError, TrainingError
 
-# A process that says nothing for so long is taken for lost: a host that vanished closes no connection.
+# A process that stays silent this long is taken for lost: a host that vanished closes no connection.
 SILENCE = timedelta(seconds=40)
 # A process whose partner was lost gets this long to notice by itself, seconds; one that computes on a GPU never does.
 GRACE = 20.0
@@ -33,7 +33,7 @@ class LostProcessError(TrainingError):
 
     def __init__(self, which: str) -> None:
         super().__init__(
-            f"{which} was lost, which ends the run on all processes. Training goes on from its last checkpoint with: "
+            f"{which} was lost, which ends the run on all processes. Resume it from its last checkpoint with: "
             "vision_zoo fit --ckpt_path last"
         )
 
@@ -47,7 +47,7 @@ def lost_process(error: BaseException) -> LostProcessError | None:
     return LostProcessError(f"a process of the run ({found[0].lower()})") if found else None
 
 
-def leaves_the_word(error: BaseException) -> bool:
+def reported_elsewhere(error: BaseException) -> bool:
     """Whether another process tells the same: the first of the run, or the one that launched this one."""
     if getattr(error, "exit_code", 0) > 128:  # a signal, which all have agreed on
         return bool(getattr(rank_zero_only, "rank", 0))

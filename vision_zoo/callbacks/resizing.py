@@ -23,14 +23,14 @@ class ProgressiveResizing(Callback):
 
     Early epochs learn coarse shapes, for which few pixels do, and a network that takes images of any size computes so
     much less on them: with half the side, on a quarter of the pixels. Whole images are what is validated and tested,
-    so that early validation figures are poor. Method: progressive learning (Tan and Le 2021,
+    so that early validation metrics are poor. Method: progressive learning (Tan and Le 2021,
     https://arxiv.org/abs/2104.00298), here of the size alone.
 
     Args:
         initial_scale: side of the first images as a share of the full side, above 0 and below 1; the other stages
             divide the way from there to 1 evenly.
         full_size_from: share of the run's steps after which images are whole, above 0 and at most 1; the stages take
-            equal parts of it. A run that goes on beyond its end goes on with whole images.
+            equal parts of it. A run that continues beyond its end keeps to whole images.
 
     Raises:
         ConfigError: if a share is out of its range.
@@ -51,7 +51,7 @@ class ProgressiveResizing(Callback):
         return {"steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the stages of the run as it began."""
+        """Continue the stages of the run as it began."""
         self._steps = state_dict["steps"]
 
     def scale(self, step: int) -> float:

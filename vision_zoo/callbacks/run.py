@@ -42,7 +42,7 @@ from vision_zoo.errors import CheckpointError, ConfigError, TrainingError, diver
 from vision_zoo.files import flush, lock_file, new_file, write_file
 
 CHECKPOINT_VERSION = 1
-REPEAT_SECONDS = 1.0  # a signal that comes again so soon was sent once
+REPEAT_SECONDS = 1.0  # a signal repeated within this time counts once
 EVENTS_FLUSHED_SECONDS = 10  # what TensorBoard may lag behind; metrics.csv never does
 # What the end of training leaves, and another end replaces.
 RESULTS = (
@@ -70,7 +70,7 @@ def end_on_sigterm() -> None:
     def end(number: int, frame: FrameType | None) -> None:
         raise StoppedBySignalError(number)
 
-    with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us handles the signals
+    with contextlib.suppress(ValueError):  # not in the main thread: the embedding program handles the signals
         signal.signal(signal.SIGTERM, end)
 
 
@@ -89,14 +89,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TrainingError(f"the checkpoint {path} could not be written: {error}{kept}") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint; see ``read_checkpoint``. The command line has checked which classes it names."""
+        """Read a checkpoint; see ``read_checkpoint``, which checks again which classes it names."""
         return read_checkpoint(path, trusted_packages=self.trusted_packages)
 
     trusted_packages: tuple[str, ...] = ()
 
 
 def link(source: Path, path: Path) -> None:
-    """Give a checkpoint a second name, in place of what had it; what replaces one of them later leaves the other."""
+    """Hard-link a checkpoint under a second name; replacing one later leaves the other."""
     if path.exists() and path.samefile(source):
         return  # POSIX' rename would leave the temporary name as well
     try:
@@ -116,7 +116,7 @@ class EventFiles(TensorBoardLogger):
 class Run(Checkpoint):
     """Owns ``runs/<name>/version_<n>``: config.yaml, metrics.csv, TensorBoard events, best.ckpt and last.ckpt.
 
-    A run that was stopped at any point and goes on from last.ckpt ends with the same weights, optimizer, random states
+    A run that was stopped at any point and resumes from last.ckpt ends with the same weights, optimizer, random states
     and metrics.csv as one that was never stopped: checkpoints hold the position in the data, random states of every
     process and the number of rows written.
 
@@ -127,7 +127,7 @@ class Run(Checkpoint):
         events: whether TensorBoard's event files are written, where there is no other logger.
 
     Attributes:
-        save_every_minutes: last.ckpt is saved also within an epoch, this often, minutes.
+        save_every_minutes: minutes between saves of last.ckpt within an epoch.
         guests: callbacks of the user's own that were given no folder: they save beside us, unless a logger has one.
     """
 
@@ -335,7 +335,7 @@ class Run(Checkpoint):
         if self._rng is not None:
             if len(self._rng) != trainer.world_size:
                 raise CheckpointError(
-                    f"the run was trained by {len(self._rng)} processes and cannot go on exactly with "
+                    f"the run was trained by {len(self._rng)} processes and cannot resume exactly with "
                     f"{trainer.world_size}: set --trainer.devices and --trainer.num_nodes as before"
                 )
             _restore_random_states(self._rng[trainer.global_rank])
@@ -361,7 +361,7 @@ class Run(Checkpoint):
             self.best_score = self.best_epoch = None
         if trainer.is_global_zero:
             self._cut_metrics()
-            if not self._made_here:  # only now is it sure that the run goes on under this configuration
+            if not self._made_here:  # only now is it sure that the run resumes under this configuration
                 self._write_config()
             for name in RESULTS:  # of an earlier end, which the run has left
                 (self.path / name).unlink(missing_ok=True)
@@ -375,7 +375,7 @@ class Run(Checkpoint):
         for number in (signal.SIGINT, signal.SIGTERM, *((signal.SIGUSR1,) if "SLURM_JOB_ID" in os.environ else ())):
             try:
                 self._old_handlers[number] = signal.signal(number, self._on_signal)
-            except ValueError:  # not in the main thread: whoever runs us handles the signals
+            except ValueError:  # not in the main thread: the embedding program handles the signals
                 break
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -404,7 +404,7 @@ class Run(Checkpoint):
             trainer.should_stop = True  # Lightning validates then, which it does not for the last of max_steps
         logs = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if logs and not accumulating and "train/loss_step" in trainer.callback_metrics:
-            self._write_row(trainer, STEP_METRICS)
+            self._write_row(trainer, [name for name in STEP_METRICS if name in trainer.callback_metrics])
         wants = self._wants(trainer)
         if accumulating:
             self._end_after_step(trainer)
@@ -422,7 +422,7 @@ class Run(Checkpoint):
         return _most_urgent(self._signal or (-1 if due else 0), trainer)
 
     def _end_after_step(self, trainer: Trainer) -> None:
-        # A run that ended between two steps would lose the gradients that it gathered.
+        # A run that ended between two steps would lose the gradients that it accumulated.
         self._ends_after_step |= trainer.should_stop
         trainer.should_stop = False
 

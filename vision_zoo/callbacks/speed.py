@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError
 
-# Below so many images, casting the weights takes longer than bf16 saves.
+# Below this many images, casting the weights takes longer than bf16 saves.
 SMALLEST_BF16_BATCH = 32
 
 STEP_HOOKS = (

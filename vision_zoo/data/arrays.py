@@ -36,8 +36,8 @@ class ArrayFile(ImageDataModule):
         path: the .npz file.
         root: not used.
         batch_size: images per batch, in each process.
-        val_split: what is cut from the training images for validation: a fraction, a count, or 0 for none. Not used if
-            the file has validation images.
+        val_split: what is cut from the training images for validation, stratified by class: a fraction, a count, or 0
+            for none. Not used if the file has validation images.
         seed: decides the splits and the order of the images in each epoch.
         image_size: height and width that the images are resized to. By default they keep their own.
         augmentation: random transforms of the training batches, on the device.
@@ -46,8 +46,8 @@ class ArrayFile(ImageDataModule):
             the training images.
         std: standard deviation of each channel, like mean.
         shuffle: draw the training images in a new order in each epoch; otherwise in file order.
-        test_split: what is cut from all images for testing, like val_split, or 1.0 to test with all of them. Not used
-            if the file has test images.
+        test_split: what is cut from all images for testing: like val_split, or 1.0 to test with all of them and train
+            with none. Not used if the file has test images.
     """
 
     way_out = "Give another file with --data.path"
@@ -143,7 +143,16 @@ class ArrayFile(ImageDataModule):
     @cached_property
     def _facts(self) -> Facts:
         options = [self.image_size, self.val_split, self.test_split, self.seed]
-        return cached_facts([self.path] if self._names else [], options, self._compute_facts)
+        self._names  # noqa: B018  # refuses a file that is missing or broken, before its size is asked for
+        facts = cached_facts([self.path], options, self._compute_facts)
+        if absent := facts.get("absent"):
+            rank_zero_warn(
+                f"ArrayFile: {self.path} has no train images of {len(absent)} of its {len(facts['class_names'])} "
+                f"classes ({', '.join(map(str, absent[:5]))}{', ...' * (len(absent) > 5)}), which the network cannot "
+                "learn. Classes are numbered 0, 1, 2, ...",
+                category=UserWarning,
+            )
+        return facts
 
     def _compute_facts(self) -> Facts:
         tests_all = self.cuts_test and isinstance(self.test_split, float) and self.test_split == 1
@@ -161,21 +170,14 @@ class ArrayFile(ImageDataModule):
         names = self._array("class_names").reshape(-1).tolist() if "class_names" in self._names else []
         names = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names]
         self.class_names = tuple(names or [str(label) for label in range(int(labels.max()) + 1)])
-        absent = sorted(set(range(len(self.class_names))) - set(labels.tolist()))
-        if absent and source == "train":
-            rank_zero_warn(
-                f"ArrayFile: {self.path} has no train images of {len(absent)} of its {len(self.class_names)} classes "
-                f"({', '.join(map(str, absent[:5]))}{', ...' * (len(absent) > 5)}), which the network cannot learn. "
-                "Classes are numbered 0, 1, 2, ...",
-                category=UserWarning,
-            )
+        absent = sorted(set(range(len(self.class_names))) - set(labels.tolist())) if source == "train" else []
         for split in ("val", "test"):
             if keys := self._keys(split):
                 self._check_shape(keys[0], (images.shape[1], images.shape[2], images.shape[3]))
                 self._check_labels(keys[1])
         del images  # which the next line reads anew, as a part that is kept
         shown = statistics(self.split_images(source).images)
-        return {"class_names": self.class_names, "image_shape": self.image_shape, **shown}
+        return {"class_names": self.class_names, "image_shape": self.image_shape, "absent": absent, **shown}
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
@@ -184,7 +186,7 @@ class ArrayFile(ImageDataModule):
             raise DatasetNotFoundError(f"ArrayFile: there is no file {self.path}. Set --data.path to a .npz file")
         with self._reading(self.path, _BROKEN):
             if not zipfile.is_zipfile(self.path):
-                raise ValueError("no .npz archive, which numpy.savez writes")
+                raise ValueError("not a .npz archive such as numpy.savez writes")
             with np.load(self.path, allow_pickle=False) as content:
                 return tuple(content.files)
 

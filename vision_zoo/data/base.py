@@ -14,7 +14,7 @@ import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as pictures
+from torchvision.transforms.v2 import functional as TF
 
 from vision_zoo.data.decode import ImageFiles, decoding_threads
 from vision_zoo.data.fetch import DOWNLOAD_ERRORS, fetch
@@ -55,7 +55,8 @@ class ImageDataModule(LightningDataModule):
     Args:
         root: folder that holds the files, or where they are downloaded to.
         batch_size: images per batch, in each process.
-        val_split: what is cut from the training images for validation: a fraction, a count, or 0 for none.
+        val_split: what is cut from the training images for validation, stratified by class: a fraction, a count, or 0
+            for none.
         seed: decides the split and the order of the images in each epoch.
         image_size: height and width that the images are resized to. By default they keep their own.
         augmentation: random transforms of the training batches, on the device.
@@ -84,9 +85,6 @@ class ImageDataModule(LightningDataModule):
         "Delete the broken files so that they are downloaded again, set --data.root to a good copy, "
         f"{NO_NETWORK_NEEDED}"
     )
-
-    # Under several processes the shares of an evaluation may be unequal: nothing is counted twice.
-    allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
         self,
@@ -171,13 +169,20 @@ class ImageDataModule(LightningDataModule):
         return ()
 
     def download(self, root: Path) -> None:
-        """Fetch the files into a root of their own, with torchvision's data set of the same name."""
+        """Fetch the files into a root of their own, with torchvision's data set of the same name.
+
+        The exceptions in `fetch.DOWNLOAD_ERRORS` become a clean message; any other is shown as a bug.
+        """
         raise NotImplementedError
 
     # What Lightning calls.
 
     def prepare_data(self) -> None:
-        """Download what is missing; called in one process per machine."""
+        """Download what is missing; called in one process per machine.
+
+        Raises:
+            DatasetNotFoundError: if files are missing and cannot be downloaded.
+        """
         if not self._missing():
             return
         try:
@@ -189,7 +194,13 @@ class ImageDataModule(LightningDataModule):
             raise self._not_found(" after the download")
 
     def setup(self, stage: str | None = None) -> None:
-        """Read what the stage needs, once: fit and validate never read the test images."""
+        """Read what the stage needs, once: fit and validate never read the test images.
+
+        Raises:
+            DatasetNotFoundError: if files are missing.
+            DataError: if files are broken or do not fit the data set.
+            ConfigError: if the images cannot be split as the options say.
+        """
         if stage == "validate" and self.has_val:
             if "val" not in self._parts:
                 self._parts["val"] = self._whole("val")
@@ -216,7 +227,7 @@ class ImageDataModule(LightningDataModule):
         loader = self._loader("train", training=True)
         if not len(loader):
             raise ConfigError(
-                f"{len(self._parts['train'].indices)} training images are too few for {loader.world} processes"
+                f"{len(self._parts['train'].indices)} training images are too few for {loader.world_size} processes"
             )
         return loader
 
@@ -257,13 +268,23 @@ class ImageDataModule(LightningDataModule):
     # What commands other than fit and test use.
 
     def split_images(self, split: Split) -> LabelledImages:
-        """All images of a split, in file order and without augmentation."""
+        """All images of a split, in file order and without augmentation.
+
+        Raises:
+            ConfigError: if the split has no images.
+            InputError: if they cannot be read, see `setup`.
+        """
         self._ensure(split)
         part = self._parts[split]
         return self._gather(part, part.indices)
 
     def sample(self, split: Split, count: int) -> LabelledImages:
-        """Up to `count` images, evenly spaced over a split; of files not kept in memory only these are read."""
+        """Up to `count` images, evenly spaced over a split; of files not kept in memory only these are read.
+
+        Raises:
+            ConfigError: if the split has no images.
+            InputError: if they cannot be read, see `setup`.
+        """
         self._ensure(split)
         part = self._parts[split]
         places = torch.linspace(0, max(len(part.indices) - 1, 0), min(count, len(part.indices))).round().long()
@@ -307,10 +328,10 @@ class ImageDataModule(LightningDataModule):
 
     def _evaluation_loader(self, split: Split) -> Loader:
         loader = self._loader(split)
-        if len(loader.indices) < loader.world:  # one without images would leave the others waiting for its counts
+        if len(loader.indices) < loader.world_size:  # one without images would leave the others waiting for its counts
             raise ConfigError(
-                f"{len(loader.indices)} {split} images are too few for {loader.world} processes: each needs one. Set "
-                "--trainer.devices lower"
+                f"{len(loader.indices)} {split} images are too few for {loader.world_size} processes: each needs one. "
+                "Set --trainer.devices lower"
             )
         return loader
 
@@ -322,7 +343,7 @@ class ImageDataModule(LightningDataModule):
             "shuffle": training and self.shuffle and not getattr(trainer, "overfit_batches", 0),
             "seed": self.seed,
             "rank": trainer.global_rank if trainer else 0,
-            "world": trainer.world_size if trainer else 1,
+            "world_size": trainer.world_size if trainer else 1,
         }
         if isinstance(part.data, ImageFiles):
             return StreamLoader(part.data, part.indices, self.batch_size, self.num_workers, **order)
@@ -411,7 +432,7 @@ def resize_images(images: Tensor, image_shape: ImageShape) -> Tensor:
         return images.contiguous()
     resized = images.new_empty((len(images), *image_shape))
     for source, target in zip(torch.split(images, 1024), torch.split(resized, 1024), strict=True):
-        target.copy_(pictures.resize(source, list(image_shape[1:]), antialias=True))
+        target.copy_(TF.resize(source, list(image_shape[1:]), antialias=True))
     return resized
 
 

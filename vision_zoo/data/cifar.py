@@ -30,6 +30,7 @@ class CIFAR10(ImageDataModule):
     image_shape = (3, 32, 32)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
+    torchvision_class: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR10
     folder = "cifar-10-batches-py"
     names: ClassVar[dict[str, list[str]]] = {
         "train": [f"data_batch_{number}" for number in range(1, 6)],
@@ -43,7 +44,7 @@ class CIFAR10(ImageDataModule):
 
     def download(self, root: Path) -> None:
         """Fetch and unpack the archive with torchvision."""
-        getattr(datasets, type(self).__name__)(root, download=True)
+        self.torchvision_class(root, download=True)
 
     def load(self, split: Literal["train", "test"]) -> LabelledImages:
         """uint8 (N, 3, 32, 32) in [0, 255] and int64 (N,) in [0, K)."""
@@ -56,7 +57,7 @@ class CIFAR10(ImageDataModule):
         return LabelledImages(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
     def _compare_checksums(self, paths: list[Path], split: str) -> None:
-        published = dict(getattr(getattr(datasets, type(self).__name__), f"{split}_list"))
+        published = dict(getattr(self.torchvision_class, f"{split}_list"))
         if not all(check_md5(str(path), published[path.name]) for path in paths):
             self.note = "JPEG copy" if _from_jpeg(paths[0]) else "not the published files"
             rank_zero_warn(
@@ -83,6 +84,7 @@ class CIFAR100(CIFAR10):
     )
     mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
+    torchvision_class = datasets.CIFAR100
     folder = "cifar-100-python"
     names: ClassVar[dict[str, list[str]]] = {"train": ["train"], "test": ["test"]}
     key = "fine_labels"

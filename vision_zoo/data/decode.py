@@ -120,7 +120,7 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor, list[tuple[str, str]]]]):
         return len(self.paths)
 
     def replacing(self, order: Sequence[int]) -> "ImageFiles":
-        """The same files, where another one of `order`, always the same, takes the place of one that is not readable.
+        """Like these files, but an unreadable one is replaced by a fixed other one of `order`.
 
         It is any other one: the next ones in a folder may well be broken too, and are of the same class.
         """
@@ -205,7 +205,7 @@ def _to_8_bit(picture: Image.Image, wide: bool) -> "np.ndarray[Any, np.dtype[np.
     values = np.asarray(picture).astype(np.float64)
     largest = values.max(initial=0)
     if np.isnan(largest):
-        raise ValueError("some of its pixels are no numbers")
+        raise ValueError("some of its pixels are not numbers")
     if picture.mode == "F" and largest <= _ONE:
         values = values * 255
     elif wide or picture.mode.startswith("I;16") or largest > 255:

@@ -33,8 +33,8 @@ class ImageFolder(ImageDataModule):
     Args:
         root: the folder of the class folders, or of train, val and test.
         batch_size: images per batch, in each process.
-        val_split: what is cut from the training pictures for validation: a fraction, a count, or 0 for none. Not used
-            if there is a folder val.
+        val_split: what is cut from the training pictures for validation, stratified by class: a fraction, a count, or 0
+            for none. Not used if there is a folder val.
         seed: decides the splits and the order of the images in each epoch.
         image_size: height and width that every picture is brought to; 224 by default.
         augmentation: random transforms of the training batches, on the device.
@@ -45,8 +45,8 @@ class ImageFolder(ImageDataModule):
         shuffle: draw the training images in a new order in each epoch; otherwise in file order.
         channels: 3 for colour, 1 for gray.
         resize: crop keeps the proportions and cuts out the centre, pad keeps them and adds black, squash changes them.
-        test_split: what is cut from all pictures for testing, like val_split, or 1.0 to test with all of them. Not used
-            if there is a folder test.
+        test_split: what is cut from all pictures for testing: like val_split, or 1.0 to test with all of them and train
+            with none. Not used if there is a folder test.
         strict: stop at a file that cannot be decoded, instead of naming it and leaving it out.
         in_memory: decode everything once and keep it, or decode each batch anew. By default the former up to 1 GiB.
     """
@@ -147,8 +147,8 @@ class ImageFolder(ImageDataModule):
     def _scan(self) -> tuple[tuple[str, ...], dict[Split, Listing]]:
         """Class names, and the pictures of each split; no "val" where there is none.
 
-        What is cut hangs on the names of the files: pictures that are added later must not deal all of them anew, for
-        a test would then score pictures of the training. A fraction is a range of the names' order, validation next to
+        What is cut depends on the names of the files: pictures that are added later must not reshuffle the split, for a
+        test would then score pictures of the training. A fraction is a range of the names' order, validation next to
         the test, so that no picture of the training is ever held out later; a count takes more or fewer of a class as
         the classes grow.
         """
@@ -220,7 +220,7 @@ def _list_classes(root: Path, *, may_be_empty: bool) -> tuple[tuple[str, ...], L
         )
     if "train" in (names := {folder.name.lower() for folder in folders}) and names & _SPLIT_NAMES:
         raise DataError(
-            f"ImageFolder: {root} has the folders {', '.join(x.name for x in folders)}, which are no classes. "
+            f"ImageFolder: {root} has the folders {', '.join(x.name for x in folders)}, which are not classes. "
             "Parts are named train, val and test, and have a folder of pictures for each class in them"
         )
     endings, unreadable = picture_extensions(), unreadable_extensions()
@@ -236,7 +236,7 @@ def _list_classes(root: Path, *, may_be_empty: bool) -> tuple[tuple[str, ...], L
             raise DataError(
                 f"ImageFolder: {folder} has no pictures"
                 + (f", only folders ({', '.join(x.name for x in nested[:3])}, ...)" if nested else "")
-                + ". Pictures must lie directly in the folder of their class; remove folders that are no classes"
+                + ". Pictures must lie directly in the folder of their class; remove folders that are not classes"
             )
         if nested:
             rank_zero_warn(f"ImageFolder: the folders inside of {folder} are not looked into", category=UserWarning)

@@ -29,7 +29,7 @@ class Loader:
         shuffle: draw a new order for each epoch.
         seed: the order of epoch e is drawn from (seed, e).
         rank: which of the processes this is.
-        world: how many processes there are.
+        world_size: how many processes there are.
     """
 
     batch_sampler = None
@@ -42,7 +42,7 @@ class Loader:
         shuffle: bool = False,
         seed: int = 0,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
         self.indices = indices
         self.batch_size = batch_size
@@ -50,7 +50,7 @@ class Loader:
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
-        self.world = world
+        self.world_size = world_size
         self.epoch = 0
         self._handed_out = 0  # batches of this epoch
         self._restored: dict[str, int] = {}
@@ -82,8 +82,8 @@ class Loader:
         before, now = state_dict.get("images", len(self.indices)), len(self.indices)
         if before != now:
             raise DataError(
-                f"the run was trained on {before:,} images and there are {now:,} now, so that it cannot go on exactly: "
-                "bring them back, or start a new run from its weights (its config.yaml with --config, and "
+                f"the run was trained on {before:,} images and there are {now:,} now, so that it cannot resume "
+                "exactly: bring them back, or start a new run from its weights (its config.yaml with --config, and "
                 "--model.weights in place of --ckpt_path)"
             )
 
@@ -109,7 +109,7 @@ class Loader:
             # torch's CPU generator takes only 32 bits of a seed, so seed and epoch are mixed before.
             mixed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
             order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(mixed))]
-        shard = order[self.rank :: self.world][: self._shard_size()]
+        shard = order[self.rank :: self.world_size][: self._shard_size()]
         if not len(shard):
             return []
         batches = list(torch.split(shard, self.batch_size))
@@ -119,8 +119,8 @@ class Loader:
 
     def _shard_size(self) -> int:
         if self.training:
-            return len(self.indices) // self.world
-        return len(range(self.rank, len(self.indices), self.world))
+            return len(self.indices) // self.world_size
+        return len(range(self.rank, len(self.indices), self.world_size))
 
     def _joins_last(self, count: int) -> bool:
         return self.training and self.batch_size > 1 and count > self.batch_size and count % self.batch_size == 1
@@ -143,13 +143,13 @@ class TensorLoader(Loader):
 
 
 def _leave_signals(_worker: int) -> None:
-    """What stops a run goes to all of its processes, or may; the one that trains saves, then ends its workers."""
+    """Signals may reach every process of a run; workers ignore them, the training process ends them."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
 class StreamLoader(Loader):
-    """Batches of image files, decoded by worker processes.
+    """Batches of image files, decoded by worker processes, or by this one where num_workers is 0.
 
     A file that cannot be decoded is named once. In training another one takes its place, so that batches
     keep their size; in evaluation it is left out.

@@ -26,6 +26,7 @@ class MNIST(ImageDataModule):
     image_shape = (1, 28, 28)
     mean, std = (0.1307,), (0.3081,)
 
+    torchvision_class: ClassVar[type[datasets.MNIST]] = datasets.MNIST
     folder = "MNIST/raw"
     names: ClassVar[dict[str, tuple[str, str]]] = {
         "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -38,7 +39,7 @@ class MNIST(ImageDataModule):
 
     def download(self, root: Path) -> None:
         """Fetch all files with torchvision."""
-        getattr(datasets, type(self).__name__)(root, download=True)
+        self.torchvision_class(root, download=True)
 
     def load(self, split: Literal["train", "test"]) -> LabelledImages:
         """uint8 (N, 1, 28, 28) in [0, 255] and int64 (N,) in [0, K)."""
@@ -67,6 +68,7 @@ class FashionMNIST(MNIST):
         *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle Boot"),
     )
     mean, std = (0.2860,), (0.3530,)
+    torchvision_class = datasets.FashionMNIST
     folder = "FashionMNIST/raw"
 
 
@@ -75,6 +77,7 @@ class KMNIST(MNIST):
 
     class_names = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
     mean, std = (0.1918,), (0.3483,)
+    torchvision_class = datasets.KMNIST
     folder = "KMNIST/raw"
 
 

@@ -25,7 +25,8 @@ class MNIST5k(ImageDataModule):
     Args:
         root: not used, since the images come with an installed package.
         batch_size: images per batch, in each process.
-        val_split: what is cut from the 4,000 training images for validation: a fraction, a count, or 0 for none.
+        val_split: what is cut from the 4,000 training images for validation, stratified by class: a fraction, a count,
+            or 0 for none.
         seed: decides the split and the order of the images in each epoch.
         image_size: height and width that the images are resized to. By default they keep their own.
         augmentation: random transforms of the training batches, on the device.

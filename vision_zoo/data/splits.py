@@ -14,8 +14,9 @@ def check_part(part: int | float, option: str) -> None:
     """Refuse a size of a part that is neither a fraction below one nor a count; for a test, 1.0 is everything."""
     whole = isinstance(part, float) and part == 1
     if not 0 <= part < math.inf or (part >= 1 and part != int(part)) or (whole and option != "--data.test_split"):
+        all_ = ", or 1.0 for all" if option == "--data.test_split" else ""
         raise ConfigError(
-            f"{option} must be a fraction of at least 0 and below 1, or a whole number of images, got {part}"
+            f"{option} must be a fraction of at least 0 and below 1, or a whole number of images{all_}, got {part}"
         )
 
 
@@ -34,7 +35,7 @@ def stratified_split(
         part: fraction below 1, or count of images; 0 cuts nothing, and 1.0 everything.
         seed: decides which images of a class are cut.
         option: the option that `part` comes from, for the message.
-        names: of the N images, where images may come and go: the order of cutting hangs on each one's own name.
+        names: of the N images, where images may come and go: the order of cutting depends on each one's own name.
         below: with names, cut those whose place in that order, in [0, 1), is below this: about as many as `part` says,
             and none that was left where images are added later. Of each class one is cut at least, and two stay where
             there are three, whatever their places; of such small classes images may move later.

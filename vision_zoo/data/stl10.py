@@ -34,7 +34,7 @@ class STL10(ImageDataModule):
         with self._reading(path, (OSError, ValueError)):
             pixels = np.fromfile(path, dtype=np.uint8)
             if len(pixels) % (3 * 96 * 96):
-                raise ValueError(f"{len(pixels)} bytes are no whole number of 3x96x96 images")
+                raise ValueError(f"{len(pixels)} bytes are not a whole number of 3x96x96 images")
         with self._reading(path.with_name(f"{split}_y.bin"), (OSError,)):
             labels = np.fromfile(path.with_name(f"{split}_y.bin"), dtype=np.uint8)
         images = torch.from_numpy(pixels).reshape(-1, 3, 96, 96).transpose(2, 3)  # the files hold columns

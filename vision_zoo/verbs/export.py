@@ -28,7 +28,7 @@ from vision_zoo.types import ImageShape
 
 Format = Literal["onnx", "torch_export", "safetensors", "state_dict"]
 Metadata = dict[str, str]
-Run = Callable[[Tensor], Tensor]
+Forward = Callable[[Tensor], Tensor]
 
 BATCHES = (1, 7, 8)  # images; the file must not have kept the batch size of its making
 TOLERANCE = 1e-4  # of the largest logit
@@ -155,7 +155,7 @@ def sample_images(model: Classifier, datamodule: ImageDataModule | None) -> tupl
     return images, f"{count} random images{missing}"
 
 
-def compare(model: Classifier, run: Run, images: Tensor, format_: str) -> tuple[float, float, float]:
+def compare(model: Classifier, forward: Forward, images: Tensor, format_: str) -> tuple[float, float, float]:
     """Compare what a written file computes with the module, batch by batch.
 
     Returns:
@@ -168,7 +168,7 @@ def compare(model: Classifier, run: Run, images: Tensor, format_: str) -> tuple[
         batches = torch.split(images, list(BATCHES))
         expected = torch.cat([model(batch) for batch in batches])
         try:
-            got = torch.cat([run(batch) for batch in batches])
+            got = torch.cat([forward(batch) for batch in batches])
         except Exception as error:  # each runtime has its own kinds
             raise ExportError(
                 f"the {format_} file cannot classify batches of {BATCHES} images and was removed: {_first_line(error)}"
@@ -234,7 +234,7 @@ def _make_onnx(model: Classifier, facts: Metadata) -> bytes:
     return content
 
 
-def _load_onnx(path: Path, model: Classifier) -> Run:
+def _load_onnx(path: Path, model: Classifier) -> Forward:
     import onnxruntime  # noqa: PLC0415  of an extra
 
     options = onnxruntime.SessionOptions()
@@ -251,7 +251,7 @@ def _make_torch_export(model: Classifier, facts: Metadata) -> bytes:
     return file.getvalue()
 
 
-def _load_torch_export(path: Path, model: Classifier) -> Run:
+def _load_torch_export(path: Path, model: Classifier) -> Forward:
     with path.open("rb") as file:
         return torch.export.load(file).module()
 
@@ -274,7 +274,7 @@ def _own_tensors(model: Classifier) -> dict[str, Tensor]:
     return {name: tensor.detach().clone().contiguous() for name, tensor in model.backbone.state_dict().items()}
 
 
-def _load_weights(path: Path, model: Classifier) -> Run:
+def _load_weights(path: Path, model: Classifier) -> Forward:
     """A second classifier, whose weights are not numbers until those of the file are loaded, so that a lack shows."""
 
     def backbone(image_shape: ImageShape, num_classes: int) -> nn.Module:
@@ -293,7 +293,7 @@ class _Kind(NamedTuple):
     suffix: str
     packages: tuple[str, ...]
     make: Callable[[Classifier, Metadata], bytes]
-    load: Callable[[Path, Classifier], Run]
+    load: Callable[[Path, Classifier], Forward]
 
 
 FORMATS: Mapping[Format, _Kind] = {
@@ -333,7 +333,7 @@ def _claim(path: Path, temporary: Path) -> None:
             raise IsADirectoryError(None, "it is a folder")
         # A file that takes its name when it is complete would replace the device, or what was redirected to.
         if (path.exists() and not path.is_file()) or re.fullmatch(r"/dev/(fd/\d+|stdout|stderr)", str(path)):
-            raise OSError(None, "it is no regular file")
+            raise OSError(None, "it is not a regular file")
         temporary.touch()
     except OSError as error:
         raise ConfigError(f"--output {path} cannot be written: {error.strerror}. Choose another place") from error

@@ -294,8 +294,8 @@ def _classify(
 def training_mean(model: Classifier, datamodule: ImageDataModule | None) -> float | None:
     """Mean brightness of gray training images in [0, 1]; None where nobody knows it, and for colour.
 
-    The data set's published mean goes first: recipes that scale to [0, 1] have 0 in the checkpoint. A data set of other
-    classes only stands in for one that the checkpoint does not name.
+    The data set's published mean goes first: recipes that scale to [0, 1] have 0 in the checkpoint. If its classes
+    differ, the data set is only a placeholder and is ignored.
     """
     if model.image_shape[0] != 1:
         return None

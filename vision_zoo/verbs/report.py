@@ -40,7 +40,7 @@ REPEATING = (
     "config.yaml holds network, data, training and seed. On another machine, say where the data lies with "
     "--data.root. With the same versions, on the same kind of processor, the same seed gives the same result."
 )
-NOT_TESTED = "This run was never tested, so there are no figures for the test images."
+NOT_TESTED = "This run was never tested, so there are no metrics of the test images."
 
 
 @dataclass
@@ -53,6 +53,7 @@ class Facts:
         weights: the checkpoint, likewise.
         network: name of the backbone.
         dataset: name of the data set's class.
+        model: the checkpoint's classifier.
         results: results.json.
         metrics: by name, fractions.
         per_class: rows of per_class.csv.
@@ -84,7 +85,7 @@ class Facts:
 
     @property
     def test_images(self) -> int:
-        """How many images the test figures are of; 0 if not known."""
+        """How many images the test metrics are of; 0 if not known."""
         return sum(int(row["images"]) for row in self.per_class)
 
 
@@ -190,7 +191,7 @@ def collect(model: Classifier, checkpoint: Path, step: int, run: Path | None) ->
     of_best = [SPLITS[split] for split in ("val", "test") if any(name.startswith(f"{split}/") for name in stored)]
     best = checkpoint.with_name("best.ckpt")
     if of_best and not (best.is_file() and best.samefile(checkpoint)):
-        facts.missing.append(f"The {' and '.join(of_best)} figures are of best.ckpt, not of {checkpoint.name}.")
+        facts.missing.append(f"The {' and '.join(of_best)} metrics are of best.ckpt, not of {checkpoint.name}.")
     facts.epochs = by_epoch(_read_csv(run / "metrics.csv", facts, {"epoch", "step"}))
     for name in ("curves", "confusion_matrix", "mistakes"):
         source = run if name == "curves" else tested
@@ -450,7 +451,7 @@ def html_page(facts: Facts) -> str:
             sections.append(f"<h2>{html.escape(title)}</h2>\n" + "\n".join(part for part in parts if part))
 
     header, rows = results_rows(facts)
-    when = "Training figures are of the last epoch, taken while the weights changed"
+    when = "Training metrics are of the last epoch, taken while the weights changed"
     when += "; the others are of best.ckpt." if Path(facts.weights).name == "best.ckpt" else "."
     section(
         "Results",
@@ -607,7 +608,7 @@ def model_card(facts: Facts) -> str:
         f"The model takes raw {colour} images of {shape[1]} x {shape[2]} pixels; the normalisation is part of it.",
         "## Limits",
         f"- It knows these {model.num_classes} classes only and gives one of them to any picture, whatever it shows.\n"
-        "- The figures hold for images that are made, framed and scaled like those of the data set. On others expect "
+        "- The metrics hold for images that are made, framed and scaled like those of the data set. On others expect "
         "worse ones, and measure before relying on it.\n"
         "- Probabilities are as good as the calibration error says, and only on such images.\n"
         "- It was examined neither for bias nor for pictures made to deceive it, and is not meant for decisions about "

@@ -59,6 +59,7 @@ def show_images(
     images, labels = datamodule.sample(split, -(-count // COLUMNS) if augmented else count)
     titles = [_wrapped(datamodule.class_names[label]) for label in labels.tolist()]
     if augmented:
+        datamodule.check_augmentation()
         draws = [images, *(apply_transforms(datamodule.augmentation, images) for _ in range(COLUMNS - 1))]
         images = torch.stack(draws, dim=1).flatten(0, 1)  # (N * COLUMNS, C, H, W), the draws of an image side by side
         titles = [title if place == 0 else "" for title in titles for place in range(COLUMNS)]

@@ -572,6 +572,21 @@ OPTIONS = [
         r"--data\.augmentation: CenterCrop turns",
     ),
     Case(
+        "misspelt option of an augmentation",
+        (*FIT, "--data.augmentation", "[{class_path: RandomCrop, init_args: {paddin: 4}}]"),
+        r"--data\.augmentation: RandomCrop has no option paddin; did you mean padding or padding_mode",
+    ),
+    Case(
+        "option of an augmentation that takes no such one",
+        (*FIT, "--data.augmentation", "[{class_path: RandomCrop, init_args: {size: 40}}]"),
+        r"--data\.augmentation: RandomCrop has no option size; it takes padding",
+    ),
+    Case(
+        "misspelt option of a callback",
+        (*FIT, "--trainer.callbacks", "[{class_path: EarlyStopping, init_args: {monitr: val/loss}}]"),
+        r"--trainer\.callbacks: EarlyStopping has no option monitr; did you mean monitor",
+    ),
+    Case(
         "augmentation to look at that fails",
         ("show", "--augmented", "true", "--data.augmentation", CROP_TOO_LARGE),
         r"--data\.augmentation",

@@ -241,17 +241,22 @@ def suggest_option(message: str, parser: LightningArgumentParser, config: Config
     if stray and not stray[1].startswith("-"):
         meant = {"fit": "--config", "predict": "--images"}.get(command, "--ckpt_path")
         return f"{stray[1]!r} is not an option: those start with two dashes, such as {meant} {stray[1]}. {more}"
+    flags = [f"--{name}" for name in option_names(parser, config)]
     if stray:
         option = stray[1].lstrip("-").split("=")[0]
     elif refused:
         option = refused[1]
-        slot = re.search(r'arser key "([^"]+)"', message)
-        if slot and not option.startswith(f"{slot[1]}."):
-            option = f"{slot[1]}.{option}"
+        slots = re.findall(r'arser key "([^"]+)"', message)
+        owners = re.findall(r"Problem with given class_path '([^']+)'", message)
+        if owners and not any(flag.startswith(f"--{'.'.join(slots)}.") for flag in flags):  # one class of a list
+            known = list(inspect.signature(import_path(owners[-1])).parameters)
+            hint = did_you_mean(option, known) or (f"; it takes {', '.join(known)}" if known else "; it takes none")
+            return f"--{'.'.join(slots)}: {owners[-1].rpartition('.')[2]} has no option {option}{hint}"
+        if slots and not option.startswith(f"{slots[0]}."):
+            option = f"{slots[0]}.{option}"
     else:
         return message
     option = option.replace("init_args.", "")
-    flags = [f"--{name}" for name in option_names(parser, config)]
     # --lr and --epochs are the last parts of the names that they stand for.
     close = [flag for flag in flags if flag.endswith((f".{option}", f"_{option}"))][:3]
     hint = f"; did you mean {' or '.join(close)}?" if close else did_you_mean(f"--{option}", flags) or "."

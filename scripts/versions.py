@@ -1,14 +1,13 @@
-"""Run a few tests with the lowest and the highest supported versions of lightning and jsonargparse.
+"""Run a few tests with the lowest and with the highest supported versions of the packages that change the most.
 
-    python scripts/versions.py                  # every combination, about a minute each
+    python scripts/versions.py                  # both, about a minute each
     python scripts/versions.py --only lowest    # or highest, or lightning==2.6.1,jsonargparse==4.52.0
 
-The bounds are those of pyproject.toml. pip installs each combination into a folder of its own that comes before the
+The bounds are those of pyproject.toml. pip installs the packages into a folder of its own that comes before the
 packages of this Python; torch and everything else stay as they are. One line for each, exit code 1 if one fails.
 """
 
 import argparse
-import itertools
 import os
 import re
 import subprocess
@@ -19,15 +18,16 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("lightning", "jsonargparse")
+PACKAGES = ("lightning", "jsonargparse", "torchmetrics", "pillow")
 # The command line's layers, a fit that is stopped and goes on, a refusal in words, test and predict with a checkpoint.
 TESTS = [
     "tests/test_bad_input.py",
     "tests/test_cli.py",
     "tests/test_run.py",
     "tests/verbs/test_predict.py",
+    "tests/data/test_folder.py",
     "-k",
-    "beats or starts_from or run_folder or crashed or longer or batch_size or exactly_those",
+    "named_once or beats or starts_from or run_folder or crashed or longer or batch_size or exactly_those",
 ]
 
 
@@ -46,7 +46,7 @@ def bounds() -> dict[str, tuple[str, str]]:
 def combinations(only: str | None) -> list[tuple[str, ...]]:
     """The requirements to install together, a tuple for each combination."""
     known = bounds()
-    every = list(itertools.product(*(known[name] for name in PACKAGES)))
+    every = list(zip(*(known[name] for name in PACKAGES), strict=True))
     if only is None:
         return every
     if only in ("lowest", "highest"):
@@ -64,8 +64,7 @@ def try_out(requirements: tuple[str, ...]) -> bool:
         if done.returncode == 0:
             pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
             done = subprocess.run(pytest, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        names = "; ".join(f"import {name}; v.append({name}.__version__)" for name in PACKAGES)
-        code = f"v = []; {names}; print(*v)"
+        code = f"import importlib.metadata as m; print(*map(m.version, {PACKAGES}))"
         python = [sys.executable, "-c", code]
         told = subprocess.run(python, env=environment, capture_output=True, text=True, check=False)
     versions = ", ".join(f"{n} {v}" for n, v in zip(PACKAGES, told.stdout.split(), strict=False)) or requirements

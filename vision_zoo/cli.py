@@ -32,8 +32,10 @@ from lightning.pytorch.callbacks import (
     ModelPruning,
     OnExceptionCheckpoint,
     ProgressBar,
+    StochasticWeightAveraging,
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch.optim.swa_utils import SWALR
 
 from vision_zoo.callbacks import AtomicCheckpointIO, Console, Evaluation, Run, Speed
 from vision_zoo.callbacks.processes import lost_process, reported_elsewhere, watch_processes
@@ -92,6 +94,11 @@ UNFIT = {
     ModelPruning: "checkpoints would hold weights and masks in place of the weights. Use torch.nn.utils.prune on a "
     "trained network",
 }
+if "state_dict" not in vars(SWALR):  # https://github.com/pytorch/pytorch/issues/163105
+    UNFIT[StochasticWeightAveraging] = (
+        "this torch saves the state of its schedule as code, which no checkpoint may hold. Take EMAWeightAveraging or "
+        "a newer torch"
+    )
 
 NO_CLASS = ("null", "None", "true", "True", "false", "False")  # words in a class's place; a logger may be any of them
 

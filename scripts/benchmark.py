@@ -988,9 +988,9 @@ def merge(path: Path, bench: Bench) -> None:
 
 
 def in_words(rows: list[Row]) -> list[str]:
-    """What the rows say in short, and what they leave out; nothing while a section is missing."""
+    """What the rows say in short, and what they leave out; nothing while a section or a network is missing."""
     found = {section: [row for row in rows if row.section == section] for section in "bcdfg"}
-    if not all(found.values()):
+    if not all(found.values()) or min(len(found[section]) for section in "bcd") < len(SYSTEMS):
         return []
     c, d = counted(rows, "c"), counted(rows, "d")
     pace = statistics.geometric_mean(counted(rows, "b"))
@@ -1001,8 +1001,8 @@ def in_words(rows: list[Row]) -> list[str]:
     by_name = {row.what.partition(",")[0]: row for row in found["d"]}
     with_start = {name: (r.theirs + torch_alone) / (r.ours + ours) for name, r in by_name.items() if r.theirs < 60}
     told = ", ".join(f"{name} {ratio:.1f}x for {by_name[name].ratio:.1f}x" for name, ratio in with_start.items())
-    fewer = by_name["resnet18"].ratio * RESNET_EPOCHS / SYSTEMS["resnet18"].epochs
-    mean = statistics.geometric_mean([fewer if ratio == by_name["resnet18"].ratio else ratio for ratio in d])
+    share = RESNET_EPOCHS / SYSTEMS["resnet18"].epochs
+    fewer, mean = by_name["resnet18"].ratio * share, statistics.geometric_mean(d) * share ** (1 / len(d))
     return [
         f"`fit` trains these networks {statistics.geometric_mean(c):.2g} times as fast as the loops of their tutorials "
         f"({min(c):.2g} to {max(c):.2g} times), and its steps run at {pace:.2f} of the speed of a bare loop.",

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -472,6 +473,17 @@ def test_the_first_steps_of_a_tutorials_loop_are_no_part_of_a_short_epochs_time(
     root = str(tiny.write_mnist(here / "data", train=1000))
     small = dataclasses.replace(benchmark.SYSTEMS["small_cnn"], images=1000)
     assert benchmark.tutorial(small, root, 15, seed=0)["images_per_second"] > 15 * 50 / (0.2 * benchmark.WARM_UP)
+
+
+def test_the_words_above_the_table_are_computed_from_it_and_wait_for_every_network(benchmark):
+    rows = [benchmark.Row(**row) for row in json.loads((ROOT / "configs" / "speed.json").read_text())["rows"]]
+    ratios = benchmark.counted(rows, "d")
+    (resnet,) = (row.ratio for row in rows if row.section == "d" and row.what.startswith("resnet18"))
+    less = statistics.geometric_mean([resnet * 15 / 50 if ratio == resnet else ratio for ratio in ratios])
+    assert f"its {resnet:.1f}x are {resnet * 15 / 50:.1f}x, and the mean is {less:.1f}x." in "".join(
+        benchmark.in_words(rows)
+    )
+    assert benchmark.in_words([row for row in rows if not row.what.startswith("resnet18")]) == []
 
 
 def test_the_readme_shows_the_figures_that_the_benchmark_measured(benchmark):

@@ -500,8 +500,8 @@ def loop(bench: Bench, system: System, steps: int, kind: str, mark: Callable[[],
     import lightning.pytorch as pl
 
     from vision_zoo.__main__ import main
-    from vision_zoo.callbacks.speed import SMALLEST_BF16_BATCH, TrainingPrecision, has_fast_bf16
     from vision_zoo.classifier import Classifier
+    from vision_zoo.training.performance import SMALLEST_BF16_BATCH, TrainingPrecision, has_fast_bf16
 
     bf16 = has_fast_bf16(torch.device("cpu")) and system.batch >= SMALLEST_BF16_BATCH
     if kind == "full":
@@ -749,7 +749,7 @@ def memory_of(system: System, root: str, steps: int, kind: str) -> float:
     import vision_zoo.data
 
     if kind == "fit":
-        import vision_zoo.cli  # noqa: F401  # its import is what is measured
+        import vision_zoo.cli.main  # noqa: F401  # its import is what is measured
     from vision_zoo.__main__ import main
 
     before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6

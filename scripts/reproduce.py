@@ -43,7 +43,7 @@ sys.path.insert(0, str(ROOT))
 # Of this checkout, and without torch.
 from vision_zoo.errors import VisionZooError  # noqa: E402
 from vision_zoo.files import write_file  # noqa: E402
-from vision_zoo.listing import HEADER  # noqa: E402
+from vision_zoo.verbs.list_ import HEADER  # noqa: E402
 
 # A recipe with other options under a name: recipe, options, and which of the published figures in its header they have.
 VARIANTS: dict[str, tuple[str, str, int]] = {

@@ -15,10 +15,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPl
 from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import CNN, FullyConnected, LeNet5, ResNet, SmallCNN, Torchvision
-from vision_zoo.classifier import Classifier, describe
+from vision_zoo.classifier import Classifier
 from vision_zoo.data import MNIST5k
 from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, TrainingError
-from vision_zoo.trainer import Trainer
+from vision_zoo.specs import describe
+from vision_zoo.verbs.trainer import Trainer
 
 NAMES = [str(digit) for digit in range(10)]
 

@@ -23,10 +23,10 @@ from tests import tiny
 from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import LeNet5
-from vision_zoo.callbacks import Run
 from vision_zoo.classifier import Classifier
-from vision_zoo.cli import explain
+from vision_zoo.cli.messages import explain
 from vision_zoo.data import FashionMNIST, MNIST5k
+from vision_zoo.training import Run
 from vision_zoo.transforms import views
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from vision_zoo.__main__ import main
 from vision_zoo.classifier import Classifier
-from vision_zoo.listing import configs_folder
+from vision_zoo.verbs.list_ import configs_folder
 
 RECIPES = sorted(configs_folder().rglob("*.yaml"))
 TUTORIALS = {

@@ -16,9 +16,9 @@ import torch
 
 from tests.test_run import rows, same, state, stop_at
 from vision_zoo.__main__ import main
-from vision_zoo.callbacks.processes import lost_process
-from vision_zoo.cli import VisionZooCLI
+from vision_zoo.cli.parser import VisionZooCLI
 from vision_zoo.data import MNIST5k
+from vision_zoo.training.processes import lost_process
 
 ROOT = Path(__file__).parents[1]
 # What a launcher, a terminal or a name service of this machine says must not matter.
@@ -38,7 +38,7 @@ PRIME = 997  # images in each split: no number of processes divides it
 SIGNALLED = """
 import os, signal, sys
 from vision_zoo.__main__ import main
-from vision_zoo.callbacks import Run
+from vision_zoo.training import Run
 
 rank, name, step = sys.argv[1], sys.argv[2], int(sys.argv[3])
 original = Run.on_train_batch_end
@@ -57,7 +57,7 @@ sys.exit(main(sys.argv[4:]))
 FIGURES = """
 import json, sys
 from pathlib import Path
-from vision_zoo.cli import VisionZooCLI
+from vision_zoo.cli.parser import VisionZooCLI
 
 figures = {}
 for verb, more in (("validate", []), ("test", ["--output", sys.argv[1]])):
@@ -297,7 +297,7 @@ def test_slurm_s_warning_before_preemption_saves_and_ends_the_run(here, monkeypa
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_ends_an_evaluation(name, code, trained_run, here, monkeypatch):
-    from vision_zoo.callbacks import Evaluation
+    from vision_zoo.training import Evaluation
 
     def on_test_batch_end(*_):
         signal.raise_signal(getattr(signal, name))

@@ -9,8 +9,8 @@ import pytest
 
 import vision_zoo.backbones
 import vision_zoo.data
-from vision_zoo import listing
 from vision_zoo.__main__ import main
+from vision_zoo.verbs import list_ as listing
 
 
 def write_run(root: Path, config: str, version: int, accuracy: float | None, **others) -> Path:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from vision_zoo import __version__, completion, listing
+from vision_zoo import __version__
 from vision_zoo.__main__ import main
-from vision_zoo.cli import VisionZooCLI
-from vision_zoo.helptext import COMMANDS, WIDTH
+from vision_zoo.cli import completion
+from vision_zoo.cli.commands import COMMANDS, WIDTH
+from vision_zoo.cli.parser import VisionZooCLI
+from vision_zoo.verbs import list_ as listing
 
 ROOT = Path(__file__).parents[1]
 SCREEN = 30  # lines
@@ -201,7 +203,7 @@ def test_stopping_while_torch_is_imported_is_no_error(monkeypatch):
     def stopped(words):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vision_zoo.cli.main", stopped)
+    monkeypatch.setattr("vision_zoo.cli.main.main", stopped)
     assert main(["fit"]) == 130
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vision_zoo import listing
 from vision_zoo.__main__ import main
-from vision_zoo.callbacks.run import Run
 from vision_zoo.data import CIFAR10
+from vision_zoo.training.run_folder import Run
+from vision_zoo.verbs import list_ as listing
 
 ROOT = Path(__file__).parents[1]
 README = "# Zoo\n\n<!-- results -->\n<!-- /results -->\n\nMore.\n"

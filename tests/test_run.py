@@ -20,12 +20,12 @@ from torch.optim.swa_utils import SWALR
 from tests import tiny
 from tests.conftest import QUICK
 from vision_zoo.__main__ import main
-from vision_zoo.callbacks import Run
-from vision_zoo.callbacks.run import AtomicCheckpointIO
 from vision_zoo.classifier import Classifier
-from vision_zoo.configuration import find_checkpoint
+from vision_zoo.cli.names import find_checkpoint
 from vision_zoo.errors import TrainingError
 from vision_zoo.files import lock_file, write_file
+from vision_zoo.training import Run
+from vision_zoo.training.run_folder import AtomicCheckpointIO
 
 # Every source of state at once: dropout, augmentation, a per-step schedule, validation within the epoch, momentum.
 WITH_SWA = pytest.mark.skipif("state_dict" not in vars(SWALR), reason="torch saves the state of SWALR as code")
@@ -389,7 +389,7 @@ def test_fit_says_which_metric_a_schedule_watches(val_split, watched, here, caps
 def test_a_terminal_shows_a_bar_unless_told_not_to(here, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("vision_zoo.callbacks.console.REFRESH_SECONDS", 0)
+    monkeypatch.setattr("vision_zoo.training.progress.REFRESH_SECONDS", 0)
     for words, bar in ((), True), (("--trainer.enable_progress_bar", "false"), False):
         assert main([*QUICK, "--trainer.max_epochs", "1", "--test_after_fit", "false", *words]) == 0
         out = capsys.readouterr().out
@@ -402,7 +402,7 @@ def test_the_bar_stays_in_one_line_and_leaves_its_words_the_room(width, bar, her
     monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setattr("vision_zoo.callbacks.console.REFRESH_SECONDS", 0)
+    monkeypatch.setattr("vision_zoo.training.progress.REFRESH_SECONDS", 0)
     assert main([*QUICK, "--trainer.max_epochs", "1", "--test_after_fit", "false"]) == 0
     drawn = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", part) for part in re.split(r"[\r\n]", capsys.readouterr().out)]
     lines = [part for part in drawn if re.match(r"epoch 1/1 +[━╸╺]", part) and " 10/10 " in part]
@@ -426,7 +426,7 @@ def test_an_epoch_is_saved_before_its_line_is_printed(here, monkeypatch):
     def gone(*_):
         raise BrokenPipeError  # such as of: vision_zoo fit | head
 
-    monkeypatch.setattr("vision_zoo.callbacks.console.Console.epoch_line", gone)
+    monkeypatch.setattr("vision_zoo.training.progress.Console.epoch_line", gone)
     assert main([*QUICK, "--trainer.max_epochs", "2"]) == 1
     checkpoints = here / "runs" / "default" / "version_0" / "checkpoints"
     assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 10
@@ -764,7 +764,7 @@ def test_a_file_system_without_locks_can_be_trained_on(here, monkeypatch):
 def test_the_best_checkpoint_survives_a_crash_between_the_two(undisturbed, tmp_path, monkeypatch):
     root = ["--trainer.default_root_dir", str(tmp_path)]
     with monkeypatch.context() as patch:
-        patch.setattr("vision_zoo.callbacks.run.link", fall_over)
+        patch.setattr("vision_zoo.training.run_folder.link", fall_over)
         assert main([*STATEFUL, *root]) == 1
     run = tmp_path / "runs" / "default" / "version_0"
     best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["callbacks"]["Run"]

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from tests import tiny
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import SmallCNN
-from vision_zoo.callbacks import speed
-from vision_zoo.callbacks.speed import TrainingPrecision, has_fast_bf16, match_layouts
 from vision_zoo.classifier import Classifier
+from vision_zoo.training import speed
+from vision_zoo.training.performance import TrainingPrecision, has_fast_bf16, match_layouts
 from vision_zoo.types import ImageShape
 
 ROOT = Path(__file__).parents[1]

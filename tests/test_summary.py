@@ -10,7 +10,7 @@ from vision_zoo.__main__ import main
 from vision_zoo.backbones import CNN, AlexNet, FullyConnected, LeNet5, ResNet, SmallCNN, Torchvision
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError
-from vision_zoo.summary import layer_table, summarise
+from vision_zoo.verbs.summary import layer_table, summarise
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 DIGITS = tuple("0123456789")

@@ -5,8 +5,8 @@ import os
 import sys
 
 from vision_zoo import __version__
-from vision_zoo.errors import VisionZooError
-from vision_zoo.helptext import COMMANDS, command_help, did_you_mean, overview
+from vision_zoo.cli.commands import COMMANDS, command_help, overview
+from vision_zoo.errors import VisionZooError, did_you_mean
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         if code is None:
             if "" not in sys.path:  # the user's own modules, in the working directory; last, so that none hides another
                 sys.path.append("")
-            from vision_zoo.cli import main as run  # noqa: PLC0415
+            from vision_zoo.cli.main import main as run  # noqa: PLC0415
 
             if "--help_all" in words:
                 words = [words[0], "--help"]
@@ -74,11 +74,11 @@ def _answer(words: list[str]) -> int | None:
         sys.stdout.write(command_help(first))
         return 0
     if first == "list":
-        from vision_zoo.listing import main as run_list  # noqa: PLC0415
+        from vision_zoo.verbs.list_ import main as run_list  # noqa: PLC0415
 
         return run_list(words[1:])
     if first == "completion":
-        from vision_zoo.completion import main as run_completion  # noqa: PLC0415
+        from vision_zoo.cli.completion import main as run_completion  # noqa: PLC0415
 
         return run_completion(words[1:])
     return None

@@ -13,8 +13,7 @@ from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
-from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -28,8 +27,20 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
-from vision_zoo.checkpoints import import_path, read_checkpoint, read_state_dict, returned_class
-from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, VisionZooError, diverged
+from vision_zoo.checkpoints import read_checkpoint, read_state_dict
+from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, VisionZooError, diverged, is_out_of_memory
+from vision_zoo.specs import (
+    class_and_arguments,
+    copyable,
+    describe,
+    has_classes,
+    parsed,
+    rebuild,
+    returned_class,
+    takes,
+    without_downloads,
+)
+from vision_zoo.trainer_facts import gather, steps_after, validates
 from vision_zoo.transforms import views
 from vision_zoo.types import TTA, Batch, ImageShape
 
@@ -98,8 +109,8 @@ class Classifier(LightningModule):
         )
         self.image_shape: ImageShape = (image_shape[0], image_shape[1], image_shape[2])
         self.class_names = tuple(class_names)
-        self.optimizer = _copyable(optimizer)
-        self.scheduler = _copyable(scheduler)
+        self.optimizer = copyable(optimizer)
+        self.scheduler = copyable(scheduler)
         self.label_smoothing = label_smoothing
         self.backbone = build_backbone(backbone, self.image_shape, len(self.class_names))
         if weights is not None:
@@ -481,8 +492,8 @@ class Classifier(LightningModule):
         build: Callable[..., LRScheduler | ReduceLROnPlateau], optimizer: Optimizer, total_steps: Callable[[], int]
     ) -> tuple[LRScheduler | ReduceLROnPlateau, Literal["step", "epoch"]]:
         """The schedule, and whether it moves with every step or every epoch."""
-        class_, given = _class_and_arguments(build)
-        length = next((n for n in ("total_steps", "T_max") if _takes(class_, n)), None)
+        class_, given = class_and_arguments(build)
+        length = next((n for n in ("total_steps", "T_max") if takes(class_, n)), None)
         per_step = issubclass(class_, (OneCycleLR, CyclicLR)) if inspect.isclass(class_) else False
         # T_max has no default in torch: 0 in a configuration stands for "left out".
         left_out = length if length and not given.get(length) and not given.get("epochs") else None
@@ -490,10 +501,10 @@ class Classifier(LightningModule):
         return scheduler, "step" if per_step or left_out else "epoch"
 
     def _build_optimizer(self, build: Callable[..., Optimizer]) -> Optimizer:
-        class_, given = _class_and_arguments(build)
+        class_, given = class_and_arguments(build)
         # The user's word counts, and each of these excludes the fused form.
         free = all(given.get(name) is None for name in ("fused", "foreach")) and not given.get("differentiable")
-        if self.fuses_optimizer and free and _takes(class_, "fused"):
+        if self.fuses_optimizer and free and takes(class_, "fused"):
             try:
                 return partial(build, fused=True)(self.parameters())
             except RuntimeError:  # a weight of a type or on a device that torch has no fused step for
@@ -608,13 +619,13 @@ class Classifier(LightningModule):
             InputError: if the network cannot be built.
         """
         checkpoint = read_checkpoint(checkpoint_path, trusted_packages)
-        hparams = {key: _rebuild(value) for key, value in checkpoint["hyper_parameters"].items()}
+        hparams = {key: rebuild(value) for key, value in checkpoint["hyper_parameters"].items()}
         about = checkpoint.get("vision_zoo")
         spec = about["config"]["model"].get("backbone") if about is not None else None
         try:
             described = checkpoint["hyper_parameters"]["backbone"]
-            if isinstance(spec, Mapping) and _has_classes(described.get("init_args")):
-                hparams["backbone"] = _parsed(without_downloads(spec))
+            if isinstance(spec, Mapping) and has_classes(described.get("init_args")):
+                hparams["backbone"] = parsed(without_downloads(spec))
             model = cls(**hparams)
         except VisionZooError:
             raise
@@ -629,49 +640,7 @@ class Classifier(LightningModule):
         return model.eval()
 
 
-def steps_after(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether the optimizer steps after this batch, or only accumulates its gradients."""
-    is_last = batch_idx + 1 >= trainer.num_training_batches
-    return is_last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-
-
-def validates(trainer: Trainer) -> bool:
-    """Whether a run has validation images, also before its first validation."""
-    if trainer.fit_loop.epoch_loop.val_loop._combined_loader is not None:  # the loaders are there
-        return trainer.enable_validation and sum(trainer.num_val_batches) > 0
-    sizes = getattr(trainer.datamodule, "sizes", None)  # type: ignore[attr-defined]  # set from outside
-    return trainer.enable_validation and (not isinstance(sizes, Mapping) or sizes.get("val", 0) > 0)
-
-
-def gather(value: Any) -> list[Any]:
-    """A value of each process, in the order of their ranks."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
-
-
 # ------------------------------------------------------------------------------------------- classes as plain data
-
-
-def _class_and_arguments(target: Any) -> tuple[Any, dict[str, Any]]:
-    """The class or function behind a callable and the arguments bound to it."""
-    if isinstance(target, partial):
-        if target.args:  # the command line's parser makes partial(instantiator, ..., class, **arguments)
-            return target.args[-1], target.keywords
-        return target.func, target.keywords
-    return target, {}
-
-
-def _copyable(target: Any) -> Any:
-    """The same callable, without the parser that the command line's holds: averages of weights copy the module."""
-    class_, arguments = _class_and_arguments(target)
-    return partial(class_, **arguments) if isinstance(target, partial) and target.args else target
-
-
-def _takes(target: Any, name: str) -> bool:
-    return name in inspect.signature(target).parameters
 
 
 def _check_plain(option: str, state: Any) -> None:
@@ -689,66 +658,6 @@ def _check_plain(option: str, state: Any) -> None:
         ) from error
 
 
-def describe(target: Any) -> dict[str, Any] | None:
-    """A class or function with bound arguments as plain data: {"class_path": ..., "init_args": ...}."""
-    if target is None:
-        return None
-    class_, arguments = _class_and_arguments(target)
-    if not hasattr(class_, "__qualname__"):
-        class_ = type(class_)
-    path = f"{class_.__module__}.{class_.__qualname__}"
-    description: dict[str, Any] = {"class_path": path}
-    if arguments:
-        description["init_args"] = {key: _plain(value) for key, value in arguments.items()}
-    return description
-
-
-def without_downloads(backbone: Any) -> Any:
-    """A backbone's description without pretrained weights to fetch: the checkpoint itself has better ones."""
-    if isinstance(backbone, Mapping) and isinstance((backbone.get("init_args") or {}).get("weights"), str):
-        return {**backbone, "init_args": {**backbone["init_args"], "weights": None}}
-    return backbone
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return describe(value)
-
-
-def _rebuild(value: Any) -> Any:
-    """The callable that ``describe`` described; anything else as it is."""
-    if isinstance(value, Mapping) and "class_path" in value:
-        target = import_path(value["class_path"])
-        return partial(target, **value["init_args"]) if value.get("init_args") else target
-    return value
-
-
-def _has_classes(options: Any) -> bool:
-    """Whether there are classes among the options of a class, with options of their own."""
-    values = options.values() if isinstance(options, Mapping) else options if isinstance(options, list) else ()
-    return (isinstance(options, Mapping) and "class_path" in options) or any(map(_has_classes, values))
-
-
-def _parsed(spec: Mapping[str, Any]) -> Any:
-    """The backbone of a configuration as the command line makes it, of classes that its own annotations admit."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--backbone", type=Callable[[ImageShape, int], nn.Module])
-    return parser.instantiate_classes(parser.parse_object({"backbone": dict(spec)})).backbone
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, numpy or Python could not have the memory that it asked for."""
-    words = ("allocate memory", "Storage size calculation overflowed", "numel: integer multiplication overflow")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
-
-
 def build_backbone(
     backbone: Callable[[ImageShape, int], nn.Module], image_shape: ImageShape, num_classes: int
 ) -> nn.Module:
@@ -757,7 +666,7 @@ def build_backbone(
     Raises:
         ConfigError: if it is not made to be called so, or does not give an ``nn.Module``.
     """
-    target, arguments = _class_and_arguments(backbone)
+    target, arguments = class_and_arguments(backbone)
     path = f"{target.__module__}.{target.__qualname__}" if hasattr(target, "__qualname__") else repr(target)
     expected = (
         f"backbone {path} must be an nn.Module class (or a function annotated '-> nn.Module') whose first two "

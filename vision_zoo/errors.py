@@ -1,5 +1,8 @@
 """What can go wrong, for the person at the terminal: each message says what, where and the way out."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class VisionZooError(Exception):
     """A failure that the user can read and act on; shown as its message alone, without a traceback."""
@@ -43,3 +46,18 @@ def diverged(what: str, step: int, epoch: int) -> TrainingError:
         f"{what} at step {step} (epoch {epoch}). What was saved before is kept; a smaller --model.optimizer.lr or "
         "--trainer.gradient_clip_val 1 often helps"
     )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Close matches as the end of a sentence, or nothing."""
+    by_lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(by_lower[c] for c in close)}?" if close else ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, numpy or Python could not have the memory that it asked for."""
+    words = ("allocate memory", "Storage size calculation overflowed", "numel: integer multiplication overflow")
+    # By name: this module comes without torch.
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(word in str(error) for word in words)

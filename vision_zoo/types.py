@@ -1,8 +1,11 @@
 """The few types that the whole package shares."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
+
+Config = dict[str, Any]
+"""Nested options as plain data, as a recipe holds them."""
 
 ImageShape = tuple[int, int, int]
 """(channels, height, width) of one image. A plain tuple: named ones cannot be loaded with ``weights_only=True``."""

@@ -17,8 +17,9 @@ from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import LeNet5
 from vision_zoo.classifier import Classifier
+from vision_zoo.formatting import duration
 from vision_zoo.plots import plot_confusion_matrix, plot_curves, plot_images
-from vision_zoo.verbs.report import by_epoch, duration, interval, write_report
+from vision_zoo.verbs.report import by_epoch, interval, write_report
 
 EVIL = [
     "<script>alert(1)</script>",

@@ -13,8 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from vision_zoo.errors import ConfigError, ImageShapeError
-from vision_zoo.helptext import did_you_mean
+from vision_zoo.errors import ConfigError, ImageShapeError, did_you_mean
 from vision_zoo.types import ImageShape
 
 _RGB = 3

@@ -1,1 +1,1 @@
-"""The commands that are more than a call of the trainer, one file each."""
+"""The commands, one function each."""

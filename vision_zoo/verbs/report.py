@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from vision_zoo import __version__
-from vision_zoo.checkpoints import foreign_packages, trusting
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError
 from vision_zoo.files import expanded, write_file
-from vision_zoo.listing import metric_text
+from vision_zoo.formatting import duration, metric_text
 from vision_zoo.plots import plot_curves
+from vision_zoo.trust import foreign_packages, trusting
 
 MARK = re.compile(r"<!-- written by vision_zoo report(?:, ([0-9a-f]{8}))? -->")  # with the text's checksum
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -292,15 +292,6 @@ def interval(share: float, count: int) -> tuple[float, float]:
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
     return centre - half, centre + half
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def results_rows(facts: Facts) -> tuple[list[str], list[list[str]]]:

@@ -33,13 +33,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from vision_zoo.callbacks.console import Console
-from vision_zoo.callbacks.processes import expect_answers
-from vision_zoo.checkpoints import foreign_packages, read_checkpoint, trusting
-from vision_zoo.classifier import gather, steps_after, validates
+from vision_zoo.checkpoints import read_checkpoint
 from vision_zoo.data.loaders import Loader
 from vision_zoo.errors import CheckpointError, ConfigError, TrainingError, diverged
 from vision_zoo.files import flush, lock_file, new_file, write_file
+from vision_zoo.trainer_facts import gather, steps_after, validates
+from vision_zoo.training.processes import expect_answers
+from vision_zoo.training.progress import Console
+from vision_zoo.trust import foreign_packages, trusting
 
 CHECKPOINT_VERSION = 1
 REPEAT_SECONDS = 1.0  # a signal repeated within this time counts once

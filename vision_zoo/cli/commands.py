@@ -1,7 +1,5 @@
 """The commands and their common options: the one table behind --help, completion and the check of a command's name."""
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vision_zoo import __version__
@@ -213,10 +211,3 @@ def command_help(name: str) -> str:
     if not command.light:
         lines.append(f"all options: vision_zoo {name} --help_all")
     return "\n".join(lines) + "\n"
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Close matches as the end of a sentence, or nothing."""
-    by_lower = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(by_lower[c] for c in close)}?" if close else ""

@@ -12,11 +12,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from vision_zoo.callbacks.processes import expect_answers
-from vision_zoo.callbacks.run import end_on_sigterm
-from vision_zoo.classifier import Classifier, gather
+from vision_zoo.classifier import Classifier
 from vision_zoo.files import write_file
 from vision_zoo.plots import plot_confusion_matrix, plot_images
+from vision_zoo.trainer_facts import gather
+from vision_zoo.training.processes import expect_answers
+from vision_zoo.training.run_folder import end_on_sigterm
 from vision_zoo.types import Batch
 
 MISTAKES = 20

@@ -3,13 +3,11 @@
 import copy
 import inspect
 import json
-import logging
 import os
 import re
 import shlex
 import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import partial
 from numbers import Number
@@ -24,48 +22,35 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import (
-    BackboneFinetuning,
-    BatchSizeFinder,
-    DeviceStatsMonitor,
-    LearningRateFinder,
     ModelCheckpoint,
-    ModelPruning,
-    OnExceptionCheckpoint,
-    ProgressBar,
-    StochasticWeightAveraging,
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from torch.optim.swa_utils import SWALR
 
-from vision_zoo.callbacks import AtomicCheckpointIO, Console, Evaluation, Run, Speed
-from vision_zoo.callbacks.processes import lost_process, reported_elsewhere, watch_processes
-from vision_zoo.callbacks.run import RESULTS
-from vision_zoo.callbacks.speed import NoProfiler, keep_freed_memory, skip_idle_hooks
-from vision_zoo.checkpoints import import_path, places_outside
-from vision_zoo.classifier import Classifier, is_out_of_memory, without_downloads
-from vision_zoo.configuration import (
+from vision_zoo.classifier import Classifier
+from vision_zoo.cli.layers import DEFAULT_RECIPE, DEFAULTS, Words, flat, merge, prepare_schedule, read_config
+from vision_zoo.cli.limits import check_trainer_options
+from vision_zoo.cli.messages import processes_to_count, suggest_option
+from vision_zoo.cli.names import (
     CLASS_SLOTS,
-    DEFAULT_RECIPE,
-    DEFAULTS,
     LIST_SLOTS,
-    Config,
-    Words,
     class_choice,
     find_checkpoint,
     find_class,
     find_config,
-    flat,
-    merge,
-    prepare_schedule,
-    read_config,
     read_or_offer,
     run_name_of,
 )
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.errors import CheckpointError, ConfigError, VisionZooError
+from vision_zoo.errors import CheckpointError, ConfigError
 from vision_zoo.files import expanded
-from vision_zoo.helptext import did_you_mean
-from vision_zoo.trainer import Trainer
+from vision_zoo.specs import listed, without_downloads
+from vision_zoo.training import AtomicCheckpointIO, Console, Evaluation, Run, Speed
+from vision_zoo.training.performance import NoProfiler, skip_idle_hooks
+from vision_zoo.training.processes import watch_processes
+from vision_zoo.training.run_folder import RESULTS
+from vision_zoo.trust import places_outside
+from vision_zoo.types import Config
+from vision_zoo.verbs.trainer import Trainer
 
 # What config.yaml and checkpoints keep: all that decides what a run computes.
 KEPT = ("seed_everything", "model", "data", "trainer", "deterministic", "channels_last", "test_after_fit", "tta")
@@ -83,22 +68,6 @@ DATA_NOT_NEEDED = ("export", "summary", "predict", "report")
 # Options with the weights that a network begins with.
 WEIGHTS = ("weights", "backbone.weights", "backbone.init_args.weights")
 
-# Lightning's callbacks that want another kind of module, and what does their work.
-UNFIT = {
-    LearningRateFinder: "try some values of --model.optimizer.lr with --trainer.max_epochs 1",
-    BatchSizeFinder: "try some values of --data.batch_size with --trainer.max_steps 10",
-    BackboneFinetuning: "it begins with what lies outside of the backbone, and here nothing does. Derive a class of "
-    "your own from BaseFinetuning; what it thaws trains at the learning rate of the rest",
-    OnExceptionCheckpoint: "the next run would resume from its file without a word. Every run keeps a last.ckpt to "
-    "continue from",
-    ModelPruning: "checkpoints would hold weights and masks in place of the weights. Use torch.nn.utils.prune on a "
-    "trained network",
-}
-if "state_dict" not in vars(SWALR):  # https://github.com/pytorch/pytorch/issues/163105
-    UNFIT[StochasticWeightAveraging] = (
-        "this torch saves the state of its schedule as code, which no checkpoint may hold. Take EMAWeightAveraging or "
-        "a newer torch"
-    )
 
 NO_CLASS = ("null", "None", "true", "True", "false", "False")  # words in a class's place; a logger may be any of them
 
@@ -119,203 +88,11 @@ register_type(torch.device)
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run one command.
-
-    Args:
-        argv: words of the command line, without the program's name.
-
-    Returns:
-        The exit code: 0 success, 1 failure, 2 wrong usage or input, 128 + n stopped by signal n.
-    """
-    _quiet()
-    keep_freed_memory()
-    try:
-        VisionZooCLI(list(argv))
-    except BrokenPipeError:  # whoever read our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        if os.environ.get("VISION_ZOO_DEBUG") == "1":
-            raise
-        message, code = explain(error)
-        if not reported_elsewhere(error):
-            sys.stderr.write(f"vision_zoo: {message}\n")
-        return code
-    except KeyboardInterrupt:
-        return 130
-    except SystemExit as asked:  # the parser's --help and --print_config; Lightning turns Ctrl-C into an exit
-        return 130 if isinstance(asked.__context__, KeyboardInterrupt) else int(asked.code or 0)
-    return 0
-
-
-def explain(error: BaseException) -> tuple[str, int]:
-    """What to tell the user about an exception, and the exit code.
-
-    Constructors' errors arrive wrapped by the parser, so the chain of causes is searched for one that was written for
-    the user. Anything that nobody foresaw is called what it is, a bug.
-    """
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    for link in chain:
-        if isinstance(link, VisionZooError):
-            return str(link), link.exit_code
-    for link in chain:
-        if lost := lost_process(link):
-            return str(lost), lost.exit_code
-    if isinstance(error, (ArgumentError, MisconfigurationException)):
-        return tidy(str(error)), 2
-    if isinstance(error, ValueError) and "does not match the world size" in str(error):
-        return _processes_to_count(), 2
-    if is_out_of_memory(error):
-        return (
-            "there is not enough memory: set --data.batch_size or --data.image_size lower, or take a smaller network "
-            f"({_first_line(error)})"
-        ), 1
-    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-        return (
-            "a process that decodes images was lost, often for lack of (shared) memory: set --data.num_workers lower, "
-            f"0 for none ({_first_line(error)})"
-        ), 1
-    if isinstance(error, ModuleNotFoundError):  # of a callback or of the user's own code
-        return f"a package is missing: {error}".strip(), 1
-    if isinstance(error, OSError) and error.errno is not None:
-        return f"{error.filename or 'a file'} cannot be read or written: {error.strerror}", 1
-    return (
-        f"internal error, {type(error).__name__}: {error}\nThis is a bug in vision_zoo or in a class that the "
-        "configuration names. VISION_ZOO_DEBUG=1 shows the traceback."
-    ), 1
-
-
 def _value(word: str) -> Any:
     try:
         return yaml.safe_load(word)
     except yaml.YAMLError as error:
         raise ConfigError(f"--trusted_packages {word}: give the name of a package, or a list such as [a, b]") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__  # Python's own MemoryError says nothing
-
-
-def _processes_to_count() -> str:
-    return (
-        f"the launcher started {os.environ.get('WORLD_SIZE', 'other')} processes in all: say so with "
-        "--trainer.devices, processes of one host, and --trainer.num_nodes; on CPUs also --trainer.strategy ddp"
-    )
-
-
-def tidy(message: str) -> str:
-    """The parser's message in one line where its form is known: the option, the value, what was expected."""
-    keys = list(re.finditer(r'^( *).*?arser key "([^"]+)"', message, re.MULTILINE))
-    option = "--" + ".".join(key[2] for key in keys)
-    if needed := re.search(r"the following arguments are required: (.+)", message):
-        if keys:
-            names = [f"{option}.{name.strip()}" for name in needed[1].split(",")]
-        else:
-            names = [f"--{name.strip().split('.', 1)[1]}" for name in needed[1].split(",")]
-        return f"{' and '.join(names)} must be given, on the command line or in a --config file"
-    if keys:
-        inner: list[str] = []  # lines about the innermost option: those that are indented further than its own
-        for line in message[keys[-1].start() :].splitlines():
-            if inner and line.strip() and len(line) - len(line.lstrip()) <= len(keys[-1][1]) and len(keys) > 1:
-                break
-            inner.append(line)
-        about = "\n".join(inner)
-        value = re.search(r"(?:Given|Got) value: (.*?)(?:\. Got value: .*)?$", about, re.MULTILINE)
-        kinds = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", about, re.MULTILINE)
-        if value and (known := [word for kind in dict.fromkeys(kinds) if (word := _readable(kind))]):
-            return f"{option}: got {value[1]!r}, expected {' or '.join(known)}"
-    return "\n".join(line.rstrip() for line in message.splitlines() if line.strip())
-
-
-def suggest_option(message: str, parser: LightningArgumentParser, config: Config) -> str:
-    """The parser's message, or, where it is about an option that there is none of, that option with close ones.
-
-    Args:
-        message: what the parser said.
-        parser: of the subcommand.
-        config: names the classes whose own options count too.
-    """
-    stray = re.search(r"nrecognized arguments: (\S+)", message)
-    refused = re.search(r"(?:[Oo]ption|[Kk]ey) ['\"]([\w.]+)['\"] is not (?:accepted|expected)", message)
-    refused = refused or re.search(r"does not accept (?:nested )?option ['\"]([\w.]+)['\"]", message)
-    command = parser.prog.split()[-1]
-    more = f"All options: vision_zoo {command} --help_all"
-    if stray and not stray[1].startswith("-"):
-        meant = {"fit": "--config", "predict": "--images"}.get(command, "--ckpt_path")
-        return f"{stray[1]!r} is not an option: those start with two dashes, such as {meant} {stray[1]}. {more}"
-    flags = [f"--{name}" for name in option_names(parser, config)]
-    if stray:
-        option = stray[1].lstrip("-").split("=")[0]
-    elif refused:
-        option = refused[1]
-        slots = re.findall(r'arser key "([^"]+)"', message)
-        owners = re.findall(r"Problem with given class_path '([^']+)'", message)
-        if owners and not any(flag.startswith(f"--{'.'.join(slots)}.") for flag in flags):  # one class of a list
-            known = list(inspect.signature(import_path(owners[-1])).parameters)
-            hint = did_you_mean(option, known) or (f"; it takes {', '.join(known)}" if known else "; it takes none")
-            return f"--{'.'.join(slots)}: {owners[-1].rpartition('.')[2]} has no option {option}{hint}"
-        if slots and not option.startswith(f"{slots[0]}."):
-            option = f"{slots[0]}.{option}"
-    else:
-        return message
-    option = option.replace("init_args.", "")
-    # --lr and --epochs are the last parts of the names that they stand for.
-    close = [flag for flag in flags if flag.endswith((f".{option}", f"_{option}"))][:3]
-    hint = f"; did you mean {' or '.join(close)}?" if close else did_you_mean(f"--{option}", flags) or "."
-    return f"there is no option --{option}{hint} {more}"
-
-
-def option_names(parser: LightningArgumentParser, config: Config) -> list[str]:
-    """Every option of a subcommand without its dashes, with those of the classes that a configuration names."""
-    flags = (flag for action in parser._actions for flag in action.option_strings)
-    names = {flag[2:] for flag in flags if flag.startswith("--") and not flag.endswith(("+", ".help"))}
-    for slot in CLASS_SLOTS:
-        section, _, key = slot.partition(".")
-        holder = config.get(section) or {}
-        spec = holder.get(key) if key else holder
-        if isinstance(spec, Mapping) and isinstance(spec.get("class_path"), str):
-            filled_in = ("image_shape", "num_classes", "params", "optimizer")
-            options = inspect.signature(import_path(spec["class_path"])).parameters
-            names |= {f"{slot}.{name}" for name in options if name not in filled_in}
-    return sorted(names)
-
-
-def _readable(kind: str) -> str:
-    """A type in words; empty for what nobody would type."""
-    names = {"NoneType": "null", "int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}
-    literal = re.match(r"typing\.Literal\[(.*)\]", kind.rstrip("."))
-    if literal:
-        return f"one of {literal[1]}"
-    class_ = re.match(r"<class '([^']+)'>", kind)
-    if class_:
-        return names.get(class_[1], class_[1])
-    return "" if kind.startswith(("path but", "dot import path")) else kind
-
-
-def _quiet() -> None:
-    """Silence what a user can do nothing about: advertising lines and notices of the libraries underneath."""
-    if os.environ.get("VISION_ZOO_DEBUG") == "1":
-        return
-    warnings.filterwarnings("ignore", module=r"(lightning|torch|torchvision|torchmetrics|jsonargparse|onnx\w*)\b")
-    warnings.filterwarnings("ignore", "Glyph .* missing from")  # names of classes may be of any script
-    warnings.formatwarning = _warning_text
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the report of a profiler was asked for
-
-
-def _warning_text(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """A warning of ours in words; of others with the place that it comes from."""
-    if Path(filename).is_relative_to(Path(__file__).parent):
-        return f"vision_zoo: {message}\n"
-    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 class VisionZooCLI(LightningCLI):
@@ -363,8 +140,8 @@ class VisionZooCLI(LightningCLI):
         foreign = FIT_OPTIONS - inspect.signature(getattr(Trainer, words.subcommand)).parameters.keys()
         given = {name: value for name, value in given.items() if name not in foreign}
         named = [*words.values("trusted_packages"), *words.values("trusted_packages+")]
-        listed = [package for word in named for package in _listed(_value(word))]
-        self.trusted = tuple(map(str, [*listed, *_listed(given.pop("trusted_packages", None))]))
+        listed = [package for word in named for package in listed(_value(word))]
+        self.trusted = tuple(map(str, [*listed, *listed(given.pop("trusted_packages", None))]))
         for key in ("trusted_packages", "trusted_packages+"):
             words.drop(key)
 
@@ -681,12 +458,12 @@ class VisionZooCLI(LightningCLI):
         checkpoint_io = AtomicCheckpointIO()
         checkpoint_io.trusted_packages = self.trusted
         options = dict(self._get(self.config_init, "trainer"))
-        _check_trainer_options(options)
+        check_trainer_options(options)
         # Run opens TensorBoard's file in its folder; Lightning would open one elsewhere.
         kwargs["logger"] = options.get("logger") if options.get("logger") not in (None, True) else False
         if options.get("profiler") is None:
             kwargs["profiler"] = NoProfiler()
-        kwargs["plugins"] = [*_listed(options.get("plugins")), checkpoint_io]
+        kwargs["plugins"] = [*listed(options.get("plugins")), checkpoint_io]
         # Lightning takes "no bar" for "no Console".
         callbacks: list[Any] = [Console(bar=options.get("enable_progress_bar") is not False), Evaluation()]
         kwargs["enable_progress_bar"] = True
@@ -696,7 +473,7 @@ class VisionZooCLI(LightningCLI):
             # Before Console, which says what was chosen, and before Run, which saves.
             callbacks.insert(0, Speed(options.get("precision") is not None, stored))
             run = Run(self.run_name, self.run_config(folder), folder, options.get("logger") is not False)
-            own = _listed(options.get("callbacks"))
+            own = listed(options.get("callbacks"))
             run.guests = [c for c in own if isinstance(c, ModelCheckpoint) and c.dirpath is None]
             callbacks.append(run)
             exact = self._get(self.config_init, "deterministic")
@@ -712,7 +489,7 @@ class VisionZooCLI(LightningCLI):
                 )
             if options.get("accelerator") in (None, "auto"):
                 kwargs["accelerator"] = "cpu"
-        kwargs["callbacks"] = [*_listed(options.get("callbacks")), *callbacks]
+        kwargs["callbacks"] = [*listed(options.get("callbacks")), *callbacks]
         try:
             trainer = cast(Trainer, super().instantiate_trainer(**kwargs))
         except (ValueError, MisconfigurationException) as error:
@@ -721,7 +498,7 @@ class VisionZooCLI(LightningCLI):
             # Lightning changes it with a warning among many others.
             raise ConfigError(f"--trainer.precision {options['precision']}: a CPU cannot; say bf16-mixed or 32-true")
         if "TORCHELASTIC_RUN_ID" in os.environ and trainer.world_size < int(os.environ["WORLD_SIZE"]):
-            raise ConfigError(_processes_to_count())  # each would train a network of its own
+            raise ConfigError(processes_to_count())  # each would train a network of its own
         watch_processes(trainer)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             skip_idle_hooks(callback)
@@ -738,52 +515,10 @@ def _full_choice(value: str, slot: str, own_weights: bool) -> str:
     return str(choice["class_path"]) if only_named else json.dumps(choice)
 
 
-def _check_trainer_options(options: Mapping[str, Any]) -> None:
-    """Refuse what would take away a part that every run has, where Lightning's message names no option."""
-    for name, value in (("barebones", True), ("enable_checkpointing", False)):
-        if options.get(name) is value:
-            raise ConfigError(
-                f"--trainer.{name} {str(value).lower()} does not work here: every run keeps its checkpoints and "
-                "metrics. Leave it out"
-            )
-    if options.get("fast_dev_run"):
-        tried = " ".join(f"--trainer.limit_{part}_batches 1" for part in ("train", "val", "test"))
-        raise ConfigError(
-            "--trainer.fast_dev_run does not work here: every run keeps its checkpoints and metrics. To see whether "
-            f"everything runs: {tried} --trainer.max_epochs 1 --trainer.default_root_dir FOLDER"
-        )
-    for callback in _listed(options.get("callbacks")):
-        for kind, reason in UNFIT.items():
-            if isinstance(callback, kind):
-                raise ConfigError(f"--trainer.callbacks {type(callback).__name__} does not work here: {reason}")
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-            option = "save_last" if callback.save_last else f"filename {callback.filename}"
-            if callback.save_last or callback.filename in ("best", "last"):
-                raise ConfigError(
-                    f"--trainer.callbacks ModelCheckpoint with {option} would replace a checkpoint of the run's own, "
-                    "which has best.ckpt and last.ckpt in any case. Leave it out, or set its dirpath"
-                )
-        if isinstance(callback, DeviceStatsMonitor) and options.get("logger") in (None, True):
-            raise ConfigError(  # it looks for a logger before the run has its folder
-                "--trainer.callbacks DeviceStatsMonitor needs a logger that is named: add --trainer.logger "
-                "TensorBoardLogger --trainer.logger.save_dir stats"
-            )
-        if isinstance(callback, ProgressBar):
-            raise ConfigError(
-                f"--trainer.callbacks {type(callback).__name__} does not work here: a run has a progress bar of its "
-                "own, and Lightning takes one. Leave it out"
-            )
-
-
 def _again(checkpoint: Path) -> str:
     """The options that start a new run from a run's weights."""
     config = checkpoint.parent.parent / "config.yaml"
     return f"--config {shlex.quote(str(config))} --model.weights {shlex.quote(str(checkpoint))}"
-
-
-def _listed(value: Any) -> list[Any]:
-    """An option that takes one or several, as a list."""
-    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _constant(value: Any) -> Callable[[Any], Any]:

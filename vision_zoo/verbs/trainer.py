@@ -26,24 +26,23 @@ from torch import nn
 from torch.optim.lr_scheduler import CyclicLR
 
 from vision_zoo import __version__
-from vision_zoo.callbacks import Console, Evaluation, Run, Speed
-from vision_zoo.callbacks.console import device_name
-from vision_zoo.callbacks.evaluation import numbers
-from vision_zoo.callbacks.run import link
-from vision_zoo.checkpoints import TRUSTED_PACKAGES, foreign_packages, trusting
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.errors import CheckpointError, ConfigError
+from vision_zoo.errors import CheckpointError, ConfigError, did_you_mean
 from vision_zoo.files import expanded, write_file
-from vision_zoo.helptext import did_you_mean
-from vision_zoo.listing import metric_text
+from vision_zoo.formatting import duration, metric_text
 from vision_zoo.plots import plot_curves
-from vision_zoo.summary import layer_table
+from vision_zoo.training import Console, Evaluation, Run, Speed
+from vision_zoo.training.evaluation import numbers
+from vision_zoo.training.progress import device_name
+from vision_zoo.training.run_folder import link
+from vision_zoo.trust import TRUSTED_PACKAGES, foreign_packages, trusting
 from vision_zoo.types import TTA, Split
 from vision_zoo.verbs.export import export
 from vision_zoo.verbs.predict import predict_pictures
-from vision_zoo.verbs.report import duration, write_report
+from vision_zoo.verbs.report import write_report
 from vision_zoo.verbs.show import show_images
+from vision_zoo.verbs.summary import layer_table
 
 
 class Trainer(pl.Trainer):

@@ -8,9 +8,9 @@ script is plain text, made in a tenth of a second; a new backbone shows after th
 import re
 from collections.abc import Sequence
 
-from vision_zoo import listing
-from vision_zoo.errors import ConfigError
-from vision_zoo.helptext import COMMANDS, Option, did_you_mean
+from vision_zoo.cli.commands import COMMANDS, Option
+from vision_zoo.errors import ConfigError, did_you_mean
+from vision_zoo.verbs import list_ as listing
 
 SHELLS = ("bash", "zsh", "fish")
 # The names become part of a script that a shell evaluates.

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vision_zoo.errors import ConfigError
+from vision_zoo.errors import ConfigError, did_you_mean
 from vision_zoo.files import expanded
-from vision_zoo.helptext import did_you_mean
+from vision_zoo.formatting import metric_text
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 KINDS = ("backbones", "datasets", "recipes", "runs")
 HEADER = re.compile(
     r"# (?P<what>.+?) \((?P<source>.+?)\)(?P<how>.*?)\. (?P<kind>Published|Target): (?P<published>.+?)\. "
@@ -277,10 +277,3 @@ def _text(column: str, value: Any) -> str:
     if column == "seconds":
         return f"{value:,.1f}"
     return f"{value:,}" if isinstance(value, int) else metric_text(column, value)
-
-
-def metric_text(name: str, value: float) -> str:
-    """A metric for people: shares in per cent with two decimals, losses with four."""
-    if name.endswith(("accuracy", "f1", "calibration_error", "precision", "recall")):
-        return f"{100 * value:.2f} %"
-    return f"{value:.3g}" if name == "lr" else f"{value:.4f}"

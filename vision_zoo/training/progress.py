@@ -26,10 +26,11 @@ from rich.table import Table
 from rich.text import Text
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
-from vision_zoo.callbacks.resizing import ProgressiveResizing
-from vision_zoo.callbacks.speed import Speed
-from vision_zoo.classifier import Classifier, validates
-from vision_zoo.listing import metric_text
+from vision_zoo.classifier import Classifier
+from vision_zoo.formatting import metric_text
+from vision_zoo.trainer_facts import validates
+from vision_zoo.training.performance import Speed
+from vision_zoo.training.resizing import ProgressiveResizing
 
 REFRESH_SECONDS = 1.0
 

@@ -1,0 +1,183 @@
+"""Exceptions and the parser's errors in words."""
+
+import inspect
+import logging
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser
+
+from vision_zoo.cli.names import CLASS_SLOTS
+from vision_zoo.errors import VisionZooError, did_you_mean, is_out_of_memory
+from vision_zoo.specs import import_path
+from vision_zoo.training.processes import lost_process
+from vision_zoo.types import Config
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """What to tell the user about an exception, and the exit code.
+
+    Constructors' errors arrive wrapped by the parser, so the chain of causes is searched for one that was written for
+    the user. Anything that nobody foresaw is called what it is, a bug.
+    """
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    for link in chain:
+        if isinstance(link, VisionZooError):
+            return str(link), link.exit_code
+    for link in chain:
+        if lost := lost_process(link):
+            return str(lost), lost.exit_code
+    if isinstance(error, (ArgumentError, MisconfigurationException)):
+        return tidy(str(error)), 2
+    if isinstance(error, ValueError) and "does not match the world size" in str(error):
+        return processes_to_count(), 2
+    if is_out_of_memory(error):
+        return (
+            "there is not enough memory: set --data.batch_size or --data.image_size lower, or take a smaller network "
+            f"({first_line(error)})"
+        ), 1
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return (
+            "a process that decodes images was lost, often for lack of (shared) memory: set --data.num_workers lower, "
+            f"0 for none ({first_line(error)})"
+        ), 1
+    if isinstance(error, ModuleNotFoundError):  # of a callback or of the user's own code
+        return f"a package is missing: {error}".strip(), 1
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.filename or 'a file'} cannot be read or written: {error.strerror}", 1
+    return (
+        f"internal error, {type(error).__name__}: {error}\nThis is a bug in vision_zoo or in a class that the "
+        "configuration names. VISION_ZOO_DEBUG=1 shows the traceback."
+    ), 1
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its kind where it has none."""
+    return str(error).partition("\n")[0] or type(error).__name__  # Python's own MemoryError says nothing
+
+
+def processes_to_count() -> str:
+    """What to say where a launcher started other processes than the options tell."""
+    return (
+        f"the launcher started {os.environ.get('WORLD_SIZE', 'other')} processes in all: say so with "
+        "--trainer.devices, processes of one host, and --trainer.num_nodes; on CPUs also --trainer.strategy ddp"
+    )
+
+
+def tidy(message: str) -> str:
+    """The parser's message in one line where its form is known: the option, the value, what was expected."""
+    keys = list(re.finditer(r'^( *).*?arser key "([^"]+)"', message, re.MULTILINE))
+    option = "--" + ".".join(key[2] for key in keys)
+    if needed := re.search(r"the following arguments are required: (.+)", message):
+        if keys:
+            names = [f"{option}.{name.strip()}" for name in needed[1].split(",")]
+        else:
+            names = [f"--{name.strip().split('.', 1)[1]}" for name in needed[1].split(",")]
+        return f"{' and '.join(names)} must be given, on the command line or in a --config file"
+    if keys:
+        inner: list[str] = []  # lines about the innermost option: those that are indented further than its own
+        for line in message[keys[-1].start() :].splitlines():
+            if inner and line.strip() and len(line) - len(line.lstrip()) <= len(keys[-1][1]) and len(keys) > 1:
+                break
+            inner.append(line)
+        about = "\n".join(inner)
+        value = re.search(r"(?:Given|Got) value: (.*?)(?:\. Got value: .*)?$", about, re.MULTILINE)
+        kinds = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", about, re.MULTILINE)
+        if value and (known := [word for kind in dict.fromkeys(kinds) if (word := _readable(kind))]):
+            return f"{option}: got {value[1]!r}, expected {' or '.join(known)}"
+    return "\n".join(line.rstrip() for line in message.splitlines() if line.strip())
+
+
+def suggest_option(message: str, parser: LightningArgumentParser, config: Config) -> str:
+    """The parser's message, or, where it is about an option that there is none of, that option with close ones.
+
+    Args:
+        message: what the parser said.
+        parser: of the subcommand.
+        config: names the classes whose own options count too.
+    """
+    stray = re.search(r"nrecognized arguments: (\S+)", message)
+    refused = re.search(r"(?:[Oo]ption|[Kk]ey) ['\"]([\w.]+)['\"] is not (?:accepted|expected)", message)
+    refused = refused or re.search(r"does not accept (?:nested )?option ['\"]([\w.]+)['\"]", message)
+    command = parser.prog.split()[-1]
+    more = f"All options: vision_zoo {command} --help_all"
+    if stray and not stray[1].startswith("-"):
+        meant = {"fit": "--config", "predict": "--images"}.get(command, "--ckpt_path")
+        return f"{stray[1]!r} is not an option: those start with two dashes, such as {meant} {stray[1]}. {more}"
+    flags = [f"--{name}" for name in option_names(parser, config)]
+    if stray:
+        option = stray[1].lstrip("-").split("=")[0]
+    elif refused:
+        option = refused[1]
+        slots = re.findall(r'arser key "([^"]+)"', message)
+        owners = re.findall(r"Problem with given class_path '([^']+)'", message)
+        if owners and not any(flag.startswith(f"--{'.'.join(slots)}.") for flag in flags):  # one class of a list
+            known = list(inspect.signature(import_path(owners[-1])).parameters)
+            hint = did_you_mean(option, known) or (f"; it takes {', '.join(known)}" if known else "; it takes none")
+            return f"--{'.'.join(slots)}: {owners[-1].rpartition('.')[2]} has no option {option}{hint}"
+        if slots and not option.startswith(f"{slots[0]}."):
+            option = f"{slots[0]}.{option}"
+    else:
+        return message
+    option = option.replace("init_args.", "")
+    # --lr and --epochs are the last parts of the names that they stand for.
+    close = [flag for flag in flags if flag.endswith((f".{option}", f"_{option}"))][:3]
+    hint = f"; did you mean {' or '.join(close)}?" if close else did_you_mean(f"--{option}", flags) or "."
+    return f"there is no option --{option}{hint} {more}"
+
+
+def option_names(parser: LightningArgumentParser, config: Config) -> list[str]:
+    """Every option of a subcommand without its dashes, with those of the classes that a configuration names."""
+    flags = (flag for action in parser._actions for flag in action.option_strings)
+    names = {flag[2:] for flag in flags if flag.startswith("--") and not flag.endswith(("+", ".help"))}
+    for slot in CLASS_SLOTS:
+        section, _, key = slot.partition(".")
+        holder = config.get(section) or {}
+        spec = holder.get(key) if key else holder
+        if isinstance(spec, Mapping) and isinstance(spec.get("class_path"), str):
+            filled_in = ("image_shape", "num_classes", "params", "optimizer")
+            options = inspect.signature(import_path(spec["class_path"])).parameters
+            names |= {f"{slot}.{name}" for name in options if name not in filled_in}
+    return sorted(names)
+
+
+def _readable(kind: str) -> str:
+    """A type in words; empty for what nobody would type."""
+    names = {"NoneType": "null", "int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}
+    literal = re.match(r"typing\.Literal\[(.*)\]", kind.rstrip("."))
+    if literal:
+        return f"one of {literal[1]}"
+    class_ = re.match(r"<class '([^']+)'>", kind)
+    if class_:
+        return names.get(class_[1], class_[1])
+    return "" if kind.startswith(("path but", "dot import path")) else kind
+
+
+def quiet() -> None:
+    """Silence what a user can do nothing about: advertising lines and notices of the libraries underneath."""
+    if os.environ.get("VISION_ZOO_DEBUG") == "1":
+        return
+    warnings.filterwarnings("ignore", module=r"(lightning|torch|torchvision|torchmetrics|jsonargparse|onnx\w*)\b")
+    warnings.filterwarnings("ignore", "Glyph .* missing from")  # names of classes may be of any script
+    warnings.formatwarning = _warning_text
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the report of a profiler was asked for
+
+
+def _warning_text(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of ours in words; of others with the place that it comes from."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        return f"vision_zoo: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"

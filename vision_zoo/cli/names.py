@@ -1,0 +1,206 @@
+"""Classes, recipes and checkpoints by name."""
+
+import copy
+import glob
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vision_zoo.checkpoints import read_checkpoint
+from vision_zoo.errors import CheckpointError, ConfigError, did_you_mean
+from vision_zoo.files import expanded
+from vision_zoo.specs import is_import_path
+from vision_zoo.types import Config
+from vision_zoo.verbs.list_ import configs_folder
+
+# Where a class named without its module is looked for, by the place where it is named.
+CLASS_SLOTS: dict[str, tuple[str, ...]] = {
+    "data": ("vision_zoo.data",),
+    "model.backbone": ("vision_zoo.backbones",),
+    "model.optimizer": ("torch.optim",),
+    "model.scheduler": ("torch.optim.lr_scheduler",),
+    "data.augmentation": ("vision_zoo.transforms", "torchvision.transforms.v2"),
+    "trainer.callbacks": ("lightning.pytorch.callbacks", "vision_zoo.training.resizing"),
+    "trainer.logger": ("lightning.pytorch.loggers",),
+}
+
+
+LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")
+
+
+_BASES = {"ImageDataModule", "BatchTransform", "Transform", "Optimizer", "LRScheduler"}  # nothing to choose
+
+
+def find_class(name: str, slot: str) -> str:
+    """The full path of a class; names without a module are looked for where the slot says.
+
+    Raises:
+        ConfigError: with close matches, if there is none.
+    """
+    hint = _own_data(name) if slot == "data" else ""
+    if "." in name or "/" in name:
+        if hint or not is_import_path(name):
+            raise ConfigError(f"--{slot} {name}: not a class path; write package.module.Class{hint}")
+        module, _, attribute = name.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module), attribute, None)
+        except ImportError as error:
+            raise ConfigError(f"--{slot} {name}: {error}") from error
+        if callable(found):
+            return name
+        if found is not None:
+            raise ConfigError(f"--{slot} {name}: this is a {type(found).__name__}, not a class")
+        close = did_you_mean(attribute, dir(importlib.import_module(module)))
+        raise ConfigError(f"--{slot} {name}: module {module} has no {attribute}{close}")
+    known: set[str] = set()
+    for package in CLASS_SLOTS[slot]:
+        classes = dict(inspect.getmembers(importlib.import_module(package), inspect.isclass))
+        own = {key for key, value in classes.items() if key[0] != "_" and value.__module__.startswith(package)}
+        if name in own:
+            return f"{package}.{name}"
+        known |= own - _BASES
+    models = importlib.import_module("torchvision.models")
+    if slot == "model.backbone" and name in models.list_models(module=models):
+        hint = f"; --{slot} Torchvision --{slot}.name {name} is the one of torchvision."
+    raise ConfigError(
+        f"--{slot} {name}: unknown{hint or did_you_mean(name, known) or '.'} Known are {', '.join(sorted(known))}; "
+        "a class of your own is named with its module: package.module.Class"
+    )
+
+
+def _own_data(name: str) -> str:
+    """The options for what somebody names who gives the place of the images in place of a class."""
+    path = expanded(name)
+    if path.suffix == ".npz":
+        return f"; your own arrays are --data ArrayFile --data.path {name}."
+    if path.is_dir() or "/" in name:
+        return f"; your own pictures are --data ImageFolder --data.root {name}."
+    return ""
+
+
+def as_spec(value: Any, slot: str) -> Any:
+    """A class choice as {"class_path": full path, "init_args": {...}}."""
+    if isinstance(value, str):
+        value = {"class_path": value}
+    if isinstance(value, Mapping) and isinstance(value.get("class_path"), str):
+        spec: Config = {"class_path": find_class(value["class_path"], slot)}
+        if beside := [str(key) for key in value if key not in ("class_path", "init_args", "dict_kwargs")]:
+            raise ConfigError(
+                f"--{slot}: {', '.join(beside)} beside class_path {value['class_path']}: its options go under init_args"
+            )
+        for key in ("init_args", "dict_kwargs"):
+            if not isinstance(value.get(key) or {}, Mapping):
+                raise ConfigError(f"--{slot}: the {key} of {value['class_path']} are not options: {value[key]!r}")
+            if value.get(key):
+                spec[key] = copy.deepcopy(dict(value[key]))
+        return spec
+    return value
+
+
+def class_choice(value: str, slot: str) -> Any:
+    """What a word of the command line chooses: a name, or YAML with one class or a list of them."""
+    if value.lstrip()[:1] not in ("{", "["):
+        return as_spec(value, slot)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--{slot}: {value} is not valid YAML: {error}") from error
+    return [as_spec(item, slot) for item in parsed] if isinstance(parsed, list) else as_spec(parsed, slot)
+
+
+def find_config(name: str) -> Path:
+    """A configuration file by path, or a shipped recipe by name.
+
+    Raises:
+        ConfigError: with close matches, if there is none.
+    """
+    path = expanded(name)
+    if path.exists() and not path.is_dir():  # a pipe too
+        return path
+    shipped = {p.stem: p for p in configs_folder().rglob("*.yaml")}
+    if path.name == name and name.removesuffix(".yaml") in shipped:
+        return shipped[name.removesuffix(".yaml")]
+    if path.is_dir():
+        raise ConfigError(f"--config {name} is a folder: give a file in it")
+    hint = did_you_mean(path.stem, shipped) or ". See: vision_zoo list"
+    raise ConfigError(f"--config {name}: there is no such file or shipped recipe{hint}")
+
+
+def run_name_of(path: Path) -> str:
+    """The name of the runs of a configuration: its file's, or for a run's own config.yaml, that run's."""
+    folder = path.resolve().parent
+    return folder.parent.name if path.name == "config.yaml" and folder.name.startswith("version_") else path.stem
+
+
+def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = None) -> Path:
+    """The checkpoint meant by a path, a run folder, or best or last.
+
+    Args:
+        name: what the user gave.
+        root: folder that holds "runs".
+        prefer: "best" or "last", for a run folder.
+        run_name: look only at runs of this configuration.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    if name in ("best", "last"):
+        whose = glob.escape(run_name) if run_name else "*"
+        runs = [run for run in root.resolve().glob(f"runs/{whose}/version_*") if (run / "checkpoints").is_dir()]
+
+        def written(run: Path) -> tuple[int, str]:
+            files = [run / "checkpoints", *run.glob("checkpoints/*.ckpt")]
+            return max(file.stat().st_mtime_ns for file in files), str(run)
+
+        if not runs:
+            whose = f"run of {run_name}" if run_name else "run"
+            raise CheckpointError(
+                f"--ckpt_path {name}: no {whose} with a checkpoint below {root.resolve() / 'runs'}. Train first with "
+                "vision_zoo fit, or give the checkpoint's path"
+            )
+        newest = max(runs, key=written)
+        if not (newest / "checkpoints" / f"{name}.ckpt").is_file():
+            raise CheckpointError(
+                f"--ckpt_path {name}: the newest run, {newest}, has no {name}.ckpt yet: give the folder of another run"
+            )
+        return newest / "checkpoints" / f"{name}.ckpt"
+    path = expanded(name)
+    if path.is_dir():
+        for candidate in (
+            path / "checkpoints" / f"{prefer}.ckpt",
+            path / f"{prefer}.ckpt",
+            path / "checkpoints" / "last.ckpt",
+        ):
+            if candidate.is_file():
+                return candidate.resolve()
+        raise CheckpointError(f"--ckpt_path {name}: {path.resolve()} holds no checkpoints/{prefer}.ckpt")
+    if not path.is_file():
+        raise CheckpointError(f"--ckpt_path {name}: {path.resolve()} not found")
+    return path.resolve()
+
+
+def read_or_offer(path: Path, trusted_packages: Sequence[str]) -> Config:
+    """Read a checkpoint, or say which other one of the same run is good.
+
+    Raises:
+        CheckpointError: if it cannot be used, with the path of the next older good one.
+    """
+    try:
+        return read_checkpoint(path, trusted_packages)
+    except CheckpointError as error:
+        if path.parent.name != "checkpoints":
+            raise
+        others = sorted(path.parent.glob("*.ckpt"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+        for other in others:
+            if other != path:
+                try:
+                    read_checkpoint(other, trusted_packages)
+                except CheckpointError:
+                    continue
+                hint = f"The next older good checkpoint is {other}: --ckpt_path {other}"
+                raise CheckpointError(f"{error}. {hint}") from error
+        raise CheckpointError(f"{error}. There is no other good checkpoint in {path.parent}") from error

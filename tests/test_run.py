@@ -20,8 +20,8 @@ from torch.optim.swa_utils import SWALR
 from tests import tiny
 from tests.conftest import QUICK
 from vision_zoo.__main__ import main
+from vision_zoo.checkpoints import find_checkpoint
 from vision_zoo.classifier import Classifier
-from vision_zoo.cli.names import find_checkpoint
 from vision_zoo.errors import TrainingError
 from vision_zoo.files import lock_file, write_file
 from vision_zoo.training import Run

@@ -1,16 +1,19 @@
 """Reading files that somebody else may have made: nothing in them is run, and they name trusted classes only."""
 
+import glob
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vision_zoo.errors import CheckpointError, ConfigError
+from vision_zoo.files import expanded
 from vision_zoo.specs import import_path
 from vision_zoo.trust import check_trust
+from vision_zoo.types import Config
 
 HYPERPARAMETERS = {
     *("backbone", "image_shape", "class_names", "mean", "std"),
@@ -185,3 +188,129 @@ def _too_large(
 
 
 # ------------------------------------------------------------------------------------------------------- import paths
+
+
+# ------------------------------------------------------------------------------------------------ finding checkpoints
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that was read and vetted.
+
+    Attributes:
+        path: the file, absolute.
+        content: what it holds, see `read_checkpoint`.
+    """
+
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def config(self) -> Config:
+        """The whole configuration of its run; empty for one that plain Python wrote."""
+        about = self.content.get("vision_zoo")
+        return about["config"] if about is not None else {}
+
+    @property
+    def run_name(self) -> str | None:
+        """The name of its run, or None for one that plain Python wrote."""
+        about = self.content.get("vision_zoo")
+        return about["name"] if about is not None else None
+
+    @property
+    def step(self) -> int:
+        """How many training steps its weights have seen."""
+        return int(self.content.get("global_step", 0))
+
+
+def open_checkpoint(
+    name: str,
+    trusted_packages: Sequence[str] = (),
+    *,
+    root: Path = Path(),
+    prefer: str = "best",
+    run_name: str | None = None,
+) -> Checkpoint:
+    """Find a checkpoint, read it once and vet what it names.
+
+    Args:
+        name: a checkpoint, a run folder, or best or last of the newest run.
+        trusted_packages: further packages whose classes it may name.
+        root: folder that holds "runs".
+        prefer: "best" or "last", for a run folder.
+        run_name: look only at runs of this configuration.
+
+    Raises:
+        CheckpointError: if there is none, or it cannot be used.
+    """
+    path = find_checkpoint(name, root, prefer, run_name)
+    return Checkpoint(path, read_or_offer(path, trusted_packages))
+
+
+def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = None) -> Path:
+    """The checkpoint meant by a path, a run folder, or best or last.
+
+    Args:
+        name: what the user gave.
+        root: folder that holds "runs".
+        prefer: "best" or "last", for a run folder.
+        run_name: look only at runs of this configuration.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    if name in ("best", "last"):
+        whose = glob.escape(run_name) if run_name else "*"
+        runs = [run for run in root.resolve().glob(f"runs/{whose}/version_*") if (run / "checkpoints").is_dir()]
+
+        def written(run: Path) -> tuple[int, str]:
+            files = [run / "checkpoints", *run.glob("checkpoints/*.ckpt")]
+            return max(file.stat().st_mtime_ns for file in files), str(run)
+
+        if not runs:
+            whose = f"run of {run_name}" if run_name else "run"
+            raise CheckpointError(
+                f"--ckpt_path {name}: no {whose} with a checkpoint below {root.resolve() / 'runs'}. Train first with "
+                "vision_zoo fit, or give the checkpoint's path"
+            )
+        newest = max(runs, key=written)
+        if not (newest / "checkpoints" / f"{name}.ckpt").is_file():
+            raise CheckpointError(
+                f"--ckpt_path {name}: the newest run, {newest}, has no {name}.ckpt yet: give the folder of another run"
+            )
+        return newest / "checkpoints" / f"{name}.ckpt"
+    path = expanded(name)
+    if path.is_dir():
+        for candidate in (
+            path / "checkpoints" / f"{prefer}.ckpt",
+            path / f"{prefer}.ckpt",
+            path / "checkpoints" / "last.ckpt",
+        ):
+            if candidate.is_file():
+                return candidate.resolve()
+        raise CheckpointError(f"--ckpt_path {name}: {path.resolve()} holds no checkpoints/{prefer}.ckpt")
+    if not path.is_file():
+        raise CheckpointError(f"--ckpt_path {name}: {path.resolve()} not found")
+    return path.resolve()
+
+
+def read_or_offer(path: Path, trusted_packages: Sequence[str]) -> Config:
+    """Read a checkpoint, or say which other one of the same run is good.
+
+    Raises:
+        CheckpointError: if it cannot be used, with the path of the next older good one.
+    """
+    try:
+        return read_checkpoint(path, trusted_packages)
+    except CheckpointError as error:
+        if path.parent.name != "checkpoints":
+            raise
+        others = sorted(path.parent.glob("*.ckpt"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+        for other in others:
+            if other != path:
+                try:
+                    read_checkpoint(other, trusted_packages)
+                except CheckpointError:
+                    continue
+                hint = f"The next older good checkpoint is {other}: --ckpt_path {other}"
+                raise CheckpointError(f"{error}. {hint}") from error
+        raise CheckpointError(f"{error}. There is no other good checkpoint in {path.parent}") from error

@@ -618,7 +618,20 @@ class Classifier(LightningModule):
                 is not trusted, or has weights that do not fit the network.
             InputError: if the network cannot be built.
         """
-        checkpoint = read_checkpoint(checkpoint_path, trusted_packages)
+        model = cls.from_checkpoint(read_checkpoint(checkpoint_path, trusted_packages))
+        return model if map_location is None else model.to(map_location)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Mapping[str, Any]) -> Self:
+        """Build the classifier that a checkpoint describes, in eval mode, on the CPU.
+
+        Args:
+            checkpoint: what `read_checkpoint` gave, which has vetted it.
+
+        Raises:
+            CheckpointError: if its weights do not fit the network.
+            InputError: if the network cannot be built.
+        """
         hparams = {key: rebuild(value) for key, value in checkpoint["hyper_parameters"].items()}
         about = checkpoint.get("vision_zoo")
         spec = about["config"]["model"].get("backbone") if about is not None else None
@@ -635,8 +648,6 @@ class Classifier(LightningModule):
             model.load_state_dict(checkpoint["state_dict"])
         except RuntimeError as error:
             raise CheckpointError(f"the checkpoint's weights do not fit the network it names: {error}") from error
-        if map_location is not None:
-            model.to(map_location)
         return model.eval()
 
 

@@ -1,17 +1,15 @@
 """Classes, recipes and checkpoints by name."""
 
 import copy
-import glob
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vision_zoo.checkpoints import read_checkpoint
-from vision_zoo.errors import CheckpointError, ConfigError, did_you_mean
+from vision_zoo.errors import ConfigError, did_you_mean
 from vision_zoo.files import expanded
 from vision_zoo.specs import is_import_path
 from vision_zoo.types import Config
@@ -134,73 +132,3 @@ def run_name_of(path: Path) -> str:
     """The name of the runs of a configuration: its file's, or for a run's own config.yaml, that run's."""
     folder = path.resolve().parent
     return folder.parent.name if path.name == "config.yaml" and folder.name.startswith("version_") else path.stem
-
-
-def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = None) -> Path:
-    """The checkpoint meant by a path, a run folder, or best or last.
-
-    Args:
-        name: what the user gave.
-        root: folder that holds "runs".
-        prefer: "best" or "last", for a run folder.
-        run_name: look only at runs of this configuration.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    if name in ("best", "last"):
-        whose = glob.escape(run_name) if run_name else "*"
-        runs = [run for run in root.resolve().glob(f"runs/{whose}/version_*") if (run / "checkpoints").is_dir()]
-
-        def written(run: Path) -> tuple[int, str]:
-            files = [run / "checkpoints", *run.glob("checkpoints/*.ckpt")]
-            return max(file.stat().st_mtime_ns for file in files), str(run)
-
-        if not runs:
-            whose = f"run of {run_name}" if run_name else "run"
-            raise CheckpointError(
-                f"--ckpt_path {name}: no {whose} with a checkpoint below {root.resolve() / 'runs'}. Train first with "
-                "vision_zoo fit, or give the checkpoint's path"
-            )
-        newest = max(runs, key=written)
-        if not (newest / "checkpoints" / f"{name}.ckpt").is_file():
-            raise CheckpointError(
-                f"--ckpt_path {name}: the newest run, {newest}, has no {name}.ckpt yet: give the folder of another run"
-            )
-        return newest / "checkpoints" / f"{name}.ckpt"
-    path = expanded(name)
-    if path.is_dir():
-        for candidate in (
-            path / "checkpoints" / f"{prefer}.ckpt",
-            path / f"{prefer}.ckpt",
-            path / "checkpoints" / "last.ckpt",
-        ):
-            if candidate.is_file():
-                return candidate.resolve()
-        raise CheckpointError(f"--ckpt_path {name}: {path.resolve()} holds no checkpoints/{prefer}.ckpt")
-    if not path.is_file():
-        raise CheckpointError(f"--ckpt_path {name}: {path.resolve()} not found")
-    return path.resolve()
-
-
-def read_or_offer(path: Path, trusted_packages: Sequence[str]) -> Config:
-    """Read a checkpoint, or say which other one of the same run is good.
-
-    Raises:
-        CheckpointError: if it cannot be used, with the path of the next older good one.
-    """
-    try:
-        return read_checkpoint(path, trusted_packages)
-    except CheckpointError as error:
-        if path.parent.name != "checkpoints":
-            raise
-        others = sorted(path.parent.glob("*.ckpt"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
-        for other in others:
-            if other != path:
-                try:
-                    read_checkpoint(other, trusted_packages)
-                except CheckpointError:
-                    continue
-                hint = f"The next older good checkpoint is {other}: --ckpt_path {other}"
-                raise CheckpointError(f"{error}. {hint}") from error
-        raise CheckpointError(f"{error}. There is no other good checkpoint in {path.parent}") from error

@@ -26,20 +26,12 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from vision_zoo.checkpoints import find_checkpoint, read_or_offer
 from vision_zoo.classifier import Classifier
 from vision_zoo.cli.layers import DEFAULT_RECIPE, DEFAULTS, Words, flat, merge, prepare_schedule, read_config
 from vision_zoo.cli.limits import check_trainer_options
 from vision_zoo.cli.messages import processes_to_count, suggest_option
-from vision_zoo.cli.names import (
-    CLASS_SLOTS,
-    LIST_SLOTS,
-    class_choice,
-    find_checkpoint,
-    find_class,
-    find_config,
-    read_or_offer,
-    run_name_of,
-)
+from vision_zoo.cli.names import CLASS_SLOTS, LIST_SLOTS, class_choice, find_class, find_config, run_name_of
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError
 from vision_zoo.files import expanded

@@ -3,7 +3,7 @@
 import inspect
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +20,9 @@ from vision_zoo.data.decode import ImageFiles, decoding_threads
 from vision_zoo.data.fetch import DOWNLOAD_ERRORS, fetch
 from vision_zoo.data.loaders import Loader, StreamLoader, TensorLoader
 from vision_zoo.data.splits import check_part, stratified_split
-from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError
+from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, InputError
 from vision_zoo.files import expanded
+from vision_zoo.specs import import_path
 from vision_zoo.transforms import apply_transforms
 from vision_zoo.types import Batch, ImageShape, LabelledImages, Split
 
@@ -448,3 +449,24 @@ def _described(transform: object) -> object:
         "class_path": f"{type(transform).__module__}.{type(transform).__qualname__}",
         "init_args": {name: _described(value) for name, value in options.items() if isinstance(value, plain)},
     }
+
+
+def described_data(config: Mapping[str, Any]) -> ImageDataModule | None:
+    """The data module that a checkpoint's configuration describes, without its augmentation.
+
+    Args:
+        config: of a run, vetted; see `vision_zoo.checkpoints.Checkpoint`.
+
+    Returns:
+        The data module, whose files are not looked at; None if the configuration names none, or one that cannot be
+        made here.
+    """
+    spec = config.get("data")
+    if not isinstance(spec, Mapping) or "class_path" not in spec:
+        return None
+    options = {name: value for name, value in (spec.get("init_args") or {}).items() if name != "augmentation"}
+    try:
+        module = import_path(spec["class_path"])(**options)
+    except (InputError, TypeError):
+        return None
+    return module if isinstance(module, ImageDataModule) else None

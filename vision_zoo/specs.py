@@ -132,3 +132,20 @@ def parsed(spec: Mapping[str, Any]) -> Any:
 def listed(value: Any) -> list[Any]:
     """An option that takes one or several, as a list."""
     return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def options_of(target: Any) -> dict[str, Any]:
+    """Names and defaults of the options of a class or function, with those that a class hands on by ``**options``."""
+    own = [t for t in target.__mro__ if "__init__" in vars(t)] if inspect.isclass(target) else [target]
+    found: dict[str, Any] = {}
+    for owner in own:
+        parameters = inspect.signature(owner.__init__ if inspect.isclass(target) else owner).parameters.values()
+        kinds = {parameter.kind for parameter in parameters}
+        found |= {
+            p.name: p.default
+            for p in parameters
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in found and p.name != "self"
+        }
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            break
+    return found

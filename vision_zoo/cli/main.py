@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vision_zoo.cli.messages import explain, quiet
 from vision_zoo.cli.parser import VisionZooCLI
 from vision_zoo.training.performance import keep_freed_memory
-from vision_zoo.training.processes import reported_elsewhere
+from vision_zoo.training.processes import leave_processes, reported_elsewhere
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
     keep_freed_memory()
     try:
         VisionZooCLI(list(argv))
+        leave_processes()
     except BrokenPipeError:  # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -21,9 +21,6 @@ from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.accelerators import MPSAccelerator
-from lightning.pytorch.callbacks import (
-    ModelCheckpoint,
-)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vision_zoo.checkpoints import find_checkpoint, read_or_offer
@@ -36,9 +33,15 @@ from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError
 from vision_zoo.files import expanded
 from vision_zoo.specs import listed, without_downloads
-from vision_zoo.training import AtomicCheckpointIO, Console, Evaluation, Run, Speed
-from vision_zoo.training.performance import NoProfiler, skip_idle_hooks
-from vision_zoo.training.processes import watch_processes
+from vision_zoo.training import (
+    AtomicCheckpointIO,
+    Performance,
+    RunFolder,
+    Saving,
+    run_callbacks,
+)
+from vision_zoo.training.lightning_patches import NoProfiler, resume_only_what_is_named, skip_idle_hooks
+from vision_zoo.training.processes import start_by_command
 from vision_zoo.training.run_folder import RESULTS
 from vision_zoo.trust import places_outside
 from vision_zoo.types import Config
@@ -94,6 +97,7 @@ class VisionZooCLI(LightningCLI):
     """
 
     def __init__(self, argv: list[str]) -> None:
+        self.argv = argv
         self.words = Words(argv)
         self.checkpoint: dict[str, Any] | None = None
         self.checkpoint_path: Path | None = None
@@ -132,8 +136,8 @@ class VisionZooCLI(LightningCLI):
         foreign = FIT_OPTIONS - inspect.signature(getattr(Trainer, words.subcommand)).parameters.keys()
         given = {name: value for name, value in given.items() if name not in foreign}
         named = [*words.values("trusted_packages"), *words.values("trusted_packages+")]
-        listed = [package for word in named for package in listed(_value(word))]
-        self.trusted = tuple(map(str, [*listed, *listed(given.pop("trusted_packages", None))]))
+        packages = [package for word in named for package in listed(_value(word))]
+        self.trusted = tuple(map(str, [*packages, *listed(given.pop("trusted_packages", None))]))
         for key in ("trusted_packages", "trusted_packages+"):
             words.drop(key)
 
@@ -447,32 +451,40 @@ class VisionZooCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: its folder, the terminal, the evaluation, safe checkpoints."""
-        checkpoint_io = AtomicCheckpointIO()
-        checkpoint_io.trusted_packages = self.trusted
         options = dict(self._get(self.config_init, "trainer"))
         check_trainer_options(options)
-        # Run opens TensorBoard's file in its folder; Lightning would open one elsewhere.
+        # RunFolder opens TensorBoard's file in its folder; Lightning would open one elsewhere.
         kwargs["logger"] = options.get("logger") if options.get("logger") not in (None, True) else False
         if options.get("profiler") is None:
             kwargs["profiler"] = NoProfiler()
-        kwargs["plugins"] = [*listed(options.get("plugins")), checkpoint_io]
-        # Lightning takes "no bar" for "no Console".
-        callbacks: list[Any] = [Console(bar=options.get("enable_progress_bar") is not False), Evaluation()]
+        kwargs["plugins"] = [*listed(options.get("plugins")), AtomicCheckpointIO(self.trusted)]
+        own = listed(options.get("callbacks"))
+        # With enable_progress_bar=False Lightning would refuse our progress callback, which prints the epochs' lines.
+        shows_bar = options.get("enable_progress_bar") is not False
         kwargs["enable_progress_bar"] = True
         if self.words.subcommand == "fit":
             folder = self.checkpoint_path.parent.parent if self.checkpoint_path else None
-            stored = (self.checkpoint.get("callbacks") or {}).get("Speed", {}) if self.checkpoint else None
-            # Before Console, which says what was chosen, and before Run, which saves.
-            callbacks.insert(0, Speed(options.get("precision") is not None, stored))
-            run = Run(self.run_name, self.run_config(folder), folder, options.get("logger") is not False)
-            own = listed(options.get("callbacks"))
-            run.guests = [c for c in own if isinstance(c, ModelCheckpoint) and c.dirpath is None]
-            callbacks.append(run)
+            states = (self.checkpoint.get("callbacks") or {}) if self.checkpoint else {}
+            stored = states.get("Performance", states.get("Speed", {})) if self.checkpoint else None
+            run = RunFolder(self.run_name, self.run_config(folder), folder, options.get("logger") is not False)
+            kwargs["callbacks"] = run_callbacks(
+                own,
+                run=run,
+                performance=Performance(
+                    options.get("precision") is not None, stored, self._get(self.config_init, "channels_last")
+                ),
+                saving=Saving(run, self._get(self.config_init, "save_every_minutes"))
+                if options.get("enable_checkpointing") is not False
+                else None,
+                show_bar=shows_bar,
+            )
             exact = self._get(self.config_init, "deterministic")
             if options.get("deterministic") is None and torch.cuda.is_available():
                 kwargs["deterministic"] = "warn" if exact else False
                 if options.get("benchmark") is None:
                     kwargs["benchmark"] = not exact
+        else:
+            kwargs["callbacks"] = run_callbacks(own, show_bar=shows_bar)
         if MPSAccelerator.is_available():  # has no float64, in which losses are summed
             if options.get("accelerator") in ("mps", "gpu"):
                 raise ConfigError(
@@ -481,7 +493,6 @@ class VisionZooCLI(LightningCLI):
                 )
             if options.get("accelerator") in (None, "auto"):
                 kwargs["accelerator"] = "cpu"
-        kwargs["callbacks"] = [*listed(options.get("callbacks")), *callbacks]
         try:
             trainer = cast(Trainer, super().instantiate_trainer(**kwargs))
         except (ValueError, MisconfigurationException) as error:
@@ -491,7 +502,8 @@ class VisionZooCLI(LightningCLI):
             raise ConfigError(f"--trainer.precision {options['precision']}: a CPU cannot; say bf16-mixed or 32-true")
         if "TORCHELASTIC_RUN_ID" in os.environ and trainer.world_size < int(os.environ["WORLD_SIZE"]):
             raise ConfigError(processes_to_count())  # each would train a network of its own
-        watch_processes(trainer)
+        start_by_command(trainer, self.argv)
+        resume_only_what_is_named(trainer)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             skip_idle_hooks(callback)
         return trainer

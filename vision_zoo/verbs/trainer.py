@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from shlex import quote
@@ -20,6 +21,7 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
@@ -32,10 +34,10 @@ from vision_zoo.errors import CheckpointError, ConfigError, did_you_mean
 from vision_zoo.files import expanded, write_file
 from vision_zoo.formatting import duration, metric_text
 from vision_zoo.plots import plot_curves
-from vision_zoo.training import Console, Evaluation, Run, Speed
-from vision_zoo.training.evaluation import numbers
-from vision_zoo.training.progress import device_name
-from vision_zoo.training.run_folder import link
+from vision_zoo.trainer_facts import device_name
+from vision_zoo.training import Performance, ProgressBar, RunFolder, Saving, TestArtifacts
+from vision_zoo.training.evaluation import to_floats
+from vision_zoo.training.saving import hard_link
 from vision_zoo.trust import TRUSTED_PACKAGES, foreign_packages, trusting
 from vision_zoo.types import TTA, Split
 from vision_zoo.verbs.export import export
@@ -54,9 +56,9 @@ class Trainer(pl.Trainer):
 
     def say(self, *what: Any) -> None:
         """Print, on the first process only."""
-        console = self.callback(Console)
-        if self.is_global_zero and console is not None:
-            console.print(*what)
+        console = self.callback(ProgressBar)
+        if self.is_global_zero:
+            (console or Console(file=sys.stdout, highlight=False, soft_wrap=True)).print(*what)
 
     def fit(  # type: ignore[override]
         self,
@@ -83,8 +85,6 @@ class Trainer(pl.Trainer):
             tta: test-time augmentation of the test that ends the run: average the predictions for each image and its
                 mirror image (flip), its shifts by one pixel (shift), or both.
         """
-        if save_every_minutes <= 0:
-            raise ConfigError(f"--save_every_minutes must be positive, got {save_every_minutes}")
         self._check_lengths(test_after_fit)
         if test_after_fit and datamodule is not None and not datamodule.has_test:
             raise ConfigError(
@@ -106,12 +106,8 @@ class Trainer(pl.Trainer):
             self._check_monitors(model, datamodule)
         if self.is_global_zero:
             self.say(layer_table(model, max_rows=24))
-        run: Run | None = self.callback(Run)
-        if run is not None:
-            run.save_every_minutes = save_every_minutes
-        speed: Speed | None = self.callback(Speed)
-        if speed is not None:
-            speed.channels_last = channels_last
+        run: RunFolder | None = self.callback(RunFolder)
+        saving: Saving | None = self.callback(Saving)
         try:
             super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         except (ValueError, MisconfigurationException) as error:
@@ -128,18 +124,17 @@ class Trainer(pl.Trainer):
         if run.trained and self.max_epochs not in (None, -1):
             epochs = min(epochs, self.max_epochs)  # averaging weights ends with one that trains nothing
         metrics = self._of_training(run) if self.is_global_zero else {}
-        if self.is_global_zero and (run.best_epoch is None or not run.best.exists()):  # nothing was validated
-            link(run.last, run.best)
-            run.best_epoch = None
-        evaluation: Evaluation | None = self.callback(Evaluation)
+        if saving and self.is_global_zero and (saving.best_epoch is None or not saving.best.exists()):
+            # Nothing was validated.
+            hard_link(saving.last, saving.best)
+            saving.best_epoch = None
         if test_after_fit:
             self.strategy.barrier("best checkpoint")
-            load_weights(model, run.best)
-            if evaluation is not None:
-                evaluation.folder = run.path
+            if saving is not None:
+                load_weights(model, saving.best)
             model.test_time_augmentation = tta
             super().test(model, datamodule=datamodule, verbose=False)
-            metrics |= {n: v for n, v in numbers(self.callback_metrics).items() if n.startswith("test/")}
+            metrics |= {n: v for n, v in to_floats(self.callback_metrics).items() if n.startswith("test/")}
         if self.is_global_zero:
             self._finish(model, run, epochs, metrics)
 
@@ -157,7 +152,7 @@ class Trainer(pl.Trainer):
             return f"--trainer.overfit_batches {part} is less than one batch: set it higher"
         return ""
 
-    def _why_ended(self, run: Run) -> str:
+    def _why_ended(self, run: RunFolder) -> str:
         """What keeps a run from continuing, and the way out."""
         if self.early_stopping_callback is not None and self.early_stopping_callback.stopping_reason.value:
             return "the run had stopped early; leave EarlyStopping out with --trainer.callbacks null to continue"
@@ -166,7 +161,8 @@ class Trainer(pl.Trainer):
         if not in_steps and (self.max_epochs == -1 or done < (self.max_epochs or 0)):
             return "its time was up; raise --trainer.max_time to continue"
         if any(c.interval == "step" and not isinstance(c.scheduler, CyclicLR) for c in self.lr_scheduler_configs):
-            again = f"--config {quote(str(run.path / 'config.yaml'))} --model.weights {quote(str(run.last))}"
+            last = run.path / "checkpoints" / "last.ckpt"
+            again = f"--config {quote(str(run.path / 'config.yaml'))} --model.weights {quote(str(last))}"
             again += trusting(foreign_packages(run.config))
             return f"its schedule ends here; to train on from its weights: vision_zoo fit {again}"
         return f"raise --trainer.{'max_steps' if in_steps else 'max_epochs'} to continue"
@@ -236,7 +232,7 @@ class Trainer(pl.Trainer):
         if getattr(self, f"limit_{part}_batches") == 0:
             raise ConfigError(f"--trainer.limit_{part}_batches is 0, so that nothing would be scored: {way_out}")
 
-    def _of_training(self, run: Run) -> dict[str, float]:
+    def _of_training(self, run: RunFolder) -> dict[str, float]:
         """The last training metrics and the validation metrics of the best checkpoint, as metrics.csv has them."""
         last: dict[str, float] = {}
         best: dict[str, float] = {}
@@ -249,7 +245,7 @@ class Trainer(pl.Trainer):
         last.pop("train/loss_step", None)
         return last | best
 
-    def _finish(self, model: Classifier, run: Run, epochs: int, metrics: dict[str, float]) -> None:
+    def _finish(self, model: Classifier, run: RunFolder, epochs: int, metrics: dict[str, float]) -> None:
         data = self.datamodule  # type: ignore[attr-defined]
         results = {
             "config": run.name,
@@ -261,12 +257,12 @@ class Trainer(pl.Trainer):
             "train_images_per_second": round(run.images_seen / run.train_seconds, 1) if run.train_seconds else None,
             "metrics": {name: metrics[name] for name in sorted(metrics)},
             "test_time_augmentation": model.test_time_augmentation,
-            "best_epoch": run.best_epoch,
+            "best_epoch": saving.best_epoch if (saving := self.callback(Saving)) else None,
             "seed": run.config.get("seed_everything"),
             "device": device_name(self),
             "devices": self.world_size,
             "precision": str(self.precision),
-            "speed": speed.choices if (speed := self.callback(Speed)) is not None else {},
+            "speed": self.callback(Performance).choices,
             "versions": versions(),
         }
         write_file(run.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
@@ -278,13 +274,13 @@ class Trainer(pl.Trainer):
         stopping = self.early_stopping_callback
         if stopping is not None and stopping.stopping_reason_message:
             self.say(escape(stopping.stopping_reason_message.removesuffix(" Signaling Trainer to stop.")))
-        which = "last.ckpt, for there was no validation"
-        if run.best_epoch is not None:
-            which = f"of the lowest validation loss, epoch {run.best_epoch + 1}"
+        which = "; best.ckpt is last.ckpt, for there was no validation" if saving else ""
+        if saving and saving.best_epoch is not None:
+            which = f"; best.ckpt is of the lowest validation loss, epoch {saving.best_epoch + 1}"
         trained = f"{epochs} epoch{'s' * (epochs != 1)}"
         if self.global_step == self.max_steps:
             trained = f"{self.global_step:,} step{'s' * (self.global_step != 1)}"
-        self.say(f"trained {trained} in {duration(run.fit_seconds)}{speed}; best.ckpt is {which}")
+        self.say(f"trained {trained} in {duration(run.fit_seconds)}{speed}{which}")
         if model.test_time_augmentation != "none":
             self.say(f"tested with test-time augmentation: {model.test_time_augmentation}")
         if words := trusting(foreign_packages(run.config)):
@@ -313,7 +309,7 @@ class Trainer(pl.Trainer):
                 "there are no validation images: --data.val_split is 0, so all of them were trained with. To score the "
                 "test images: vision_zoo test"
             )
-        self.say(results_table(numbers(self.callback_metrics)))
+        self.say(results_table(to_floats(self.callback_metrics)))
 
     def test(  # type: ignore[override]
         self,
@@ -340,7 +336,7 @@ class Trainer(pl.Trainer):
         if datamodule is not None:
             check_data(model, datamodule)
         step = load_weights(model, Path(ckpt_path))
-        evaluation: Evaluation | None = self.callback(Evaluation)
+        evaluation: TestArtifacts | None = self.callback(TestArtifacts)
         folder = expanded(output) if output else run_folder_of(Path(ckpt_path)) / "test"
         existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
@@ -353,7 +349,7 @@ class Trainer(pl.Trainer):
                 if datamodule.cuts_test:
                     evaluation.about |= {name: datamodule.hparams[name] for name in ("test_split", "seed")}
         super().test(model, datamodule=datamodule, verbose=False)
-        self.say(results_table(numbers(self.callback_metrics)))
+        self.say(results_table(to_floats(self.callback_metrics)))
         if datamodule is not None and datamodule.cuts_test and datamodule.hparams["test_split"] != 1.0:
             self.say("on the part that --data.test_split cuts out; with 1.0, all images are tested")
         if tta != "none":

@@ -26,7 +26,7 @@ from vision_zoo.backbones import LeNet5
 from vision_zoo.classifier import Classifier
 from vision_zoo.cli.messages import explain
 from vision_zoo.data import FashionMNIST, MNIST5k
-from vision_zoo.training import Run
+from vision_zoo.training import Saving
 from vision_zoo.transforms import views
 
 
@@ -299,7 +299,7 @@ def test_an_option_of_ones_own_may_name_a_file(here):
 
 
 def test_commands_that_a_run_names_admit_code_of_ones_own(here, monkeypatch, capsys):
-    monkeypatch.setattr(Run, "_wants", lambda *_: signal.SIGTERM)
+    monkeypatch.setattr(Saving, "_wants", lambda *_: signal.SIGTERM)
     assert fit("--model.backbone", "tests.test_cli.Foreign") == 128 + signal.SIGTERM
     (command,) = re.findall(r"continue with: vision_zoo (.*)", capsys.readouterr().err)
     monkeypatch.undo()

@@ -48,6 +48,8 @@ def main(words: Sequence[str]) -> int:
         return 130
     except SystemExit as asked:  # the parser's --help and --print_config; Lightning turns Ctrl-C into an exit
         return 130 if isinstance(asked.__context__, KeyboardInterrupt) else int(asked.code or 0)
+    finally:
+        leave_processes()
     return 0
 
 

@@ -22,7 +22,7 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
     "model.optimizer": ("torch.optim",),
     "model.scheduler": ("torch.optim.lr_scheduler",),
     "data.augmentation": ("vision_zoo.transforms", "torchvision.transforms.v2"),
-    "trainer.callbacks": ("lightning.pytorch.callbacks", "vision_zoo.training.resizing"),
+    "trainer.callbacks": ("lightning.pytorch.callbacks", "vision_zoo.training"),
     "trainer.logger": ("lightning.pytorch.loggers",),
 }
 

@@ -1,7 +1,6 @@
-"""What makes training fast on the machine at hand: chosen at the start of fit, said in one line, kept on resume."""
+"""What makes training fast on the machine at hand: chosen at the start of fit, told in one line, kept on resume."""
 
 import ctypes
-import functools
 import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,21 +10,18 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError
+from vision_zoo.trainer_facts import datamodule_of
+from vision_zoo.training import lightning_patches as patches
 
 # Below this many images, casting the weights takes longer than bf16 saves.
 SMALLEST_BF16_BATCH = 32
-
-STEP_HOOKS = (
-    "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward",
-    "on_before_optimizer_step", "on_train_batch_end",
-)  # fmt: skip
 
 
 class TrainingPrecision(MixedPrecision):
@@ -59,11 +55,10 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware: AMX or AVX512-BF16, or a GPU that does."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # torch has no public ones for CPUs
-    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)
+    return device.type == "cpu" and patches.has_cpu_bf16()
 
 
-class Speed(Callback):
+class Performance(Callback):
     """Chooses bf16 autocast, the memory layout of convolutions and the optimizer's fused form.
 
     Each depends on the machine, the network and the batch size only, and a continued run keeps what it began with.
@@ -71,18 +66,25 @@ class Speed(Callback):
     Args:
         precision_given: the user has set the precision, so that it is not ours to choose.
         stored: the choices of the run that is continued; empty for one that made none.
+        channels_last: the memory layout that the user asks for; None leaves it to the network.
 
     Attributes:
-        channels_last: the user's word on the memory layout; None leaves it to the network.
         choices: precision, channels_last and fused, known from the start of training.
     """
 
-    def __init__(self, precision_given: bool = False, stored: Mapping[str, Any] | None = None) -> None:
+    topic = "speed"
+
+    def __init__(
+        self,
+        precision_given: bool = False,
+        stored: Mapping[str, Any] | None = None,
+        channels_last: bool | None = None,
+    ) -> None:
         self.precision_given = precision_given
         self.stored = stored
-        self.channels_last: bool | None = None
+        self.channels_last = channels_last
         self.choices: dict[str, Any] = {}
-        self._reason = ""
+        self._reason = self._optimizer = ""
 
     def state_dict(self) -> dict[str, Any]:
         """The choices."""
@@ -100,9 +102,7 @@ class Speed(Callback):
         plugin = trainer.strategy.precision_plugin
         stock = isinstance(plugin, MixedPrecision) and not isinstance(plugin, TrainingPrecision)
         choices["fused"] = choices["fused"] and not (stock and trainer.gradient_clip_val)
-        if type(trainer.strategy) is DDPStrategy:  # gradients are not copied back from where they are summed
-            trainer.strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
-        skip_idle_hooks(pl_module)
+        patches.share_gradient_memory(trainer.strategy)
         pl_module.fuses_optimizer = choices["fused"]
         pl_module.lay_out(choices["channels_last"])
         self.choices = choices
@@ -139,7 +139,7 @@ class Speed(Callback):
         device = trainer.strategy.root_device
         if not has_fast_bf16(device):
             return f"this {device.type} has no fast bf16"
-        if (getattr(trainer.datamodule, "batch_size", None) or 1) < SMALLEST_BF16_BATCH:  # type: ignore[attr-defined]
+        if (getattr(datamodule_of(trainer), "batch_size", None) or 1) < SMALLEST_BF16_BATCH:
             return f"batches below {SMALLEST_BF16_BATCH} images gain nothing from bf16"
         # (The network is not on its device yet; CUDA's autocast knows more operations than the CPU's.)
         return "" if device.type == "cuda" or _accepts(model, bf16=True) else "the network does not run in bf16"
@@ -148,22 +148,18 @@ class Speed(Callback):
         """Take note of whether the optimizer is fused, and give its state the layout of the weights."""
         if not self.choices:
             return
-        # Lightning asks six times a step whether module or data module have a batch's hooks, which does not change.
-        selector = trainer._data_connector._datahook_selector
-        if selector is not None:
-            selector.get_instance = functools.cache(selector.get_instance)  # type: ignore[method-assign]  # no option
         self.choices["fused"] = all(bool(o.defaults.get("fused")) for o in trainer.optimizers)
         for optimizer in trainer.optimizers:
             match_layouts(optimizer)
-            if trainer.strategy.root_device.type == "cpu":
-                # Adam asks before each step whether a GPU records a CUDA graph. With the environment variable that
-                # Lightning sets, the answer loads the GPU's driver library anew each time.
-                optimizer._accelerator_graph_capture_health_check = lambda: None  # type: ignore[method-assign]
+        self._optimizer = type(trainer.optimizers[0]).__name__
 
     # Validation and what follows training see the layout that a loaded checkpoint has, so that figures agree exactly.
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the weights into their plain layout."""
+        """Put the weights into their plain layout, and the same buffers on all processes."""
+        if isinstance(trainer.strategy.model, DistributedDataParallel):
+            # Or after a batch whose gradients are yet to be added up, each would use batch statistics of its own.
+            trainer.strategy.model.require_forward_param_sync = True
         if self.choices.get("channels_last") and isinstance(pl_module, Classifier):
             pl_module.lay_out(channels_last=False)
 
@@ -177,36 +173,17 @@ class Speed(Callback):
         if isinstance(pl_module, Classifier):
             pl_module.lay_out(channels_last=False)
 
-    def describe(self, optimizer: Optimizer) -> str:
+    def describe(self) -> str:
         """The choices in one line."""
+        if not self.choices:
+            return ""
         precision = self.choices["precision"]
         ours = precision == "bf16-mixed" and not self.precision_given
         parts = [f"{precision} autocast in training steps" if ours else precision]
         parts[0] += f" ({self._reason})" if self._reason else ""
         parts += ["channels_last"] if self.choices["channels_last"] else []
-        parts.append(("fused " if self.choices["fused"] else "") + type(optimizer).__name__)
+        parts.append(("fused " if self.choices["fused"] else "") + self._optimizer)
         return ", ".join(parts)
-
-
-class NoProfiler(PassThroughProfiler):
-    """Lightning's stand-in for a profiler without its cost: it builds a generator some forty times a step."""
-
-    _nothing = nullcontext()
-
-    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]  # a generator there
-        """A context that does nothing, the same for every action."""
-        return self._nothing
-
-
-def skip_idle_hooks(target: Callback | LightningModule) -> None:
-    """Keep Lightning from calling a callback or module at each of the six places of a step where it does nothing.
-
-    Lightning calls what is callable, at a cost of some microseconds each.
-    """
-    base = Callback if isinstance(target, Callback) else LightningModule
-    for name in STEP_HOOKS:
-        if getattr(type(target), name) is getattr(base, name) and name not in vars(target):
-            setattr(target, name, None)
 
 
 def keep_freed_memory() -> None:

@@ -81,7 +81,11 @@ def fit(
     if plan.checkpoint is not None:
         check_data(model, datamodule)
     stored = None if plan.checkpoint is None else (plan.checkpoint.content.get("callbacks") or {})
-    performance = Performance(options.get("precision") is not None, stored and stored.get("Speed"), channels_last)
+    performance = Performance(
+        options.get("precision") is not None,
+        stored and stored.get("Performance", stored.get("Speed", {})),
+        channels_last,
+    )
     run = saving = None
     if not make_trainer.bare:
         run = RunFolder(plan.name, plan.config, plan.folder, options.get("logger") is not False)

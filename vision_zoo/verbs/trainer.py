@@ -13,6 +13,7 @@ from rich.console import Console
 
 from vision_zoo.errors import ConfigError
 from vision_zoo.specs import listed
+from vision_zoo.training.lightning_patches import NoProfiler, resume_only_what_is_named, skip_idle_hooks
 from vision_zoo.training.processes import start_by_command
 from vision_zoo.training.progress import ProgressBar
 from vision_zoo.training.saving import AtomicCheckpointIO
@@ -69,6 +70,8 @@ class TrainerMaker:
         if self.options.get("barebones"):
             callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
         else:
+            if self.options.get("profiler") is None:
+                options["profiler"] = NoProfiler()
             options["enable_progress_bar"] = True  # with false Lightning would refuse our callback
         if self.options.get("logger") in (None, True):
             options["logger"] = False  # RunFolder opens TensorBoard's file in its folder; Lightning would, elsewhere
@@ -81,6 +84,9 @@ class TrainerMaker:
         if "TORCHELASTIC_RUN_ID" in os.environ and trainer.world_size < int(os.environ["WORLD_SIZE"]):
             raise ConfigError(processes_to_count())  # each would train a network of its own
         start_by_command(trainer, self.words)
+        resume_only_what_is_named(trainer)
+        for callback in callbacks:
+            skip_idle_hooks(callback)
         return trainer
 
 

@@ -1,6 +1,5 @@
 """One configuration out of many places: what is laid over what, and how classes, files and checkpoints are found."""
 
-import contextlib
 import copy
 import inspect
 import itertools
@@ -149,29 +148,9 @@ def merge(base: Config, new: Mapping[str, Any]) -> Config:
                     result[key]["init_args"] = {**kept, **(value.get("init_args") or {})}
             else:
                 result[key] = merge(dict(old), value)
-                if key == "model":
-                    _forget_peak(old, value, result[key])
         else:
             result[key] = copy.deepcopy(value)
     return result
-
-
-def _forget_peak(old: Mapping[str, Any], new: Mapping[str, Any], merged: Config) -> None:
-    """Leave out the peak of a one-cycle schedule that was chosen for another optimizer, or another rate of it."""
-
-    def options(part: Any, name: str) -> Mapping[str, Any]:
-        spec = part.get(name)
-        return (
-            {"class_path": spec.get("class_path"), **(spec.get("init_args") or {})} if isinstance(spec, Mapping) else {}
-        )
-
-    def rate(model: Mapping[str, Any]) -> tuple[Any, Any]:
-        optimizer = options(model, "optimizer")
-        return optimizer.get("class_path"), optimizer.get("lr")
-
-    one_cycle = str(options(merged, "scheduler").get("class_path")).endswith(".OneCycleLR")
-    if one_cycle and "max_lr" not in options(new, "scheduler") and rate(old) != rate(merged):
-        (merged["scheduler"].get("init_args") or {}).pop("max_lr", None)
 
 
 def fit_data_options(class_path: str, options: Config) -> Config:
@@ -225,44 +204,6 @@ def _no_name(node: Any) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints
-
-
-def prepare_schedule(config: Config, rate: str | float | None) -> Config:
-    """A schedule may leave out its length: 0 stands for the steps of the run where torch has no default.
-
-    OneCycleLR may leave out its peak too, and torch has it not look at the optimizer's learning rate.
-
-    Args:
-        config: the whole configuration but for what the command line says of numbers.
-        rate: the learning rate on the command line, if it has one; the recipe's peak went with the recipe's rate.
-    """
-    spec = (config.get("model") or {}).get("scheduler")
-    if isinstance(spec, Mapping) and "class_path" in spec:
-        parameters = inspect.signature(import_path(spec["class_path"])).parameters
-        if spec["class_path"].startswith("torch.") and "schedulers" in parameters:
-            raise ConfigError(
-                f"--model.scheduler {spec['class_path'].rpartition('.')[2]} is made of schedules, which no option can "
-                "name: write a class that makes it from an optimizer, and give its name in this place"
-            )
-        arguments = dict(spec.get("init_args") or {})
-        if "T_max" in parameters and "T_max" not in arguments:
-            arguments["T_max"] = 0
-        optimizer = config["model"].get("optimizer")
-        if spec["class_path"].endswith(".OneCycleLR") and isinstance(optimizer, Mapping) and "class_path" in optimizer:
-            takes = set(inspect.signature(import_path(optimizer["class_path"])).parameters)
-            if optimizer["class_path"].startswith("torch.") and not takes & {"momentum", "betas"}:
-                arguments.setdefault("cycle_momentum", False)  # torch asks for it where there is none to cycle
-        if spec["class_path"].endswith(".OneCycleLR") and (rate is not None or "max_lr" not in arguments):
-            options = (optimizer.get("init_args") if isinstance(optimizer, Mapping) else None) or {}
-            peak: Any = options.get("lr") if rate is None else rate
-            if peak is None and isinstance(optimizer, Mapping):
-                defaults = inspect.signature(import_path(optimizer["class_path"])).parameters
-                peak = getattr(defaults.get("lr"), "default", None)
-            with contextlib.suppress(TypeError, ValueError):  # no number: the parser says so
-                arguments["max_lr"] = float(peak)
-        if arguments:
-            config["model"]["scheduler"] = {**spec, "init_args": arguments}
-    return config
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Config:

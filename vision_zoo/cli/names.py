@@ -20,7 +20,7 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
     "data": ("vision_zoo.data",),
     "model.backbone": ("vision_zoo.backbones",),
     "model.optimizer": ("torch.optim",),
-    "model.scheduler": ("torch.optim.lr_scheduler",),
+    "model.scheduler": ("vision_zoo.schedules", "torch.optim.lr_scheduler"),
     "data.augmentation": ("vision_zoo.transforms", "torchvision.transforms.v2"),
     "trainer.callbacks": ("lightning.pytorch.callbacks", "vision_zoo.training.resizing"),
     "trainer.logger": ("lightning.pytorch.loggers",),
@@ -31,6 +31,8 @@ LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")
 
 
 _BASES = {"ImageDataModule", "BatchTransform", "Transform", "Optimizer", "LRScheduler"}  # nothing to choose
+# Made of other schedules, which no option can name.
+_BASES |= {"SequentialLR", "ChainedScheduler"}
 
 
 def find_class(name: str, slot: str) -> str:

@@ -28,14 +28,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vision_zoo.checkpoints import find_checkpoint, read_or_offer
 from vision_zoo.classifier import Classifier
-from vision_zoo.cli.layers import DEFAULT_RECIPE, DEFAULTS, Words, flat, merge, prepare_schedule, read_config
+from vision_zoo.cli.layers import DEFAULT_RECIPE, DEFAULTS, Words, flat, merge, read_config
 from vision_zoo.cli.limits import check_trainer_options
 from vision_zoo.cli.messages import processes_to_count, suggest_option
 from vision_zoo.cli.names import CLASS_SLOTS, LIST_SLOTS, class_choice, find_class, find_config, run_name_of
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError
 from vision_zoo.files import expanded
-from vision_zoo.specs import listed, without_downloads
+from vision_zoo.schedules import open_length
+from vision_zoo.specs import import_path, listed, without_downloads
 from vision_zoo.training import AtomicCheckpointIO, Console, Evaluation, Run, Speed
 from vision_zoo.training.performance import NoProfiler, skip_idle_hooks
 from vision_zoo.training.processes import watch_processes
@@ -132,8 +133,8 @@ class VisionZooCLI(LightningCLI):
         foreign = FIT_OPTIONS - inspect.signature(getattr(Trainer, words.subcommand)).parameters.keys()
         given = {name: value for name, value in given.items() if name not in foreign}
         named = [*words.values("trusted_packages"), *words.values("trusted_packages+")]
-        listed = [package for word in named for package in listed(_value(word))]
-        self.trusted = tuple(map(str, [*listed, *listed(given.pop("trusted_packages", None))]))
+        packages = [package for word in named for package in listed(_value(word))]
+        self.trusted = tuple(map(str, [*packages, *listed(given.pop("trusted_packages", None))]))
         for key in ("trusted_packages", "trusted_packages+"):
             words.drop(key)
 
@@ -187,11 +188,7 @@ class VisionZooCLI(LightningCLI):
             merged["model"].pop("weights", None)
             for name in WEIGHTS:
                 words.drop(f"model.{name}")
-        rate = words.last("model.optimizer.lr") or words.last("model.optimizer.init_args.lr")
-        chosen = words.last("model.optimizer") or ""
-        if rate is None and chosen.lstrip()[:1] == "{":
-            rate = (class_choice(chosen, "model.optimizer").get("init_args") or {}).get("lr")
-        config = prepare_schedule(self._choose_classes(merged), rate)
+        config = self._choose_classes(merged)
         if words.subcommand == "show":
             config.pop("model", None)
         return config | ({"trusted_packages": list(self.trusted)} if self.trusted else {})
@@ -419,8 +416,9 @@ class VisionZooCLI(LightningCLI):
     @staticmethod
     def _laid_out(config: Config) -> bool:
         """Whether the schedule's length is the run's."""
-        name = config.get("model.scheduler.class_path") or ""
-        return name.endswith("OneCycleLR") or config.get("model.scheduler.init_args.T_max") == 0
+        name, prefix = config.get("model.scheduler.class_path"), "model.scheduler.init_args."
+        options = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
+        return name is not None and open_length(import_path(name), options) is not None
 
     def plain_config(self) -> Config:
         """The whole configuration as plain data, as config.yaml and checkpoints keep it."""

@@ -22,7 +22,6 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.markup import escape
 from rich.table import Table
-from torch import nn
 from torch.optim.lr_scheduler import CyclicLR
 
 from vision_zoo import __version__
@@ -32,6 +31,7 @@ from vision_zoo.errors import CheckpointError, ConfigError, did_you_mean
 from vision_zoo.files import expanded, write_file
 from vision_zoo.formatting import duration, metric_text
 from vision_zoo.plots import plot_curves
+from vision_zoo.probe import BATCH_NORMS
 from vision_zoo.training import Console, Evaluation, Run, Speed
 from vision_zoo.training.evaluation import numbers
 from vision_zoo.training.progress import device_name
@@ -98,18 +98,22 @@ class Trainer(pl.Trainer):
             )
         if ckpt_path is not None and datamodule is not None:
             check_data(model, datamodule)
-        model.check(getattr(datamodule, "batch_size", None))
+        speed: Speed | None = self.callback(Speed)
+        batch_size = getattr(datamodule, "batch_size", None)
+        table = None
+        if self.is_global_zero:  # the pass of one image through the layers serves as the check
+            table = layer_table(model, max_rows=24, bf16=speed is not None and speed.tries_bf16(self, batch_size))
+        model.check(batch_size)
         model.check_optimizer()
         if datamodule is not None:
             datamodule.check_augmentation()
             self._check_averaging(model)
             self._check_monitors(model, datamodule)
-        if self.is_global_zero:
-            self.say(layer_table(model, max_rows=24))
+        if table is not None:
+            self.say(table)
         run: Run | None = self.callback(Run)
         if run is not None:
             run.save_every_minutes = save_every_minutes
-        speed: Speed | None = self.callback(Speed)
         if speed is not None:
             speed.channels_last = channels_last
         try:
@@ -121,7 +125,7 @@ class Trainer(pl.Trainer):
         if run is None:
             return
         if not run.trained:
-            model.lay_out(channels_last=False)  # which the end of training does otherwise
+            model.set_memory_format(channels_last=False)  # which the end of training does otherwise
             self.say(f"nothing was left to train: {self._why_ended(run)}")
         # Those that were begun; unlike `current_epoch`, right also where nothing was left to train.
         epochs = int(self.fit_loop.epoch_progress.current.started)  # type: ignore[attr-defined]  # of a subclass there
@@ -187,7 +191,7 @@ class Trainer(pl.Trainer):
     def _check_averaging(self, model: Classifier) -> None:
         """Refuse averaged weights that no checkpoint would hold: Lightning takes them over after the last epoch."""
         if self.callback(StochasticWeightAveraging) is not None and not any(
-            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.backbone.modules()
+            isinstance(m, BATCH_NORMS) for m in model.backbone.modules()
         ):
             raise ConfigError(
                 f"--trainer.callbacks StochasticWeightAveraging: {model.network_name} has no batch normalisation, and "

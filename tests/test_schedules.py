@@ -214,9 +214,9 @@ def test_a_learning_rate_that_is_set_reaches_options_hyperparameters_and_checkpo
 def test_lightning_s_finder_sets_the_rate_that_training_goes_by(schedule, here):
     from lightning.pytorch.callbacks import LearningRateFinder
 
-    finder = LearningRateFinder(num_training_steps=12, early_stop_threshold=None)
+    finder = LearningRateFinder(num_training_steps=30, early_stop_threshold=None)
     model = classifier(SmallCNN, scheduler=schedule, optimizer=partial(SGD, lr=0.5))
-    run = trainer(max_epochs=1, limit_train_batches=4, limit_val_batches=0, callbacks=[finder])
+    run = trainer(max_epochs=1, limit_train_batches=40, limit_val_batches=0, callbacks=[finder])
     run.fit(model, MNIST5k(batch_size=16))
     found = finder.optimal_lr.suggestion()
     assert model.lr == found != 0.5

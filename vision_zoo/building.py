@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vision_zoo.checkpoints import read_state_dict
@@ -87,16 +87,18 @@ def load_backbone_weights(backbone: nn.Module, path: str, name: str) -> None:
 
 
 class _UndrawnParameters(TorchFunctionMode):
-    """Parameters that are to be drawn at random become zero instead; everything else is as ever."""
-
-    random = (torch.Tensor.uniform_, torch.Tensor.normal_)
+    """Parameters that are to be initialised become zero instead; everything else is as ever."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in self.random and isinstance(args[0], nn.Parameter):
-            return args[0].zero_()
-        return func(*args, **(kwargs or {}))
+        options = kwargs or {}
+        tensor = args[0] if args else options.get("tensor")
+        random = func in (Tensor.uniform_, Tensor.normal_) or getattr(func, "__module__", "") == nn.init.__name__
+        if random and isinstance(tensor, nn.Parameter):
+            tensor.detach().zero_()
+            return tensor
+        return func(*args, **options)
 
 
 @contextmanager

@@ -75,8 +75,8 @@ def check_optimizer(build: Build | None, schedule: Schedule | None, parameters: 
     """Build optimizer and schedule for a trial, so that values they cannot take are refused before any work.
 
     Raises:
-        ConfigError: if there is no optimizer, or options cannot be used, nothing would be learned, or a checkpoint could
-            not hold their state.
+        ConfigError: if there is no optimizer, or options cannot be used, nothing would be learned, or no checkpoint
+            could hold their state.
     """
     build = _required(build)
     try:

@@ -20,7 +20,6 @@ from jsonargparse import ArgumentError
 from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import (
     ModelCheckpoint,
 )
@@ -471,14 +470,6 @@ class VisionZooCLI(LightningCLI):
                 kwargs["deterministic"] = "warn" if exact else False
                 if options.get("benchmark") is None:
                     kwargs["benchmark"] = not exact
-        if MPSAccelerator.is_available():  # has no float64, in which losses are summed
-            if options.get("accelerator") in ("mps", "gpu"):
-                raise ConfigError(
-                    f"--trainer.accelerator {options['accelerator']}: Apple's GPUs have no float64, which sums of "
-                    "losses need; say --trainer.accelerator cpu"
-                )
-            if options.get("accelerator") in (None, "auto"):
-                kwargs["accelerator"] = "cpu"
         kwargs["callbacks"] = [*listed(options.get("callbacks")), *callbacks]
         try:
             trainer = cast(Trainer, super().instantiate_trainer(**kwargs))

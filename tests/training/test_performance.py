@@ -290,9 +290,9 @@ def test_the_layout_changes_no_logit_beyond_rounding():
     images = torch.randint(0, 256, (4, 3, 28, 28), dtype=torch.uint8)
     with torch.no_grad():
         plain = model(images)
-        model.lay_out(channels_last=True)
+        model.set_memory_format(channels_last=True)
         torch.testing.assert_close(model(images), plain)
-        model.lay_out(channels_last=False)
+        model.set_memory_format(channels_last=False)
         assert torch.equal(model(images), plain)
     assert F.cross_entropy(plain, torch.zeros(4, dtype=torch.long)).isfinite()
 

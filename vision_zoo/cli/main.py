@@ -15,7 +15,7 @@ from vision_zoo.cli.messages import explain, quiet, suggest_option
 from vision_zoo.cli.parser import Parser, option_names
 from vision_zoo.errors import ConfigError
 from vision_zoo.training.performance import keep_freed_memory
-from vision_zoo.training.processes import reported_elsewhere
+from vision_zoo.training.processes import leave_processes, reported_elsewhere
 from vision_zoo.training.saving import AtomicCheckpointIO
 from vision_zoo.verbs.fit import Plan
 from vision_zoo.verbs.trainer import TrainerMaker

@@ -18,7 +18,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from vision_zoo.checkpoints import find_checkpoint
+from vision_zoo.building import without_random_weights
+from vision_zoo.checkpoints import Checkpoint, find_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.cli.commands import SHARED
 from vision_zoo.cli.layers import SECTIONS, Request, read_config
@@ -27,7 +28,7 @@ from vision_zoo.cli.messages import suggest_option
 from vision_zoo.cli.names import CLASS_SLOTS
 from vision_zoo.cli.resuming import changes
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.errors import ConfigError
+from vision_zoo.errors import CheckpointError, ConfigError
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path, options_of
 from vision_zoo.types import Config
@@ -180,7 +181,7 @@ class Parser(LightningCLI):
             self.config_init = self.parser.instantiate_classes(self.config)
         self.datamodule, self.model = self.config_init.get("data"), self.config_init.get("model")
         if checkpoint is not None and self.model is not None and self.request.verb != "fit":
-            self.model.load_weights_of(checkpoint)
+            load_weights(self.model, checkpoint)
         self.options = {name: self.config_init.get(name) for name in self._own_options}
 
     def trainer_options(self) -> Config:
@@ -206,6 +207,19 @@ def option_names(parser: ArgumentParser, config: Config) -> list[str]:
             filled_in = ("image_shape", "num_classes", "params", "optimizer")
             names |= {f"{slot}.{name}" for name in options_of(import_path(spec["class_path"])) if name not in filled_in}
     return sorted(names)
+
+
+def load_weights(model: Classifier, checkpoint: Checkpoint) -> None:
+    """Load a checkpoint's weights into a classifier that was built for them.
+
+    Raises:
+        CheckpointError: if they do not fit.
+    """
+    try:
+        model.load_state_dict(checkpoint.content["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights in {checkpoint.path} do not fit {model.network_name}: {error}") from error
+    model.eval()
 
 
 def _warn(text: str) -> None:

@@ -11,6 +11,7 @@ from vision_zoo.checkpoints import Checkpoint
 from vision_zoo.cli.argv import Argv
 from vision_zoo.errors import CheckpointError, ConfigError
 from vision_zoo.files import expanded
+from vision_zoo.schedules import open_length
 from vision_zoo.specs import import_path
 from vision_zoo.training.run_folder import RESULTS
 from vision_zoo.trust import places_outside
@@ -126,8 +127,9 @@ def _dealt(found: Mapping[str, str], stored: Config, now: Config, verb: str) -> 
 
 def _check_length(checkpoint: Checkpoint, stored: Config, now: Config) -> None:
     """Refuse another length of a run whose schedule was laid out for it."""
-    name = stored.get("model.scheduler.class_path")
-    if name is None or not _follows_the_run(name, stored):
+    name, prefix = stored.get("model.scheduler.class_path"), "model.scheduler.init_args."
+    options = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+    if name is None or open_length(import_path(name), options) is None:
         return
     for length in (f"trainer.{name}" for name in LENGTHS):
         if stored.get(length) != now.get(length):
@@ -137,13 +139,6 @@ def _check_length(checkpoint: Checkpoint, stored: Config, now: Config) -> None:
                 f"become {now.get(length)}: start a new run from its weights with --config {shlex.quote(str(config))} "
                 f"--model.weights {shlex.quote(str(checkpoint.path))} in place of --ckpt_path"
             )
-
-
-def _follows_the_run(schedule: str, stored: Config) -> bool:
-    """Whether a schedule's length is that of the run."""
-    own = getattr(import_path(schedule), "follows_the_run", False)  # see vision_zoo.schedules
-    # Of torch's own, as earlier versions wrote them.
-    return own or schedule.endswith("OneCycleLR") or stored.get("model.scheduler.init_args.T_max") == 0
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Config:

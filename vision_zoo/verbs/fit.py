@@ -80,12 +80,11 @@ def fit(
     check_fit(options, datamodule, test_after_fit, save_every_minutes)
     if plan.checkpoint is not None:
         check_data(model, datamodule)
-    stored = None if plan.checkpoint is None else (plan.checkpoint.content.get("callbacks") or {})
-    performance = Performance(
-        options.get("precision") is not None,
-        stored and stored.get("Performance", stored.get("Speed", {})),
-        channels_last,
-    )
+    stored = None
+    if plan.checkpoint is not None:
+        states = plan.checkpoint.content.get("callbacks") or {}
+        stored = states.get("Performance", states.get("Speed", {}))
+    performance = Performance(options.get("precision") is not None, stored, channels_last)
     run = saving = None
     if not make_trainer.bare:
         run = RunFolder(plan.name, plan.config, plan.folder, options.get("logger") is not False)
@@ -95,10 +94,15 @@ def fit(
     trainer = make_trainer(callbacks, **determinism(options, deterministic))
     check_strategy(trainer, test_after_fit)
     check_monitors(trainer, model, datamodule)
+    table = None
+    if trainer.is_global_zero and not make_trainer.has(ModelSummary) and not options.get("enable_model_summary"):
+        # The pass of one image through the layers serves as the check.
+        table = layer_table(model, max_rows=24, bf16=performance.tries_bf16(trainer, datamodule.batch_size))
     model.check(datamodule.batch_size)
+    model.check_optimizer()
     datamodule.check_augmentation()
-    if not make_trainer.has(ModelSummary) and not options.get("enable_model_summary"):
-        say(trainer, layer_table(model, max_rows=24))
+    if table is not None:
+        say(trainer, table)
     try:
         trainer.fit(model, datamodule=datamodule, ckpt_path=plan.checkpoint and plan.checkpoint.path, weights_only=True)
     except (ValueError, MisconfigurationException) as error:

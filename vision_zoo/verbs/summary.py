@@ -1,6 +1,7 @@
 """A network layer by layer, as one image passes through it: output shapes, parameters, multiply-adds, memory."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vision_zoo import probe
 from vision_zoo.classifier import Classifier
 from vision_zoo.types import ImageShape
 
@@ -115,72 +117,96 @@ class Summary:
         return rows
 
 
-def summarise(model: Classifier) -> Summary:
-    """Send one black image through a classifier and note what each layer does.
+def summarise(model: Classifier, bf16: bool = False) -> Summary:
+    """Send one black image through a classifier and note what each layer does; see `probe.check`, whose pass it is.
 
-    The classifier stays as it is: the image passes in eval mode, without gradients, and random states are put back.
+    Args:
+        model: the classifier; it stays as it is, and random states are put back.
+        bf16: try bfloat16 autocast with it; memory is told as in float32.
 
     Raises:
         ConfigError: if the backbone cannot classify images of the classifier's shape.
     """
     backbone = model.backbone
-    names = {module: name for name, module in backbone.named_modules()}
-    counter = FlopCounterMode(display=False)
-    outer = Layer("", "")
-    stack, flops_before = [outer], [0]
-    counted: set[nn.Parameter] = set()
+    walks: list[_Walk] = []
 
-    def enter(module: nn.Module, args: Any) -> None:
-        stack.append(Layer(names[module], type(module).__name__))
-        flops_before.append(counter.get_total_flops())
+    def walk() -> AbstractContextManager[None]:
+        walks.append(_Walk(backbone))
+        return walks[-1].watching()
 
-    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        layer = stack.pop()
-        stack[-1].inside.append(layer)
-        within = sum(inner.multiply_adds for inner in layer._all())  # its own are still 0
-        layer.multiply_adds = (counter.get_total_flops() - flops_before.pop()) // 2 - within
-        # Attention uses the weights of its output layer without calling it: without calls inside, all are its own.
-        own = set(module.parameters(recurse=not layer.inside)) - counted
-        counted.update(own)
-        layer.parameters, layer.parameter_bytes = sum(p.numel() for p in own), sum(map(_bytes, own))
-        outputs = list(_tensors(output))
-        layer.output_shape = tuple(outputs[0].shape) if outputs else ()
-        inputs = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
-        layer.output_bytes = sum(_bytes(o) for o in outputs if o.untyped_storage().data_ptr() not in inputs)
-
-    hooks = [module.register_forward_pre_hook(enter) for module in names]
-    hooks += [module.register_forward_hook(leave, with_kwargs=True) for module in names]
-    # Fused attention is one operation, of which nothing would be counted: take it as matrix products.
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     devices = [model.scale.device] if model.scale.is_cuda else []
-    try:
-        with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH), counter:
-            model.check()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for hook in hooks:
-            hook.remove()
-    network = outer.inside[0]
-    left = set(backbone.parameters()) - counted
+    with torch.random.fork_rng(devices):
+        probe.check(model, bf16=bf16, around=walk)
+    network = walks[-1].outer.inside[0]
+    left = set(backbone.parameters()) - walks[-1].counted
     if left:
         size = sum(p.numel() for p in left)
         network.inside.append(Layer("(in no layer)", "", (), size, sum(map(_bytes, left))))
     return Summary(network, model.image_shape, sum(p.numel() for p in backbone.parameters() if p.requires_grad))
 
 
-def layer_table(model: Classifier, depth: int | None = None, max_rows: int | None = None) -> Table:
+class _Walk:
+    """One pass of an image through a network, layer by layer."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        self.names = {module: name for name, module in backbone.named_modules()}
+        self.counter = FlopCounterMode(display=False)
+        self.outer = Layer("", "")
+        self.stack, self.flops_before = [self.outer], [0]
+        self.counted: set[nn.Parameter] = set()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note each call of a layer."""
+        hooks = [module.register_forward_pre_hook(self.enter) for module in self.names]
+        hooks += [module.register_forward_hook(self.leave, with_kwargs=True) for module in self.names]
+        # Fused attention is one operation, of which nothing would be counted: take it as matrix products.
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with sdpa_kernel(SDPBackend.MATH), self.counter:
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
+            for hook in hooks:
+                hook.remove()
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """Note where a call begins."""
+        self.stack.append(Layer(self.names[module], type(module).__name__))
+        self.flops_before.append(self.counter.get_total_flops())
+
+    def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Note what a call did."""
+        layer = self.stack.pop()
+        self.stack[-1].inside.append(layer)
+        within = sum(inner.multiply_adds for inner in layer._all())  # its own are still 0
+        layer.multiply_adds = (self.counter.get_total_flops() - self.flops_before.pop()) // 2 - within
+        # Attention uses the weights of its output layer without calling it: without calls inside, all are its own.
+        own = set(module.parameters(recurse=not layer.inside)) - self.counted
+        self.counted.update(own)
+        layer.parameters, layer.parameter_bytes = sum(p.numel() for p in own), sum(map(_bytes, own))
+        outputs = list(_tensors(output))
+        layer.output_shape = tuple(outputs[0].shape) if outputs else ()
+        if isinstance(module, nn.Flatten):  # shares the memory of its input, but in channels_last
+            return
+        inputs = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
+        layer.output_bytes = sum(_bytes(o) for o in outputs if o.untyped_storage().data_ptr() not in inputs)
+
+
+def layer_table(model: Classifier, depth: int | None = None, max_rows: int | None = None, bf16: bool = False) -> Table:
     """A table of a classifier's layers in order of execution, with totals.
 
     Args:
         model: the classifier; it stays as it is.
         depth: show blocks nested this deep as one row; None shows every layer.
         max_rows: shorten the table to about this many rows.
+        bf16: see `summarise`.
 
     Raises:
         ConfigError: if the backbone cannot classify images of the classifier's shape.
     """
-    summary = summarise(model)
+    summary = summarise(model, bf16)
     rows, total = summary.rows(depth, max_rows), summary.total
     frozen = total.parameters - summary.trainable
     trainable = f"{summary.trainable:,} trainable, {frozen:,} frozen" if frozen else "all trainable"
@@ -223,7 +249,7 @@ def layer_table(model: Classifier, depth: int | None = None, max_rows: int | Non
 
 
 def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return tensor.numel() * (4 if tensor.dtype == torch.bfloat16 else tensor.element_size())
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -15,11 +15,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 import yaml
+from filelock import BaseFileLock
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
@@ -36,7 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vision_zoo.checkpoints import read_checkpoint
 from vision_zoo.data.loaders import Loader
 from vision_zoo.errors import CheckpointError, ConfigError, TrainingError, diverged
-from vision_zoo.files import flush, lock_file, new_file, write_file
+from vision_zoo.files import flush, lock_file, new_file, release, write_file
 from vision_zoo.trainer_facts import gather, steps_after, validates
 from vision_zoo.training.processes import expect_answers
 from vision_zoo.training.progress import Console
@@ -154,7 +155,7 @@ class Run(Checkpoint):
         self.images_seen = 0
         self.trained = False  # in this process
         self._rng: list[dict[str, Any]] | None = None
-        self._lock: TextIO | None = None
+        self._lock: BaseFileLock | None = None
         self._columns: list[str] = []
         self._made_here = False
         self._signal = 0
@@ -286,8 +287,7 @@ class Run(Checkpoint):
     def _release(self) -> None:
         self._restore_handlers()
         if self._lock is not None:
-            (self.path / ".lock").unlink(missing_ok=True)  # while it is ours
-            self._lock.close()
+            release(self._lock)
             self._lock = None
 
     # ------------------------------------------------------------------------------------------ state of the callback

@@ -15,18 +15,17 @@ from torch import Tensor, nn
 from vision_zoo.data.decode import decoding_threads, resize_images
 from vision_zoo.data.facts import per_channel
 from vision_zoo.data.fetch import DOWNLOAD_ERRORS, fetch
-from vision_zoo.data.loaders import Loader
+from vision_zoo.data.loaders import Loader, fetch_all
 from vision_zoo.data.sources import Files, InMemory, Source
 from vision_zoo.data.splits import check_part, stratified_split
 from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, InputError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path, plain
-from vision_zoo.transforms import apply_transforms
+from vision_zoo.transforms import apply_transforms, check_transforms
 from vision_zoo.types import Batch, ImageShape, LabelledImages, Split
 
 NO_NETWORK_NEEDED = "or use the images that need no network: --data MNIST5k"
 _ANNOUNCED = 2_000  # images, which take seconds to minutes to decode
-_DECODED_AT_ONCE = 64  # images
 _STAGES: dict[str | None, tuple[Split, ...]] = {
     None: ("train", "val", "test"),
     "fit": ("train", "val"),
@@ -224,20 +223,15 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Batches of the training images, in a new order in each epoch."""
-        loader = self._loader("train", training=True)
-        if not len(loader):
-            raise ConfigError(
-                f"{len(loader.indices)} training images are too few for {loader.world_size} processes"
-            )
-        return loader
+        return self._loader("train", training=True)
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """Batches of the validation images; an empty list when there are none."""
-        return self._evaluation_loader("val") if len(self._subset("val").indices) else []
+        return self._loader("val") if len(self._subset("val").indices) else []
 
     def test_dataloader(self) -> Loader:
         """Batches of the test images."""
-        return self._evaluation_loader("test")
+        return self._loader("test")
 
     def predict_dataloader(self) -> Loader:
         """Batches of the test images."""
@@ -251,18 +245,8 @@ class ImageDataModule(LightningDataModule):
         return apply_transforms(self.augmentation, images), labels
 
     def check_augmentation(self) -> None:
-        """Apply the augmentation to two black images, so that one that cannot be used is refused before any work.
-
-        Raises:
-            ConfigError: if a transform fails, or changes the shape or the type of the images.
-        """
-        if not self.augmentation:
-            return
-        try:
-            with torch.random.fork_rng(devices=[]):  # the run's own draws stay what they are
-                apply_transforms(self.augmentation, torch.zeros(2, *self.image_shape, dtype=torch.uint8))
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise ConfigError(f"--data.augmentation fails on images of shape {self.image_shape}: {error}") from error
+        """Refuse an augmentation that cannot be used, before any work; see `check_transforms`."""
+        check_transforms(self.augmentation, self.image_shape)
 
     def split_images(self, split: Split) -> LabelledImages:
         """All images of a split, in file order and without augmentation.
@@ -295,37 +279,19 @@ class ImageDataModule(LightningDataModule):
         """These images, without the files that cannot be decoded."""
         nothing = "This split has no images: --data.val_split is 0, so that nothing is held out"
         refuse(ConfigError, (not len(indices), nothing))
-        if not isinstance(source, Files):
-            return LabelledImages(*source.fetch(indices)[:2])
-        if len(indices) > _ANNOUNCED:
+        if isinstance(source, Files) and len(indices) > _ANNOUNCED:
             rank_zero_only(print)(f"decoding {len(indices):,} images of {self.root}", file=sys.stderr)
-        images = torch.empty((len(indices), *source.image_shape), dtype=torch.uint8)
-        labels, done = torch.empty(len(indices), dtype=torch.int64), 0
-        for part, part_labels in Loader(source, indices, _DECODED_AT_ONCE, decoding_threads()):
-            images[done : done + len(part)], labels[done : done + len(part)] = part, part_labels
-            done += len(part)
+        found = fetch_all(source, indices)
         nothing = f"{type(self).__name__}: no file in {self.root} can be decoded. {self.way_out}"
-        refuse(DataError, (not done, nothing))
-        return LabelledImages(images[:done], labels[:done])
-
-    def _evaluation_loader(self, split: Split) -> Loader:
-        loader = self._loader(split)
-        refuse(  # a process without images would leave the others waiting for its counts
-            ConfigError,
-            (
-                len(loader.indices) < loader.world_size,
-                f"{len(loader.indices)} {split} images are too few for {loader.world_size} processes: each needs one. "
-                "Set --trainer.devices lower",
-            ),
-        )
-        return loader
+        refuse(DataError, (not len(found.labels), nothing))
+        return found
 
     def _loader(self, split: Split, training: bool = False) -> Loader:
         subset, trainer = self._subset(split), self.trainer
         threads = self.num_workers
         if threads is None:
             threads = max(1, decoding_threads() // getattr(trainer, "num_devices", 1))
-        return Loader(
+        loader = Loader(
             subset.source,
             subset.indices,
             self.batch_size,
@@ -336,6 +302,17 @@ class ImageDataModule(LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
+        count, processes = len(loader.indices), loader.world_size
+        kind = "training" if training else split
+        refuse(  # a process without images would leave the others waiting for its counts
+            ConfigError,
+            (
+                count < processes,
+                f"{count} {kind} images are too few for {processes} processes: each needs one. Set --trainer.devices "
+                "lower",
+            ),
+        )
+        return loader
 
     def _read(self, split: Split) -> Source:
         """Load a split, check it and bring it to `image_shape`."""

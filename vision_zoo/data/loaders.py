@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vision_zoo.data.sources import Source, pump
+from vision_zoo.data.decode import decoding_threads
+from vision_zoo.data.sources import InMemory, Source, pump
 from vision_zoo.errors import DataError
-from vision_zoo.types import Batch
+from vision_zoo.types import Batch, LabelledImages
+
+_AT_ONCE = 64  # images that a thread decodes
 
 
 class Loader:
@@ -135,3 +138,16 @@ class Loader:
 
     def _joins_last(self, count: int) -> bool:
         return self.training and self.batch_size > 1 and count > self.batch_size and count % self.batch_size == 1
+
+
+def fetch_all(source: Source, indices: Tensor) -> LabelledImages:
+    """These images, int64 (N,), in this order, without the files that cannot be decoded."""
+    if isinstance(source, InMemory):
+        return LabelledImages(*source.fetch(indices)[:2])
+    images, labels, done = None, torch.empty(len(indices), dtype=torch.int64), 0
+    for part, part_labels in Loader(source, indices, _AT_ONCE, decoding_threads()):
+        if images is None:
+            images = torch.empty((len(indices), *part.shape[1:]), dtype=torch.uint8)
+        images[done : done + len(part)], labels[done : done + len(part)] = part, part_labels
+        done += len(part)
+    return LabelledImages(torch.empty(0) if images is None else images[:done], labels[:done])

@@ -233,9 +233,9 @@ def test_a_full_disk_leaves_nothing_behind(checkpoint, here, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("nowhere/net.onnx", "--output nowhere/net.onnx cannot be written: No such file or directory"),
         (".", "--output . cannot be written: it is a folder"),
-        ("/dev/null/net.onnx", "--output /dev/null/net.onnx cannot be written: Not a directory"),
+        ("/proc/nowhere/net.onnx", "--output /proc/nowhere/net.onnx cannot be written: No such file or directory"),
+        ("/dev/null/net.onnx", "--output /dev/null/net.onnx cannot be written: it is not a regular file"),
     ],
 )
 def test_an_output_that_cannot_be_written_is_refused(checkpoint, here, capsys, output, message):
@@ -360,11 +360,9 @@ def test_every_network_can_be_exported(tmp_path, name, format_):
             layer.running_mean.normal_()
             layer.running_var.uniform_(0.5, 2)
     model.train()
-    source = tmp_path / "source.ckpt"
-    torch.save({"state_dict": {}}, source)
-    result = verb.export(model, None, source, format_, tmp_path / "network")
+    result = verb.export_model(model, tmp_path / "network", format_, verb.sample_images(model, None)[0])
     assert result.logits <= 1e-5 * max(1, result.scale)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["network", "source.ckpt"]  # one file, nothing beside it
+    assert [path.name for path in tmp_path.iterdir()] == ["network"]  # one file, nothing beside it
 
 
 class Unfollowable(nn.Module):
@@ -381,12 +379,11 @@ class Unfollowable(nn.Module):
 
 def test_a_network_that_cannot_be_followed_is_a_failure_with_a_way_out(tmp_path):
     model = Classifier(Unfollowable, (1, 28, 28), DIGITS)
-    source = tmp_path / "source.ckpt"
-    torch.save({"state_dict": {}}, source)
+    images, _ = verb.sample_images(model, None)
     for format_ in ("onnx", "torch_export"):
         with pytest.raises(verb.ExportError, match=r"Unfollowable cannot be exported as .*--format safetensors"):
-            verb.export(model, None, source, format_, tmp_path / "network")
-    assert [path.name for path in tmp_path.iterdir()] == ["source.ckpt"]
+            verb.export_model(model, tmp_path / "network", format_, images)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_compiled_networks_keep_clean_keys(tmp_path):

@@ -7,9 +7,8 @@ import io
 import json
 import logging
 import os
-import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,13 +17,14 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from vision_zoo import __version__
+from vision_zoo.checkpoints import Checkpoint, open_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.data import ImageFolder
-from vision_zoo.data.base import ImageDataModule, resize_images
+from vision_zoo.data.base import ImageDataModule, described_data, resize_images
 from vision_zoo.data.mnist5k import MNIST5k
-from vision_zoo.errors import ConfigError, InputError, VisionZooError
-from vision_zoo.files import new_file
+from vision_zoo.errors import ConfigError, InputError, VisionZooError, refuse
 from vision_zoo.types import ImageShape
+from vision_zoo.verbs.output import output_file
 
 Format = Literal["onnx", "torch_export", "safetensors", "state_dict"]
 Metadata = dict[str, str]
@@ -40,72 +40,81 @@ class ExportError(VisionZooError):
     """A network cannot be exported, or the written file does not give the module's outputs."""
 
 
-class Exported(NamedTuple):
-    """A file that was written and compared.
+class Difference(NamedTuple):
+    """How far the outputs of a written file are from the module's.
 
     Attributes:
-        path: the file.
-        images: what it was compared on, in words.
         logits: largest absolute difference of a logit.
         probabilities: largest absolute difference of a probability.
         scale: largest absolute logit of the module.
     """
 
-    path: Path
-    images: str
     logits: float
     probabilities: float
     scale: float
 
-    def __str__(self) -> str:
-        batches = f"{', '.join(map(str, BATCHES[:-1]))} and {BATCHES[-1]}"
-        return (
-            f"{self.path.name}, {self.path.stat().st_size / 1e6:,.2f} MB, gives the module's outputs for {self.images} "
-            f"in batches of {batches}.\nLargest difference: {self.logits:.1e} of logits, which reach {self.scale:.1f}; "
-            f"{self.probabilities:.1e} of probabilities"
-        )
-
 
 def export(
-    model: Classifier, datamodule: ImageDataModule | None, ckpt_path: Path, format_: Format | None, output: Path | None
-) -> Exported:
+    ckpt_path: str,
+    format: Format | None = None,  # noqa: A002  # the option's name
+    output: str | None = None,
+    trusted_packages: Sequence[str] = (),
+) -> None:
+    """Write a checkpoint's network as one file for other programs, and compare it with the original.
+
+    Args:
+        ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
+        format: onnx and torch_export are programs that take raw uint8 images (N, C, H, W) and give logits;
+            safetensors and state_dict are the weights of the backbone; by default what the ending of the output
+            says (.onnx, .pt2, .safetensors, .pt, .pth), else onnx.
+        output: the file to write or replace; default: the run's name, in the working directory, if it is free.
+        trusted_packages: packages whose classes the checkpoint may name.
+    """
+    checkpoint = open_checkpoint(ckpt_path, trusted_packages)
+    kind = format or _format_of(output)
+    path = Path(output or f"{checkpoint.run_name or checkpoint.path.stem}{FORMATS[kind].suffix}")
+    taken = output is None and path.exists()
+    refuse(
+        ConfigError,
+        (taken, f"{path.absolute()} is there already: --output {path} replaces it, another name keeps it"),
+        (path.resolve() == checkpoint.path, f"--output {path} is the checkpoint itself: choose another file"),
+    )
+    model, datamodule = Classifier.from_checkpoint(checkpoint.content), described_data(checkpoint.config)
+    images, described = sample_images(model, datamodule)
+    difference = export_model(model, path, kind, images, metadata(model, datamodule, checkpoint))
+    print(
+        f"{path.name}, {path.stat().st_size / 1e6:,.2f} MB, gives the module's outputs for {described} in batches of "
+        f"{', '.join(map(str, BATCHES[:-1]))} and {BATCHES[-1]}.\nLargest difference: {difference.logits:.1e} of "
+        f"logits, which reach {difference.scale:.1f}; {difference.probabilities:.1e} of probabilities"
+    )
+    print(path.resolve())
+
+
+def export_model(
+    model: Classifier, path: str | Path, format_: Format, images: Tensor, facts: Metadata | None = None
+) -> Difference:
     """Write a classifier into one file, load the file again and compare its outputs with the module's.
 
     Args:
         model: the classifier with its weights; left in eval mode, on the CPU.
-        datamodule: of the run; its test images are used for the comparison if they are there.
-        ckpt_path: where the weights are from.
-        format_: kind of the file; by default what its ending says, else onnx.
-        output: the file; by default named like the run, in the working directory, where nothing is replaced then.
+        path: the file to write or replace.
+        format_: kind of the file.
+        images: to compare on, uint8 (16, C, H, W) in [0, 255].
+        facts: written into the file, where its format has a place for them.
 
     Raises:
         ConfigError: if packages are missing or the file cannot be written there.
         ExportError: if the network cannot be exported or the outputs differ. No file is left then.
     """
-    format_ = format_ or _format_of(output)
-    suffix, packages, make, load = FORMATS[format_]
-    _require(packages)
-    # Of a mapped file only the plain data are read, not the weights.
-    about = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True).get("vision_zoo")
-    run_name = about["name"] if about else None
-    path = output or Path(f"{run_name or ckpt_path.stem}{suffix}")
-    if output is None and path.exists():
-        raise ConfigError(f"{path.resolve()} is there already: --output {path} replaces it, another name keeps it")
-    if path.resolve() == ckpt_path.resolve():
-        raise ConfigError(f"--output {path} is the checkpoint itself: choose another file")
+    kind = FORMATS[format_]
+    _require(kind.packages)
     model.cpu().eval()
-    images, described = sample_images(model, datamodule)
-    try:
-        with new_file(path.resolve()) as temporary:  # a link stays one
-            _claim(path, temporary)
-            temporary.write_bytes(_made(make, model, metadata(model, datamodule, ckpt_path, run_name), format_))
-            logits, probabilities, scale = compare(model, load(temporary, model), images, format_)
-    except OSError as error:
-        raise ExportError(f"{path} could not be written: {error.strerror}") from error
-    return Exported(path.resolve(), described, logits, probabilities, scale)
+    with output_file(path) as file:
+        file.write_bytes(_made(kind.make, model, facts or {}, format_))
+        return compare(model, kind.load(file, model), images, format_)
 
 
-def metadata(model: Classifier, datamodule: ImageDataModule | None, ckpt_path: Path, run_name: str | None) -> Metadata:
+def metadata(model: Classifier, datamodule: ImageDataModule | None, checkpoint: Checkpoint) -> Metadata:
     """What a program needs besides the weights; lists as JSON."""
     channels = model.image_shape[0]
     plain = {name: list(model.hparams[name]) for name in ("mean", "std")}
@@ -118,8 +127,8 @@ def metadata(model: Classifier, datamodule: ImageDataModule | None, ckpt_path: P
     return {
         **{name: json.dumps(value) for name, value in values.items()},
         "resize": getattr(datamodule, "resize", "crop"),
-        "checkpoint": ckpt_path.name,
-        "run": run_name or "",
+        "checkpoint": checkpoint.path.name,
+        "run": checkpoint.run_name or "",
         "vision_zoo_version": __version__,
     }
 
@@ -155,11 +164,8 @@ def sample_images(model: Classifier, datamodule: ImageDataModule | None) -> tupl
     return images, f"{count} random images{missing}"
 
 
-def compare(model: Classifier, forward: Forward, images: Tensor, format_: str) -> tuple[float, float, float]:
+def compare(model: Classifier, forward: Forward, images: Tensor, format_: str) -> Difference:
     """Compare what a written file computes with the module, batch by batch.
-
-    Returns:
-        Largest absolute differences of logits and of probabilities, and the largest absolute logit of the module.
 
     Raises:
         ExportError: if the file cannot compute, or a difference is above the tolerance.
@@ -169,21 +175,21 @@ def compare(model: Classifier, forward: Forward, images: Tensor, format_: str) -
         expected = torch.cat([model(batch) for batch in batches])
         try:
             got = torch.cat([forward(batch) for batch in batches])
+            if got.shape != expected.shape:
+                raise ValueError(f"it gives {tuple(got.shape)}, not {tuple(expected.shape)}")
         except Exception as error:  # each runtime has its own kinds
             raise ExportError(
                 f"the {format_} file cannot classify batches of {BATCHES} images and was removed: {_first_line(error)}"
             ) from error
-    if got.shape != expected.shape:
-        raise ExportError(f"the {format_} file gives {tuple(got.shape)}, not {tuple(expected.shape)}, and was removed")
-    logits = float((got - expected).abs().max())
-    probabilities = float((got.softmax(1) - expected.softmax(1)).abs().max())
-    scale = float(expected.abs().max())
-    if not logits <= TOLERANCE * scale + 1e-6:  # not a number is a failure too
+    probabilities = (got.softmax(1) - expected.softmax(1)).abs().max()
+    difference = Difference(float((got - expected).abs().max()), float(probabilities), float(expected.abs().max()))
+    if not difference.logits <= TOLERANCE * difference.scale + 1e-6:  # not a number is a failure too
         raise ExportError(
-            f"the {format_} file was removed: its logits differ by up to {logits:.1e} from the module's, which reach "
-            f"{scale:.1e}; probabilities differ by {probabilities:.1e}. Another --format may do better"
+            f"the {format_} file was removed: its logits differ by up to {difference.logits:.1e} from the module's, "
+            f"which reach {difference.scale:.1e}; probabilities differ by {difference.probabilities:.1e}. Another "
+            "--format may do better"
         )
-    return logits, probabilities, scale
+    return difference
 
 
 # ---------------------------------------------------------------------------------------------------------- formats
@@ -218,17 +224,9 @@ def _make_onnx(model: Classifier, facts: Metadata) -> bytes:
             f"an ONNX file holds less than 2 GiB, the network has {size / 2**30:.1f}: --format torch_export"
         )
     module, images, shapes = _graph_arguments(model)
-    program = torch.onnx.export(
-        module,
-        images,
-        dynamo=True,
-        dynamic_shapes=shapes,
-        input_names=["images"],
-        output_names=["logits"],
-        verbose=False,
-    )
-    if program is None:
-        raise ExportError("this torch has no ONNX exporter: pip install --upgrade torch")
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
+    program = torch.onnx.export(module, images, dynamo=True, dynamic_shapes=shapes, **names, verbose=False)
+    assert program is not None  # as it is where a file is named
     program.model.metadata_props.update(facts)
     content: bytes = program.model_proto.SerializeToString()
     return content
@@ -307,8 +305,8 @@ FORMATS: Mapping[Format, _Kind] = {
 # ----------------------------------------------------------------------------------------------------------- inside
 
 
-def _format_of(output: Path | None) -> Format:
-    ending = output.suffix.lower() if output else ""
+def _format_of(output: str | None) -> Format:
+    ending = Path(output or "").suffix.lower()
     endings: dict[str, Format] = {"": "onnx", ".pth": "state_dict"}
     endings |= {kind.suffix: name for name, kind in FORMATS.items()}
     if ending not in endings:
@@ -324,19 +322,6 @@ def _require(packages: tuple[str, ...]) -> None:
             raise ConfigError(
                 f"this format needs the package {package} ({error}). Run: pip install 'vision_zoo[export]'"
             ) from error
-
-
-def _claim(path: Path, temporary: Path) -> None:
-    """Make the file at once, so that a wrong place shows before the work."""
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
-        # A file that takes its name when it is complete would replace the device, or what was redirected to.
-        if (path.exists() and not path.is_file()) or re.fullmatch(r"/dev/(fd/\d+|stdout|stderr)", str(path)):
-            raise OSError(None, "it is not a regular file")
-        temporary.touch()
-    except OSError as error:
-        raise ConfigError(f"--output {path} cannot be written: {error.strerror}. Choose another place") from error
 
 
 def _made(make: Callable[[Classifier, Metadata], bytes], model: Classifier, facts: Metadata, format_: str) -> bytes:

@@ -39,10 +39,10 @@ from vision_zoo.training.run_folder import link
 from vision_zoo.trust import TRUSTED_PACKAGES, foreign_packages, trusting
 from vision_zoo.types import TTA, Split
 from vision_zoo.verbs.export import export
-from vision_zoo.verbs.predict import predict_pictures
-from vision_zoo.verbs.report import write_report
-from vision_zoo.verbs.show import show_images
-from vision_zoo.verbs.summary import layer_table
+from vision_zoo.verbs.predict import predict
+from vision_zoo.verbs.report import report
+from vision_zoo.verbs.show import show
+from vision_zoo.verbs.summary import layer_table, summary
 
 
 class Trainer(pl.Trainer):
@@ -385,10 +385,7 @@ class Trainer(pl.Trainer):
         """
         if ckpt_path is None:
             raise ConfigError(NO_CHECKPOINT.format("export"))
-        load_weights(model, Path(ckpt_path))
-        exported = export(model, datamodule, Path(ckpt_path), format, expanded(output) if output else None)
-        self.say(escape(str(exported)))
-        self.say(escape(str(exported.path)))
+        export(ckpt_path, format, output, self._trusted)
 
     def summary(
         self,
@@ -405,9 +402,11 @@ class Trainer(pl.Trainer):
             ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
             depth: show blocks that are nested this deep as one row each; by default every layer.
         """
-        if depth is not None and depth < 1:
-            raise ConfigError(f"--depth must be at least 1, got {depth}")
-        self.say(layer_table(model, depth))
+        summary(model, depth)
+
+    @property
+    def _trusted(self) -> tuple[str, ...]:
+        return self.strategy.checkpoint_io.trusted_packages  # type: ignore[no-any-return,attr-defined]
 
     def predict(  # type: ignore[override]
         self,
@@ -419,8 +418,10 @@ class Trainer(pl.Trainer):
         format: Literal["csv", "json"] | None = None,  # noqa: A002  # the option's name
         top_k: int | None = None,
         invert: bool = False,
+        batch_size: int | None = None,
+        accelerator: str = "auto",
     ) -> None:
-        """Classify pictures of any size and kind.
+        """Classify images of any size and kind.
 
         Args:
             model: the classifier.
@@ -429,26 +430,14 @@ class Trainer(pl.Trainer):
             images: files, folders (with the folders in them) and patterns such as 'scans/*.png'.
             output: file to write, or - for standard output; by default predictions.csv or predictions.json here.
             format: csv, or a list of objects in json; by default what the ending of the output says, else csv.
-            top_k: labels for each picture, the most probable first; by default 5, or all where there are fewer.
+            top_k: labels for each image, the most probable first; by default 5, or all where there are fewer.
             invert: turn dark into light first, for dark digits on white paper where training had light on black.
+            batch_size: images that the network takes at a time; by default as in training, on a CPU at most 64.
+            accelerator: cpu, cuda, mps, gpu for either of these two, or auto for the fastest that there is.
         """
         if ckpt_path is None:
             raise ConfigError(NO_CHECKPOINT.format("predict"))
-        load_weights(model, Path(ckpt_path))
-        if not self.is_global_zero:
-            return
-        precision = self.strategy.precision_plugin
-        predict_pictures(
-            precision.convert_module(model),  # type: ignore[arg-type]  # gives back what it is given
-            images,
-            datamodule=datamodule,
-            device=self.strategy.root_device,
-            context=precision.forward_context,
-            output=output,
-            file_format=format,
-            top_k=top_k,
-            invert=invert,
-        )
+        predict(ckpt_path, images or [], output, format, top_k, invert, batch_size, accelerator, self._trusted)
 
     def show(
         self,
@@ -472,8 +461,7 @@ class Trainer(pl.Trainer):
             output: PNG file to write; by default DATASET_SPLIT.png here.
         """
         if self.is_global_zero:
-            for line in show_images(datamodule, split, count, augmented, output):
-                self.say(escape(line))
+            show(datamodule, split, count, augmented, output)
 
     def report(
         self,
@@ -493,9 +481,7 @@ class Trainer(pl.Trainer):
         if ckpt_path is None:
             raise ConfigError(NO_CHECKPOINT.format("report"))
         if self.is_global_zero:
-            step = load_weights(model, Path(ckpt_path))
-            for path in write_report(model, Path(ckpt_path), step, output):
-                self.say(escape(str(path)))
+            report(ckpt_path, output, self._trusted)
 
 
 SHOWN_CLASSES = 100  # in the table of each class

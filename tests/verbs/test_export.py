@@ -23,6 +23,7 @@ from vision_zoo.classifier import Classifier
 from vision_zoo.data import CIFAR10, MNIST5k
 from vision_zoo.errors import CheckpointError
 from vision_zoo.verbs import export as verb
+from vision_zoo.verbs import formats
 
 DIGITS = tuple("0123456789")
 FORMATS = ("onnx", "torch_export", "safetensors", "state_dict")
@@ -201,8 +202,8 @@ def test_the_output_says_what_was_compared_and_where_the_file_is(checkpoint, her
 
 
 def test_a_wrong_export_is_a_failure_and_keeps_the_file_of_before(checkpoint, here, monkeypatch, capsys):
-    right = verb.Images.forward
-    monkeypatch.setattr(verb.Images, "forward", lambda self, images: right(self, images) + 0.01)
+    right = formats.Images.forward
+    monkeypatch.setattr(formats.Images, "forward", lambda self, images: right(self, images) + 0.01)
     Path("net.pt2").write_text("the one of yesterday")
     words = ["export", "--ckpt_path", str(checkpoint), "--format", "torch_export", "--output", "net.pt2"]
     assert main(words) == 1
@@ -214,7 +215,7 @@ def test_weights_that_were_not_written_are_a_failure(checkpoint, here, monkeypat
     def forgetful(model):
         return {name: torch.zeros_like(tensor) for name, tensor in model.backbone.state_dict().items()}
 
-    monkeypatch.setattr(verb, "_own_tensors", forgetful)
+    monkeypatch.setattr(formats, "_own_tensors", forgetful)
     assert main(["export", "--ckpt_path", str(checkpoint), "--format", "safetensors"]) == 1
     assert "the safetensors file was removed" in capsys.readouterr().err
     assert list(here.iterdir()) == []

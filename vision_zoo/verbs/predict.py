@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import glob
 import json
 import os
 import sys
@@ -24,11 +23,12 @@ from torch import Tensor
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule, described_data
-from vision_zoo.data.decode import Resize, decode_image, decoding_threads, picture_extensions, unreadable_extensions
+from vision_zoo.data.decode import Resize, decode_image, decoding_threads
 from vision_zoo.data.sources import pump
 from vision_zoo.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.types import ImageShape
+from vision_zoo.verbs.image_files import find_images
 from vision_zoo.verbs.output import output_file
 
 Format = Literal["csv", "json"]
@@ -62,7 +62,7 @@ def predict(
     ckpt_path: str,
     images: list[str],
     output: str | None = None,
-    format: Format | None = None,  # noqa: A002  # the option's name
+    format: Literal["csv", "json"] | None = None,  # noqa: A002  # the option's name
     top_k: int | None = None,
     invert: bool = False,
     batch_size: int | None = None,
@@ -75,8 +75,9 @@ def predict(
         ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
         images: files, folders (with the folders in them) and patterns such as 'scans/*.png'.
         output: file to write, or - for standard output; by default predictions.csv or predictions.json here.
-        format: csv, or a list of objects in json; by default what the ending of the output says, else csv.
-        top_k: labels for each image, the most probable first; by default 5, or all where there are fewer.
+        format: kind of the file; json is a list of objects. By default, the ending of the output decides, else it is
+            csv.
+        top_k: labels for each image, by default 5 or all where there are fewer; the most probable comes first.
         invert: turn dark into light first, for dark digits on white paper where training had light on black.
         batch_size: images that the network takes at a time; by default as in training, on a CPU at most 64.
         accelerator: cpu, cuda, mps, gpu for either of these two, or auto for the fastest that there is.
@@ -229,64 +230,6 @@ def find_device(accelerator: str) -> torch.device:
         (accelerator not in devices, f"--accelerator {accelerator}: there is none here; there is {', '.join(devices)}"),
     )
     return devices[accelerator]
-
-
-# ---------------------------------------------------------------------------------------------------- finding images
-
-
-def find_images(given: Sequence[str]) -> list[Path]:
-    """Every image that is named, once, in the order given; folders are searched to the bottom and sorted.
-
-    A file that is named itself is taken whatever it is called; folders and patterns give what has an image's ending
-    and is not hidden.
-
-    Raises:
-        InputError: naming what is missing or has no images.
-    """
-    found: dict[str, Path] = {}
-    for word in given:
-        try:
-            files = _expand(word)
-        except OSError as error:
-            raise InputError(f"--images {word}: {error}") from error
-        for path in files:
-            found.setdefault(str(path.absolute()), path)
-    return list(found.values())
-
-
-def _expand(word: str) -> list[Path]:
-    path = expanded(word)
-    endings = picture_extensions() | unreadable_extensions()  # those are named as unread, not passed over
-    is_pattern = not path.exists() and set("*?[") & set(word)
-    if path.is_dir():
-        files, problem = list(_walk(path, endings)), f"no images in {path.absolute()} or the folders in it"
-    elif is_pattern:
-        problem = f"no images match this pattern in {Path.cwd()}"
-        files = []
-        for match in map(Path, sorted(glob.glob(str(path), recursive=True))):  # noqa: PTH207  # takes absolute patterns
-            if match.is_dir():
-                files += _walk(match, endings)
-            elif match.suffix.lower() in endings:
-                files.append(match)
-    else:
-        files, problem = [path] if path.exists() else [], f"{path.absolute()} not found"
-    refuse(InputError, (not files, f"--images {word}: {problem}"))
-    return files
-
-
-def _walk(folder: Path, endings: frozenset[str], above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    real = folder.resolve()
-    if real in above:  # a link back to a folder that holds it
-        return
-    with os.scandir(folder) as entries:
-        listing = sorted((entry.name, entry.is_dir()) for entry in entries)
-    for name, is_folder in listing:
-        if name.startswith((".", "__MACOSX")):
-            continue
-        if is_folder:
-            yield from _walk(folder / name, endings, above | {real})
-        elif os.path.splitext(name)[1].lower() in endings:  # noqa: PTH122  # a Path for every file is slow
-            yield folder / name
 
 
 def training_mean(model: Classifier, datamodule: ImageDataModule | None) -> float | None:

@@ -74,24 +74,38 @@ def load(path: str | Path, trusted_packages: Sequence[str] = ()) -> Classifier:
     return Classifier.from_checkpoint(open_checkpoint(str(path), trusted_packages).content)
 
 
-def predict(path: str | Path, images: Sequence[str | Path], top_k: int = 1, **options: Any) -> list[dict[str, Any]]:
+def predict(
+    path: str | Path,
+    images: Sequence[str | Path],
+    top_k: int = 1,
+    invert: bool = False,
+    trusted_packages: Sequence[str] = (),
+) -> list[dict[str, Any]]:
     """Classify image files.
 
     Args:
         path: a checkpoint, a run folder (its best), or best or last of the newest run.
         images: files, folders and patterns.
         top_k: labels for each image.
-        options: further ones of ``vision_zoo predict``, such as ``invert=True``.
+        invert: turn dark into light first.
+        trusted_packages: further packages whose classes the checkpoint may name.
 
     Returns:
-        A row for each image that could be read: path, label, probability, and label_2, probability_2, ...
+        A row for each image that can be read: path, label, probability, and label_2, probability_2, ...
 
     Raises:
-        VisionZooError: if no image can be read, or the checkpoint cannot be used.
+        VisionZooError: if there are no images, or the checkpoint cannot be used.
     """
-    from vision_zoo.verbs.predict import predict_rows  # noqa: PLC0415  # imports torch
+    from vision_zoo.checkpoints import open_checkpoint  # noqa: PLC0415  # all of these import torch
+    from vision_zoo.classifier import Classifier  # noqa: PLC0415
+    from vision_zoo.data.base import described_data  # noqa: PLC0415
+    from vision_zoo.verbs.image_files import find_images  # noqa: PLC0415
+    from vision_zoo.verbs.predict import predict_images  # noqa: PLC0415
 
-    return predict_rows(str(path), [str(image) for image in images], top_k=top_k, **options)
+    checkpoint = open_checkpoint(str(path), trusted_packages)
+    resize = getattr(described_data(checkpoint.config), "resize", "crop")
+    model, files = Classifier.from_checkpoint(checkpoint.content), find_images([str(image) for image in images])
+    return [row.as_dict() for row in predict_images(model, files, top_k, resize, invert) if not row.problem]
 
 
 def test(path: str | Path, **options: Any) -> dict[str, float]:

@@ -57,6 +57,13 @@ class Prediction(NamedTuple):
     brightness: float = 0.0
     problem: str = ""
 
+    def as_dict(self) -> dict[str, str | float]:
+        """The row of a table: path, label, probability, label_2, probability_2, ..."""
+        row: dict[str, str | float] = {"path": str(self.path)}
+        for rank, (label, probability) in enumerate(zip(self.labels, self.probabilities, strict=True), start=1):
+            row |= {f"label{f'_{rank}' * (rank > 1)}": label, f"probability{f'_{rank}' * (rank > 1)}": probability}
+        return row
+
 
 def predict(
     ckpt_path: str,
@@ -271,20 +278,15 @@ class _Writer:
         self.file = file
         self.format = file_format
         self.table = csv.writer(file, lineterminator="\n")
-        self.columns: list[str] = []
+        self.begun = False
 
     def write(self, prediction: Prediction) -> None:
-        first = not self.columns
-        if first:
-            ranks = ("", *(f"_{rank}" for rank in range(2, len(prediction.labels) + 1)))
-            self.columns = ["path", *(f"{name}{rank}" for rank in ranks for name in ("label", "probability"))]
-        pairs = zip(prediction.labels, prediction.probabilities, strict=True)
-        row = [str(prediction.path), *(value for pair in pairs for value in pair)]
+        row = prediction.as_dict()
         if self.format == "csv":
-            self.table.writerows([self.columns, row] if first else [row])
+            self.table.writerows([row.values()] if self.begun else [row.keys(), row.values()])
         else:
-            values = dict(zip(self.columns, row, strict=True))
-            self.file.write(("[\n" if first else ",\n") + json.dumps(values))
+            self.file.write((",\n" if self.begun else "[\n") + json.dumps(row))
+        self.begun = True
 
     def end(self) -> None:
         if self.format == "json":

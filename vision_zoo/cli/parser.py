@@ -132,8 +132,8 @@ class VisionZooCLI(LightningCLI):
         foreign = FIT_OPTIONS - inspect.signature(getattr(Trainer, words.subcommand)).parameters.keys()
         given = {name: value for name, value in given.items() if name not in foreign}
         named = [*words.values("trusted_packages"), *words.values("trusted_packages+")]
-        listed = [package for word in named for package in listed(_value(word))]
-        self.trusted = tuple(map(str, [*listed, *listed(given.pop("trusted_packages", None))]))
+        packages = [package for word in named for package in listed(_value(word))]
+        self.trusted = tuple(map(str, [*packages, *listed(given.pop("trusted_packages", None))]))
         for key in ("trusted_packages", "trusted_packages+"):
             words.drop(key)
 

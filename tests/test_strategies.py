@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.lightning_rows.plugs import PROCESSES
+from tests.lightning_rows.plugs import PROCESSES, a_strategy
 from tests.lightning_rows.trial import BASE, same
 from tests.test_distributed import ENVIRONMENT
 
-PATHS = {
-    "DDPStrategy": "lightning.pytorch.strategies.DDPStrategy",
-    "ParallelStrategy": "tests.lightning_rows.own.OwnParallel",
+CLASSES = {
+    "DDPStrategy": a_strategy("DDPStrategy"),
+    "ParallelStrategy": a_strategy("tests.lightning_rows.own.OwnParallel"),
 }
 CPU = ("--trainer.accelerator", "cpu")
 
@@ -31,7 +31,7 @@ if __name__ == "__main__":
 
 
 def words_of(name: str, devices: int) -> list[str]:
-    strategy = PATHS.get(name, name)
+    strategy = CLASSES.get(name, name)
     return [
         *BASE, *CPU, "--trainer.devices", str(devices), "--trainer.strategy", strategy,
         "--trainer.default_root_dir", name,

@@ -7,7 +7,7 @@ from unittest import mock
 
 import torch
 
-from tests.lightning_rows.options import OWN, TWO_EPOCHS, column, plain, trained_alike
+from tests.lightning_rows.options import OUR_SUMMARY, OWN, TWO_EPOCHS, column, plain, trained_alike
 from tests.lightning_rows.trial import STEPS, Row, Trial, close, mean, same
 from vision_zoo.classifier import Classifier
 
@@ -65,6 +65,10 @@ def average_of_moving(trial: Trial) -> dict[str, torch.Tensor]:
     for weights in trial.seen.weights[6:]:
         average = {name: 0.5 * average[name] + 0.5 * weights[name] for name in average}
     return average
+
+
+def replaces_our_summary(trial: Trial) -> bool:
+    return "Trainable params" in trial.text and OUR_SUMMARY not in trial.text
 
 
 def saves_beside_and_is_ignored(trial: Trial) -> bool:
@@ -140,7 +144,7 @@ CALLBACKS: dict[str, Row] = {
     "ModelPruning": Row(
         callback("ModelPruning", pruning_fn="l1_unstructured", amount=0.5, use_lottery_ticket_hypothesis=False), pruned
     ),
-    "ModelSummary": Row("--trainer.callbacks ModelSummary", lambda t: "Trainable params" in t.text),
+    "ModelSummary": Row("--trainer.callbacks ModelSummary", replaces_our_summary),
     "OnExceptionCheckpoint": Row(
         callback("OnExceptionCheckpoint", " ".join(TWO_EPOCHS), dirpath="keep"),
         saves_beside_and_is_ignored,
@@ -151,7 +155,7 @@ CALLBACKS: dict[str, Row] = {
         "--trainer.callbacks ProgressBar",
         lambda t: type(t.trainer.progress_bar_callback).__module__.startswith("lightning") and trained_alike(t),
     ),
-    "RichModelSummary": Row("--trainer.callbacks RichModelSummary", lambda t: "Trainable params" in t.text),
+    "RichModelSummary": Row("--trainer.callbacks RichModelSummary", replaces_our_summary),
     "RichProgressBar": Row(
         "--trainer.callbacks RichProgressBar",
         lambda t: type(t.trainer.progress_bar_callback).__name__ == "RichProgressBar" and trained_alike(t),
@@ -169,7 +173,7 @@ CALLBACKS: dict[str, Row] = {
         lambda t: averaged(t, mean(t.seen.starts[1:4])),
     ),
     "ThroughputMonitor": Row(
-        callback("ThroughputMonitor", " ".join(TWO_EPOCHS), batch_size_fn=f"{OWN}.images_of"),
+        callback("ThroughputMonitor", " ".join(TWO_EPOCHS), batch_size_fn=f"{OWN}.images_of", window_size=2),
         lambda t: "samples_per_sec" in t.events(),
     ),
     "Timer": Row(

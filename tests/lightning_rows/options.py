@@ -9,6 +9,7 @@ STOPS_AT_ONCE = (
     "--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "val/loss",
     "--trainer.callbacks.stopping_threshold", "1000", "--trainer.max_epochs", "3",
 )  # fmt: skip
+OUR_SUMMARY = "multiply-adds"
 TWO_EPOCHS = ("--trainer.max_epochs", "2")
 
 
@@ -47,7 +48,10 @@ OPTIONS: dict[str, Row] = {
     "accelerator": Row("--trainer.accelerator cpu", lambda t: t.results["device"].startswith("cpu")),
     "devices": Row("--trainer.devices 1 --trainer.accelerator cpu", lambda t: t.results["devices"] == 1),
     "num_nodes": Row("--trainer.num_nodes 1", lambda t: t.trainer.num_nodes == 1 and trained_alike(t)),
-    "strategy": Row(f"--trainer.strategy {OWN}.OwnDevice", lambda t: type(t.trainer.strategy).__name__ == "OwnDevice"),
+    "strategy": Row(
+        ("--trainer.strategy", f'{{"class_path": "{OWN}.OwnDevice"}}'),
+        lambda t: type(t.trainer.strategy).__name__ == "OwnDevice",
+    ),
     "precision": Row(
         "--trainer.precision bf16-mixed",
         lambda t: t.results["precision"] == "bf16-mixed" and not same(t.saved(), plain(t).saved()),
@@ -118,9 +122,9 @@ OPTIONS: dict[str, Row] = {
     ),
     "enable_model_summary": Row(
         "--trainer.enable_model_summary false",
-        lambda t: "features.0" not in t.text and "features.0" in plain(t).text,
+        lambda t: OUR_SUMMARY not in t.text and OUR_SUMMARY in plain(t).text,
     ),
-    "enable_model_summary, Lightning's": Row("--trainer.enable_model_summary true", lambda t: "features" in t.text),
+    "enable_model_summary, Lightning's": Row("--trainer.enable_model_summary true", lambda t: "arameters" in t.text),
     "accumulate_grad_batches": Row("--trainer.accumulate_grad_batches 2", lambda t: t.trainer.global_step == 2),
     "gradient_clip_val": Row(
         "--trainer.gradient_clip_val 1e-6",
@@ -135,7 +139,8 @@ OPTIONS: dict[str, Row] = {
     ),
     "benchmark": Row("--trainer.benchmark true", lambda t: t.seen.benchmark and trained_alike(t)),
     "inference_mode": Row(
-        "--trainer.inference_mode false", lambda t: t.seen.inference == {False} and plain(t).seen.inference == {True}
+        "--trainer.inference_mode false --test_after_fit true",
+        lambda t: t.seen.inference == {False} and t.other("--test_after_fit", "true").seen.inference == {True},
     ),
     "use_distributed_sampler": Row("--trainer.use_distributed_sampler false", trained_alike),
     "profiler": Row("--trainer.profiler simple", reported),

@@ -1,6 +1,8 @@
 """Every logger, profiler and strategy of lightning."""
 
 import importlib.util
+import json
+from collections.abc import Callable
 
 from tests.lightning_rows.options import OWN, plain, reported, trained_alike
 from tests.lightning_rows.trial import Row, Trial
@@ -16,15 +18,24 @@ def needs(package: str, words: tuple[str, ...] | str, then: Row | None = None) -
     """A row for a class of another package: without it, one line names it."""
     if then is not None and importlib.util.find_spec(package) is not None:
         return then
-    return Row(words, lambda t: one_line(t, package), code=2)
+    return Row(words, says(package), code=2)
 
 
-def one_line(trial: Trial, word: str) -> bool:
-    """Whether all that was said is one line that names something."""
-    lines = trial.text.strip().splitlines()
-    return (
-        len(lines) == 1 and lines[0].startswith("vision_zoo: ") and word in lines[0] and not list(trial.here.glob("r*"))
-    )
+def says(word: str) -> Callable[[Trial], bool]:
+    """Whether all that was said is one line that names something, before any work."""
+
+    def one_line(trial: Trial) -> bool:
+        lines = trial.text.strip().splitlines()
+        said = len(lines) == 1 and lines[0].startswith("vision_zoo: ") and word in lines[0]
+        return said and not list(trial.here.glob("r*"))
+
+    return one_line
+
+
+def a_strategy(name: str, **options: object) -> str:
+    """The word that chooses a strategy by its class."""
+    path = name if "." in name else f"lightning.pytorch.strategies.{name}"
+    return json.dumps({"class_path": path, "init_args": options})
 
 
 LISTED = (
@@ -80,32 +91,41 @@ PROFILERS: dict[str, Row] = {
     "AdvancedProfiler": Row(profile("AdvancedProfiler"), reported),
     "PyTorchProfiler": Row(
         profile("PyTorchProfiler", dirpath=".", filename="ops"),
-        lambda t: any("addmm" in path.read_text() for path in t.here.glob("fit-ops*.txt")),
+        lambda t: any("aten::" in path.read_text() for path in t.here.glob("fit-ops*.txt")),
     ),
     "PassThroughProfiler": Row(profile("PassThroughProfiler"), trained_alike),
     "XLAProfiler": needs("torch_xla", profile("XLAProfiler")),
 }
 
-# What runs in this process alone, and what is for other devices than CPUs or needs another package, which is said.
-SINGLE = '{"class_path":"SingleDeviceStrategy","init_args":{"device":"cpu"}}'
+# What runs in this process, or is for other devices than CPUs, or needs another package, which one line says.
 STRATEGIES: dict[str, Row] = {
-    "SingleDeviceStrategy": Row(f"--trainer.strategy {SINGLE}", trained_alike),
-    "Strategy": Row(
-        f"--trainer.strategy {OWN}.OwnDevice", lambda t: trained_alike(t) and t.results["devices"] == 1
+    "single_device": Row("--trainer.strategy single_device", trained_alike),
+    "SingleDeviceStrategy": Row(
+        ("--trainer.strategy", a_strategy("SingleDeviceStrategy", device="cpu")), trained_alike
     ),
+    "Strategy": Row(("--trainer.strategy", a_strategy(f"{OWN}.OwnDevice")), trained_alike),
     **{
-        name: Row(f"--trainer.strategy {name}", lambda t: one_line(t, t.words[-1]), code=2)
-        for name in ("single_device", "fsdp", "fsdp_cpu_offload", "FSDPStrategy", "ModelParallelStrategy")
+        name: Row(("--trainer.strategy", a_strategy(name) if name[0].isupper() else name), says(word), code=2)
+        for name, word in {
+            "single_xla": "device",  # of which lightning gives it none
+            "single_tpu": "device",
+            "xla": "torch_xla",
+            "xla_debug": "torch_xla",
+            "fsdp": "GPU",
+            "fsdp_cpu_offload": "GPU",
+            "FSDPStrategy": "GPU",
+            "ModelParallelStrategy": "configure_model",
+            "deepspeed": "DeepSpeed",
+            "deepspeed_stage_1": "DeepSpeed",
+            "deepspeed_stage_2": "DeepSpeed",
+            "deepspeed_stage_2_offload": "DeepSpeed",
+            "deepspeed_stage_3": "DeepSpeed",
+            "deepspeed_stage_3_offload": "DeepSpeed",
+            "deepspeed_stage_3_offload_nvme": "DeepSpeed",
+            "DeepSpeedStrategy": "DeepSpeed",
+        }.items()
     },
-    **{
-        name: needs("DeepSpeed", f"--trainer.strategy {name}")
-        for name in (
-            "deepspeed", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_2_offload", "deepspeed_stage_3",
-            "deepspeed_stage_3_offload", "deepspeed_stage_3_offload_nvme", "DeepSpeedStrategy",
-        )
-    },
-    **{name: needs("xla", f"--trainer.strategy {name}") for name in ("xla", "xla_debug", "single_xla")},
-}  # fmt: skip
+}
 
 # What starts processes: how it does, and how many are tried (see test_strategies.py).
 PROCESSES: dict[str, tuple[str, int]] = {

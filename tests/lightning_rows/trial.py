@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import gc
 import io
 import json
 import logging
@@ -41,7 +42,7 @@ class Seen:
         self.weights: list[dict[str, torch.Tensor]] = []  # after each step of the optimizer
         self.validations: list[bool] = []  # whether it was a sanity check
         self.loaders = 0  # times that the training images were asked for
-        self.inference: set[bool] = set()
+        self.inference: set[bool] = set()  # while it tests
         self.benchmark = self.deterministic = False
 
 
@@ -158,6 +159,8 @@ def try_out(folder: Path, row: Row, other: Callable[..., Trial]) -> Trial:
     tiny.write_npz(folder / "data.npz", 40, 20, (8, 8))
     with row.patch() if row.patch else ExitStack():
         trial.code = trial.main(*BASE, *words, crash=row.crash)
+    if row.code:
+        gc.collect()  # or what failed half-built is finalised, with an error, in the middle of another test
     return trial
 
 
@@ -183,6 +186,8 @@ def watch(seen: Seen, crash: int, stop: int) -> list[Any]:
 
     def validation_step(model: Classifier, batch: Any, batch_idx: int) -> None:
         seen.validations.append(bool(model.trainer.sanity_checking))
+
+    def test_step(*_: Any) -> None:
         seen.inference.add(torch.is_inference_mode_enabled())
 
     def loaders(*_: Any) -> None:
@@ -197,6 +202,7 @@ def watch(seen: Seen, crash: int, stop: int) -> list[Any]:
         before(pl.Trainer, "fit", fit),
         before(Classifier, "training_step", training_step),
         before(Classifier, "validation_step", validation_step),
+        before(Classifier, "test_step", test_step),
         before(ImageDataModule, "train_dataloader", loaders),
         before(Classifier, "optimizer_step", step, after=True),
     ]

@@ -79,7 +79,9 @@ def test_unknown_weights_are_refused_with_those_there_are() -> None:
 def test_shapes_that_a_network_cannot_take_are_refused_with_its_answer_and_a_size_that_works(
     name: str, shape: tuple[int, int, int], answer: str, no_values: None
 ) -> None:
-    message = rf"{name} cannot take images of shape {re.escape(str(shape))} \(.*({answer}).*\): set --data.image_size to 224"
+    message = (
+        rf"{name} cannot take images of shape {re.escape(str(shape))} \(.*({answer}).*\): set --data.image_size to 224"
+    )
     with pytest.raises(ImageShapeError, match=message):
         Torchvision(shape, 10, name=name)
     with WithoutMemory():

@@ -4,14 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.callbacks import (
-    BackboneFinetuning,
-    BatchSizeFinder,
-    DeviceStatsMonitor,
-    LearningRateFinder,
     ModelCheckpoint,
-    ModelPruning,
-    OnExceptionCheckpoint,
-    ProgressBar,
     StochasticWeightAveraging,
 )
 from torch.optim.swa_utils import SWALR
@@ -20,16 +13,7 @@ from vision_zoo.errors import ConfigError
 from vision_zoo.specs import listed
 
 # Lightning's callbacks that want another kind of module, and what does their work.
-UNFIT = {
-    LearningRateFinder: "try some values of --model.optimizer.lr with --trainer.max_epochs 1",
-    BatchSizeFinder: "try some values of --data.batch_size with --trainer.max_steps 10",
-    BackboneFinetuning: "it begins with what lies outside of the backbone, and here nothing does. Derive a class of "
-    "your own from BaseFinetuning; what it thaws trains at the learning rate of the rest",
-    OnExceptionCheckpoint: "the next run would resume from its file without a word. Every run keeps a last.ckpt to "
-    "continue from",
-    ModelPruning: "checkpoints would hold weights and masks in place of the weights. Use torch.nn.utils.prune on a "
-    "trained network",
-}
+UNFIT: dict[type, str] = {}
 if "state_dict" not in vars(SWALR):  # https://github.com/pytorch/pytorch/issues/163105
     UNFIT[StochasticWeightAveraging] = (
         "this torch saves the state of its schedule as code, which no checkpoint may hold. Take EMAWeightAveraging or "
@@ -39,12 +23,10 @@ if "state_dict" not in vars(SWALR):  # https://github.com/pytorch/pytorch/issues
 
 def check_trainer_options(options: Mapping[str, Any]) -> None:
     """Refuse what would take away a part that every run has, where Lightning's message names no option."""
-    for name, value in (("barebones", True), ("enable_checkpointing", False)):
-        if options.get(name) is value:
-            raise ConfigError(
-                f"--trainer.{name} {str(value).lower()} does not work here: every run keeps its checkpoints and "
-                "metrics. Leave it out"
-            )
+    if options.get("barebones"):
+        raise ConfigError(
+            "--trainer.barebones true does not work here: every run keeps its checkpoints and metrics. Leave it out"
+        )
     if options.get("fast_dev_run"):
         tried = " ".join(f"--trainer.limit_{part}_batches 1" for part in ("train", "val", "test"))
         raise ConfigError(
@@ -62,13 +44,3 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
                     f"--trainer.callbacks ModelCheckpoint with {option} would replace a checkpoint of the run's own, "
                     "which has best.ckpt and last.ckpt in any case. Leave it out, or set its dirpath"
                 )
-        if isinstance(callback, DeviceStatsMonitor) and options.get("logger") in (None, True):
-            raise ConfigError(  # it looks for a logger before the run has its folder
-                "--trainer.callbacks DeviceStatsMonitor needs a logger that is named: add --trainer.logger "
-                "TensorBoardLogger --trainer.logger.save_dir stats"
-            )
-        if isinstance(callback, ProgressBar):
-            raise ConfigError(
-                f"--trainer.callbacks {type(callback).__name__} does not work here: a run has a progress bar of its "
-                "own, and Lightning takes one. Leave it out"
-            )

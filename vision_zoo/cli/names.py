@@ -22,7 +22,10 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
     "model.optimizer": ("torch.optim",),
     "model.scheduler": ("torch.optim.lr_scheduler",),
     "data.augmentation": ("vision_zoo.transforms", "torchvision.transforms.v2"),
-    "trainer.callbacks": ("lightning.pytorch.callbacks", "vision_zoo.training"),
+    "trainer.callbacks": (
+        *(f"vision_zoo.training.{module}" for module in ("resizing", "averaging", "finetuning", "pruning")),
+        "lightning.pytorch.callbacks",
+    ),
     "trainer.logger": ("lightning.pytorch.loggers",),
 }
 
@@ -30,7 +33,14 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
 LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")
 
 
-_BASES = {"ImageDataModule", "BatchTransform", "Transform", "Optimizer", "LRScheduler"}  # nothing to choose
+_BASES = {
+    "ImageDataModule",
+    "BatchTransform",
+    "Transform",
+    "Optimizer",
+    "LRScheduler",
+    "AverageInTime",
+}  # nothing to choose
 
 
 def find_class(name: str, slot: str) -> str:

@@ -15,16 +15,13 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     Callback,
-    EMAWeightAveraging,
     ModelCheckpoint,
-    StochasticWeightAveraging,
     Timer,
 )
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import nn
 from torch.optim.lr_scheduler import CyclicLR
 
 from vision_zoo import __version__
@@ -102,7 +99,6 @@ class Trainer(pl.Trainer):
         model.check_optimizer()
         if datamodule is not None:
             datamodule.check_augmentation()
-            self._check_averaging(model)
             self._check_monitors(model, datamodule)
         if self.is_global_zero:
             self.say(layer_table(model, max_rows=24))
@@ -179,27 +175,6 @@ class Trainer(pl.Trainer):
             raise ConfigError("--trainer.max_time is 0, so that nothing would be trained: set it higher")
         if test_after_fit:
             self._check_part("test", "set it higher, or leave the test out with --test_after_fit false")
-
-    def _check_averaging(self, model: Classifier) -> None:
-        """Refuse averaged weights that no checkpoint would hold: Lightning takes them over after the last epoch."""
-        if self.callback(StochasticWeightAveraging) is not None and not any(
-            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.backbone.modules()
-        ):
-            raise ConfigError(
-                f"--trainer.callbacks StochasticWeightAveraging: {model.network_name} has no batch normalisation, and "
-                "the averaged weights of such networks would be in no checkpoint: take EMAWeightAveraging"
-            )
-        averaging = self.callback(EMAWeightAveraging)
-        if averaging is not None and (
-            averaging.update_every_n_steps < 1
-            or averaging.update_starting_at_step is not None
-            or averaging.update_starting_at_epoch is not None
-        ):
-            raise ConfigError(
-                "--trainer.callbacks EMAWeightAveraging: validation and checkpoints use the average, which begins with "
-                "the first step: leave out update_starting_at_step and update_starting_at_epoch, and set "
-                "update_every_n_steps to at least 1"
-            )
 
     def _check_monitors(self, model: Classifier, datamodule: ImageDataModule) -> None:
         """Refuse callbacks that wait for a metric which no run has, such as val_loss for val/loss."""

@@ -143,8 +143,8 @@ class ImageFolder(ImageDataModule):
         names, listed = _list_classes(self.root / first, may_be_empty=scored)
         found: dict[Split, Listing] = {"train": listed if first in ("train", "") else _NOTHING}
         ignored = [x for x in folders if x.name.lower() in _SPLIT_NAMES and x.name not in ("val", "test")]
-        advice = f"{(ignored or [self.root])[0]} is not looked into; the parts lie in train, val and test. Rename it or move it"
-        refuse(DataError, (split_folders and ignored, f"ImageFolder: {advice}"))
+        advice = "is not looked into; the parts lie in train, val and test. Rename it or move it"
+        refuse(DataError, *((split_folders, f"ImageFolder: {folder} {advice}") for folder in ignored))
         splits: tuple[Split, ...] = ("val", "test")
         for split in splits if split_folders else ():
             if (self.root / split).is_dir():

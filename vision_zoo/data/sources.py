@@ -41,7 +41,12 @@ class Source(Protocol):
         """How many images there are."""
 
     def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
-        """These images, int64 (B,); one that cannot be read is left out, or replaced by a fixed other one of `among`."""
+        """Images by their indices, int64 (B,).
+
+        Args:
+            indices: which ones.
+            among: in place of one that cannot be read, a fixed other one of these, int64; otherwise it is left out.
+        """
 
     def report(self, failures: Sequence[tuple[str, str]]) -> None:
         """Name files that could not be decoded, each once."""

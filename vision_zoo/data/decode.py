@@ -82,9 +82,10 @@ def decode_image(path: str | Path, image_shape: ImageShape, resize: Resize = "cr
         ) from error
 
 
-def decoding_threads() -> int:
-    """How many threads decode at once: one for each processor, at most 16."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
+def decoding_threads(processes: int = 1) -> int:
+    """How many threads decode at once in each of several processes: one for each processor, 1 to 16."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(processors // processes, 16))
 
 
 def decode(path: str | Path, image_shape: ImageShape, resize: Resize, invert: bool = False) -> Pixels:

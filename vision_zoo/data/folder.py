@@ -125,14 +125,9 @@ class ImageFolder(ImageDataModule):
     @cached_property
     def _scan(self) -> tuple[tuple[str, ...], dict[Split, Listing]]:
         """Class names, and the images of each split; no "val" where there is none."""
-        refuse(
-            DatasetNotFoundError,
-            (
-                not self.root.is_dir(),
-                f"ImageFolder: there is no folder {self.root}. Set --data.root to a folder that has one folder of "
-                "images for each class",
-            ),
-        )
+        advice = "Set --data.root to a folder that has one folder of images for each class"
+        absent = f"ImageFolder: there is no folder {self.root}. {advice}"
+        refuse(DatasetNotFoundError, (not self.root.is_dir(), absent))
         folders = _folders(self.root)
         inside = {folder.name for folder in folders}
         # Of images that are only scored, there may be a folder test and nothing else.
@@ -149,15 +144,12 @@ class ImageFolder(ImageDataModule):
         for split in splits if split_folders else ():
             if (self.root / split).is_dir():
                 others, found[split] = _list_classes(self.root / split, may_be_empty=True)
-                refuse(
-                    DataError,
-                    (
-                        others != names,
-                        f"ImageFolder: {self.root / split} and {self.root / first} must have the same class folders; "
-                        f"only one of them has {', '.join(sorted(set(names) ^ set(others)))}. An empty folder stands "
-                        "for a class of which there are no images to score",
-                    ),
+                message = (
+                    f"ImageFolder: {self.root / split} and {self.root / first} must have the same class folders; only "
+                    f"one of them has {', '.join(sorted(set(names) ^ set(others)))}. An empty folder stands for a class of "
+                    "which there are no images to score"
                 )
+                refuse(DataError, (others != names, message))
         return names, self._cut(found)
 
     def _cut(self, found: dict[Split, Listing]) -> dict[Split, Listing]:
@@ -205,20 +197,15 @@ def _list_classes(root: Path, *, may_be_empty: bool) -> tuple[tuple[str, ...], L
     folders = _folders(root)
     names = {folder.name.lower() for folder in folders}
     endings, unreadable = picture_extensions(), unreadable_extensions()
-    refuse(
-        DataError,
-        (
-            len(folders) < 2,
-            f"ImageFolder: {root} has {f'only one folder, {folders[0].name}' if folders else 'no folders'}, but two "
-            "classes or more are needed, with a folder of images each. Set --data.root to the folder that holds the "
-            "class folders",
-        ),
-        (
-            "train" in names and names & _SPLIT_NAMES,
-            f"ImageFolder: {root} has the folders {', '.join(x.name for x in folders)}, which are not classes. "
-            "Parts are named train, val and test, and have a folder of images for each class in them",
-        ),
+    few = (
+        f"ImageFolder: {root} has {f'only one folder, {folders[0].name}' if folders else 'no folders'}, but two classes "
+        "or more are needed, with a folder of images each. Set --data.root to the folder that holds the class folders"
     )
+    no_classes = (
+        f"ImageFolder: {root} has the folders {', '.join(x.name for x in folders)}, which are not classes. Parts are "
+        "named train, val and test, and have a folder of images for each class in them"
+    )
+    refuse(DataError, (len(folders) < 2, few), ("train" in names and names & _SPLIT_NAMES, no_classes))
     paths: list[Path] = []
     labels: list[int] = []
     unknown: list[Path] = []
@@ -228,14 +215,9 @@ def _list_classes(root: Path, *, may_be_empty: bool) -> tuple[tuple[str, ...], L
         unknown += [x for x in files if x.suffix.lower() in unreadable]
         nested = _folders(folder)
         only = f", only folders ({', '.join(x.name for x in nested[:3])}, ...)" if nested else ""
-        refuse(
-            DataError,
-            (
-                not images and (nested or not may_be_empty),
-                f"ImageFolder: {folder} has no images{only}. Images must lie directly in the folder of their class; "
-                "remove folders that are not classes",
-            ),
-        )
+        advice = "Images must lie directly in the folder of their class; remove folders that are not classes"
+        empty = not images and (nested or not may_be_empty)
+        refuse(DataError, (empty, f"ImageFolder: {folder} has no images{only}. {advice}"))
         if nested:
             rank_zero_warn(f"ImageFolder: the folders inside of {folder} are not looked into", category=UserWarning)
         paths += images

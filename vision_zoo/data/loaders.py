@@ -20,9 +20,7 @@ class Loader:
     """Batches of a source: ordered by (seed, epoch), sharded over processes, continued after a restart.
 
     Lightning sees a sized iterable with a sampler, which gets the epoch, and with a state, which goes into checkpoints.
-
-    A file that cannot be decoded is named once. In training another one takes its place, so that batches keep their
-    size; in evaluation it is left out.
+    A file that cannot be decoded is named once. In training another one takes its place; in evaluation it is left out.
 
     Args:
         source: the images, in memory or in files.

@@ -146,8 +146,8 @@ class ImageFolder(ImageDataModule):
                 others, found[split] = _list_classes(self.root / split, may_be_empty=True)
                 message = (
                     f"ImageFolder: {self.root / split} and {self.root / first} must have the same class folders; only "
-                    f"one of them has {', '.join(sorted(set(names) ^ set(others)))}. An empty folder stands for a class of "
-                    "which there are no images to score"
+                    f"one of them has {', '.join(sorted(set(names) ^ set(others)))}. An empty folder stands for a class "
+                    "of which there are no images to score"
                 )
                 refuse(DataError, (others != names, message))
         return names, self._cut(found)
@@ -197,8 +197,9 @@ def _list_classes(root: Path, *, may_be_empty: bool) -> tuple[tuple[str, ...], L
     folders = _folders(root)
     names = {folder.name.lower() for folder in folders}
     endings, unreadable = picture_extensions(), unreadable_extensions()
+    number = f"only one folder, {folders[0].name}" if folders else "no folders"
     few = (
-        f"ImageFolder: {root} has {f'only one folder, {folders[0].name}' if folders else 'no folders'}, but two classes "
+        f"ImageFolder: {root} has {number}, but two classes "
         "or more are needed, with a folder of images each. Set --data.root to the folder that holds the class folders"
     )
     no_classes = (

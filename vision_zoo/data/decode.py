@@ -45,7 +45,7 @@ _TURNS: dict[Any, Image.Transpose] = {
 
 
 @functools.cache
-def picture_extensions() -> frozenset[str]:
+def image_extensions() -> frozenset[str]:
     """Endings of the files that PIL can read, in lower case, with their dot."""
     endings = Image.registered_extensions()  # loads PIL's formats
     # For some formats, such as .h5 and .mpg, PIL knows what they are and no more.
@@ -59,7 +59,7 @@ def picture_extensions() -> frozenset[str]:
 def unreadable_extensions() -> frozenset[str]:
     """Endings of image formats that PIL cannot read, such as .heic, in lower case, with their dot."""
     known = {**mimetypes.types_map, **mimetypes.common_types}
-    return frozenset(ending for ending, kind in known.items() if kind.startswith("image/")) - picture_extensions()
+    return frozenset(ending for ending, kind in known.items() if kind.startswith("image/")) - image_extensions()
 
 
 def decode_image(path: str | Path, image_shape: ImageShape, resize: Resize = "crop", invert: bool = False) -> Tensor:

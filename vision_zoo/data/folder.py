@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.data.decode import Resize, picture_extensions, unreadable_extensions
+from vision_zoo.data.decode import Resize, image_extensions, unreadable_extensions
 from vision_zoo.data.facts import Facts, cached_facts, lazy, statistics
 from vision_zoo.data.sources import Files, InMemory, Source
 from vision_zoo.data.splits import check_part, split_by_name, stratified_split
@@ -144,10 +144,10 @@ class ImageFolder(ImageDataModule):
         for split in splits if split_folders else ():
             if (self.root / split).is_dir():
                 others, found[split] = _list_classes(self.root / split, may_be_empty=True)
+                alone = ", ".join(sorted(set(names) ^ set(others)))
                 message = (
                     f"ImageFolder: {self.root / split} and {self.root / first} must have the same class folders; only "
-                    f"one of them has {', '.join(sorted(set(names) ^ set(others)))}. An empty folder stands for a class "
-                    "of which there are no images to score"
+                    f"one of them has {alone}. An empty folder stands for a class of which there are no images to score"
                 )
                 refuse(DataError, (others != names, message))
         return names, self._cut(found)
@@ -196,7 +196,7 @@ def _list_classes(root: Path, *, may_be_empty: bool) -> tuple[tuple[str, ...], L
     """Class names, and the images directly inside of each class folder, of which some may have none."""
     folders = _folders(root)
     names = {folder.name.lower() for folder in folders}
-    endings, unreadable = picture_extensions(), unreadable_extensions()
+    endings, unreadable = image_extensions(), unreadable_extensions()
     number = f"only one folder, {folders[0].name}" if folders else "no folders"
     few = (
         f"ImageFolder: {root} has {number}, but two classes "

@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from vision_zoo.checkpoints import find_checkpoint, read_or_offer
+from vision_zoo.checkpoints import Checkpoint, find_checkpoint, read_or_offer
 from vision_zoo.classifier import Classifier
 from vision_zoo.cli.layers import DEFAULT_RECIPE, DEFAULTS, Words, flat, merge, prepare_schedule, read_config
 from vision_zoo.cli.limits import check_trainer_options
@@ -447,8 +447,8 @@ class VisionZooCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: its folder, the terminal, the evaluation, safe checkpoints."""
-        checkpoint_io = AtomicCheckpointIO()
-        checkpoint_io.trusted_packages = self.trusted
+        opened = Checkpoint(self.checkpoint_path, self.checkpoint) if self.checkpoint_path and self.checkpoint else None
+        checkpoint_io = AtomicCheckpointIO(opened, self.trusted)
         options = dict(self._get(self.config_init, "trainer"))
         check_trainer_options(options)
         # Run opens TensorBoard's file in its folder; Lightning would open one elsewhere.

@@ -33,6 +33,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from vision_zoo.checkpoints import Checkpoint as OpenedCheckpoint
 from vision_zoo.checkpoints import read_checkpoint
 from vision_zoo.data.loaders import Loader
 from vision_zoo.errors import CheckpointError, ConfigError, TrainingError, diverged
@@ -76,7 +77,17 @@ def end_on_sigterm() -> None:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are complete or not there, and are read without running anything in them."""
+    """Checkpoints that are complete or not there, and are read without running anything in them.
+
+    Args:
+        opened: the checkpoint that the command has read and vetted, so that it is not read again to be restored.
+        trusted_packages: further packages whose classes other checkpoints may name.
+    """
+
+    def __init__(self, opened: OpenedCheckpoint | None = None, trusted_packages: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.opened = opened
+        self.trusted_packages = trusted_packages
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write it, flush it to the disk, then let it take the place of an earlier one."""
@@ -90,10 +101,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TrainingError(f"the checkpoint {path} could not be written: {error}{kept}") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint; see ``read_checkpoint``, which checks again which classes it names."""
+        """The content of the checkpoint that the command has opened, or of another one, vetted as that was."""
+        opened, self.opened = self.opened, None  # once: a run that goes on changes the tensors that it is given
+        if opened is not None and opened.path.samefile(path):
+            return opened.content
         return read_checkpoint(path, trusted_packages=self.trusted_packages)
-
-    trusted_packages: tuple[str, ...] = ()
 
 
 def link(source: Path, path: Path) -> None:

@@ -91,18 +91,17 @@ def _is_safetensors(file: Path) -> bool:
         return False
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
+def _read_safetensors(file: Path) -> Any:
     try:
         from safetensors.torch import load_file  # noqa: PLC0415  of an extra
+
+        return load_file(file)
     except ImportError as error:
         raise ConfigError(
             f"{file} needs the package safetensors ({error}). Run: pip install 'vision_zoo[export]'"
         ) from error
-    try:
-        state: dict[str, Tensor] = load_file(file)
     except Exception as error:  # safetensors has an exception of its own, and others for what its header may hold
         raise CheckpointError(f"{file.resolve()} is not a whole safetensors file: {error}") from error
-    return state
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoints
@@ -210,14 +209,12 @@ class Checkpoint(NamedTuple):
     @property
     def config(self) -> Config:
         """The whole configuration of its run; empty for one that plain Python wrote."""
-        about = self.content.get("vision_zoo")
-        return about["config"] if about is not None else {}
+        return (self.content.get("vision_zoo") or {}).get("config", {})
 
     @property
     def run_name(self) -> str | None:
         """The name of its run, or None for one that plain Python wrote."""
-        about = self.content.get("vision_zoo")
-        return about["name"] if about is not None else None
+        return (self.content.get("vision_zoo") or {}).get("name")
 
     @property
     def step(self) -> int:

@@ -3,7 +3,7 @@
 A hostile file cannot, unless the user admits its package with ``--trusted_packages``:
 
 - run code when it is read: ``weights_only`` gives tensors and plain data, and nothing compressed is unpacked;
-- name code outside of the trusted packages, directly or through a re-export such as ``torch.os``;
+- name code outside of the trusted packages, through a re-export such as ``torch.os``, or in a folder beside it;
 - name a class of another kind than its option takes: among the options of a class only modules, and no functions;
 - hide a name in YAML within a text, in a key with dots, or in letters of another script;
 - have a file or an address read as a configuration;
@@ -20,6 +20,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from types import NoneType, UnionType
@@ -27,10 +28,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from lightning import LightningDataModule
+from lightning.fabric.plugins import ClusterEnvironment
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins import CheckpointIO, ClusterEnvironment, LayerSync, Precision
+from lightning.pytorch.plugins import CheckpointIO, LayerSync, Precision
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
@@ -83,7 +85,7 @@ class Allowlist:
 
     def __init__(self, trusted_packages: Sequence[str]) -> None:
         self.own = tuple(trusted_packages)
-        self.admitted = (*TRUSTED_PACKAGES, *self.own)
+        self.admitted = (*(name for name in TRUSTED_PACKAGES if not _lies_beside(name)), *self.own)
 
     def option(self, value: Any, place: str, *, is_text: bool = False) -> Iterator[str]:
         """What is wrong with the value of an option.
@@ -126,15 +128,17 @@ class Allowlist:
 
     def _found(self, name: str) -> Any:
         """What a path leads to; None if it is of no admitted package, or cannot be imported in either way."""
-        for find in (resolve_name, import_path) if name.partition(".")[0] in self.admitted else ():
-            with suppress(Exception, SystemExit):
-                return find(name)
+        # A __main__ runs when it is imported.
+        if name.partition(".")[0] in self.admitted and ".__" not in name:
+            for find in (resolve_name, import_path):
+                with suppress(Exception, SystemExit):
+                    return find(name)
         return None
 
     def _name(self, name: str, place: str) -> Iterator[str]:
         """What is wrong with the path of a class or function in a place."""
         package, slot = name.partition(".")[0], place.rpartition(".")[2]
-        found = None if ".__" in name else self._found(name)  # such as a __main__, which runs when it is imported
+        found = self._found(name)
         if package not in self.admitted:
             yield _not_trusted(name, package)
         elif found is None:
@@ -246,12 +250,20 @@ def _hints(found: Any) -> dict[str, Any]:
     """Types of the options of a class, with those that it hands on to the classes that it is derived from."""
     hints: dict[str, Any] = {}
     for base in reversed(found.__mro__) if inspect.isclass(found) else ():
+        init: Any = getattr(base, "__init__", None)
         with suppress(TypeError, ValueError):  # of a class that is not written in Python
-            hints |= dict.fromkeys(inspect.signature(base.__init__).parameters, Any)
-        hints |= getattr(base.__init__, "__annotations__", {})
+            hints |= dict.fromkeys(inspect.signature(init).parameters, Any)
+        hints |= getattr(init, "__annotations__", {})
         with suppress(Exception):  # an annotation that names what is imported for type checkers alone
-            hints |= get_type_hints(base.__init__)
+            hints |= get_type_hints(init)
     return hints
+
+
+def _lies_beside(package: str) -> bool:
+    """Whether a package that is not imported yet would come from the working directory, where a checkpoint may lie."""
+    spec = None if package in sys.modules else find_spec(package)
+    places = [spec.origin or "", *(spec.submodule_search_locations or ())] if spec else []
+    return any(Path(place).absolute().parent == Path.cwd() for place in places)
 
 
 def _not_trusted(what: str, package: str) -> str:

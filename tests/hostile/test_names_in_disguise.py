@@ -1,5 +1,6 @@
 """Attacks on the rule of what a checkpoint may hold: names in disguise, and what must stay allowed beside them."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +67,7 @@ ATTACKS: dict[str, tuple[Mutation, str]] = {
         data_option("augmentation", [with_options("torchmetrics.text.BERTScore", model_name_or_path="evil")]),
         f"{ADMIT} torchmetrics",
     ),
+    "package beside the checkpoint": (hparam("backbone", with_options("timm.Net")), f"{ADMIT} timm"),
     "module within a module": (lambda_transform("torch.serialization.os.system"), "which is posix.system"),
     "name of another script": (trainer("plugins", ["\u00e9vil.Net"]), f"names \u00e9vil.Net, {ADMIT} \u00e9vil"),
     "fullwidth dots": (trainer("plugins", ["evil_package\uff0eNet"]), "--trainer.plugins: got "),
@@ -139,7 +141,7 @@ def within_sequences(depth: int) -> dict[str, object]:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_name_in_disguise_is_refused_before_it_is_called(name, good, here, capsys, evil_package, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: Path("MARKER").touch())
-    for module in ("class", "\u00e9vil"):
+    for module in ("class", "\u00e9vil", "timm"):
         Path(f"{module}.py").write_text("open('MARKER', 'w')\nclass Net: pass\n")
     for file in ("evil", "evil.yaml"):
         Path(file).write_text("class_path: evil_package.Net\n")
@@ -217,14 +219,16 @@ def test_functions_of_a_library_are_admitted_by_name_alone():
     assert not list(Allowlist(()).option(with_options("torch.nn.GELU", f="torch.nn.functional.relu"), "model.backbone"))
 
 
-def test_a_checkpoint_is_read_once_for_a_command(trained_run, here, monkeypatch):
+def test_a_checkpoint_is_read_once_to_be_continued(trained_run, here, monkeypatch):
+    run = shutil.copytree(trained_run, here / "runs/default/version_0")
     paths: list[Path] = []
     load = torch.load
 
     def counted(file, *args, **options):
-        paths.append(Path(file))
+        paths.extend([Path(file)] if isinstance(file, (str, Path)) else [])
         return load(file, *args, **options)
 
     monkeypatch.setattr("torch.load", counted)
-    run = open_checkpoint(str(trained_run))
-    assert (run.path, len(paths)) == (trained_run / "checkpoints/best.ckpt", 1)
+    assert open_checkpoint(str(run)).path == paths.pop() == run / "checkpoints/best.ckpt"
+    assert main(["fit", "--ckpt_path", str(run), "--test_after_fit", "false"]) == 0
+    assert paths == [run / "checkpoints/last.ckpt"]

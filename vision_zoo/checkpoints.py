@@ -209,7 +209,8 @@ class Checkpoint(NamedTuple):
     @property
     def config(self) -> Config:
         """The whole configuration of its run; empty for one that plain Python wrote."""
-        return (self.content.get("vision_zoo") or {}).get("config", {})
+        config: Config = (self.content.get("vision_zoo") or {}).get("config", {})
+        return config
 
     @property
     def run_name(self) -> str | None:

@@ -7,7 +7,7 @@ from tests import tiny
 from vision_zoo.__main__ import main
 from vision_zoo.data import MNIST5k
 from vision_zoo.plots import plot_images
-from vision_zoo.verbs.show import draw_images
+from vision_zoo.verbs.show import show
 
 FLIP = '[{"class_path": "RandomHorizontalFlip", "init_args": {"p": 1.0}}]'
 
@@ -112,4 +112,4 @@ def test_a_place_that_cannot_be_written_is_refused_by_name(here):
 
     (here / "file").write_text("")
     with pytest.raises(ConfigError, match=r"x.png cannot be written"):
-        draw_images(MNIST5k(), output="file/x.png")
+        show(MNIST5k(), output="file/x.png")

@@ -1,6 +1,5 @@
 """predict: images of any kind to labels and probabilities, decoded while the network works."""
 
-import contextlib
 import csv
 import json
 import os
@@ -25,11 +24,10 @@ from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule, described_data
 from vision_zoo.data.decode import Resize, decode_image, decoding_threads
 from vision_zoo.data.sources import pump
-from vision_zoo.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError, refuse
+from vision_zoo.errors import CheckpointError, ConfigError, DataError, InputError, refuse
 from vision_zoo.files import expanded
-from vision_zoo.types import ImageShape
 from vision_zoo.verbs.image_files import find_images
-from vision_zoo.verbs.output import output_file
+from vision_zoo.verbs.output import text_output
 
 Format = Literal["csv", "json"]
 
@@ -102,7 +100,7 @@ def predict(
     shown, failures = list[Prediction](), list[Prediction]()
     bar = Progress(console=console, transient=True, refresh_per_second=2, disable=not console.is_terminal)
     try:
-        with bar, _open_output(output) as file, warnings.catch_warnings():
+        with bar, text_output(output) as file, warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\b")  # odd but readable files
             writer = _Writer(file, kind)
             for prediction in bar.track(predictions, total=len(paths), description="predict"):
@@ -113,20 +111,16 @@ def predict(
                 brightness += prediction.brightness
                 if len(shown) < SHOWN:
                     shown.append(prediction)
-            if not shown:
-                what = "the file" if len(paths) == 1 else f"any of the {len(paths):,} files"
-                raise InputError(
-                    f"--images: cannot read {what} as an image; give files in a common format such as PNG or JPEG\n"
-                    + _list_unreadable(failures)
-                )
+            which = "the file" if len(paths) == 1 else f"any of the {len(paths):,} files"
+            way_out = f"give files in a common format such as PNG or JPEG\n{_list_unreadable(failures)}"
+            refuse(InputError, (not shown, f"--images: cannot read {which} as an image; {way_out}"))
             writer.end()
     except BrokenPipeError:  # the reader of standard output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     done, seconds = len(paths) - len(failures), time.monotonic() - start
     if failures:
-        text = f"could not be read as images, {len(failures):,}:\n{_list_unreadable(failures)}\n"
-        sys.stderr.write(text.encode(errors="backslashreplace").decode())
+        sys.stderr.write(f"could not be read as images, {len(failures):,}:\n{_list_unreadable(failures)}\n")
     sys.stderr.write(_inversion_hint(brightness / done, training_mean(model, datamodule), invert))
     if output != "-" and done <= SHOWN:
         console.print(_results_table(shown))
@@ -197,22 +191,19 @@ def decoded(
 ) -> Iterator[tuple[Path, Tensor | str]]:
     """Each file with its pixels, uint8 (C, H, W), or the reason why it cannot be read; decoded ahead by threads."""
 
-    def decode(chunk: Sequence[Path]) -> list[tuple[Path, Tensor | str]]:
-        return [(path, _pixels(path, model.image_shape, resize, invert)) for path in chunk]
+    def pixels(path: Path) -> Tensor | str:
+        try:
+            return decode_image(path, model.image_shape, resize, invert)
+        except DataError as error:
+            cause = error.__cause__ or error
+            reason = getattr(cause, "strerror", None) or str(cause).replace(f" {str(path)!r}", "")
+            return reason or type(cause).__name__
 
     threads, size, shared = decoding_threads(), min(CHUNK, batch_size), model.device.type == "cpu"
     ahead = TURN * batch_size // size if shared else 2 * threads + batch_size // size
     chunks = (paths[start : start + size] for start in range(0, len(paths), size))
-    return chain.from_iterable(pump(decode, chunks, threads, ahead, take_turns=shared))
-
-
-def _pixels(path: Path, image_shape: ImageShape, resize: Resize, invert: bool) -> Tensor | str:
-    try:
-        return decode_image(path, image_shape, resize, invert)
-    except DataError as error:
-        cause = error.__cause__ or error
-        reason = getattr(cause, "strerror", None) or str(cause).replace(f" {str(path)!r}", "")
-        return reason or type(cause).__name__
+    parts = pump(lambda chunk: [(path, pixels(path)) for path in chunk], chunks, threads, ahead, take_turns=shared)
+    return chain.from_iterable(parts)
 
 
 def find_device(accelerator: str) -> torch.device:
@@ -249,10 +240,8 @@ def training_mean(model: Classifier, datamodule: ImageDataModule | None) -> floa
 
 def _inversion_hint(brightness: float, mean: float | None, invert: bool) -> str:
     """Advice for images whose brightness fits the negatives of the training images far better than these."""
-    if mean is None or abs(1 - 2 * mean) < 0.3:  # too near to the middle to tell
-        return ""
-    if 2 * abs(brightness - (1 - mean)) >= abs(brightness - mean):
-        return ""
+    if mean is None or abs(1 - 2 * mean) < 0.3 or 2 * abs(brightness - (1 - mean)) >= abs(brightness - mean):
+        return ""  # not known, too near to the middle to tell, or no nearer to the negatives
     kind, trained = ("light", "dark") if brightness > 0.5 else ("dark", "light")
     advice = "leave out --invert" if invert else "try --invert"
     return (
@@ -261,30 +250,25 @@ def _inversion_hint(brightness: float, mean: float | None, invert: bool) -> str:
     )
 
 
-# ------------------------------------------------------------------------------------------------------- output
-
-
 class _Writer:
     """Rows of a table or a list of objects, written one by one; nothing before the first."""
 
     def __init__(self, file: TextIO, file_format: Format) -> None:
         self.file = file
         self.format = file_format
-        self.table = csv.writer(file, lineterminator="\n")
-        self.columns: list[str] = []
+        self.begun = False
 
     def write(self, prediction: Prediction) -> None:
-        first = not self.columns
-        if first:
-            ranks = ("", *(f"_{rank}" for rank in range(2, len(prediction.labels) + 1)))
-            self.columns = ["path", *(f"{name}{rank}" for rank in ranks for name in ("label", "probability"))]
-        pairs = zip(prediction.labels, prediction.probabilities, strict=True)
-        row = [str(prediction.path), *(value for pair in pairs for value in pair)]
-        if self.format == "csv":
-            self.table.writerows([self.columns, row] if first else [row])
+        row: dict[str, str | float] = {"path": str(prediction.path)}
+        for rank, (label, probability) in enumerate(zip(prediction.labels, prediction.probabilities, strict=True), 1):
+            ending = f"_{rank}" if rank > 1 else ""
+            row |= {f"label{ending}": label, f"probability{ending}": probability}
+        if self.format == "json":
+            self.file.write((",\n" if self.begun else "[\n") + json.dumps(row))
         else:
-            values = dict(zip(self.columns, row, strict=True))
-            self.file.write(("[\n" if first else ",\n") + json.dumps(values))
+            table = csv.writer(self.file, lineterminator="\n")
+            table.writerows([row.values()] if self.begun else [row.keys(), row.values()])
+        self.begun = True
 
     def end(self) -> None:
         if self.format == "json":
@@ -294,38 +278,10 @@ class _Writer:
 
 def _refuse_foreign(path: Path, file_format: Format) -> None:
     """Refuse to replace, under a name that the user did not give, a file that predict did not write."""
-    beginning = b""
-    if path.is_file():
-        with path.open("rb") as file:
-            beginning = file.read(len(BEGINNINGS[file_format]))
-    refuse(
-        ConfigError,
-        (
-            beginning not in (b"", BEGINNINGS[file_format]),
-            f"{path.absolute()} is there and was not written by predict: move it away, or give another name with "
-            "--output",
-        ),
-    )
-
-
-@contextlib.contextmanager
-def _open_output(output: str) -> Iterator[TextIO]:
-    """A file that takes its name only when it is complete, or standard output."""
-    if output != "-":
-        with (
-            output_file(output) as path,
-            path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-        ):
-            yield file
-        return
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # as in a file; names may be any bytes
-    try:
-        yield sys.stdout
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise TrainingError(f"standard output could not be written ({error.strerror or error})") from error
+    beginning = path.read_bytes()[:100] if path.is_file() else b""
+    foreign = beginning and not beginning.startswith(BEGINNINGS[file_format])
+    way_out = "move it away, or give another name with --output"
+    refuse(ConfigError, (foreign, f"{path.absolute()} is there and was not written by predict: {way_out}"))
 
 
 def _results_table(predictions: Sequence[Prediction]) -> Table:

@@ -40,7 +40,7 @@ class TrainingError(VisionZooError):
     """A failure that shows only while running: the loss is not finite, the disk is full, a process was lost."""
 
 
-def refuse(kind: type[VisionZooError], *problems: tuple[object, str]) -> None:
+def refuse(kind: type[Exception], *problems: tuple[object, str]) -> None:
     """Raise the first problem that there is.
 
     Args:

@@ -82,12 +82,10 @@ def test_images_of_other_channels_are_shown_in_gray(channels, tmp_path):
 
 def test_a_folder_is_not_decoded_for_a_few_images(here, monkeypatch):
     tiny.write_image_folder(here / "data", count=40)
-    from vision_zoo.data import decode
-
-    opened, original = [], decode._decode
-    monkeypatch.setattr(decode, "_decode", lambda *words: opened.append(words[0]) or original(*words))
+    opened, original = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *words: opened.append(words[0]) or original(*words))
     assert main(["show", "--data", "ImageFolder", "--data.root", "data", "--count", "6"]) == 0
-    assert len(opened) == 6
+    assert 6 <= len(opened) <= 10
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,147 @@
-"""Where images come from: the pump that fetches batches of them ahead of time."""
+"""Where images come from, in memory or in files, and the pump that fetches batches of them ahead of time."""
 
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vision_zoo.data.decode import UNREADABLE, Resize, decode
+from vision_zoo.errors import DataError
+from vision_zoo.types import ImageShape
 
 B = TypeVar("B")
 T = TypeVar("T")
+
+
+class Fetched(NamedTuple):
+    """A batch as it comes from its source.
+
+    Attributes:
+        images: uint8 (B, C, H, W) in [0, 255].
+        labels: int64 (B,) in [0, K).
+        failures: the files that could not be decoded, each with the reason.
+    """
+
+    images: Tensor
+    labels: Tensor
+    failures: Sequence[tuple[str, str]] = ()
+
+
+class Source(Protocol):
+    """Labelled images, of which any few can be fetched; `labels`, int64 (N,), costs nothing."""
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
+        """These images, int64 (B,); one that cannot be read is left out, or replaced by a fixed other one of `among`."""
+
+    def report(self, failures: Sequence[tuple[str, str]]) -> None:
+        """Name files that could not be decoded, each once."""
+
+
+class InMemory:
+    """Images that are tensors: a batch is one index_select.
+
+    Args:
+        images: uint8 (N, C, H, W) in [0, 255].
+        labels: int64 (N,) in [0, K).
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
+        """The images of these indices; none can fail."""
+        return Fetched(self.images.index_select(0, indices), self.labels.index_select(0, indices))
+
+    def report(self, failures: Sequence[tuple[str, str]]) -> None:
+        """Nothing: there are no failures."""
+
+
+class Files:
+    """Images in files, decoded when they are fetched.
+
+    Args:
+        paths: the files.
+        labels: int64 (N,) in [0, K).
+        image_shape: (channels, height, width) of every decoded image.
+        resize: see `decode_image`.
+        strict: refuse files that cannot be decoded instead of leaving them out.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Tensor,
+        image_shape: ImageShape,
+        resize: Resize = "crop",
+        strict: bool = False,
+    ) -> None:
+        self.paths = paths
+        self.labels = labels
+        self.image_shape = image_shape
+        self.resize: Resize = resize
+        self.strict = strict
+        self._reported: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
+        """Decode the files of these indices; called by several threads at once."""
+        # A NumPy buffer: torch would start threads of its own to copy into one.
+        images = np.empty((len(indices), *self.image_shape), dtype=np.uint8)
+        found: list[int] = []
+        failures: list[tuple[str, str]] = []
+        for first in indices.tolist():
+            index = first
+            while index is not None:
+                try:
+                    images[len(found)] = decode(self.paths[index], self.image_shape, self.resize)
+                except UNREADABLE as error:
+                    failures.append((self.paths[index], str(error)))
+                    following = None if among is None else _another(index, among)
+                    index = None if following == first else following
+                else:
+                    found.append(index)
+                    break
+        return Fetched(torch.from_numpy(images[: len(found)]), self.labels[found], failures)
+
+    def report(self, failures: Sequence[tuple[str, str]]) -> None:
+        """Name files that could not be decoded, each once.
+
+        Raises:
+            DataError: if such files are not to be left out.
+        """
+        for path, reason in failures:
+            if self.strict:
+                raise DataError(
+                    f"{path} cannot be decoded ({reason}). Repair or remove it, or leave such files out with "
+                    "--data.strict false"
+                )
+            if path not in self._reported:
+                self._reported.add(path)
+                # By each process of its own files; no other one meets them.
+                warnings.warn(f"{path} cannot be decoded ({reason}) and is left out", stacklevel=2)
+
+
+def _another(index: int, among: Tensor) -> int:
+    """A fixed other image: the next file may well be broken too, and it is of the same class."""
+    mixed = among[torch.randperm(len(among), generator=torch.Generator().manual_seed(0))]
+    place = int((mixed == index).nonzero()[0])
+    return int(mixed[(place + 1) % len(mixed)])
 
 
 def pump(

@@ -55,6 +55,14 @@ class Prediction(NamedTuple):
     brightness: float = 0.0
     problem: str = ""
 
+    def as_dict(self) -> dict[str, str | float]:
+        """The row of a table: path, label, probability, label_2, probability_2, ..."""
+        row: dict[str, str | float] = {"path": str(self.path)}
+        for rank, (label, probability) in enumerate(zip(self.labels, self.probabilities, strict=True), start=1):
+            ending = f"_{rank}" if rank > 1 else ""
+            row |= {f"label{ending}": label, f"probability{ending}": probability}
+        return row
+
 
 def predict(
     ckpt_path: str,
@@ -73,8 +81,7 @@ def predict(
         ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
         images: files, folders (with the folders in them) and patterns such as 'scans/*.png'.
         output: file to write, or - for standard output; by default predictions.csv or predictions.json here.
-        format: kind of the file; json is a list of objects. By default, the ending of the output decides, else it is
-            csv.
+        format: kind of the file; by default the ending of the output decides, else csv. json is a list of objects.
         top_k: labels for each image, by default 5 or all where there are fewer; the most probable comes first.
         invert: turn dark into light first, for dark digits on white paper where training had light on black.
         batch_size: images that the network takes at a time; by default as in training, on a CPU at most 64.
@@ -88,12 +95,10 @@ def predict(
         _refuse_foreign(Path(output), kind)
     device, paths = find_device(accelerator), find_images(images)
     checkpoint = open_checkpoint(ckpt_path, trusted_packages)
-    model, datamodule = Classifier.from_checkpoint(checkpoint.content).to(device), described_data(checkpoint.config)
-    if batch_size is None:
-        batch_size = getattr(datamodule, "batch_size", CACHED)
-        batch_size = min(batch_size, CACHED) if device.type == "cpu" else batch_size
-    resize: Resize = getattr(datamodule, "resize", "crop")
-    predictions = predict_images(model, paths, top_k, resize, invert, batch_size)
+    model, datamodule = Classifier.from_checkpoint(checkpoint.content), described_data(checkpoint.config)
+    in_training = getattr(datamodule, "batch_size", CACHED)
+    size = batch_size if batch_size is not None else min(in_training, CACHED) if device.type == "cpu" else in_training
+    predictions = predict_images(model.to(device), paths, top_k, getattr(datamodule, "resize", "crop"), invert, size)
 
     console = Console(file=sys.stderr if output == "-" else sys.stdout, highlight=False, soft_wrap=True)
     start, brightness = time.monotonic(), 0.0
@@ -125,7 +130,8 @@ def predict(
     if output != "-" and done <= SHOWN:
         console.print(_results_table(shown))
     unread = f", {len(failures):,} could not be read" if failures else ""
-    console.print(f"classified {done:,} image{'s' * (done != 1)} in {seconds:.1f} s ({done / seconds:,.0f}/s){unread}")
+    what = f"{done:,} image{'s' * (done != 1)}"
+    console.print(f"classified {what} in {seconds:.1f} s ({done / seconds:,.0f} images/s){unread}")
     if output != "-":
         console.print(str(expanded(output).absolute()), markup=False)
 
@@ -176,8 +182,7 @@ def predict_images(
                 raise CheckpointError("the network's output is not finite: the checkpoint's weights cannot be used")
             top, order = (part.cpu().numpy() for part in probabilities.topk(top_k))  # (B, top_k)
             shortest = top.astype(str).astype(float)  # with the digits that tell a float32 from its neighbours
-            brightness = pixels.flatten(1).float().mean(1) / 255
-            columns = (names[order].tolist(), shortest.tolist(), brightness.tolist())
+            columns = (names[order].tolist(), shortest.tolist(), (pixels.flatten(1).float().mean(1) / 255).tolist())
             found = (
                 Prediction(path, tuple(labels), tuple(values), mean)
                 for (path, _), labels, values, mean in zip(good, *columns, strict=True)
@@ -256,18 +261,15 @@ class _Writer:
     def __init__(self, file: TextIO, file_format: Format) -> None:
         self.file = file
         self.format = file_format
+        self.table = csv.writer(file, lineterminator="\n")
         self.begun = False
 
     def write(self, prediction: Prediction) -> None:
-        row: dict[str, str | float] = {"path": str(prediction.path)}
-        for rank, (label, probability) in enumerate(zip(prediction.labels, prediction.probabilities, strict=True), 1):
-            ending = f"_{rank}" if rank > 1 else ""
-            row |= {f"label{ending}": label, f"probability{ending}": probability}
-        if self.format == "json":
-            self.file.write((",\n" if self.begun else "[\n") + json.dumps(row))
+        row = prediction.as_dict()
+        if self.format == "csv":
+            self.table.writerows([row.values()] if self.begun else [row.keys(), row.values()])
         else:
-            table = csv.writer(self.file, lineterminator="\n")
-            table.writerows([row.values()] if self.begun else [row.keys(), row.values()])
+            self.file.write((",\n" if self.begun else "[\n") + json.dumps(row))
         self.begun = True
 
     def end(self) -> None:

@@ -1,6 +1,7 @@
 """A network layer by layer, as one image passes through it: output shapes, parameters, multiply-adds, memory."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vision_zoo import probe
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.types import ImageShape
@@ -110,18 +112,30 @@ def summary(model: Classifier, depth: int | None = None) -> None:
     Console(highlight=False, soft_wrap=True).print(layer_table(model, depth))
 
 
-def summarise(model: Classifier) -> Summary:
-    """Send one black image through a classifier and note what each layer does.
+def summarise(model: Classifier, bf16: bool = False) -> Summary:
+    """Send one black image through a classifier and note what each layer does; see `probe.check`, whose pass it is.
 
-    The classifier stays as it is: the image passes in eval mode, without gradients, and random states are put back.
+    Args:
+        model: the classifier; it stays as it is, and random states are put back.
+        bf16: try bfloat16 autocast with it; memory is that of float32.
 
     Raises:
         ConfigError: if the backbone cannot classify images of the classifier's shape.
     """
-    backbone = model.backbone
+    calls: list[Layer] = []
+    devices = [model.scale.device] if model.scale.is_cuda else []
+    with torch.random.fork_rng(devices):
+        probe.check(model, bf16=bf16, around=lambda: _watching(model.backbone, calls))
+    trainable = sum(p.numel() for p in model.backbone.parameters() if p.requires_grad)
+    return Summary(calls, model.image_shape, trainable)
+
+
+@contextmanager
+def _watching(backbone: nn.Module, calls: list[Layer]) -> Iterator[None]:
+    """Note each call of a layer during a pass; a pass that is tried again begins anew."""
+    calls.clear()
     names = {module: name for name, module in backbone.named_modules()}
     counter = FlopCounterMode(display=False)
-    calls: list[Layer] = []
     open_calls: list[tuple[int, int]] = []  # place in the list, and operations before
     counted: set[nn.Parameter] = set()
 
@@ -141,18 +155,17 @@ def summarise(model: Classifier) -> Summary:
         outputs = _tensors(output)
         layer.output_shape = tuple(outputs[0].shape) if outputs else ()
         inputs = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
-        if not inside:
-            layer.output_bytes = sum(o.nbytes for o in outputs if o.untyped_storage().data_ptr() not in inputs)
+        if not inside and not isinstance(module, nn.Flatten):  # shares its input's memory, but in channels_last
+            layer.output_bytes = sum(_bytes(o) for o in outputs if o.untyped_storage().data_ptr() not in inputs)
 
     hooks = [module.register_forward_pre_hook(enter) for module in names]
     hooks += [module.register_forward_hook(leave, with_kwargs=True) for module in names]
     # Fused attention is one operation, of which nothing would be counted: take it as matrix products.
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    devices = [model.scale.device] if model.scale.is_cuda else []
     try:
-        with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH), counter:
-            model.check()
+        with sdpa_kernel(SDPBackend.MATH), counter:
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for hook in hooks:
@@ -160,21 +173,21 @@ def summarise(model: Classifier) -> Summary:
     if left := set(backbone.parameters()) - counted:
         size, nbytes = sum(p.numel() for p in left), sum(p.nbytes for p in left)
         calls.append(Layer("(in no layer)", "", 1, parameters=size, parameter_bytes=nbytes))
-    return Summary(calls, model.image_shape, sum(p.numel() for p in backbone.parameters() if p.requires_grad))
 
 
-def layer_table(model: Classifier, depth: int | None = None, max_rows: int | None = None) -> Table:
+def layer_table(model: Classifier, depth: int | None = None, max_rows: int | None = None, bf16: bool = False) -> Table:
     """A table of a classifier's layers in order of execution, with totals.
 
     Args:
         model: the classifier; it stays as it is.
         depth: show blocks nested this deep as one row; None shows every layer.
         max_rows: shorten the table to about this many rows.
+        bf16: see `summarise`.
 
     Raises:
         ConfigError: if the backbone cannot classify images of the classifier's shape.
     """
-    found = summarise(model)
+    found = summarise(model, bf16)
     rows, total = found.rows(depth, max_rows), found.total
     frozen = total.parameters - found.trainable
     trainable = f"{found.trainable:,} trainable, {frozen:,} frozen" if frozen else "all trainable"
@@ -214,6 +227,10 @@ def layer_table(model: Classifier, depth: int | None = None, max_rows: int | Non
     # A table is not squeezed into a narrow terminal: cut numbers would be worse than long lines.
     table.width = Console(width=10_000).measure(table).maximum
     return table
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * (4 if tensor.dtype == torch.bfloat16 else tensor.element_size())
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -99,7 +99,6 @@ def predict(
     in_training = getattr(datamodule, "batch_size", CACHED)
     size = batch_size if batch_size is not None else min(in_training, CACHED) if device.type == "cpu" else in_training
     predictions = predict_images(model.to(device), paths, top_k, getattr(datamodule, "resize", "crop"), invert, size)
-
     console = Console(file=sys.stderr if output == "-" else sys.stdout, highlight=False, soft_wrap=True)
     start, brightness = time.monotonic(), 0.0
     shown, failures = list[Prediction](), list[Prediction]()

@@ -190,12 +190,9 @@ def compare(model: Classifier, forward: Forward, images: Tensor, format_: str) -
             ) from error
     probabilities = (got.softmax(1) - expected.softmax(1)).abs().max()
     difference = Difference(float((got - expected).abs().max()), float(probabilities), float(expected.abs().max()))
-    if not difference.logits <= TOLERANCE * difference.scale + 1e-6:  # not a number is a failure too
-        raise ExportError(
-            f"the {format_} file was removed: its logits differ by up to {difference.logits:.1e} from the module's, "
-            f"which reach {difference.scale:.1e}; probabilities differ by {difference.probabilities:.1e}. Another "
-            "--format may do better"
-        )
+    wrong = not difference.logits <= TOLERANCE * difference.scale + 1e-6  # not a number is a failure too
+    what = f"its logits differ by up to {difference.logits:.1e} from the module's, which reach {difference.scale:.1e}"
+    refuse(ExportError, (wrong, f"the {format_} file was removed: {what}. Another --format may do better"))
     return difference
 
 

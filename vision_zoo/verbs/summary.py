@@ -55,10 +55,8 @@ class Layer:
 
     def add(self, other: "Layer") -> None:
         """Take the counts of another call into this one."""
-        self.parameters += other.parameters
-        self.parameter_bytes += other.parameter_bytes
-        self.multiply_adds += other.multiply_adds
-        self.output_bytes += other.output_bytes
+        for count in ("parameters", "parameter_bytes", "multiply_adds", "output_bytes"):
+            setattr(self, count, getattr(self, count) + getattr(other, count))
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Facts:
 
     def figures(self) -> list[tuple[str, str]]:
         """The few figures at the top, each with its name."""
-        figures = []
+        figures: list[tuple[str, str]] = []
         for name in ("test/accuracy", "test/top5_accuracy", "test/f1", "val/accuracy"):
             if name in self.metrics and len(figures) < 3:
                 split, _, metric = name.partition("/")

@@ -114,11 +114,6 @@ def digest_of(project: Project, recipe: str, options: Sequence[str]) -> str:
     """Short name of what a recipe and its options mean, whatever its comments say."""
     path = project.recipe(recipe)
     content = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    match content.get("model"):
-        case {"scheduler": {"init_args": {"max_lr": peak} as more}, "optimizer": {"init_args": {"lr": rate}}} if (
-            peak == rate
-        ):
-            del more["max_lr"]  # which OneCycleLR takes from the optimizer
     return hashlib.sha256(json.dumps([short_names(content), list(options)], sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -67,7 +67,7 @@ def state(path: Path) -> dict[str, Any]:
     """What must be equal in two checkpoints: everything but clock times and folders."""
     checkpoint = torch.load(path, weights_only=True)
     for name in ("fit_seconds", "train_seconds"):
-        checkpoint["callbacks"]["Run"].pop(name)
+        checkpoint["callbacks"]["RunFolder"].pop(name)
     for name in ("vision_zoo", "datamodule_hyper_parameters"):
         checkpoint.pop(name)
     return checkpoint

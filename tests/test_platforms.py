@@ -1,69 +1,60 @@
-"""Macs and Windows, as far as another machine can show it: the package without what they lack."""
+"""Devices that lack something: a simulation of those without float64, as Apple's GPUs are."""
 
 import json
-import subprocess
-import sys
 
-from tests import tiny
-from tests.lightning_rows.trial import BASE
-from tests.test_distributed import ENVIRONMENT
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
-# Modules, and names of modules, that Windows' Python lacks; a file system may have no hard links anywhere.
-MODULES = ("fcntl", "grp", "posix", "pwd", "resource", "syslog", "termios")
-NAMES = {
-    "os": (
-        "fork", "forkpty", "getgid", "getloadavg", "getpgid", "getsid", "getuid", "killpg", "link", "mkfifo", "nice",
-        "sched_getaffinity", "sched_setaffinity", "setsid", "statvfs", "uname", "wait",
-    ),
-    "signal": (
-        "SIGALRM", "SIGCHLD", "SIGCONT", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGSTOP", "SIGTSTP", "SIGUSR1",
-        "SIGUSR2", "alarm", "pause", "pthread_kill", "pthread_sigmask", "setitimer", "sigwait",
-    ),
-    "socket": ("AF_UNIX",),
-    "time": ("tzset",),
-}  # fmt: skip
-
-# Other packages have their own ways on Windows, which they choose when they are imported: so they come first.
-PROGRAM = """
-import json, sys
-import filelock, jsonargparse, lightning, matplotlib.pyplot, numpy, PIL.Image, rich.progress, scipy.io, tensorboard
-import torch, torch.utils.tensorboard, torchmetrics, torchvision.transforms.v2
-import lightning.pytorch.trainer.connectors.signal_connector as connector
-
-modules, names, commands = json.loads(sys.argv[1])
-connector._IS_WINDOWS = True
-for module in modules:
-    sys.modules[module] = None
-for module, gone in names.items():
-    for name in gone:
-        if hasattr(sys.modules[module], name):
-            delattr(sys.modules[module], name)
+from tests.conftest import QUICK
+from tests.test_classifier import classifier, trainer
 from vision_zoo.__main__ import main
-
-for words in commands:
-    code = main(words)
-    if code:
-        sys.exit(f"{words[0]} ended with exit code {code}")
-"""
-COMMANDS = [
-    [*BASE, "--test_after_fit", "true", "--trainer.val_check_interval", "2"],
-    ["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"],
-    ["test", "--ckpt_path", "best"],
-    ["validate", "--ckpt_path", "last"],
-    ["predict", "--ckpt_path", "best", "--images", "pictures"],
-    ["report", "--ckpt_path", "best"],
-    ["list", "runs"],
-]
+from vision_zoo.data import MNIST5k
+from vision_zoo.training import Evaluation
 
 
-def test_the_commands_work_without_what_windows_lacks(tmp_path):
-    tiny.write_npz(tmp_path / "data.npz", 40, 20, (8, 8))
-    tiny.write_image_folder(tmp_path / "pictures", count=2)
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps([MODULES, NAMES, COMMANDS])],
-        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (run,) = tmp_path.glob("runs/*/version_*")
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-    assert json.loads((run / "results.json").read_text())["epochs"] == 2
+class NoFloat64(TorchDispatchMode):
+    """Refuses to make, convert to, or compute with float64, wherever a tensor lies."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves((args, kwargs, result)):
+            if isinstance(value, Tensor) and value.dtype == torch.float64:
+                raise TypeError(f"the device doesn't support float64 ({func})")
+        return result
+
+
+def on_host(function):
+    def apart(*args):
+        with _disable_current_modes():
+            return function(*args)
+
+    return apart
+
+
+def test_the_simulated_device_refuses_float64():
+    with NoFloat64(), pytest.raises(TypeError, match="float64"):
+        torch.zeros(1).double()
+
+
+def test_fit_and_test_run_on_a_device_without_float64(here, monkeypatch):
+    # Figures are drawn on the host, where every type is.
+    monkeypatch.setattr(Evaluation, "on_test_end", on_host(Evaluation.on_test_end))
+    expected = main([*QUICK, "--trainer.max_epochs", "1"])
+    with NoFloat64():
+        assert main([*QUICK, "--trainer.max_epochs", "1"]) == expected == 0
+        assert main(["test", "--ckpt_path", "best", "--output", "out"]) == 0
+    runs = [here / f"runs/default/version_{number}/results.json" for number in (0, 1)]
+    with_it, without = (json.loads(path.read_text())["metrics"] for path in runs)
+    assert with_it == without
+
+
+def test_a_plain_trainer_does_too():
+    model = classifier()
+    with NoFloat64():
+        run = trainer(max_epochs=1, limit_train_batches=3, limit_val_batches=2, limit_test_batches=2)
+        run.fit(model.to("cpu"), MNIST5k())
+        run.test(model, MNIST5k(), verbose=False)
+    assert run.callback_metrics["test/loss"] > 0

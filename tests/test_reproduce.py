@@ -18,7 +18,7 @@ import yaml
 
 from vision_zoo.__main__ import main
 from vision_zoo.data import CIFAR10
-from vision_zoo.training.run_folder import Run
+from vision_zoo.training import Saving
 from vision_zoo.verbs import list_ as listing
 
 ROOT = Path(__file__).parents[1]
@@ -156,7 +156,7 @@ def test_a_run_becomes_a_row_and_every_figure_comes_from_the_rows(project, repro
 
 
 def test_a_run_that_was_stopped_goes_on_and_gives_one_row(project, monkeypatch, capsys):
-    whole = Run.on_train_epoch_end
+    whole = Saving.on_train_epoch_end
 
     def stop_after_the_second_epoch(self, trainer, *others):
         if trainer.current_epoch == 1:
@@ -164,7 +164,7 @@ def test_a_run_that_was_stopped_goes_on_and_gives_one_row(project, monkeypatch, 
         whole(self, trainer, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "on_train_epoch_end", stop_after_the_second_epoch)
+        patch.setattr(Saving, "on_train_epoch_end", stop_after_the_second_epoch)
         assert project.run("lenet5_mnist", "fc_mnist") == 143
     assert len(project.trainings) == 1  # whoever stops the script stops it whole
     assert project.rows() == []

@@ -211,13 +211,13 @@ DATA = [
     Case(
         "folder nested",
         FOLDER,
-        r"a has no pictures, only folders \(deep, \.\.\.\)\. Pictures must lie",
+        r"a has no images, only folders \(deep, \.\.\.\)\. Images must lie",
         folder("a", "b", inside="deep"),
     ),
     Case(
         "folder with an empty class",
         FOLDER,
-        r"wolf has no pictures\. Pictures must lie",
+        r"wolf has no images\. Images must lie",
         lambda here: (pictures(here) / "wolf").mkdir(),
     ),
     Case("folder unreadable", FOLDER, r"can be decoded", unreadable()),

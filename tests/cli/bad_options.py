@@ -382,7 +382,7 @@ OPTIONS = [
     Case(
         "a schedule of schedules",
         (*FIT, "--model.scheduler", "SequentialLR"),
-        r"--model\.scheduler SequentialLR is made of schedules, which no option can name: write a class",
+        r"--model\.scheduler SequentialLR: unknown.*a class of your own is named with its module",
     ),
     Case("epochs below minus one", (*FIT[:3], "--trainer.max_epochs", "-5"), r"max_epochs"),
     Case(

@@ -21,7 +21,7 @@ from tests.cli.bad_options import OPTIONS
 from tests.cli.cases import FIT, FOLDER, refuse, tree
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import LeNet5
-from vision_zoo.training import Run
+from vision_zoo.training import RunFolder
 
 CATALOGUE = [*DATA, *OPTIONS, *CONFIGS, *CHECKPOINTS]
 
@@ -84,7 +84,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
     monkeypatch.setattr(LeNet5, "steps", 0, raising=False)
     monkeypatch.setattr(LeNet5, "forward", forward)
-    monkeypatch.setattr("vision_zoo.training.run_folder.Run.on_train_batch_end", counted(LeNet5), raising=True)
+    monkeypatch.setattr("vision_zoo.training.run_folder.RunFolder.on_train_batch_end", counted(LeNet5), raising=True)
     command = [*FIT[:3], "--trainer.limit_train_batches", "8", "--trainer.max_epochs", "3", "--model.scheduler", "null"]
     error = refuse(capsys, (*command, *words), message, code=1)
     assert "What was saved before is kept" in error
@@ -95,7 +95,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 
 def counted(network: type) -> Callable[..., None]:
-    original = Run.on_train_batch_end
+    original = RunFolder.on_train_batch_end
 
     def on_train_batch_end(self, trainer, *rest):
         network.steps = trainer.global_step

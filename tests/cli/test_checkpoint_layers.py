@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import save_file
 from torch import nn
 
@@ -18,6 +17,7 @@ from vision_zoo.__main__ import main
 from vision_zoo.backbones import LeNet5
 from vision_zoo.classifier import Classifier
 from vision_zoo.data import FashionMNIST, MNIST5k
+from vision_zoo.errors import ConfigError
 from vision_zoo.transforms import views
 
 
@@ -182,8 +182,7 @@ class Unwritable(nn.Module):
         (["--config", "cnn_mnist5k", "--config", "peak.yaml"], 0.4),
     ],
 )
-def test_a_learning_rate_is_the_peak_of_a_one_cycle_schedule(words, peak, here, capsys):
-    """torch's OneCycleLR goes by its max_lr alone, so that a rate beside it would do nothing."""
+def test_a_learning_rate_is_the_peak_of_a_one_cycle_schedule(words, peak, here, monkeypatch):
     Path("own.yaml").write_text(
         "model: {backbone: LeNet5, optimizer: {class_path: SGD, init_args: {lr: 0.07}}, scheduler: OneCycleLR}\n"
         "data: MNIST5k\n"
@@ -191,8 +190,17 @@ def test_a_learning_rate_is_the_peak_of_a_one_cycle_schedule(words, peak, here, 
     Path("other.yaml").write_text("model: {optimizer: {class_path: SGD, init_args: {lr: 0.05}}}\n")
     Path("same.yaml").write_text("model: {optimizer: {class_path: Adam, init_args: {weight_decay: 0.1}}}\n")
     Path("peak.yaml").write_text("model: {optimizer: SGD, scheduler: {init_args: {max_lr: 0.4}}}\n")
-    assert main(["fit", *words, "--print_config"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["model"]["scheduler"]["init_args"]["max_lr"] == peak
+    peaks = []
+
+    def check(self):
+        optimizer = self.optimizer(self.parameters())
+        self.scheduler(optimizer, total_steps=10)
+        peaks.append(optimizer.param_groups[0]["max_lr"])
+        raise ConfigError("seen")
+
+    monkeypatch.setattr("vision_zoo.classifier.Classifier.check_optimizer", check)
+    assert main(["fit", *words]) == 2
+    assert peaks == [peak]
 
 
 def test_a_folder_that_the_embedded_images_do_not_use_is_told(here, capsys):

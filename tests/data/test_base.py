@@ -87,7 +87,7 @@ def test_training_batches_are_augmented_and_no_others(tmp_path):
 def test_parts_are_disjoint_and_together_the_training_files(tmp_path):
     data = MNIST(str(tiny.write_mnist(tmp_path)))
     data.setup("fit")
-    train, val = data._parts["train"].indices.tolist(), data._parts["val"].indices.tolist()
+    train, val = data._subsets["train"].indices.tolist(), data._subsets["val"].indices.tolist()
     assert sorted(train + val) == list(range(200))
     assert train == sorted(train)
 

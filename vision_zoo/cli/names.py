@@ -20,9 +20,9 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
     "data": ("vision_zoo.data",),
     "model.backbone": ("vision_zoo.backbones",),
     "model.optimizer": ("torch.optim",),
-    "model.scheduler": ("torch.optim.lr_scheduler",),
+    "model.scheduler": ("vision_zoo.schedules", "torch.optim.lr_scheduler"),
     "data.augmentation": ("vision_zoo.transforms", "torchvision.transforms.v2"),
-    "trainer.callbacks": ("lightning.pytorch.callbacks", "vision_zoo.training.resizing"),
+    "trainer.callbacks": ("lightning.pytorch.callbacks", "vision_zoo.training"),
     "trainer.logger": ("lightning.pytorch.loggers",),
 }
 
@@ -30,7 +30,11 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
 LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")
 
 
-_BASES = {"ImageDataModule", "BatchTransform", "Transform", "Optimizer", "LRScheduler"}  # nothing to choose
+# Nothing to choose: bases, and schedules that are made of others, which no option can name.
+_BASES = {
+    *("ImageDataModule", "BatchTransform", "Transform", "Optimizer", "LRScheduler"),
+    *("SequentialLR", "ChainedScheduler"),
+}
 
 
 def find_class(name: str, slot: str) -> str:
@@ -57,10 +61,10 @@ def find_class(name: str, slot: str) -> str:
     known: set[str] = set()
     for package in CLASS_SLOTS[slot]:
         classes = dict(inspect.getmembers(importlib.import_module(package), inspect.isclass))
-        own = {key for key, value in classes.items() if key[0] != "_" and value.__module__.startswith(package)}
+        own = {key for key, value in classes.items() if key[0] != "_" and value.__module__.startswith(package)} - _BASES
         if name in own:
             return f"{package}.{name}"
-        known |= own - _BASES
+        known |= own
     models = importlib.import_module("torchvision.models")
     if slot == "model.backbone" and name in models.list_models(module=models):
         hint = f"; --{slot} Torchvision --{slot}.name {name} is the one of torchvision."

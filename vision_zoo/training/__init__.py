@@ -1,9 +1,20 @@
-"""What a run does besides training: its folder, what the terminal shows, the evaluation of the test images."""
+"""What a run does besides training: its folder, what the terminal shows, the artifacts of the test."""
 
-from vision_zoo.training.evaluation import Evaluation
-from vision_zoo.training.performance import Speed
-from vision_zoo.training.progress import Console
+from vision_zoo.training.callbacks import run_callbacks
+from vision_zoo.training.evaluation import TestArtifacts
+from vision_zoo.training.performance import Performance
+from vision_zoo.training.progress import ProgressBar
 from vision_zoo.training.resizing import ProgressiveResizing
-from vision_zoo.training.run_folder import AtomicCheckpointIO, Run
+from vision_zoo.training.run_folder import RunFolder
+from vision_zoo.training.saving import AtomicCheckpointIO, Saving
 
-__all__ = ["AtomicCheckpointIO", "Console", "Evaluation", "ProgressiveResizing", "Run", "Speed"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "Performance",
+    "ProgressBar",
+    "ProgressiveResizing",
+    "RunFolder",
+    "Saving",
+    "TestArtifacts",
+    "run_callbacks",
+]

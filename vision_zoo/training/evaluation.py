@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,13 +18,14 @@ from vision_zoo.files import write_file
 from vision_zoo.plots import plot_confusion_matrix, plot_images
 from vision_zoo.trainer_facts import gather
 from vision_zoo.training.processes import expect_answers
-from vision_zoo.training.run_folder import end_on_sigterm
+from vision_zoo.training.run_folder import RunFolder
+from vision_zoo.training.signals import end_on_sigterm
 from vision_zoo.types import Batch
 
 MISTAKES = 20
 
 
-def numbers(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+def to_floats(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     """Metrics as numbers with no more digits than they have: .89 in float32 is .89, not .8899999856948853."""
     return {name: float(str(value.detach().cpu().numpy())) for name, value in metrics.items()}
 
@@ -47,18 +49,25 @@ def per_class(matrix: Tensor) -> list[dict[str, float]]:
     ]
 
 
-class Evaluation(Callback):
-    """Collects what ``test`` shows beyond single metrics and writes it into a folder.
+class TestArtifacts(Callback):
+    """Collects what a test shows beyond single metrics and writes it into a folder.
+
+    Args:
+        folder: for confusion_matrix.png and .csv, per_class.csv, mistakes.png and test.json: a folder, or the run's
+            that is chosen when training starts; None writes nothing.
+        about: what is tested, for test.json: such as the checkpoint's name and step, and the data.
 
     Attributes:
-        folder: for confusion_matrix.png and .csv, per_class.csv, mistakes.png and test.json; None writes nothing.
-        about: what is tested, for test.json: such as the checkpoint's name and step, and the data.
         rows: precision, recall, f1 and number of images of each class, after a test; see `per_class`.
     """
 
-    def __init__(self) -> None:
-        self.folder: Path | None = None
-        self.about: dict[str, str | int] = {}
+    __test__ = False  # no test of pytest's
+
+    def __init__(
+        self, folder: Path | RunFolder | None = None, about: Mapping[str, str | int] = MappingProxyType({})
+    ) -> None:
+        self.folder = folder
+        self.about = about
         self.rows: list[dict[str, float]] = []
         self._mistakes: list[tuple[float, int, int, Tensor]] = []
 
@@ -99,11 +108,12 @@ class Evaluation(Callback):
         mistakes = sorted((m for part in gather(self._mistakes) for m in part), key=lambda m: -m[0])[:MISTAKES]
         if not isinstance(pl_module, Classifier):
             return
-        metrics = {n: value for n, value in numbers(trainer.callback_metrics).items() if n.startswith("test/")}
+        metrics = {n: value for n, value in to_floats(trainer.callback_metrics).items() if n.startswith("test/")}
         self.rows = per_class(pl_module.confusion_matrix)
-        if self.folder is None or not trainer.is_global_zero:
+        folder = self.folder.path if isinstance(self.folder, RunFolder) else self.folder
+        if folder is None or not trainer.is_global_zero:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         names, matrix = pl_module.class_names, pl_module.confusion_matrix
         text = io.StringIO()  # names of folders may be any bytes, hence surrogateescape
         csv.writer(text, lineterminator="\n").writerows(
@@ -112,26 +122,26 @@ class Evaluation(Callback):
                 *([name, *counts] for name, counts in zip(names, matrix.tolist(), strict=True)),
             ]
         )
-        write_file(self.folder / "confusion_matrix.csv", text.getvalue().encode(errors="surrogateescape"))
+        write_file(folder / "confusion_matrix.csv", text.getvalue().encode(errors="surrogateescape"))
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["class", "precision", "recall", "f1", "images"])
         table.writerows([name, *row.values()] for name, row in zip(names, self.rows, strict=True))
-        write_file(self.folder / "per_class.csv", text.getvalue().encode(errors="surrogateescape"))
+        write_file(folder / "per_class.csv", text.getvalue().encode(errors="surrogateescape"))
         results: dict[str, Any] = {**metrics, **self.about}
         if pl_module.test_time_augmentation != "none":
             results["test_time_augmentation"] = pl_module.test_time_augmentation
-        write_file(self.folder / "test.json", (json.dumps(results, indent=2) + "\n").encode())
+        write_file(folder / "test.json", (json.dumps(results, indent=2) + "\n").encode())
         accuracy = metrics["test/accuracy"]
         title = f"{pl_module.network_name}: {100 * accuracy:.2f} % of {int(matrix.sum()):,} test images"
         if pl_module.test_time_augmentation != "none":
             title += f" ({pl_module.test_time_augmentation} averaged)"
-        plot_confusion_matrix(matrix, names, self.folder / "confusion_matrix.png", title)
-        (self.folder / "mistakes.png").unlink(missing_ok=True)  # of an earlier test
+        plot_confusion_matrix(matrix, names, folder / "confusion_matrix.png", title)
+        (folder / "mistakes.png").unlink(missing_ok=True)  # of an earlier test
         if mistakes:
             plot_images(
                 torch.stack([image for *_, image in mistakes]),
                 [f"said {names[p]} ({100 * c:.0f} %)\nis {names[t]}" for c, p, t, _ in mistakes],
-                self.folder / "mistakes.png",
+                folder / "mistakes.png",
                 "The most confident mistakes",
             )

@@ -1,31 +1,27 @@
-"""What makes training fast on the machine at hand: chosen at the start of fit, said in one line, kept on resume."""
+"""What makes training fast on the machine at hand: chosen at the start of fit, told in one line, kept on resume."""
 
 import ctypes
-import functools
 import os
 from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from vision_zoo import probe
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError
+from vision_zoo.training import lightning_patches as patches
 
 # Below this many images, casting the weights takes longer than bf16 saves.
 SMALLEST_BF16_BATCH = 32
-
-STEP_HOOKS = (
-    "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward",
-    "on_before_optimizer_step", "on_train_batch_end",
-)  # fmt: skip
 
 
 class TrainingPrecision(MixedPrecision):
@@ -59,11 +55,10 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware: AMX or AVX512-BF16, or a GPU that does."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # torch has no public ones for CPUs
-    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)
+    return device.type == "cpu" and patches.has_cpu_bf16()
 
 
-class Speed(Callback):
+class Performance(Callback):
     """Chooses bf16 autocast, the memory layout of convolutions and the optimizer's fused form.
 
     Each depends on the machine, the network and the batch size only, and a continued run keeps what it began with.
@@ -71,18 +66,25 @@ class Speed(Callback):
     Args:
         precision_given: the user has set the precision, so that it is not ours to choose.
         stored: the choices of the run that is continued; empty for one that made none.
+        channels_last: the memory layout that the user asks for; None leaves it to the network.
 
     Attributes:
-        channels_last: the user's word on the memory layout; None leaves it to the network.
         choices: precision, channels_last and fused, known from the start of training.
     """
 
-    def __init__(self, precision_given: bool = False, stored: Mapping[str, Any] | None = None) -> None:
+    topic = "speed"
+
+    def __init__(
+        self,
+        precision_given: bool = False,
+        stored: Mapping[str, Any] | None = None,
+        channels_last: bool | None = None,
+    ) -> None:
         self.precision_given = precision_given
         self.stored = stored
-        self.channels_last: bool | None = None
+        self.channels_last = channels_last
         self.choices: dict[str, Any] = {}
-        self._reason = ""
+        self._reason = self._optimizer = ""
 
     def state_dict(self) -> dict[str, Any]:
         """The choices."""
@@ -100,11 +102,9 @@ class Speed(Callback):
         plugin = trainer.strategy.precision_plugin
         stock = isinstance(plugin, MixedPrecision) and not isinstance(plugin, TrainingPrecision)
         choices["fused"] = choices["fused"] and not (stock and trainer.gradient_clip_val)
-        if type(trainer.strategy) is DDPStrategy:  # gradients are not copied back from where they are summed
-            trainer.strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
-        skip_idle_hooks(pl_module)
+        patches.share_gradient_memory(trainer.strategy)
         pl_module.fuses_optimizer = choices["fused"]
-        pl_module.lay_out(choices["channels_last"])
+        pl_module.set_memory_format(choices["channels_last"])
         self.choices = choices
 
     def _choose(self, trainer: Trainer, model: Classifier) -> tuple[dict[str, Any], str]:
@@ -117,7 +117,11 @@ class Speed(Callback):
         elif stored is not None:
             precision, reason = stored.get("precision", "32-true"), "as the run began"
         else:
-            reason = self._against_bf16(trainer, model)
+            device = trainer.strategy.root_device
+            reason = self.against_bf16(device, getattr(trainer.datamodule, "batch_size", None))  # type: ignore[attr-defined]
+            # (The network is not on its device yet; CUDA's autocast knows more operations than the CPU's.)
+            if not reason and device.type != "cuda" and not probe.accepts(model, bf16=True):
+                reason = "the network does not run in bf16"
             precision = "32-true" if reason else "bf16-mixed"
         if self.channels_last and not _steps_in_channels_last(model, trainer.strategy.root_device):
             raise ConfigError("--channels_last true: the optimizer needs the plain order; leave it out")
@@ -126,7 +130,7 @@ class Speed(Callback):
         elif stored is not None:
             channels_last = bool(stored.get("channels_last"))
         else:
-            channels_last = simple and _has_convolutions(model) and _accepts(model, channels_last=True)
+            channels_last = simple and _has_convolutions(model) and probe.accepts(model, channels_last=True)
             channels_last = channels_last and _steps_in_channels_last(model, trainer.strategy.root_device)
         fused = simple and trainer.strategy.root_device.type in ("cpu", "cuda")
         if stored is not None:
@@ -134,79 +138,60 @@ class Speed(Callback):
         return {"precision": precision, "channels_last": channels_last, "fused": fused}, reason
 
     @staticmethod
-    def _against_bf16(trainer: Trainer, model: Classifier) -> str:
-        """Why the training steps stay in float32, or nothing."""
-        device = trainer.strategy.root_device
+    def against_bf16(device: torch.device, batch_size: int | None) -> str:
+        """Why training steps on a device stay in float32, whatever the network, or nothing."""
         if not has_fast_bf16(device):
             return f"this {device.type} has no fast bf16"
-        if (getattr(trainer.datamodule, "batch_size", None) or 1) < SMALLEST_BF16_BATCH:  # type: ignore[attr-defined]
+        if (batch_size or 1) < SMALLEST_BF16_BATCH:
             return f"batches below {SMALLEST_BF16_BATCH} images gain nothing from bf16"
-        # (The network is not on its device yet; CUDA's autocast knows more operations than the CPU's.)
-        return "" if device.type == "cuda" or _accepts(model, bf16=True) else "the network does not run in bf16"
+        return ""
+
+    def tries_bf16(self, trainer: Trainer, batch_size: int | None) -> bool:
+        """Whether the network is to be tried in bf16 before training."""
+        device = trainer.strategy.root_device
+        undecided = not self.precision_given and self.stored is None and device.type == "cpu"
+        return undecided and not self.against_bf16(device, batch_size)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take note of whether the optimizer is fused, and give its state the layout of the weights."""
         if not self.choices:
             return
-        # Lightning asks six times a step whether module or data module have a batch's hooks, which does not change.
-        selector = trainer._data_connector._datahook_selector
-        if selector is not None:
-            selector.get_instance = functools.cache(selector.get_instance)  # type: ignore[method-assign]  # no option
         self.choices["fused"] = all(bool(o.defaults.get("fused")) for o in trainer.optimizers)
         for optimizer in trainer.optimizers:
             match_layouts(optimizer)
-            if trainer.strategy.root_device.type == "cpu":
-                # Adam asks before each step whether a GPU records a CUDA graph. With the environment variable that
-                # Lightning sets, the answer loads the GPU's driver library anew each time.
-                optimizer._accelerator_graph_capture_health_check = lambda: None  # type: ignore[method-assign]
+        self._optimizer = type(trainer.optimizers[0]).__name__
 
     # Validation and what follows training see the layout that a loaded checkpoint has, so that figures agree exactly.
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the weights into their plain layout."""
+        """Put the weights into their plain layout, and the same buffers on all processes."""
+        if isinstance(trainer.strategy.model, DistributedDataParallel):
+            # Or after a batch whose gradients are yet to be added up, each would use batch statistics of its own.
+            trainer.strategy.model.require_forward_param_sync = True
         if self.choices.get("channels_last") and isinstance(pl_module, Classifier):
-            pl_module.lay_out(channels_last=False)
+            pl_module.set_memory_format(channels_last=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the weights back into the layout of training."""
         if self.choices.get("channels_last") and isinstance(pl_module, Classifier) and trainer.state.fn == "fit":
-            pl_module.lay_out(channels_last=True)
+            pl_module.set_memory_format(channels_last=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave a network like any other."""
         if isinstance(pl_module, Classifier):
-            pl_module.lay_out(channels_last=False)
+            pl_module.set_memory_format(channels_last=False)
 
-    def describe(self, optimizer: Optimizer) -> str:
+    def describe(self) -> str:
         """The choices in one line."""
+        if not self.choices:
+            return ""
         precision = self.choices["precision"]
         ours = precision == "bf16-mixed" and not self.precision_given
         parts = [f"{precision} autocast in training steps" if ours else precision]
         parts[0] += f" ({self._reason})" if self._reason else ""
         parts += ["channels_last"] if self.choices["channels_last"] else []
-        parts.append(("fused " if self.choices["fused"] else "") + type(optimizer).__name__)
+        parts.append(("fused " if self.choices["fused"] else "") + self._optimizer)
         return ", ".join(parts)
-
-
-class NoProfiler(PassThroughProfiler):
-    """Lightning's stand-in for a profiler without its cost: it builds a generator some forty times a step."""
-
-    _nothing = nullcontext()
-
-    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]  # a generator there
-        """A context that does nothing, the same for every action."""
-        return self._nothing
-
-
-def skip_idle_hooks(target: Callback | LightningModule) -> None:
-    """Keep Lightning from calling a callback or module at each of the six places of a step where it does nothing.
-
-    Lightning calls what is callable, at a cost of some microseconds each.
-    """
-    base = Callback if isinstance(target, Callback) else LightningModule
-    for name in STEP_HOOKS:
-        if getattr(type(target), name) is getattr(base, name) and name not in vars(target):
-            setattr(target, name, None)
 
 
 def keep_freed_memory() -> None:
@@ -254,18 +239,3 @@ def _steps_in_channels_last(model: Classifier, device: torch.device) -> bool:
     except Exception:  # whatever somebody's own may raise; what has nothing to do with the order, training raises again
         return False
     return True
-
-
-def _accepts(model: Classifier, channels_last: bool = False, bf16: bool = False) -> bool:
-    """Whether the network still classifies; one that calls `view` on its features does not with channels_last."""
-    autocast = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
-    images = torch.zeros(2, *model.image_shape, dtype=torch.uint8, device=model.scale.device)
-    with model.undisturbed(), autocast:
-        try:
-            model.lay_out(channels_last)
-            logits = model(images)
-        except (RuntimeError, TypeError, ValueError, NotImplementedError):
-            return False
-        finally:
-            model.lay_out(channels_last=False)
-    return bool(logits.shape == (2, model.num_classes))

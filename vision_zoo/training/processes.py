@@ -3,28 +3,29 @@
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
-from torch.distributed.constants import default_pg_timeout
 
 from vision_zoo.errors import ConfigError, TrainingError
+from vision_zoo.training import lightning_patches as patches
 
 # A process that stays silent this long is taken for lost: a host that vanished closes no connection.
 SILENCE = timedelta(seconds=40)
 # A process whose partner was lost gets this long to notice by itself, seconds; one that computes on a GPU never does.
 GRACE = 20.0
 
-_LAUNCHER = "VISION_ZOO_LAUNCHER"  # tells a launched process who launched it
+_LAUNCHER = "VISION_ZOO_LAUNCHER"  # the process that started this one
+_OURS: set[str] = set()  # environment variables that the group of processes adds
 _LOST = re.compile(r"connection (closed|reset|refused)|timed? ?out|broken pipe|socket closed", re.IGNORECASE)
 
 
@@ -64,75 +65,99 @@ def expect_answers(trainer: Trainer) -> None:
 
     Before training starts, Lightning's half an hour stays: hosts need not be started at the same moment.
     """
-    if trainer.world_size > 1 and getattr(trainer.strategy, "_timeout", None) == default_pg_timeout:
-        newer = getattr(torch.distributed, "set_timeout", None)
-        set_timeout = newer or torch.distributed.distributed_c10d._set_pg_timeout
-        set_timeout(SILENCE, torch.distributed.group.WORLD)
+    if trainer.world_size > 1:
+        patches.set_timeout(trainer.strategy, SILENCE)
 
 
-def watch_processes(trainer: Trainer) -> None:
-    """Let a trainer that starts processes of its own notice when one ends.
+def start_by_command(trainer: Trainer, words: Sequence[str]) -> None:
+    """Let a trainer start its processes as ``python -m vision_zoo`` with the words of the call, and notice their end.
+
+    Lightning would run the words of *this* process again, which may be a program that calls ours, or fork or spawn it,
+    where what such processes learn stays in them. torchrun and SLURM start the processes by themselves.
+
+    Args:
+        trainer: one that has not started yet.
+        words: the command and its options, such as ["fit", "--trainer.devices", "2"].
 
     Raises:
-        ConfigError: if batch norm is to be joined over processes on a CPU, where torch cannot, or if the processes are
-            to be forked or spawned.
+        ConfigError: if batch norm is to be joined over processes on a CPU, where torch cannot.
     """
-    connector, strategy = trainer._accelerator_connector, trainer.strategy
-    if connector._layer_sync is not None and trainer.world_size > 1 and strategy.root_device.type == "cpu":
+    strategy: Any = trainer.strategy
+    if trainer.world_size > 1 and strategy.root_device.type == "cpu" and patches.joins_batch_statistics(trainer):
         raise ConfigError(
             "--trainer.sync_batchnorm true: torch joins batch statistics on GPUs only, and this run is on the CPU. "
             "Leave the option out (each process then normalises its own batch), or train on GPUs"
         )
-    launcher = strategy.launcher
-    if isinstance(launcher, _MultiProcessingLauncher):
-        raise ConfigError(
-            f"--trainer.strategy {connector._strategy_flag}: what such processes learn stays in them. Say "
-            "--trainer.strategy ddp"
-        )
-    if type(launcher) is _SubprocessScriptLauncher:
-        strategy._launcher = Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
+    if type(strategy.launcher) in (patches.SubprocessScriptLauncher, patches.MultiProcessingLauncher):
+        command = [sys.executable, "-m", "vision_zoo", *words]
+        launcher = Launcher(strategy.cluster_environment, strategy.num_processes, strategy.num_nodes, command)
+        patches.replace_launcher(strategy, launcher)
 
 
-class Launcher(_SubprocessScriptLauncher):
-    """Lightning's launcher with another observer: Lightning's kills every process, the first one too, without a word.
+def leave_processes() -> None:
+    """Leave the group of processes after a command, so that this program may run another one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for name in _OURS:
+        os.environ.pop(name, None)
+    _OURS.clear()
 
-    torchrun and SLURM launch and observe by themselves; there, only the processes' own errors are told in words.
+
+class Launcher(patches.SubprocessScriptLauncher):
+    """Starts the processes of this machine and ends them together; Lightning's kills the first one too, without a word.
+
+    Args:
+        cluster_environment: tells address, port and ranks.
+        num_processes: on this machine.
+        num_nodes: number of machines.
+        command: of the other processes.
     """
 
-    _watched = False
+    def __init__(
+        self, cluster_environment: ClusterEnvironment, num_processes: int, num_nodes: int, command: Sequence[str]
+    ) -> None:
+        super().__init__(cluster_environment, num_processes, num_nodes)
+        self._command = command
+        self._watched = False
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
         """Start the other processes, then call the function in this one."""
-
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            self._watch()
-            try:
-                return function(*args, **kwargs)
-            except BaseException as error:
-                loss = lost_process(error)
-                # Where the others are ending by themselves, their exit codes tell more than the error here.
-                ended = self._first_ended(patience=5 if loss or getattr(error, "exit_code", 0) > 128 else 0)
-                self._end_children()
-                if loss and ended:
-                    raise LostProcessError(ended) from error
-                raise
-
-        return super().launch(watched, *args, trainer=trainer, **kwargs)
-
-    def _call_children_scripts(self) -> None:
-        os.environ[_LAUNCHER] = str(os.getpid())
+        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        if not self.procs and not self.cluster_environment.creates_processes_externally:
+            self._start()
+        patches.set_num_threads(num_processes=self.num_processes)
+        self._watch()
         try:
-            super()._call_children_scripts()
-        finally:
-            del os.environ[_LAUNCHER]
+            return function(*args, **kwargs)
+        except BaseException as error:
+            loss = lost_process(error)
+            # Where the others are ending by themselves, their exit codes tell more than the error here.
+            ended = self._first_ended(patience=5 if loss or getattr(error, "exit_code", 0) > 128 else 0)
+            self._end_children()
+            if loss and ended:
+                raise LostProcessError(ended) from error
+            raise
+
+    def _start(self) -> None:
+        cluster = self.cluster_environment
+        _OURS.update({"MASTER_ADDR", "MASTER_PORT"} - os.environ.keys())
+        environment = {
+            **os.environ,
+            "MASTER_ADDR": cluster.main_address,
+            "MASTER_PORT": str(cluster.main_port),
+            "NODE_RANK": str(cluster.node_rank()),
+            "WORLD_SIZE": str(self.num_processes * self.num_nodes),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # they find the classes that this process found
+            _LAUNCHER: str(os.getpid()),
+        }
+        for rank in range(1, self.num_processes):
+            process = subprocess.Popen(self._command, env={**environment, "LOCAL_RANK": str(rank)})  # noqa: S603  # ours
+            self.procs.append(process)
 
     def _watch(self) -> None:
         if self._watched:
             return
         self._watched = True
-        for thread in threading.enumerate():
-            if isinstance(thread, _ChildProcessObserver) and thread._child_processes is self.procs:
-                thread._child_processes = []
         if self.procs:
             threading.Thread(target=self._watch_children, daemon=True, name="watch-processes").start()
         elif os.environ.get(_LAUNCHER):

@@ -11,9 +11,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vision_zoo.classifier import REFUSALS, Classifier
+from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError
-from vision_zoo.types import ImageShape
+from vision_zoo.probe import REFUSALS
+from vision_zoo.trainer_facts import callbacks_of
 
 STAGES = 4  # sizes below the full one
 
@@ -36,6 +37,8 @@ class ProgressiveResizing(Callback):
         ConfigError: if a share is out of its range.
     """
 
+    topic = "sizes"
+
     def __init__(self, initial_scale: float = 0.5, full_size_from: float = 0.7) -> None:
         if not 0 < initial_scale < 1:
             raise ConfigError(f"ProgressiveResizing: initial_scale must lie between 0 and 1, got {initial_scale}")
@@ -44,6 +47,7 @@ class ProgressiveResizing(Callback):
         self.initial_scale = initial_scale
         self.full_size_from = full_size_from
         self._steps = 0  # of the run as it began
+        self._first_size = (0, 0)  # height and width
         self._hook: RemovableHandle | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,9 +70,9 @@ class ProgressiveResizing(Callback):
     def _scale_of(self, stage: int) -> float:
         return 1.0 if stage >= STAGES else self.initial_scale + (1 - self.initial_scale) * stage / STAGES
 
-    def describe(self, image_shape: ImageShape) -> str:
-        """The sizes of (channels, height, width) images in one line."""
-        height, width = _resized(torch.zeros(1, *image_shape), self.initial_scale).shape[2:]
+    def describe(self) -> str:
+        """The sizes of the images in one line."""
+        height, width = self._first_size
         return f"{height} x {width} pixels at first, whole after {100 * self.full_size_from:g} % of the steps"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -80,10 +84,12 @@ class ProgressiveResizing(Callback):
         if stage != "fit" or not isinstance(pl_module, Classifier):
             return
         whole = torch.zeros(1, *pl_module.image_shape, device=pl_module.device)
+        height, width = _resized(whole, self.initial_scale).shape[2:]
+        self._first_size = height, width
         for number in range(STAGES):
             images = _resized(whole, self._scale_of(number))
             try:
-                with pl_module.undisturbed():
+                with pl_module.evaluation_mode():
                     pl_module.backbone(images)
             except REFUSALS as error:
                 height, width = images.shape[2:]
@@ -100,8 +106,7 @@ class ProgressiveResizing(Callback):
         """
         if not isinstance(pl_module, Classifier):
             return
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # which Lightning sets from outside
-        if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks_of(trainer)):
             raise ConfigError("ProgressiveResizing: GradientAccumulationScheduler changes how many steps a run has")
         steps = trainer.estimated_stepping_batches
         if not 0 < steps < math.inf:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.test_run import same, state, stop_at
+from tests.training.runs import same, state, stop_at
 from vision_zoo.__main__ import main
 from vision_zoo.types import ImageShape
 

@@ -24,11 +24,11 @@ from tests import tiny
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import SmallCNN
 from vision_zoo.classifier import Classifier
-from vision_zoo.training import speed
+from vision_zoo.training import lightning_patches, performance
 from vision_zoo.training.performance import TrainingPrecision, has_fast_bf16, match_layouts
 from vision_zoo.types import ImageShape
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHORT = ["fit", "--data.batch_size", "32", "--trainer.limit_train_batches", "6", "--trainer.max_epochs", "1",
          "--trainer.limit_val_batches", "4", "--trainer.limit_test_batches", "4"]  # fmt: skip
 LENET = [*SHORT, "--model.backbone", "LeNet5"]
@@ -71,12 +71,12 @@ class SinglePrecision(Flattening):
 
 @pytest.fixture
 def fast_machine(monkeypatch):
-    monkeypatch.setattr(speed, "has_fast_bf16", lambda device: True)
+    monkeypatch.setattr(performance, "has_fast_bf16", lambda device: True)
 
 
 @pytest.fixture
 def slow_machine(monkeypatch):
-    monkeypatch.setattr(speed, "has_fast_bf16", lambda device: False)
+    monkeypatch.setattr(performance, "has_fast_bf16", lambda device: False)
 
 
 def results(root: Path, run: str = "version_0") -> dict:
@@ -234,9 +234,9 @@ def test_precision_contexts_are_null_in_evaluation():
 
 def test_a_continued_run_keeps_its_choices_on_another_machine(here, monkeypatch, capsys):
     words = [*LENET, "--model.scheduler", "null", "--test_after_fit", "false", "--channels_last", "false"]
-    monkeypatch.setattr(speed, "has_fast_bf16", lambda device: True)
+    monkeypatch.setattr(performance, "has_fast_bf16", lambda device: True)
     assert main([*words, "--trainer.max_epochs", "1"]) == 0
-    monkeypatch.setattr(speed, "has_fast_bf16", lambda device: False)
+    monkeypatch.setattr(performance, "has_fast_bf16", lambda device: False)
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2", "--test_after_fit", "false"]) == 0
     assert "bf16-mixed autocast in training steps (as the run began), fused Adam" in capsys.readouterr().out
     assert results(here)["speed"] == {"precision": "bf16-mixed", "channels_last": False, "fused": True}
@@ -247,7 +247,7 @@ def test_a_run_of_before_the_choices_goes_on_as_it_was(fast_machine, here):
     assert main(words) == 0
     last = here / "runs/default/version_0/checkpoints/last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
-    del checkpoint["callbacks"]["Speed"]
+    del checkpoint["callbacks"]["Performance"]
     torch.save(checkpoint, last)
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2", "--test_after_fit", "false"]) == 0
     assert results(here)["speed"] == {"precision": "32-true", "channels_last": False, "fused": False}
@@ -290,9 +290,9 @@ def test_the_layout_changes_no_logit_beyond_rounding():
     images = torch.randint(0, 256, (4, 3, 28, 28), dtype=torch.uint8)
     with torch.no_grad():
         plain = model(images)
-        model.lay_out(channels_last=True)
+        model.set_memory_format(channels_last=True)
         torch.testing.assert_close(model(images), plain)
-        model.lay_out(channels_last=False)
+        model.set_memory_format(channels_last=False)
         assert torch.equal(model(images), plain)
     assert F.cross_entropy(plain, torch.zeros(4, dtype=torch.long)).isfinite()
 
@@ -303,7 +303,7 @@ def test_hooks_that_somebody_wrote_are_called_and_idle_ones_are_not():
             pytest.fail("asked for by nobody here")
 
     model = Watched(Flattening, (3, 28, 28), "ab")
-    speed.skip_idle_hooks(model)
+    lightning_patches.skip_idle_hooks(model)
     assert callable(model.on_train_batch_end)
     assert model.on_train_batch_start is None
 

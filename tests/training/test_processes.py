@@ -1,5 +1,6 @@
 """Several processes share the images, agree on every figure with one process, and end together."""
 
+import contextlib
 import csv
 import json
 import os
@@ -14,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_run import rows, same, state, stop_at
+from tests.conftest import QUICK
+from tests.training.runs import rows, same, state, stop_at
 from vision_zoo.__main__ import main
 from vision_zoo.cli.parser import VisionZooCLI
 from vision_zoo.data import MNIST5k
 from vision_zoo.training.processes import lost_process
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # What a launcher, a terminal or a name service of this machine says must not matter.
 ENVIRONMENT = {
     **{k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "MASTER_", "FORCE_COLOR", "TTY_"))},
@@ -34,47 +36,51 @@ CPU = ["--trainer.accelerator", "cpu"]
 DDP = [*CPU, "--trainer.strategy", "ddp", "--trainer.devices"]
 PRIME = 997  # images in each split: no number of processes divides it
 
-# The command of the words after the step, in which one process is sent a signal at that step.
+# Imported by every Python process that has it on its path: one process of a run is sent a signal at a step.
 SIGNALLED = """
-import os, signal, sys
-from vision_zoo.__main__ import main
-from vision_zoo.training import Run
+import os, signal
+if "SIGNALLED" in os.environ:
+    from vision_zoo.training import Saving
 
-rank, name, step = sys.argv[1], sys.argv[2], int(sys.argv[3])
-original = Run.on_train_batch_end
+    rank, name, step = os.environ["SIGNALLED"].split()
+    original = Saving.on_train_batch_end
 
-def on_train_batch_end(self, trainer, *rest):
-    if trainer.global_step == step and rank in (str(trainer.global_rank), "all"):
-        print(f"signalled at {__import__('time').time()}", flush=True)
-        os.kill(os.getpid(), getattr(signal, name))
-    original(self, trainer, *rest)
+    def on_train_batch_end(self, trainer, *rest):
+        if trainer.global_step == int(step) and rank in (str(trainer.global_rank), "all"):
+            print(f"signalled at {__import__('time').time()}", flush=True)
+            os.kill(os.getpid(), getattr(signal, name))
+        original(self, trainer, *rest)
 
-Run.on_train_batch_end = on_train_batch_end
-sys.exit(main(sys.argv[4:]))
+    Saving.on_train_batch_end = on_train_batch_end
 """
 
-# Validates and tests, and writes every figure with all its digits.
+# Validates or tests, and writes every figure with all its digits.
 FIGURES = """
 import json, sys
 from pathlib import Path
 from vision_zoo.cli.parser import VisionZooCLI
 
-figures = {}
-for verb, more in (("validate", []), ("test", ["--output", sys.argv[1]])):
-    trainer = VisionZooCLI([verb, *sys.argv[2:], *more]).trainer
-    figures |= {name: value.item() for name, value in trainer.callback_metrics.items()}
-if trainer.is_global_zero:
-    (Path(sys.argv[1]) / "figures.json").write_text(json.dumps(figures))
+trainer = VisionZooCLI(sys.argv[2:]).trainer
+figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
+(Path(sys.argv[1]) / f"{sys.argv[2]}.figures").write_text(json.dumps(figures))
 """
 
 
-def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in a process of its own: the launcher starts the others by running its words again."""
-    return subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
+def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process of its own, which starts others."""
+    given = {"cwd": folder, "env": ENVIRONMENT | environment, "timeout": 240}
+    return subprocess.run(words, **given, capture_output=True, text=True, check=False)
 
 
 def vision_zoo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return run(folder, sys.executable, "-m", "vision_zoo", *words)
+
+
+def signalled(folder: Path, rank: str, name: str, step: str, *words: str) -> subprocess.CompletedProcess[str]:
+    (folder / "sitecustomize.py").write_text(SIGNALLED)
+    path = os.pathsep.join([str(folder), ENVIRONMENT["PYTHONPATH"]])
+    words = (sys.executable, "-m", "vision_zoo", *words, "--trainer.default_root_dir", str(folder))
+    return run(folder, *words, PYTHONPATH=path, SIGNALLED=f"{rank} {name} {step}")
 
 
 def script(folder: Path, text: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -135,8 +141,8 @@ def test_two_processes_leave_one_run(trained_by_two):
     assert len({path.name.split(".")[-2] for path in runs[0].glob("events.out.tfevents*")}) == 1  # writing process
     assert [int(row["step"]) for row in rows(runs[0]) if row["train/accuracy"]] == [16, 32]
     state = torch.load(runs[0] / "checkpoints" / "last.ckpt", weights_only=True)
-    assert len(state["callbacks"]["Run"]["rng"]) == 2
-    assert not torch.equal(*(rng["torch"] for rng in state["callbacks"]["Run"]["rng"])), "both draw the same"
+    assert len(state["callbacks"]["RunFolder"]["rng"]) == 2
+    assert not torch.equal(*(rng["torch"] for rng in state["callbacks"]["RunFolder"]["rng"])), "both draw the same"
 
 
 def test_one_two_and_three_processes_agree_on_validation_and_test(trained_by_two, tmp_path, monkeypatch):
@@ -145,14 +151,20 @@ def test_one_two_and_three_processes_agree_on_validation_and_test(trained_by_two
     for count in (3, 1):
         folder = tmp_path / str(count)
         folder.mkdir()
-        given = [str(folder), "--ckpt_path", checkpoint, "--data.batch_size", "64", *CPU]
-        if count > 1:
-            result = script(tmp_path, FIGURES, *given, "--trainer.strategy", "ddp", "--trainer.devices", str(count))
-            assert result.returncode == 0, result.stderr
-        else:
-            monkeypatch.setattr("sys.argv", ["script.py", *given])
-            runpy.run_path(str(tmp_path / "script.py"))
-    one, three = (json.loads((tmp_path / str(count) / "figures.json").read_text()) for count in (1, 3))
+        given = ["--ckpt_path", checkpoint, "--data.batch_size", "64", *CPU]
+        for verb, more in (("validate", []), ("test", ["--output", str(folder)])):
+            words = [str(folder), verb, *given, *more]
+            if count > 1:
+                words += ["--trainer.strategy", "ddp", "--trainer.devices", str(count)]
+                result = script(tmp_path, FIGURES, *words)
+                assert result.returncode == 0, result.stderr
+            else:
+                monkeypatch.setattr("sys.argv", ["script.py", *words])
+                runpy.run_path(str(tmp_path / "script.py"))
+    one, three = (
+        {name: x for file in (tmp_path / str(n)).glob("*.figures") for name, x in json.loads(file.read_text()).items()}
+        for n in (1, 3)
+    )
     two = json.loads((trained / "results.json").read_text())["metrics"]
     exact = {"val/accuracy", "val/top5_accuracy", "test/accuracy", "test/top5_accuracy", "test/f1"}
     summed = {"val/loss", "test/loss", "test/nll"}
@@ -194,11 +206,47 @@ def test_batch_norm_joined_over_processes_on_a_cpu_is_refused_by_name(here, caps
     assert not list(here.iterdir())
 
 
+# ------------------------------------------------------------------------------------------------- who is started how
+
+# Trains and validates by two processes, twice; gives up where it was started once more.
+PROGRAM = """
+import os, sys
+from pathlib import Path
+from vision_zoo.__main__ import main
+
+with open("started", "a") as file:
+    file.write("x")
+if Path("started").stat().st_size > 1:
+    os._exit(99)
+assert main(["fit", *sys.argv[1:]]) == 0
+assert main(["validate", "--ckpt_path", "best", *sys.argv[1:7]]) == 0
+"""
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_a_program_that_calls_the_command_is_not_started_again(strategy, tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    words = [*CPU, "--trainer.strategy", strategy, "--trainer.devices", "2", *QUICK[1:], "--trainer.max_epochs", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "program.py", *words],
+        cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        told = process.communicate(timeout=180)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, told
+    assert (tmp_path / "started").read_text() == "x"
+    checkpoint = torch.load(last_of(tmp_path), weights_only=True)
+    assert len(checkpoint["callbacks"]["RunFolder"]["rng"]) == 2
+
+
 # ----------------------------------------------------------------------------------------------------- a lost process
 
 
 def test_a_lost_process_ends_the_run_with_its_reason_and_torchrun_finishes_it(words, trained_by_two, tmp_path):
-    result = script(tmp_path, SIGNALLED, "1", "SIGKILL", "21", *words)
+    result = signalled(tmp_path, "1", "SIGKILL", "21", *words)
     seconds = time.time() - float(result.stdout.split("signalled at ")[1].split()[0])
     assert result.returncode == 1
     assert "process 1 of this machine" in result.stderr
@@ -232,12 +280,12 @@ def test_two_processes_stopped_in_mid_epoch_end_like_undisturbed_ones(
     rank, name, step, code, words, trained_by_two, tmp_path
 ):
     """Half a minute each."""
-    result = script(tmp_path, SIGNALLED, rank, name, step, *words)
+    result = signalled(tmp_path, rank, name, step, *words)
     assert result.returncode == code, result.stderr
     told = "was lost" if name == "SIGKILL" else "the state is saved"
     until = time.monotonic() + 60
     lock = last_of(tmp_path).parent.parent / ".lock"
-    while name == "SIGKILL" and str(tmp_path / "script.py") in run(tmp_path, "ps", "-eo", "args").stdout:
+    while name == "SIGKILL" and str(tmp_path) in run(tmp_path, "ps", "-eo", "args").stdout:
         assert time.monotonic() < until
         time.sleep(0.2)
     assert result.stderr.count(told) == 1, result.stderr
@@ -251,10 +299,12 @@ def test_two_processes_stopped_in_mid_epoch_end_like_undisturbed_ones(
 def test_ctrl_c_under_torchrun_saves_once_though_it_arrives_twice(words, trained_by_two, tmp_path):
     """Half a minute. The terminal sends SIGINT to all processes, and torchrun sends its own to those it started."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    (tmp_path / "script.py").write_text(SIGNALLED.replace("os.kill(os.getpid(),", "os.kill(0,"))
+    (tmp_path / "sitecustomize.py").write_text(SIGNALLED.replace("os.kill(os.getpid(),", "os.kill(0,"))
+    path = os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])
     process = subprocess.Popen(
-        [*torchrun, "script.py", "0", "SIGINT", "21", *words],
-        cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        [*torchrun, "-m", "vision_zoo", *words],
+        cwd=tmp_path, env={**ENVIRONMENT, "PYTHONPATH": path, "SIGNALLED": "0 SIGINT 21"},
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     told = process.communicate(timeout=120)[1]
     assert told.count("the state is saved; continue with") == 1, told
@@ -297,13 +347,13 @@ def test_slurm_s_warning_before_preemption_saves_and_ends_the_run(here, monkeypa
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_ends_an_evaluation(name, code, trained_run, here, monkeypatch):
-    from vision_zoo.training import Evaluation
+    from vision_zoo.training import TestArtifacts
 
     def on_test_batch_end(*_):
         signal.raise_signal(getattr(signal, name))
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
-    monkeypatch.setattr(Evaluation, "on_test_batch_end", on_test_batch_end)
+    monkeypatch.setattr(TestArtifacts, "on_test_batch_end", on_test_batch_end)
     try:
         assert main(["test", "--ckpt_path", str(trained_run), "--output", str(here / "out")]) == code
     finally:

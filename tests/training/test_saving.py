@@ -1,0 +1,200 @@
+"""Which checkpoints there are, what they hold, and what they are taken for."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from tests.conftest import QUICK
+from tests.training.runs import STATEFUL, WITH_SWA, rows, same, state
+from vision_zoo.__main__ import main
+from vision_zoo.checkpoints import find_checkpoint
+from vision_zoo.classifier import Classifier
+from vision_zoo.errors import TrainingError
+from vision_zoo.files import write_file
+from vision_zoo.training import AtomicCheckpointIO, Saving
+
+
+def test_checkpoints_of_a_callback_of_ones_own_are_kept_with_the_run(here):
+    best = "{class_path: ModelCheckpoint, init_args: {monitor: val/accuracy, mode: max, filename: most_accurate}}"
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--trainer.callbacks", f"[{best}]"]) == 0
+    kept = here / "runs" / "default" / "version_0" / "checkpoints"
+    assert sorted(path.name for path in kept.iterdir()) == ["best.ckpt", "last.ckpt", "most_accurate.ckpt"]
+    assert [path.name for path in here.iterdir()] == ["runs"]
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        "EMAWeightAveraging",
+        pytest.param("{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.01}}", marks=WITH_SWA),
+    ],
+)
+def test_weights_can_be_averaged_by_callbacks_of_lightning(callback, here):
+    words = ["--model.backbone", "FashionCNN", "--data.image_size", "14", "--trainer.callbacks", f"[{callback}]"]
+    assert main([*QUICK, *words, "--trainer.max_epochs", "2"]) == 0
+    assert json.loads((here / "runs/default/version_0/results.json").read_text())["epochs"] == 2
+    best = torch.load(here / "runs/default/version_0/checkpoints/best.ckpt", weights_only=True)
+    if callback == "EMAWeightAveraging":  # the averaged ones are those that are tested
+        key = "backbone.features.0.weight"
+        assert not torch.equal(best["state_dict"][key], best["current_model_state"][key])
+
+
+def test_a_callback_may_watch_the_step(here):
+    newest = (
+        "{class_path: ModelCheckpoint, init_args: {monitor: step, mode: max, every_n_train_steps: 5, save_top_k: 2}}"
+    )
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--trainer.callbacks", f"[{newest}]"]) == 0
+    assert len(list((here / "runs/default/version_0/checkpoints").iterdir())) == 4
+
+
+def test_best_is_of_the_run_that_was_trained_last_even_where_it_found_none_better(here, monkeypatch):
+    words = [*QUICK, "--model.scheduler", "null", "--trainer.max_epochs", "1", "--test_after_fit", "false"]
+    assert main(words) == 0
+    assert main(words) == 0
+    monkeypatch.setattr(Saving, "_improved", lambda *_: False)
+    assert main(["fit", "--ckpt_path", str(here / "runs/default/version_0"), "--trainer.max_epochs", "2"]) == 0
+    for name in ("best", "last"):
+        assert find_checkpoint(name, here, name).parents[1].name == "version_0"
+
+
+def test_a_newest_run_that_has_no_checkpoint_yet_is_not_taken_for_an_older_one(trained_run, here, capsys):
+    shutil.copytree(trained_run, here / "runs/default/version_0")
+    (here / "runs/default/version_1/checkpoints").mkdir(parents=True)
+    assert main(["test", "--ckpt_path", "best"]) == 2
+    assert "the newest run, " in (error := capsys.readouterr().err)
+    assert "version_1, has no best.ckpt yet" in error
+
+
+def test_a_checkpoint_is_used_without_the_callbacks_it_was_trained_with(here, monkeypatch):
+    words = [*QUICK, "--trainer.max_epochs", "1", "--trainer.callbacks", "tests.training.test_resume.Thaw"]
+    assert main([*words, "--model.backbone", "FashionCNN", "--data.image_size", "14", "--model.scheduler", "null"]) == 0
+    monkeypatch.delattr("tests.training.test_resume.Thaw")
+    best = here / "runs/default/version_0/checkpoints/best.ckpt"
+    assert Classifier.load_from_checkpoint(best, trusted_packages=("tests",)).num_classes == 10
+    assert main(["fit", "--ckpt_path", str(best), "--trusted_packages", "tests"]) == 2  # which needs it
+
+
+def test_a_checkpoint_of_ones_own_callback_knows_its_epoch(here):
+    keep = "{class_path: ModelCheckpoint, init_args: {filename: 'mine-{epoch}', save_top_k: -1}}"
+    words = ["--trainer.max_epochs", "2", "--trainer.callbacks", f"[{keep}]"]
+    assert main([*QUICK, *words]) == 0
+    run = here / "runs" / "default" / "version_0"
+    undisturbed, best = (run / "metrics.csv").read_bytes(), state(run / "checkpoints/best.ckpt")
+    assert main(["fit", "--ckpt_path", str(run / "checkpoints/mine-epoch=0.ckpt")]) == 0
+    assert (run / "metrics.csv").read_bytes() == undisturbed
+    assert same(state(run / "checkpoints/best.ckpt"), best)
+
+
+def test_without_validation_the_last_weights_are_the_best(here, capsys):
+    assert main([*QUICK, "--trainer.max_epochs", "2", "--data.val_split", "0"]) == 0
+    folder = here / "runs" / "default" / "version_0" / "checkpoints"
+    assert same(state(folder / "best.ckpt"), state(folder / "last.ckpt"))
+    assert "best.ckpt is last.ckpt, for there was no validation" in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def fall_over(*_):
+    raise OSError("the machine fell over")
+
+
+def test_the_best_checkpoint_survives_a_crash_between_the_two(undisturbed, tmp_path, monkeypatch):
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr("vision_zoo.training.saving.hard_link", fall_over)
+        assert main([*STATEFUL, *root]) == 1
+    run = tmp_path / "runs" / "default" / "version_0"
+    best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["callbacks"]["Saving"]
+    assert best["best_score"] == min(float(row["val/loss"]) for row in rows(run) if row["val/loss"])
+
+
+def test_checkpoints_without_the_rest_of_their_run_can_be_continued(here):
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--model.scheduler", "null"]) == 0
+    (here / "new").mkdir()
+    shutil.move(here / "runs/default/version_0/checkpoints", here / "new")
+    assert main(["fit", "--ckpt_path", "new", "--trainer.max_epochs", "2"]) == 0
+    assert [row["epoch"] for row in rows(here / "new") if row["train/accuracy"]] == ["1"]
+    assert "train/loss" in json.loads((here / "new/results.json").read_text())["metrics"]
+
+
+def test_a_run_that_is_validated_no_more_keeps_its_best(here, capsys):
+    words = ["--model.scheduler", "null", "--trainer.limit_train_batches", "3"]
+    assert main([*QUICK, *words, "--trainer.max_epochs", "1"]) == 0
+    best = here / "runs/default/version_0/checkpoints/best.ckpt"
+    before = best.read_bytes()
+    assert main(["fit", "--ckpt_path", "last", "--trainer.limit_val_batches", "0", "--trainer.max_epochs", "3"]) == 0
+    assert "best.ckpt is of the lowest validation loss, epoch 1" in capsys.readouterr().out
+    assert best.read_bytes() == before
+
+
+def test_callbacks_with_a_folder_of_their_own_save_there(here):
+    keep = "{class_path: ModelCheckpoint, init_args: {dirpath: checkpoints, filename: best, monitor: train/loss}}"
+    assert main([*QUICK, "--trainer.max_epochs", "2", "--trainer.callbacks", f"[{keep}]"]) == 0
+    assert [path.name for path in (here / "checkpoints").iterdir()] == ["best.ckpt"]
+    run = here / "runs/default/version_0"
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_callbacks_without_a_folder_save_where_the_users_own_logger_writes(here):
+    log = "[{class_path: CSVLogger, init_args: {save_dir: logs}}]"
+    words = [
+        "--trainer.logger",
+        log,
+        "--trainer.callbacks",
+        "[{class_path: ModelCheckpoint}]",
+        "--test_after_fit",
+        "false",
+    ]
+    assert main([*QUICK, "--trainer.max_epochs", "1", *words]) == 0
+    (kept,) = here.glob("logs/**/*.ckpt")
+    assert torch.load(kept, weights_only=True)["global_step"] == 10
+    assert {path.name for path in here.glob("runs/**/*.ckpt")} == {"best.ckpt", "last.ckpt"}
+
+
+def test_epochs_without_validation_are_neither_the_best_nor_watched(here):
+    words = ["--model.scheduler", "ReduceLROnPlateau", "--trainer.check_val_every_n_epoch", "2"]
+    assert main([*QUICK, *words, "--trainer.max_epochs", "3"]) == 0
+    validated = {int(r["epoch"]): float(r["val/loss"]) for r in rows(here / "runs/default/version_0") if r["val/loss"]}
+    assert list(validated) == [1, 2]  # the second, and the last in any case
+    checkpoint = torch.load(here / "runs/default/version_0/checkpoints/best.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == min(validated, key=validated.__getitem__)
+    assert checkpoint["lr_schedulers"][0]["best"] == checkpoint["callbacks"]["Saving"]["best_score"]
+
+
+def test_a_run_without_validation_that_goes_on_has_its_new_last_weights_as_the_best(here):
+    words = ["--model.scheduler", "null", "--data.val_split", "0", "--test_after_fit", "false"]
+    assert main([*QUICK, *words, "--trainer.max_epochs", "1"]) == 0
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
+    run = here / "runs/default/version_0"
+    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 20
+    assert not (run / "test.json").exists()  # nor are the test images read that it was told to leave alone
+
+
+def test_options_that_look_like_yaml_are_no_reason_to_refuse_a_checkpoint(here):
+    keep = "[{class_path: ModelCheckpoint, init_args: {filename: '{epoch}'}}]"
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--trainer.callbacks", keep]) == 0
+    assert main(["test", "--ckpt_path", "best"]) == 0
+
+
+def test_a_checkpoint_outside_of_its_run_is_not_continued(trained_run, here, capsys):
+    shutil.copy(trained_run / "checkpoints" / "last.ckpt", "moved.ckpt")
+    assert main(["fit", "--ckpt_path", "moved.ckpt"]) == 2
+    assert "lies in no run folder" in capsys.readouterr().err
+    assert main(["test", "--ckpt_path", "moved.ckpt", "--output", "out"]) == 0
+
+
+def test_a_checkpoint_is_complete_or_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(3)}, path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(TrainingError, match=r"could not be written: .*No space left.*the previous last.ckpt is kept"):
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(3)}, path)
+    assert torch.equal(torch.load(path)["weights"], torch.ones(3))
+    with pytest.raises(TrainingError, match="No space left"):
+        write_file(tmp_path / "results.json", b"{}")
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]

@@ -1,0 +1,37 @@
+"""What every run has: the callbacks that the command line adds to the user's own, in their order."""
+
+from collections.abc import Sequence
+
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
+
+from vision_zoo.training.evaluation import TestArtifacts
+from vision_zoo.training.performance import Performance
+from vision_zoo.training.progress import ProgressBar
+from vision_zoo.training.run_folder import RunFolder
+from vision_zoo.training.saving import Saving
+
+
+def run_callbacks(
+    own: Sequence[Callback],
+    *,
+    run: RunFolder | None = None,
+    performance: Performance | None = None,
+    saving: Saving | None = None,
+    show_bar: bool = True,
+) -> list[Callback]:
+    """The callbacks of a training or an evaluation, in the order that they need.
+
+    The folder comes first, for the loggers that others look for; Performance before what tells its choices; Saving
+    before other checkpoint callbacks, which Lightning moves behind all that are none.
+
+    Args:
+        own: the user's.
+        run: the folder; None leaves nothing on the disk, as for fast_dev_run and barebones.
+        performance: chooses what is fast; None in an evaluation.
+        saving: the checkpoints; None saves none.
+        show_bar: whether our progress bar draws one; it is left out where the user has another.
+    """
+    ours: list[Callback | None] = [run, performance, saving]
+    shown = [] if any(isinstance(callback, AnyProgressBar) for callback in own) else [ProgressBar(show_bar)]
+    return [*(callback for callback in ours if callback is not None), *own, *shown, TestArtifacts(run)]

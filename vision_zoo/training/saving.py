@@ -1,0 +1,227 @@
+"""The checkpoints of a run: the best, the last, and when they are saved."""
+
+import math
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+
+from vision_zoo.checkpoints import Checkpoint, read_checkpoint
+from vision_zoo.errors import ConfigError, TrainingError, diverged
+from vision_zoo.files import new_file
+from vision_zoo.trainer_facts import callbacks_of, steps_after, validates
+from vision_zoo.training import lightning_patches as patches
+from vision_zoo.training.run_folder import RunFolder
+from vision_zoo.training.signals import SignalWatch, StoppedBySignalError, most_urgent
+from vision_zoo.trust import foreign_packages, trusting
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that are complete or not there, and are read without running anything in them.
+
+    Args:
+        opened: the checkpoint of the command, which is not read again.
+        trusted_packages: further packages whose classes a checkpoint that is read may name.
+    """
+
+    def __init__(self, opened: Checkpoint | None = None, trusted_packages: Sequence[str] = ()) -> None:
+        self.opened = opened
+        self.trusted_packages = tuple(trusted_packages)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write it, flush it to the disk, then let it take the place of an earlier one."""
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with new_file(path) as temporary:
+                torch.save(checkpoint, temporary)
+        except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
+            kept = f"; the previous {path.name} is kept" if path.exists() else ""
+            raise TrainingError(f"the checkpoint {path} could not be written: {error}{kept}") from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint and vet what it names; that of the command was read and vetted before."""
+        if self.opened is not None and Path(path).resolve() == self.opened.path:
+            return dict(self.opened.content)
+        return read_checkpoint(path, trusted_packages=self.trusted_packages)
+
+
+def hard_link(source: Path, path: Path) -> None:
+    """Give a checkpoint a second name; replacing one later leaves the other. Copies where there are no hard links."""
+    if path.exists() and path.samefile(source):
+        return  # POSIX' rename would leave the temporary name as well
+    with new_file(path) as temporary:
+        try:
+            os.link(source, temporary)
+        except (OSError, AttributeError):  # of the file system, of the platform
+            shutil.copyfile(source, temporary)
+
+
+class Saving(CheckpointCallback):
+    """Saves best.ckpt and last.ckpt of a run, and ends it with its state saved when a signal asks for that.
+
+    It comes before other checkpoint callbacks, so that what they save knows of the best so far.
+
+    Args:
+        run: the folder, which keeps the rest of what a continued run needs.
+        save_every_minutes: minutes between saves of last.ckpt within an epoch.
+
+    Attributes:
+        best_score: the lowest validation loss so far.
+        best_epoch: its epoch; None where nothing was validated.
+
+    Raises:
+        ConfigError: if save_every_minutes is not positive.
+    """
+
+    def __init__(self, run: RunFolder, save_every_minutes: float = 10.0) -> None:
+        if save_every_minutes <= 0:
+            raise ConfigError(f"--save_every_minutes must be positive, got {save_every_minutes}")
+        self.run = run
+        self.save_every_minutes = save_every_minutes
+        self.best_score: float | None = None
+        self.best_epoch: int | None = None
+        self._signals = SignalWatch()
+        self._ended_within = self._ends_after_step = False
+        self._last_save = 0.0
+
+    @property
+    def last(self) -> Path:
+        """The state to continue from."""
+        return self.run.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The weights of the lowest validation loss; without validation, the last ones."""
+        return self.run.path / "checkpoints" / "best.ckpt"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far."""
+        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best of the run that is continued."""
+        self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals."""
+        if not trainer.strategy.broadcast(self.best.exists()):  # the run is gone but for its last.ckpt
+            self.best_score = self.best_epoch = None
+        if trainer.fit_loop.restarted_mid_epoch:
+            # Lightning begins no epoch then, and these two do that in this hook.
+            for callback in callbacks_of(trainer):
+                if isinstance(callback, (GradientAccumulationScheduler, StochasticWeightAveraging)):
+                    callback.on_train_epoch_start(trainer, pl_module)
+        self._last_save = time.monotonic()
+        self._signals.start(speaks=trainer.is_global_zero)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when the time has come, or a signal asks to stop."""
+        wants = self._wants(trainer)
+        if not steps_after(trainer, batch_idx):
+            self._end_after_step(trainer)
+            return
+        trainer.should_stop |= self._ends_after_step
+        self._ends_after_step = False
+        if (wants or trainer.should_stop) and not self._validation_follows(trainer, batch_idx):
+            self._save_within_epoch(trainer, wants)
+
+    def _wants(self, trainer: Trainer) -> int:
+        due = time.monotonic() - self._last_save >= 60 * self.save_every_minutes
+        return most_urgent(self._signals.number or (-1 if due else 0), trainer)
+
+    def _end_after_step(self, trainer: Trainer) -> None:
+        # A run that ended between two steps would lose the gradients that it accumulated.
+        self._ends_after_step |= trainer.should_stop
+        trainer.should_stop = False
+
+    def _save_within_epoch(self, trainer: Trainer, wants: int) -> None:
+        # Lightning ends the epoch of a run that ends by its time or steps as if it were done, and a continued run would
+        # leave the rest of it out: so the state is saved before.
+        ends = trainer.global_step == trainer.max_steps or (trainer.should_stop and patches.can_stop(trainer))
+        self._ended_within = ends and not patches.epoch_is_complete(trainer)
+        if self._ended_within or wants:
+            self._save(trainer, self.last)
+            self._stop(wants)
+
+    def _validation_follows(self, trainer: Trainer, batch_idx: int) -> bool:
+        # Lightning resumes from a save between a batch and its validation without that validation.
+        if batch_idx + 1 >= trainer.num_training_batches:
+            return True
+        if not validates(trainer) or not patches.validates_this_epoch(trainer):
+            return False
+        if trainer.should_stop and patches.can_stop(trainer):
+            return True
+        interval = trainer.val_check_batch
+        if interval is None or interval == float("inf"):
+            return False
+        in_all = trainer.check_val_every_n_epoch is None
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1 if in_all else batch_idx + 1
+        return bool(done % interval == 0)
+
+    def _stop(self, number: int) -> None:
+        if number > 0:
+            words = f"--ckpt_path {shlex.quote(str(self.run.path))}{trusting(foreign_packages(self.run.config))}"
+            raise StoppedBySignalError(number, f", the state is saved; continue with: vision_zoo fit {words}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the weights if they are the best so far; at the end of an epoch, `on_train_epoch_end` does."""
+        if trainer.sanity_checking or self.run.validated:
+            return
+        if self._improved(trainer):
+            self._save(trainer, self.best)
+        if steps_after(trainer, trainer.fit_loop.epoch_loop.batch_idx):
+            self._save_within_epoch(trainer, self._wants(trainer))  # no step that a validation follows looks at it
+        else:
+            self._end_after_step(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have the epoch's row written, then save: the row is part of what the checkpoint knows."""
+        validated = self.run.validated
+        self.run.write_epoch(trainer)
+        # (A run that was validated at first and is no more keeps the best of then.)
+        improved = self._improved(trainer) if validated else not validates(trainer) and self.best_epoch is None
+        if not self._ended_within:  # which is saved
+            # The best first: what dies between the two does this epoch again.
+            self._save(trainer, self.best if improved else self.last)
+            if improved and trainer.is_global_zero:
+                hard_link(self.best, self.last)
+            self._last_save = time.monotonic()
+        self._stop(most_urgent(self._signals.number, trainer))
+
+    def _improved(self, trainer: Trainer) -> bool:
+        loss = float(trainer.callback_metrics["val/loss"])
+        if not math.isfinite(loss):
+            raise diverged(f"the validation loss is {loss}", trainer.global_step, trainer.current_epoch)
+        if self.best_score is not None and loss >= self.best_score:
+            return False
+        self.best_score, self.best_epoch = loss, trainer.current_epoch
+        return True
+
+    def _save(self, trainer: Trainer, path: Path) -> None:
+        for name, parameter in trainer.lightning_module.named_parameters():
+            if not parameter.isfinite().all():
+                what = f"the weights {name.removeprefix('backbone.')} are not finite"
+                raise diverged(what, trainer.global_step, trainer.current_epoch)
+        trainer.save_checkpoint(path)
+        if path == self.last:
+            self._last_save = time.monotonic()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back."""
+        self._signals.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._signals.stop()

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.test_distributed import ENVIRONMENT
 
 from tests import tiny
 from tests.lightning_rows.plugs import PROCESSES, a_strategy
 from tests.lightning_rows.trial import BASE, same
+from tests.training.test_processes import ENVIRONMENT
 
 CLASSES = {
     "DDPStrategy": a_strategy("DDPStrategy"),

@@ -9,10 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from tests.test_distributed import ENVIRONMENT
-
 from tests import tiny
 from tests.lightning_rows.trial import BASE
+from tests.training.test_processes import ENVIRONMENT
 
 WORDS = [*BASE, "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
 

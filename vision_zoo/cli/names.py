@@ -22,7 +22,10 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
     "model.optimizer": ("torch.optim",),
     "model.scheduler": ("vision_zoo.schedules", "torch.optim.lr_scheduler"),
     "data.augmentation": ("vision_zoo.transforms", "torchvision.transforms.v2"),
-    "trainer.callbacks": ("lightning.pytorch.callbacks", "vision_zoo.training"),
+    "trainer.callbacks": (
+        *(f"vision_zoo.training.{module}" for module in ("resizing", "averaging", "finetuning", "pruning")),
+        "lightning.pytorch.callbacks",
+    ),
     "trainer.logger": ("lightning.pytorch.loggers",),
 }
 
@@ -33,7 +36,7 @@ LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")
 # Nothing to choose: bases, and schedules that are made of others, which no option can name.
 _BASES = {
     *("ImageDataModule", "BatchTransform", "Transform", "Optimizer", "LRScheduler"),
-    *("SequentialLR", "ChainedScheduler"),
+    *("SequentialLR", "ChainedScheduler", "AverageInTime"),
 }
 
 
@@ -53,7 +56,7 @@ def find_class(name: str, slot: str) -> str:
         except ImportError as error:
             raise ConfigError(f"--{slot} {name}: {error}") from error
         if callable(found):
-            return name
+            return _ours(found, slot) or name
         if found is not None:
             raise ConfigError(f"--{slot} {name}: this is a {type(found).__name__}, not a class")
         close = did_you_mean(attribute, dir(importlib.import_module(module)))
@@ -72,6 +75,15 @@ def find_class(name: str, slot: str) -> str:
         f"--{slot} {name}: unknown{hint or did_you_mean(name, known) or '.'} Known are {', '.join(sorted(known))}; "
         "a class of your own is named with its module: package.module.Class"
     )
+
+
+def _ours(class_: Any, slot: str) -> str | None:
+    """Our subclass of a library's class, of the same name, where there is one: it works in a run and resumes exactly."""
+    for package in CLASS_SLOTS[slot]:
+        found = getattr(importlib.import_module(package), getattr(class_, "__name__", ""), None)
+        if inspect.isclass(found) and found is not class_ and class_ in found.__mro__:
+            return f"{found.__module__}.{found.__qualname__}"
+    return None
 
 
 def _own_data(name: str) -> str:

@@ -16,7 +16,8 @@ from vision_zoo import __version__
 from vision_zoo.checkpoints import Checkpoint, open_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.data import ImageFolder
-from vision_zoo.data.base import ImageDataModule, described_data, resize_images
+from vision_zoo.data.base import ImageDataModule, described_data
+from vision_zoo.data.decode import resize_images
 from vision_zoo.data.mnist5k import MNIST5k
 from vision_zoo.errors import ConfigError, InputError, VisionZooError, refuse
 from vision_zoo.verbs.formats import FORMATS, Format, Forward, Metadata

@@ -16,9 +16,9 @@ from vision_zoo.formatting import metric_text
 
 PACKAGE = Path(__file__).parents[1]
 KINDS = ("backbones", "datasets", "recipes", "runs")
-HEADER = re.compile(
-    r"# (?P<what>.+?) \((?P<source>.+?)\)(?P<how>.*?)\. (?P<kind>Published|Target): (?P<published>.+?)\. "
-    r"Measured: (?P<measured>.+)"
+HEADER = re.compile(  # the first two lines of a recipe
+    r"# (?P<what>.+?) \((?P<source>.+?)\)(?P<how>.*?)\.\n"
+    r"# Test accuracy: (?P<kind>published|target) (?P<published>.+?); measured (?P<measured>.+)\.\n"
 )
 PAPER = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
 RUN_COLUMNS = (
@@ -136,20 +136,19 @@ def configs_folder() -> Path:
 
 
 def recipes() -> list[Row]:
-    """Name, published and measured result of each shipped recipe, from the first line of its file."""
+    """Name, published and measured result of each shipped recipe, from the first lines of its file."""
     rows = []
     for file in sorted(configs_folder().rglob("*.yaml")):
-        with file.open(encoding="utf-8") as lines:
-            header = lines.readline().strip()
-        match = HEADER.fullmatch(header)
-        facts = {"what": header.lstrip("# "), "how": "", "kind": "", "published": "", "measured": ""}
+        text = file.read_text(encoding="utf-8")
+        match = HEADER.match(text)
+        facts = {"what": text.partition("\n")[0].lstrip("# "), "how": "", "kind": "", "published": "", "measured": ""}
         facts |= match.groupdict("") if match else {}
         rows.append(
             {
                 "name": file.stem,
                 "experiment": facts["what"] + facts["how"],
-                "published": "target " * (facts["kind"] == "Target") + facts["published"],
-                "measured": facts["measured"].removesuffix("."),
+                "published": "target " * (facts["kind"] == "target") + facts["published"],
+                "measured": facts["measured"],
             }
         )
     return rows

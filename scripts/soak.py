@@ -27,7 +27,7 @@ from vision_zoo.__main__ import main
 
 # Dropout, augmentation, a per-step schedule, a validation within the epoch: every source of state at once.
 FIT = [
-    "fit", "--model.backbone", "SimpleCNN", "--model.scheduler", "OneCycleLR", "--model.scheduler.max_lr", "0.003",
+    "fit", "--model.backbone", "SimpleCNN", "--model.scheduler", "OneCycleLR", "--model.optimizer.lr", "0.003",
     "--data.batch_size", "50",
     "--data.augmentation", "[{class_path: RandomCrop, init_args: {padding: 2}}, RandomErasing]",
     "--trainer.max_epochs", "6", "--trainer.val_check_interval", "0.5", "--trainer.log_every_n_steps", "5",

@@ -21,8 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lightning", "jsonargparse", "torchmetrics", "pillow")
 # The command line's layers, a fit that is stopped and goes on, a refusal in words, test and predict with a checkpoint.
 TESTS = [
-    "tests/test_bad_input.py",
-    "tests/test_cli.py",
+    "tests/cli",
     "tests/test_run.py",
     "tests/verbs/test_predict.py",
     "tests/data/test_folder.py",

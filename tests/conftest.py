@@ -78,5 +78,19 @@ def data_root(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture
+def only_parsed(monkeypatch):
+    """A command ends where its words are parsed, with exit code 77."""
+    from vision_zoo.cli.parser import VisionZooCLI
+
+    parse = VisionZooCLI.parse_arguments
+
+    def only_parse(self, parser, args):
+        parse(self, parser, args)
+        sys.exit(77)
+
+    monkeypatch.setattr(VisionZooCLI, "parse_arguments", only_parse)
+
+
 # LeNet-5 on the embedded images, ten batches an epoch.
 QUICK = ["fit", "--model.backbone", "LeNet5", "--trainer.limit_train_batches", "10"]

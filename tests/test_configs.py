@@ -30,7 +30,7 @@ def test_a_recipe_trains_and_its_checkpoint_classifies_the_same(path, here, data
         words += ["--data.val_split", "20"]
     if "val_check_interval" in recipe["trainer"]:
         words += ["--trainer.val_check_interval", "1"]
-    if recipe["data"]["class_path"] != "vision_zoo.data.MNIST5k":
+    if recipe["data"]["class_path"] != "MNIST5k":
         words += ["--data.root", str(data_root)]
     assert (
         main(["fit", "--config", path.stem, "--data.batch_size", "4", "--trainer.limit_test_batches", "2", *words]) == 0

@@ -40,6 +40,18 @@ class TrainingError(VisionZooError):
     """A failure that shows only while running: the loss is not finite, the disk is full, a process was lost."""
 
 
+def refuse(kind: type[Exception], *problems: tuple[object, str]) -> None:
+    """Raise the first problem that there is.
+
+    Args:
+        kind: the class of the error.
+        problems: a condition, true where there is the problem, and the message.
+    """
+    for wrong, message in problems:
+        if wrong:
+            raise kind(message)
+
+
 def diverged(what: str, step: int, epoch: int) -> TrainingError:
     """What ends a training whose numbers are not finite any more."""
     return TrainingError(

@@ -1,11 +1,12 @@
 """Files that are complete or not there: a reader, a crash and a full disk never meet half of one."""
 
 import contextlib
-import fcntl
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from vision_zoo.errors import TrainingError
 
@@ -50,32 +51,35 @@ def write_file(path: Path, content: bytes) -> None:
 
 def flush(path: Path) -> None:
     """Wait until a file or a folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes what can be written
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def lock_file(path: Path, *, wait: bool) -> TextIO | None:
-    """Take the lock that a file stands for; made if need be. Whoever holds it removes the file, then closes it.
+def lock_file(path: Path, *, wait: bool) -> BaseFileLock | None:
+    """Take the lock that a file stands for; the file is made if need be. `release` gives it back.
 
     Returns:
-        The open file, or None if another process has the lock and we do not wait.
+        The lock, or None if another process has it and we do not wait.
 
     Raises:
         OSError: if the file cannot be made, FileNotFoundError if its folder is gone.
     """
-    while True:
-        lock = path.open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            lock.close()
-            return None
-        except OSError:  # a file system without locks: nobody can be kept out
-            pass
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                return lock
-        lock.close()  # it was removed before we had it
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=-1 if wait else 0.1)  # time to try again where its owner has just removed the file
+    except Timeout:
+        return None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # of a file system without locks
+            raise
+    return lock
+
+
+def release(lock: BaseFileLock) -> None:
+    """Give a lock back and remove its file."""
+    with contextlib.suppress(OSError):  # Windows removes no open file
+        Path(lock.lock_file).unlink()  # while it is ours
+    lock.release()

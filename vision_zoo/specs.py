@@ -70,22 +70,48 @@ def copyable(target: Any) -> Any:
     return partial(class_, **arguments) if isinstance(target, partial) and target.args else target
 
 
+def options_of(target: Any) -> dict[str, Any]:
+    """The options of a class or function with their defaults, those that it hands to its base class included.
+
+    Args:
+        target: a class, whose `__init__` may end in ``**options``, or a function.
+
+    Returns:
+        The default of each, by name; ``inspect.Parameter.empty`` where there is none.
+    """
+    bases = inspect.getmro(target)[1:-1] if inspect.isclass(target) else ()
+    found: dict[str, Any] = {}
+    for owner in (target, *(vars(base)["__init__"] for base in bases if "__init__" in vars(base))):
+        parameters = inspect.signature(owner).parameters.values()
+        named = {p.name: p.default for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        found = {**{name: default for name, default in named.items() if name != "self"}, **found}
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return {name: default for name, default in found.items() if not name.startswith("_")}
+
+
 def takes(target: Any, name: str) -> bool:
-    """Whether a class or function has a parameter of this name."""
-    return name in inspect.signature(target).parameters
+    """Whether a class or function has an option of this name."""
+    return name in options_of(target)
 
 
 def describe(target: Any) -> dict[str, Any] | None:
-    """A class or function with bound arguments as plain data: {"class_path": ..., "init_args": ...}."""
+    """A class, a function with bound arguments or a module as plain data: {"class_path": ..., "init_args": ...}.
+
+    Of a module, the options are those that it keeps as attributes of the same name and that are plain.
+    """
     if target is None:
         return None
     class_, arguments = class_and_arguments(target)
+    if isinstance(target, nn.Module):
+        kept = {name: getattr(target, name, ...) for name in options_of(type(target))}
+        arguments = {name: value for name, value in kept.items() if value is None or isinstance(value, _PLAIN)}
     if not hasattr(class_, "__qualname__"):
         class_ = type(class_)
     path = f"{class_.__module__}.{class_.__qualname__}"
     description: dict[str, Any] = {"class_path": path}
     if arguments:
-        description["init_args"] = {key: _plain(value) for key, value in arguments.items()}
+        description["init_args"] = {key: plain(value) for key, value in arguments.items()}
     return description
 
 
@@ -96,13 +122,17 @@ def without_downloads(backbone: Any) -> Any:
     return backbone
 
 
-def _plain(value: Any) -> Any:
+_PLAIN = (bool, int, float, str, list, tuple, nn.ModuleList)
+
+
+def plain(value: Any) -> Any:
+    """A value as plain data; classes, functions and modules are described."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, nn.ModuleList)):
+        return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     return describe(value)

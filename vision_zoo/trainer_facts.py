@@ -1,5 +1,6 @@
 """What a trainer and its processes are, and are about to do."""
 
+import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
@@ -24,6 +25,18 @@ def steps_after(trainer: Trainer, batch_idx: int) -> bool:
     """Whether the optimizer steps after this batch, or only accumulates its gradients."""
     is_last = batch_idx + 1 >= trainer.num_training_batches
     return is_last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def steps_of_run(trainer: Trainer) -> float:
+    """How many steps the optimizer makes in the whole run; infinite if nothing ends it."""
+    steps = trainer.estimated_stepping_batches
+    changing = next((c for c in callbacks_of(trainer) if isinstance(c, GradientAccumulationScheduler)), None)
+    if changing is None or trainer.max_epochs in (None, -1):
+        return steps
+    # Lightning's estimate knows only how many batches are accumulated for a step at the start.
+    accumulated = map(changing.get_accumulate_grad_batches, range(trainer.max_epochs or 0))
+    total = sum(math.ceil(trainer.num_training_batches / batches) for batches in accumulated)
+    return total if trainer.max_steps == -1 else min(total, trainer.max_steps)
 
 
 def validates(trainer: Trainer) -> bool:

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision_zoo.errors import ConfigError
-from vision_zoo.types import TTA
+from vision_zoo.errors import ConfigError, refuse
+from vision_zoo.types import TTA, ImageShape
 
 PaddingMode = Literal["constant", "reflect", "edge"]
 
@@ -41,8 +41,8 @@ class RandomHorizontalFlip(BatchTransform):
     def forward(self, images: Tensor) -> Tensor:
         """Mirror each image with probability p."""
         chosen = torch.rand(len(images), device=images.device) < self.p
-        mirrored = _words(images.flip(self.dimension))
-        return torch.where(chosen[:, None], mirrored, _words(images)).view(images.dtype).view(images.shape)
+        mirrored = _by_eight(images.flip(self.dimension))
+        return torch.where(chosen[:, None], mirrored, _by_eight(images)).view(images.dtype).view(images.shape)
 
 
 class RandomVerticalFlip(RandomHorizontalFlip):
@@ -66,10 +66,9 @@ class RandomCrop(BatchTransform):
 
     def __init__(self, padding: int = 4, padding_mode: PaddingMode = "constant", fill: int = 0) -> None:
         super().__init__()
-        if padding < 0:
-            raise ConfigError(f"RandomCrop: padding must be at least 0, got {padding}")
-        if padding_mode not in ("constant", "reflect", "edge"):
-            raise ConfigError(f"RandomCrop: padding_mode must be constant, reflect or edge, got {padding_mode!r}")
+        mode = f"RandomCrop: padding_mode must be constant, reflect or edge, got {padding_mode!r}"
+        refuse(ConfigError, (padding < 0, f"RandomCrop: padding must be at least 0, got {padding}"))
+        refuse(ConfigError, (padding_mode not in get_args(PaddingMode), mode))
         self.padding = padding
         self.padding_mode = padding_mode
         self.fill = _value(self, "fill", fill)
@@ -77,8 +76,8 @@ class RandomCrop(BatchTransform):
     def forward(self, images: Tensor) -> Tensor:
         """Shift each image by up to `padding` pixels in both directions."""
         count, _, height, width = images.shape
-        if self.padding_mode == "reflect" and self.padding >= min(height, width):
-            raise ConfigError(f"RandomCrop: cannot reflect {self.padding} pixels of {height}x{width} images")
+        too_small = self.padding_mode == "reflect" and self.padding >= min(height, width)
+        refuse(ConfigError, (too_small, f"RandomCrop: cannot reflect {self.padding} pixels of {height}x{width} images"))
         places = 2 * self.padding + 1
         top, left = torch.randint(places, (2, count), device=images.device)
         return _windows(self._pad(images), top, left, height, width)
@@ -115,10 +114,10 @@ class RandomAffine(BatchTransform):
         fill: int = 0,
     ) -> None:
         super().__init__()
-        if not 0 < scale[0] <= scale[1]:
-            raise ConfigError(f"RandomAffine: scale must be two rising positive factors, got {list(scale)}")
-        if min(degrees, translate, shear) < 0 or shear >= 90:
-            raise ConfigError("RandomAffine: degrees, translate and shear must be at least 0, shear below 90")
+        rising = f"RandomAffine: scale must be two rising positive factors, got {list(scale)}"
+        least = "RandomAffine: degrees, translate and shear must be at least 0, shear below 90"
+        outside = min(degrees, translate, shear) < 0 or shear >= 90
+        refuse(ConfigError, (not 0 < scale[0] <= scale[1], rising), (outside, least))
         self.degrees, self.translate, self.shear = degrees, translate, shear
         self.scale = (float(scale[0]), float(scale[1]))
         self.fill = _value(self, "fill", fill)
@@ -166,10 +165,9 @@ class RandomErasing(BatchTransform):
         value: int | Literal["random"] = 0,
     ) -> None:
         super().__init__()
-        if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
-            raise ConfigError(
-                f"RandomErasing: scale must rise within (0, 1] and ratio above 0, got {list(scale)} and {list(ratio)}"
-            )
+        wrong = not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]
+        given = f"{list(scale)} and {list(ratio)}"
+        refuse(ConfigError, (wrong, f"RandomErasing: scale must rise within (0, 1] and ratio above 0, got {given}"))
         self.p = _probability(self, p)
         self.scale = (float(scale[0]), float(scale[1]))
         self.ratio = (float(ratio[0]), float(ratio[1]))
@@ -204,8 +202,7 @@ class Cutout(BatchTransform):
 
     def __init__(self, size: int = 8, fill: int = 0) -> None:
         super().__init__()
-        if size < 1:
-            raise ConfigError(f"Cutout: size must be at least 1, got {size}")
+        refuse(ConfigError, (size < 1, f"Cutout: size must be at least 1, got {size}"))
         self.size = size
         self.fill = _value(self, "fill", fill)
 
@@ -242,10 +239,23 @@ def apply_transforms(transforms: Iterable[nn.Module], images: Tensor) -> Tensor:
                     f"--data.augmentation: {type(transform).__name__} turns {before.dtype} images of shape "
                     f"{tuple(before.shape)} into {after.dtype} of shape {tuple(after.shape)}; a transform must keep "
                     "both (resize with --data.image_size; the network normalises by itself)"
-                    + ("" if whole else ". It gets one image; one for whole batches is a BatchTransform")
+                    f"{'. It gets one image; one for whole batches is a BatchTransform' * (not whole)}"
                 )
         images = changed[0] if whole else torch.stack(changed) if changed else images
     return images
+
+
+def check_transforms(transforms: Iterable[nn.Module], image_shape: ImageShape) -> None:
+    """Apply the transforms to two black images; the random numbers of the run stay what they are.
+
+    Raises:
+        ConfigError: if a transform fails, or changes the shape or the type of the images.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            apply_transforms(transforms, torch.zeros(2, *image_shape, dtype=torch.uint8))
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ConfigError(f"--data.augmentation fails on images of shape {image_shape}: {error}") from error
 
 
 def views(images: Tensor, kind: TTA) -> list[Tensor]:
@@ -279,10 +289,10 @@ def _windows(padded: Tensor, top: Tensor, left: Tensor, height: int, width: int)
     return padded.flatten().unfold(0, width, 1).index_select(0, start).view(count, channels, height, width)
 
 
-def _words(images: Tensor) -> Tensor:
-    """The pixels of each image, (B, C * H * W), or where they divide so, the same memory as (B, C * H * W / 8) int64.
+def _by_eight(images: Tensor) -> Tensor:
+    """The pixels of each image, (B, C * H * W), or where eight divides that, the same memory as int64.
 
-    torch.where goes value by value, and one of eight bytes takes it as long as one of one.
+    torch.where costs per element, so eight uint8 are chosen as one int64.
     """
     pixels = images.contiguous().flatten(1)  # a transform before may have given a piece of something larger
     return pixels.view(torch.int64) if pixels.shape[1] % 8 == pixels.storage_offset() % 8 == 0 else pixels
@@ -298,12 +308,11 @@ def _rectangles(images: Tensor, top: Tensor, left: Tensor, tall: Tensor, wide: T
 
 
 def _probability(transform: nn.Module, p: float) -> float:
-    if not 0 <= p <= 1:
-        raise ConfigError(f"{type(transform).__name__}: p must be between 0 and 1, got {p}")
+    refuse(ConfigError, (not 0 <= p <= 1, f"{type(transform).__name__}: p must be between 0 and 1, got {p}"))
     return p
 
 
 def _value(transform: nn.Module, name: str, value: int) -> int:
-    if not 0 <= value <= 255:
-        raise ConfigError(f"{type(transform).__name__}: {name} must be between 0 and 255, got {value}")
+    name = f"{type(transform).__name__}: {name}"
+    refuse(ConfigError, (not 0 <= value <= 255, f"{name} must be between 0 and 255, got {value}"))
     return value

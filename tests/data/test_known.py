@@ -201,7 +201,7 @@ class Evil:
         (b"", "is broken"),
         (b"\x80\x02}q\x00(X", "is broken"),
         (b"<html>not found</html>", "is broken"),
-        (pickle.dumps(Evil()), "system, which has no place in this data set"),
+        (pickle.dumps(Evil()), "system, which has no place in this dataset"),
         (pickle.dumps([1, 2]), "no pickled dictionary with data and labels"),
         (pickle.dumps({"data": np.zeros((2, 9), np.uint8), "labels": [0, 1]}), "not a table of 3072 bytes per image"),
         (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0]}), "2 images but labels of shape"),

@@ -3,14 +3,14 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
-from vision_zoo.data.loaders import TensorLoader
-from vision_zoo.types import LabelledImages
+from vision_zoo.data.loaders import Loader
+from vision_zoo.data.sources import InMemory
 
 
 def loader(count=20, batch_size=4, **order):
     """Image i is filled with i, so that an image tells its index."""
     images = torch.arange(count, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
-    return TensorLoader(LabelledImages(images, torch.arange(count)), torch.arange(count), batch_size, **order)
+    return Loader(InMemory(images, torch.arange(count)), torch.arange(count), batch_size, **order)
 
 
 def epoch(batches):

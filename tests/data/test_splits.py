@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vision_zoo.data.splits import stratified_split
+from vision_zoo.data.splits import split_by_name, stratified_split
 from vision_zoo.errors import ConfigError
 
 
@@ -58,8 +58,8 @@ def test_no_class_of_three_named_images_is_refused_by_chance(count):
     labels = torch.arange(20).repeat_interleave(count)
     for seed in range(20):
         names = [f"{index}.png" for index in range(len(labels))]
-        stays, _ = stratified_split(labels, 0.3, seed, "--data.test_split", names, below=0.3)
-        _, val = stratified_split(labels[stays], 0.3, seed, "--data.val_split", [names[i] for i in stays], below=0.51)
+        stays, _ = split_by_name(labels, names, 0.3, seed, "--data.test_split")
+        _, val = split_by_name(labels[stays], [names[i] for i in stays], 0.51, seed, "--data.val_split")
         assert set(labels[stays][val].tolist()) == set(range(20))
     with pytest.raises(ConfigError, match=r"the smallest class has 1 to deal: add images, or set --data\.val_split 0"):
-        stratified_split(torch.tensor([0, 0, 1]), 0.1, 0, "--data.val_split", ["a", "b", "c"], below=0.1)
+        split_by_name(torch.tensor([0, 0, 1]), ["a", "b", "c"], 0.1, 0, "--data.val_split")

@@ -1,18 +1,11 @@
 """What fit chooses by itself for speed: what it says and records, how to override it, and what it leaves alone."""
 
-import dataclasses
-import importlib.util
 import json
 import os
 import platform
-import signal
-import statistics
 import subprocess
 import sys
-import time
-from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,15 +13,12 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-from tests import tiny
 from vision_zoo.__main__ import main
-from vision_zoo.backbones import SmallCNN
 from vision_zoo.classifier import Classifier
 from vision_zoo.training import lightning_patches, performance
 from vision_zoo.training.performance import TrainingPrecision, has_fast_bf16, match_layouts
 from vision_zoo.types import ImageShape
 
-ROOT = Path(__file__).parents[2]
 SHORT = ["fit", "--data.batch_size", "32", "--trainer.limit_train_batches", "6", "--trainer.max_epochs", "1",
          "--trainer.limit_val_batches", "4", "--trainer.limit_test_batches", "4"]  # fmt: skip
 LENET = [*SHORT, "--model.backbone", "LeNet5"]
@@ -290,9 +280,9 @@ def test_the_layout_changes_no_logit_beyond_rounding():
     images = torch.randint(0, 256, (4, 3, 28, 28), dtype=torch.uint8)
     with torch.no_grad():
         plain = model(images)
-        model.lay_out(channels_last=True)
+        model.set_memory_format(channels_last=True)
         torch.testing.assert_close(model(images), plain)
-        model.lay_out(channels_last=False)
+        model.set_memory_format(channels_last=False)
         assert torch.equal(model(images), plain)
     assert F.cross_entropy(plain, torch.zeros(4, dtype=torch.long)).isfinite()
 
@@ -333,160 +323,3 @@ def test_a_step_computes_in_freed_memory_unless_the_environment_says_otherwise(e
     done = subprocess.run(words, env=inherited | environment, capture_output=True, text=True, check=True)
     cleared = int(done.stdout.rpartition("pages cleared: ")[2])
     assert (cleared < 100) is kept  # of 65,536 pages, or 128 huge ones
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts" / "benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark"] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def slow_network(monkeypatch):
-    """SmallCNN takes 50 ms longer; the method that does."""
-    original = SmallCNN.forward
-
-    def slow(network, images):
-        time.sleep(0.05)
-        return original(network, images)
-
-    monkeypatch.setattr(SmallCNN, "forward", slow)
-    return slow
-
-
-@pytest.mark.parametrize("kind", ["full", "lightning", "bare"])
-def test_what_a_loop_costs_leaves_out_the_time_in_the_network(benchmark, here, slow_network, kind):
-    bench = SimpleNamespace(root=str(tiny.write_mnist(here / "data", train=300)))
-    whole, outside = benchmark.in_process(bench, benchmark.SYSTEMS["small_cnn"], 6, kind)
-    assert whole >= 50
-    assert 0 < outside <= whole - 50
-    assert SmallCNN.forward is slow_network  # given back
-
-
-def test_the_time_outside_of_the_network_is_told_by_whose_code_it_passes_in(benchmark, here, slow_network):
-    bench = SimpleNamespace(root=str(tiny.write_mnist(here / "data", train=600)))
-    samples = Counter()
-    _, outside = benchmark.in_process(bench, benchmark.SYSTEMS["small_cnn"], 12, "full", samples)
-    assert {"vision_zoo", "lightning", "torch"} <= set(samples) <= set(benchmark.PACKAGES)
-    assert samples.total() * benchmark.SAMPLED_EVERY < 12 * outside / 1000 < 12 * 0.05
-    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL  # given back
-
-
-def test_operations_are_those_of_products_and_convolutions_forth_and_back(benchmark):
-    system = benchmark.SYSTEMS["mlp"]
-    weights = sum(w.numel() for w in benchmark.network(system).parameters() if w.dim() == 2)
-    first = next(w.numel() for w in benchmark.network(system).parameters() if w.dim() == 2)
-    assert benchmark.operations(system) == 2 * 100 * (3 * weights - first) / 1e6  # images need no gradient
-
-
-def step(whole=0.0, ours=0.0, outside=0.0, ours_outside=0.0):
-    return {"a step": whole, "ours of a step": ours, "outside": outside, "ours outside": ours_outside}
-
-
-@pytest.mark.parametrize(
-    ("section", "what", "ratio", "figures", "short"),
-    [
-        ("a", "batches", 99, {}, {"ratio": "99.00x"}),
-        ("a", "batches", 101, {}, {}),
-        ("b", "mlp 100, step", 0.75, step(0.55, 0.15, 0.55, 0.15), {}),
-        ("b", "mlp 100, step", 0.71, step(), {"ratio": "0.71x"}),
-        ("b", "mlp 100, step", 0.77, step(ours=0.154), {"ours of a step": "+0.15 ms"}),
-        ("b", "mlp 100, step", 0.77, step(ours_outside=0.2), {"ours outside": "+0.20 ms"}),
-        ("b", "resnet18 32, step", 0.97, step(1.0), {"ratio": "0.97x", "a step": "+1.00 ms"}),
-        ("b", "resnet18 32, step", 1.01, step(-1.0, -2.0, 0.6, 0.1), {"outside": "+0.60 ms"}),
-        ("b", "dnn_fashion 100, step", 0.62, step(0.5, -0.1, 0.5, -0.1), {}),
-        ("c", "mlp 100, training", 0.5, {}, {}),
-        ("e", "flip + crop", 20, {"share of a step": 6}, {"share of a step": "+6.00 %"}),
-        ("h", "mlp, memory of fit", 0.5, {"more memory": 99}, {}),
-        ("h", "mlp, memory of fit", 0.5, {"more memory": 101}, {"more memory": "+101.00 MB"}),
-        ("i", "predict 10,000 JPEGs of 32 px", 4.0, {}, {"ratio": "4.00x"}),
-        ("i", "predict 10,000 JPEGs of 500 px", 4.0, {}, {}),
-    ],
-)
-def test_the_benchmark_tells_which_targets_are_missed(benchmark, section, what, ratio, figures, short):
-    row = benchmark.Row(section, what, 1, 1, "", ratio, 0, 0, 5, figures=figures)
-    assert benchmark.missed(row) == short
-
-
-def test_some_targets_hold_where_the_processor_has_amx(benchmark):
-    row = benchmark.Row("c", "mlp 100, training", 1, 1, "images/s", 1.3, 0, 0, 5)
-    assert (benchmark.missed(row), benchmark.missed(row, amx=True)) == ({}, {"ratio": "1.30x"})
-    assert [benchmark.missed_mean("c", [2.0, 2.3], amx) for amx in (False, True)] == [[], ["the mean"]]
-    assert benchmark.missed_mean("d", [7.0, 8.5], False) == ["the mean"]
-
-
-def test_runs_that_are_not_in_turn_are_all_compared_with_each_other(benchmark):
-    bench = benchmark.Bench(SimpleNamespace(data_root=".", n=5, quick=False, only=None, systems=None))
-    bench.row("d", "cnn", [2.0, 4.0, 1.0], [8.0, 12.0], "s", in_turn=False)
-    (row,) = bench.rows
-    assert (row.ratio, row.lowest, row.highest, row.n) == (5, 2, 12, 2)
-
-
-def test_every_turn_begins_with_another_side(benchmark):
-    bench = benchmark.Bench(SimpleNamespace(data_root=".", n=3, quick=False, only=None, systems=None))
-    called = []
-    kept = bench.turns(*(lambda turn, side=side: called.append(side) or (side, turn) for side in "abc"))
-    assert "".join(called) == "abcbcacab"
-    assert kept == [[(side, turn) for turn in range(3)] for side in "abc"]
-
-
-def test_the_means_that_have_a_target_are_of_the_networks_that_it_was_set_for(benchmark):
-    rows = [
-        benchmark.Row("d", f"{name}, to 90 %", 1, 4, "s", ratio, 0, 0, 5)
-        for name, ratio in (("mlp", 2.0), ("dnn_fashion", 100.0), ("lenet5", 8.0))
-    ]
-    assert benchmark.means(rows) == ["d: geometric mean 4.00x, lowest 2.00x of 2"]
-
-
-def test_what_a_section_misses_is_told_figure_by_figure(benchmark):
-    figures = [step(outside=0.7), step(0.6, outside=0.8), step()]
-    rows = [
-        benchmark.Row("b", f"{name}, step", 1, 1, "ms", 1.0, 0, 0, 5, figures=missed)
-        for name, missed in zip(("mlp 100", "cnn 128", "lenet5 100"), figures, strict=True)
-    ]
-    assert benchmark.all_missed(rows, set()) == "outside: mlp 100 +0.70 ms, cnn 128 +0.80 ms; a step: cnn 128 +0.60 ms"
-
-
-def test_a_recipe_measured_anew_takes_the_place_of_its_row_whatever_its_target(benchmark, tmp_path):
-    bench = benchmark.Bench(SimpleNamespace(data_root=".", n=1, quick=False, only=None, systems=None))
-    for target, ours in (("72.08 %", 4.0), ("75.08 %", 2.0)):
-        bench.rows = []
-        bench.row("d", f"alexnet, to {target}", [ours], [8.0], "s", recipe="alexnet_cifar10")
-        bench.row("f", "vision_zoo list", [ours], [8.0], "s")
-        benchmark.merge(tmp_path / "speed.json", bench)
-    rows = json.loads((tmp_path / "speed.json").read_text())["rows"]
-    assert [(row["what"], row["ratio"]) for row in rows] == [("alexnet, to 75.08 %", 4.0), ("vision_zoo list", 4.0)]
-
-
-def test_the_first_steps_of_a_tutorials_loop_are_no_part_of_a_short_epochs_time(benchmark, here, monkeypatch):
-    original, called = SmallCNN.forward, []
-
-    def cold(network, images):
-        called.append(None)
-        time.sleep(0.2 if len(called) <= benchmark.WARM_UP else 0)
-        return original(network, images)
-
-    monkeypatch.setattr(SmallCNN, "forward", cold)
-    root = str(tiny.write_mnist(here / "data", train=1000))
-    small = dataclasses.replace(benchmark.SYSTEMS["small_cnn"], images=1000)
-    assert benchmark.tutorial(small, root, 15, seed=0)["images_per_second"] > 15 * 50 / (0.2 * benchmark.WARM_UP)
-
-
-def test_the_words_above_the_table_are_computed_from_it_and_wait_for_every_network(benchmark):
-    rows = [benchmark.Row(**row) for row in json.loads((ROOT / "configs" / "speed.json").read_text())["rows"]]
-    ratios = benchmark.counted(rows, "d")
-    (resnet,) = (row.ratio for row in rows if row.section == "d" and row.what.startswith("resnet18"))
-    less = statistics.geometric_mean([resnet * 15 / 50 if ratio == resnet else ratio for ratio in ratios])
-    assert f"its {resnet:.1f}x are {resnet * 15 / 50:.1f}x, and the mean is {less:.1f}x." in "".join(
-        benchmark.in_words(rows)
-    )
-    assert benchmark.in_words([row for row in rows if not row.what.startswith("resnet18")]) == []
-
-
-def test_the_readme_shows_the_figures_that_the_benchmark_measured(benchmark):
-    assert (ROOT / "README.md").read_text() == benchmark.readme(ROOT), "python scripts/benchmark.py --write"
-    recipes = {system.config for system in benchmark.SYSTEMS.values()}
-    assert all((ROOT / "configs" / f"{recipe}{kind}.yaml").is_file() for recipe in recipes for kind in ("", "_fast"))

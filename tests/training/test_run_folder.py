@@ -228,7 +228,7 @@ def test_a_run_folder_is_locked_by_one_process_at_a_time(here, monkeypatch):
     def flock(file, how):
         monkeypatch.setattr(fcntl, "flock", original)
         path.unlink()  # the owner goes between our opening of the file and our lock
-        held.close()
+        held.release()
         original(file, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)

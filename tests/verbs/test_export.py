@@ -23,6 +23,7 @@ from vision_zoo.classifier import Classifier
 from vision_zoo.data import CIFAR10, MNIST5k
 from vision_zoo.errors import CheckpointError
 from vision_zoo.verbs import export as verb
+from vision_zoo.verbs import formats
 
 DIGITS = tuple("0123456789")
 FORMATS = ("onnx", "torch_export", "safetensors", "state_dict")
@@ -201,8 +202,8 @@ def test_the_output_says_what_was_compared_and_where_the_file_is(checkpoint, her
 
 
 def test_a_wrong_export_is_a_failure_and_keeps_the_file_of_before(checkpoint, here, monkeypatch, capsys):
-    right = verb.Images.forward
-    monkeypatch.setattr(verb.Images, "forward", lambda self, images: right(self, images) + 0.01)
+    right = formats.Images.forward
+    monkeypatch.setattr(formats.Images, "forward", lambda self, images: right(self, images) + 0.01)
     Path("net.pt2").write_text("the one of yesterday")
     words = ["export", "--ckpt_path", str(checkpoint), "--format", "torch_export", "--output", "net.pt2"]
     assert main(words) == 1
@@ -214,7 +215,7 @@ def test_weights_that_were_not_written_are_a_failure(checkpoint, here, monkeypat
     def forgetful(model):
         return {name: torch.zeros_like(tensor) for name, tensor in model.backbone.state_dict().items()}
 
-    monkeypatch.setattr(verb, "_own_tensors", forgetful)
+    monkeypatch.setattr(formats, "_own_tensors", forgetful)
     assert main(["export", "--ckpt_path", str(checkpoint), "--format", "safetensors"]) == 1
     assert "the safetensors file was removed" in capsys.readouterr().err
     assert list(here.iterdir()) == []
@@ -233,9 +234,9 @@ def test_a_full_disk_leaves_nothing_behind(checkpoint, here, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("nowhere/net.onnx", "--output nowhere/net.onnx cannot be written: No such file or directory"),
         (".", "--output . cannot be written: it is a folder"),
-        ("/dev/null/net.onnx", "--output /dev/null/net.onnx cannot be written: Not a directory"),
+        ("/proc/nowhere/net.onnx", "--output /proc/nowhere/net.onnx cannot be written: No such file or directory"),
+        ("/dev/null/net.onnx", "--output /dev/null/net.onnx cannot be written: it is not a regular file"),
     ],
 )
 def test_an_output_that_cannot_be_written_is_refused(checkpoint, here, capsys, output, message):
@@ -360,11 +361,9 @@ def test_every_network_can_be_exported(tmp_path, name, format_):
             layer.running_mean.normal_()
             layer.running_var.uniform_(0.5, 2)
     model.train()
-    source = tmp_path / "source.ckpt"
-    torch.save({"state_dict": {}}, source)
-    result = verb.export(model, None, source, format_, tmp_path / "network")
+    result = verb.export_model(model, tmp_path / "network", format_, verb.sample_images(model, None)[0])
     assert result.logits <= 1e-5 * max(1, result.scale)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["network", "source.ckpt"]  # one file, nothing beside it
+    assert [path.name for path in tmp_path.iterdir()] == ["network"]  # one file, nothing beside it
 
 
 class Unfollowable(nn.Module):
@@ -381,12 +380,11 @@ class Unfollowable(nn.Module):
 
 def test_a_network_that_cannot_be_followed_is_a_failure_with_a_way_out(tmp_path):
     model = Classifier(Unfollowable, (1, 28, 28), DIGITS)
-    source = tmp_path / "source.ckpt"
-    torch.save({"state_dict": {}}, source)
+    images, _ = verb.sample_images(model, None)
     for format_ in ("onnx", "torch_export"):
         with pytest.raises(verb.ExportError, match=r"Unfollowable cannot be exported as .*--format safetensors"):
-            verb.export(model, None, source, format_, tmp_path / "network")
-    assert [path.name for path in tmp_path.iterdir()] == ["source.ckpt"]
+            verb.export_model(model, tmp_path / "network", format_, images)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_compiled_networks_keep_clean_keys(tmp_path):

@@ -32,14 +32,14 @@ def save(path, image, mode="L", **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     gray = Image.fromarray(image[0].numpy())
     if mode == "I;16":
-        picture = Image.fromarray(image[0].numpy().astype(np.uint16) * 257)
+        drawn = Image.fromarray(image[0].numpy().astype(np.uint16) * 257)
     elif mode == "LA":
-        picture = Image.merge("LA", [gray, Image.new("L", gray.size, 255)])
+        drawn = Image.merge("LA", [gray, Image.new("L", gray.size, 255)])
     elif mode in ("RGBA", "P", "CMYK"):
-        picture = gray.convert("RGB").convert(mode)
+        drawn = gray.convert("RGB").convert(mode)
     else:
-        picture = gray.convert(mode)
-    picture.save(path, **options)
+        drawn = gray.convert(mode)
+    drawn.save(path, **options)
     return path
 
 
@@ -112,7 +112,7 @@ def test_the_order_is_as_given_folders_sorted_and_every_file_once(trained_run, h
         "g/2.jpg",
     ):
         if name.endswith("txt"):
-            (here / name).write_text("no picture")
+            (here / name).write_text("no image")
         else:
             save(here / name, digits[0])
     (here / "f" / "loop").symlink_to(here / "f")
@@ -123,7 +123,7 @@ def test_the_order_is_as_given_folders_sorted_and_every_file_once(trained_run, h
 def test_many_files_keep_their_order_over_batches(trained_run, here, digits):
     files = [save(here / "in" / f"{i:03}.png", digits[i % 20]) for i in range(150)]
     (here / "in" / "070.png").write_bytes(b"broken")
-    assert run(trained_run, "--images", "in", "--data.batch_size", 7) == 0
+    assert run(trained_run, "--images", "in", "--batch_size", 7) == 0
     found = rows()
     assert [row["path"] for row in found] == [f"in/{path.name}" for path in files if path.name != "070.png"]
     expected = model_of(trained_run)(digits).argmax(1).tolist()
@@ -146,10 +146,10 @@ def test_unreadable_files_are_named_and_counted_and_the_rest_goes_on(trained_run
 
 
 def test_no_readable_file_is_an_error_and_leaves_the_old_table(trained_run, here, capsys):
-    (here / "bad.png").write_text("no picture")
+    (here / "bad.png").write_text("no image")
     (here / "predictions.csv").write_text(OLD)
     assert run(trained_run, "--images", "bad.png") == 2
-    assert "cannot read the file as a picture" in capsys.readouterr().err
+    assert "cannot read the file as an image" in capsys.readouterr().err
     assert (here / "predictions.csv").read_text() == OLD
     assert sorted(path.name for path in here.iterdir() if path.is_file()) == ["bad.png", "predictions.csv"]
 
@@ -158,13 +158,15 @@ def test_no_readable_file_is_an_error_and_leaves_the_old_table(trained_run, here
     ("words", "message"),
     [
         (["--images", "gone.png"], "--images gone.png: .*gone.png not found"),
-        (["--images", "empty"], "--images empty: no pictures in .*empty"),
-        (["--images", "empty/*.png"], r"--images empty/\*.png: no pictures match"),
-        ([], "predict needs pictures: --images"),
+        (["--images", "empty"], "--images empty: no images in .*empty"),
+        (["--images", "empty/*.png"], r"--images empty/\*.png: no images match"),
+        ([], "predict needs images: --images"),
         (["--images", "a.png", "--top_k", "11"], "--top_k must be between 1 and the number of classes, 10, got 11"),
-        (["--images", "a.png", "--output", "empty"], "--output empty is a folder"),
-        (["--images", "a.png", "--output", "a.png/x.csv"], "--output a.png/x.csv: .* cannot be written"),
+        (["--images", "a.png", "--output", "empty"], "--output empty cannot be written: it is a folder"),
+        (["--images", "a.png", "--output", "a.png/x.csv"], "--output a.png/x.csv cannot be written"),
         (["--images", "a.png", "--format", "xml"], "format"),
+        (["--images", "a.png", "--batch_size", "0"], "--batch_size must be at least 1, got 0"),
+        (["--images", "a.png", "--accelerator", "tpu"], "--accelerator tpu: there is none here; there is cpu, auto"),
     ],
 )
 def test_wrong_usage_is_refused_by_name(trained_run, here, digits, capsys, words, message):
@@ -185,38 +187,21 @@ def test_predict_without_a_checkpoint_is_refused(here, digits, capsys):
 def test_standard_output_holds_nothing_but_the_table(trained_run, here, digits, capsys):
     save(here / "a.png", digits[0])
     (here / "b.png").write_bytes(b"broken")
-    assert run(trained_run, "--images", "a.png", "b.png", "--output", "-", "--top_k", 3, "--data.batch_size", 2) == 0
+    assert run(trained_run, "--images", "a.png", "b.png", "--output", "-", "--top_k", 3, "--batch_size", 2) == 0
     output, errors = capsys.readouterr()
     (row,) = csv.DictReader(io.StringIO(output))
     assert list(row) == ["path", "label", "probability", "label_2", "probability_2", "label_3", "probability_3"]
-    assert "classified 1 pictures" in errors
+    assert "classified 1 image in" in errors
     assert not (here / "predictions.csv").exists()
 
 
-def test_a_pipe_that_is_named_gets_the_table(trained_run, here, digits):
+def test_a_device_or_pipe_is_never_replaced_by_a_file(trained_run, here, digits, capsys):
     save(here / "a.png", digits[0])
-    reading, writing = os.pipe()
-    assert run(trained_run, "--images", "a.png", "--output", f"/dev/fd/{writing}") == 0
-    os.close(writing)
-    with os.fdopen(reading) as file:
-        assert [row["path"] for row in csv.DictReader(file)] == ["a.png"]
-
-
-def test_a_file_that_is_open_already_keeps_what_it_holds(trained_run, here, digits):
-    save(here / "a.png", digits[0])
-    with Path("log.txt").open("w") as log:
-        log.write("before\n")
-        log.flush()
-        assert run(trained_run, "--images", "a.png", "--output", f"/dev/fd/{log.fileno()}") == 0
-        log.write("after\n")
-    lines = Path("log.txt").read_text().splitlines()
-    assert (lines[0], lines[1][:4], lines[2][:5], lines[3]) == ("before", "path", "a.png", "after")
-
-
-def test_standard_output_by_its_other_name(trained_run, here, digits, capfd):
-    save(here / "a.png", digits[0])
-    assert run(trained_run, "--images", "a.png", "--output", "/dev/stdout") == 0
-    assert capfd.readouterr().out.startswith("path,")
+    os.mkfifo(here / "pipe")
+    for output in ("pipe", "/dev/stdout", "/dev/fd/1"):
+        assert run(trained_run, "--images", "a.png", "--output", output) == 2
+        assert f"--output {output} cannot be written: it is not a regular file" in capsys.readouterr().err
+    assert (here / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize("words", [["--format", "json"], ["--output", "out/p.json"]])
@@ -239,8 +224,8 @@ def test_nothing_but_the_checkpoint_is_needed(channels, here, tmp_path_factory, 
                  "--data.channels", channels, "--trainer.max_epochs", "1",
                  "--test_after_fit", "false"]) == 0  # fmt: skip
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    picture = elsewhere / "wide.png"
-    shutil.copy(here / "data" / "cat" / "0000.png", picture)
+    image = elsewhere / "wide.png"
+    shutil.copy(here / "data" / "cat" / "0000.png", image)
     (checkpoint,) = here.glob("runs/*/*/checkpoints/last.ckpt")
     shutil.copy(checkpoint, elsewhere / "copy.ckpt")
     shutil.rmtree(here / "data")
@@ -250,12 +235,12 @@ def test_nothing_but_the_checkpoint_is_needed(channels, here, tmp_path_factory, 
     (row,) = rows()
     model = Classifier.load_from_checkpoint("copy.ckpt")
     with torch.inference_mode():
-        expected = model(decode_image(picture, model.image_shape, "pad")).softmax(1).max()
+        expected = model(decode_image(image, model.image_shape, "pad")).softmax(1).max()
     assert np.float32(row["probability"]) == expected.numpy()
     assert {row["label"], row["label_2"]} == {"cat", "dog"}
 
 
-def test_pictures_are_stretched_as_the_arrays_of_training_were(here):
+def test_images_are_stretched_as_the_arrays_of_training_were(here):
     images = np.random.default_rng(0).integers(0, 256, (40, 20, 40, 3), dtype=np.uint8)
     np.savez(here / "wide.npz", images=images, labels=np.arange(40) % 2)
     assert main(["fit", "--data", "ArrayFile", "--data.path", "wide.npz", "--data.image_size", "20",
@@ -287,7 +272,7 @@ def test_negatives_are_noticed_and_invert_brings_them_back(trained_run, here, di
     assert "leave out --invert" in capsys.readouterr().err
 
 
-def test_black_borders_stay_black_where_the_picture_is_inverted(tmp_path):
+def test_black_borders_stay_black_where_the_image_is_inverted(tmp_path):
     path = tmp_path / "wide.png"
     Image.new("L", (40, 10), 255).save(path)
     assert decode_image(path, (1, 28, 28), "pad", invert=True).unique().tolist() == [0]
@@ -318,7 +303,7 @@ def test_names_of_files_may_hold_anything(trained_run, here, digits):
     assert sorted(found) == sorted(f"in/{name}" for name in names)
 
 
-def test_names_of_classes_and_pictures_may_be_any_bytes(here, capsys):
+def test_names_of_classes_and_images_may_be_any_bytes(here, capsys):
     names = [os.fsdecode(name) for name in (b"Gr\xfcn", b"Gr\xe4ulich")]
     tiny.write_image_folder(here / "in", names, count=20)
     words = ["--data", "ImageFolder", "--data.root", "in", "--data.image_size", "32", "--trainer.max_epochs", "1"]
@@ -331,7 +316,7 @@ def test_names_of_classes_and_pictures_may_be_any_bytes(here, capsys):
     assert "per_class.csv is broken" not in (here / "runs/default/version_0/report.html").read_text()
 
 
-def test_a_kind_of_picture_that_cannot_be_read_is_named(trained_run, here, digits, capsys):
+def test_a_kind_of_image_that_cannot_be_read_is_named(trained_run, here, digits, capsys):
     save(here / "in" / "a.png", digits[0])
     (here / "in" / "b.heic").write_bytes(b"x")
     for other in ("clip.mpg", "features.h5"):
@@ -371,13 +356,22 @@ def test_a_table_that_somebody_else_wrote_is_replaced_only_by_name(kind, trained
     assert table.read_text() == first
 
 
-@pytest.mark.parametrize(("overlap", "most"), [(True, 64 + (2 * 16 + 2) * predict.CHUNK), (False, 64 * predict.TURN)])
-def test_decoding_stays_a_bounded_number_of_pictures_ahead(overlap, most, here, digits, monkeypatch):
+def test_decoding_stays_a_bounded_number_of_images_ahead(trained_run, here, digits, monkeypatch):
     files = [save(here / "a.png", digits[0])] * 5000
-    decoded = []
-    monkeypatch.setattr(predict, "decode_image", lambda *_: decoded.append(1) or digits[0])
-    parts = predict.decode_all(files, (1, 28, 28), "crop", False, 64, overlap)
-    next(parts)
+    read = []
+    monkeypatch.setattr(predict, "decode_image", lambda *_: read.append(1) or digits[0])
+    predictions = predict.predict_images(model_of(trained_run), files, batch_size=64)
+    next(predictions)
     time.sleep(0.2)
-    assert len(decoded) <= most
-    parts.close()
+    assert len(read) <= 64 * predict.TURN
+    predictions.close()
+
+
+def test_from_python_predictions_come_in_order_with_those_that_could_not_be_read(trained_run, here, digits):
+    files = [save(here / f"{i}.png", image) for i, image in enumerate(digits[:5])]
+    files[2].write_bytes(b"broken")
+    found = list(predict.predict_images(model_of(trained_run), files, top_k=3, batch_size=2))
+    assert [prediction.path for prediction in found] == files
+    assert [len(prediction.labels) for prediction in found] == [3, 3, 0, 3, 3]
+    assert [bool(prediction.problem) for prediction in found] == [False, False, True, False, False]
+    assert found[0].brightness == pytest.approx(float(digits[0].float().mean()) / 255)

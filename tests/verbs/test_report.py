@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from tests import tiny
 from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import LeNet5
+from vision_zoo.checkpoints import Checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.formatting import duration
 from vision_zoo.plots import plot_confusion_matrix, plot_curves, plot_images
-from vision_zoo.verbs.report import by_epoch, interval, write_report
+from vision_zoo.verbs.report import write_report
+from vision_zoo.verbs.report.facts import by_epoch, interval
 
 EVIL = [
     "<script>alert(1)</script>",
@@ -52,6 +53,14 @@ def report(*words: str) -> None:
     assert main(["report", *words]) == 0
 
 
+def started_with(run: Path, root: str) -> None:
+    """As if the run had been started with this --trainer.default_root_dir."""
+    file = run / "checkpoints" / "best.ckpt"
+    content = torch.load(file, weights_only=True)
+    content["vision_zoo"]["config"]["trainer"]["default_root_dir"] = root
+    torch.save(content, file)
+
+
 class Page(HTMLParser):
     """Tags, attributes and text of a page; complains of tags that are not closed."""
 
@@ -82,7 +91,7 @@ class Page(HTMLParser):
         return [base64.b64decode(source.removeprefix("data:image/png;base64,"), validate=True) for source in sources]
 
 
-def test_a_run_becomes_one_page_with_its_figures_and_pictures(run, capsys):
+def test_a_run_becomes_one_page_with_its_figures_and_images(run, capsys):
     report("--ckpt_path", str(run))
     assert capsys.readouterr().out.splitlines() == [str(run / "report.html"), str(run / "README.md")]
     page = Page((run / "report.html").read_text())
@@ -124,9 +133,7 @@ def test_output_is_a_folder_or_the_page(output, page, run, here):
 
 
 def test_the_commands_of_a_report_name_the_folder_that_the_run_was_put_into(run, here):
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["trainer"]["default_root_dir"] = "big disk/mine"
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    started_with(run, "big disk/mine")
     report("--ckpt_path", str(run))
     page = Page((run / "report.html").read_text())
     assert "vision_zoo test --ckpt_path 'big disk/mine/runs/default/version_0'" in page.text
@@ -152,9 +159,7 @@ def test_somebody_elses_page_is_not_replaced_unless_it_is_named(run, here, capsy
 
 
 def test_the_commands_of_a_run_that_was_moved_name_where_it_is(run, here):
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["trainer"]["default_root_dir"] = "/scratch/gone"
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    started_with(run, "/scratch/gone")
     report("--ckpt_path", str(run))
     assert f"vision_zoo test --ckpt_path {run}" in Page((run / "report.html").read_text()).text
 
@@ -214,7 +219,7 @@ def test_a_run_that_was_stopped_shows_its_epochs_and_curves(run):
     assert not (run / "curves.png").exists()
 
 
-@pytest.mark.parametrize("name", ["results.json", "per_class.csv", "metrics.csv", "config.yaml", "curves.png"])
+@pytest.mark.parametrize("name", ["results.json", "per_class.csv", "metrics.csv", "curves.png"])
 def test_a_broken_file_is_named_and_the_rest_is_shown(name, run):
     (run / name).write_text("class,precision\n{broken: [")
     report("--ckpt_path", str(run))
@@ -249,7 +254,7 @@ def test_hostile_names_are_shown_and_do_nothing(hostile, here):
         table = csv.writer(file)
         table.writerow(["class", "precision", "recall", "f1", "images"])
         table.writerows([name, 0.5, 0.5, 0.5, 10] for name in EVIL)
-    page_file, card_file = write_report(hostile, run / "checkpoints" / "best.ckpt", 0)
+    page_file, card_file = write_report(hostile, Checkpoint(run / "checkpoints" / "best.ckpt", {}))
     page = Page(page_file.read_text())
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "b>bold", "u", "img"})
     for name in EVIL:
@@ -291,7 +296,7 @@ def test_the_card_names_classes_limits_and_licence(run):
 
 def test_a_thousand_classes_do_not_fill_the_card(here):
     model = Classifier(LeNet5, (1, 28, 28), [f"class {k}" for k in range(1000)])
-    _, card = write_report(model, here / "alone.ckpt", 0, "out")
+    _, card = write_report(model, Checkpoint(here / "alone.ckpt", {}), "out")
     assert "and 900 more" in card.read_text()
 
 
@@ -359,8 +364,8 @@ def test_a_run_whose_own_test_averages_views_is_reported_with_a_later_one(here):
 
 
 def test_figures_of_a_test_part_that_was_cut_otherwise_are_not_taken_for_the_runs_own(here):
-    tiny.write_image_folder(here / "pictures", count=20)
-    words = ["--data", "ImageFolder", "--data.root", "pictures", "--data.image_size", "28"]
+    tiny.write_image_folder(here / "images", count=20)
+    words = ["--data", "ImageFolder", "--data.root", "images", "--data.image_size", "28"]
     words += ["--trainer.max_epochs", "1", "--test_after_fit", "false"]
     assert main([*QUICK, *words]) == 0
     for change, told in ((["--data.seed", "7"], True), (["--data.test_split", "0.5"], True), ([], False)):

@@ -5,7 +5,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision_zoo.errors import ConfigError
+from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.types import ImageShape
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -28,8 +28,8 @@ class ResNet(nn.Module):
 
     def __init__(self, image_shape: ImageShape, num_classes: int, depth: Literal[18, 34] = 18) -> None:
         super().__init__()
-        if depth not in _BLOCKS:
-            raise ConfigError(f"ResNet: depth is {depth}, set --model.backbone.depth to 18 or 34")
+        message = f"ResNet: depth is {depth}, set --model.backbone.depth to 18 or 34"
+        refuse(ConfigError, (depth not in _BLOCKS, message))
         self.name = f"ResNet-{depth}"
         in_channels = _WIDTHS[0]
         self.stem = nn.Sequential(

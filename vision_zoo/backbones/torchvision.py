@@ -1,6 +1,5 @@
 """Networks of torchvision (https://pytorch.org/vision/stable/models.html), fitted to the images and the classes."""
 
-import bisect
 import pickle
 import re
 from collections.abc import Callable, Iterable
@@ -13,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from vision_zoo.errors import ConfigError, ImageShapeError, did_you_mean
+from vision_zoo.errors import ConfigError, ImageShapeError, did_you_mean, refuse
 from vision_zoo.types import ImageShape
 
 _RGB = 3
@@ -25,9 +24,8 @@ class Torchvision(nn.Module):
 
     Where images have not three channels, the filters of the first convolution are made of the red, green and blue ones,
     so that pretrained weights stay useful: one channel takes their sum (the network then answers as if the gray image
-    stood in all three), others take them in turn, scaled by 3 / channels. Auxiliary heads are left out. The momentum of
-    batch norm is at least torch's usual .1, so that small data sets suffice. Vision transformers are built for the size
-    of the images, and pretrained position embeddings are interpolated to it.
+    stood in all three), others take them in turn, scaled by 3 / channels. Auxiliary heads are left out. Vision
+    transformers are built for the size of the images, and pretrained position embeddings are interpolated to it.
 
     Nothing but the values of the weights depends on whether they were pretrained: a checkpoint is read without them.
 
@@ -37,6 +35,10 @@ class Torchvision(nn.Module):
         name: a network of torchvision, such as resnet18, mobilenet_v3_small, swin_t.
         weights: pretrained weights of that network, such as DEFAULT or IMAGENET1K_V1, downloaded once; random weights
             if not given.
+        batch_norm_momentum: share of each batch in the running statistics of batch norm. The default is torch's usual
+            one. Some networks come with far less, such as MobileNetV3 with 0.01, for the many thousand steps of
+            ImageNet: after the few hundred of a small dataset, their statistics would still be those of the first
+            steps, and evaluation far below training. null keeps the network's own.
 
     Raises:
         ConfigError: if torchvision has no such network or weights, or the weights cannot be downloaded.
@@ -44,7 +46,12 @@ class Torchvision(nn.Module):
     """
 
     def __init__(
-        self, image_shape: ImageShape, num_classes: int, name: str = "resnet18", weights: str | None = None
+        self,
+        image_shape: ImageShape,
+        num_classes: int,
+        name: str = "resnet18",
+        weights: str | None = None,
+        batch_norm_momentum: float | None = 0.1,
     ) -> None:
         super().__init__()
         _require_name(name)
@@ -57,24 +64,15 @@ class Torchvision(nn.Module):
             self.network = _build(name, image_shape, len(chosen.meta["categories"]))
             _load(self.network, name, chosen, image_shape)
             _fit_classes(self.network, num_classes)
-        _hasten_statistics(self.network)
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d) and batch_norm_momentum is not None:
+                module.momentum = batch_norm_momentum
         _fit_channels(self.network, image_shape[0])
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images, float (B, C, H, W)."""
         logits: Tensor = self.network(images)  # (B, num_classes)
         return logits
-
-
-def _hasten_statistics(network: nn.Module) -> None:
-    """Give batch norm torch's usual momentum where a network asks for less, as MobileNetV3 does with .01.
-
-    Such momenta are made for the many thousand steps of ImageNet; after the few hundred of a small data set the running
-    statistics would still be those of the first steps, and evaluation far below training.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
-            module.momentum = max(module.momentum, 0.1)
 
 
 class WithoutMemory(TorchFunctionMode):
@@ -98,18 +96,18 @@ class WithoutMemory(TorchFunctionMode):
 
 def _require_name(name: str) -> None:
     names = models.list_models(module=models)
-    if name not in names:
-        hint = did_you_mean(name, names) or f"; there are {', '.join(names)}."
-        raise ConfigError(f"Torchvision: no network is named {name!r}{hint} Set --model.backbone.name to one of them")
+    hint = did_you_mean(name, names) or f"; there are {', '.join(names)}."
+    message = f"Torchvision: no network is named {name!r}{hint} Set --model.backbone.name to one of them"
+    refuse(ConfigError, (name not in names, message))
 
 
 def _find_weights(name: str, weights: str) -> models.WeightsEnum:
     known = models.get_model_weights(name)
-    if weights not in known.__members__:
-        raise ConfigError(
-            f"Torchvision: {name} has no weights named {weights!r}; "
-            f"set --model.backbone.weights to one of {', '.join(known.__members__)}, or leave it out for random weights"
-        )
+    message = (
+        f"Torchvision: {name} has no weights named {weights!r}; "
+        f"set --model.backbone.weights to one of {', '.join(known.__members__)}, or leave it out for random weights"
+    )
+    refuse(ConfigError, (weights not in known.__members__, message))
     return known[weights]
 
 
@@ -180,17 +178,10 @@ def _require_shape(name: str, image_shape: ImageShape) -> None:
         return
     if _dry_run(name, _REFERENCE_SIZE, _REFERENCE_SIZE) is not None:
         raise failure  # not because of the shape: a defect, no wrong input
-    step = _size_step(name)
-    steps = range(1, _REFERENCE_SIZE // step + 1)
-    least = steps[bisect.bisect_left(steps, True, key=lambda k: _dry_run(name, k * step, k * step) is None)] * step
-    if step == 1:
-        allowed, way_out = f"at least {least} x {least} pixels", f"at least {least}"
-    else:
-        nearest = max(least, -(-max(height, width) // step) * step)
-        allowed, way_out = f"squares whose side is a multiple of {step} pixels", str(nearest)
+    answer = " ".join(str(failure).split()) or type(failure).__name__
     raise ImageShapeError(
-        f"Torchvision: {name} cannot take images of shape {tuple(image_shape)}, only {allowed}: "
-        f"set --data.image_size to {way_out}"
+        f"Torchvision: {name} cannot take images of shape {tuple(image_shape)} ({answer}): set --data.image_size to "
+        f"{_REFERENCE_SIZE}, which every network of torchvision takes"
     ) from failure
 
 
@@ -203,14 +194,3 @@ def _dry_run(name: str, height: int, width: int) -> Exception | None:
     except (RuntimeError, ValueError, AssertionError) as error:
         return error
     return None
-
-
-def _size_step(name: str) -> int:
-    """The number of pixels that the side of an image must be a multiple of."""
-    with WithoutMemory():
-        network = _build(name, (_RGB, _REFERENCE_SIZE, _REFERENCE_SIZE), num_classes=2)
-    if isinstance(network, models.VisionTransformer):
-        return int(network.patch_size)
-    if isinstance(network, models.MaxVit):
-        return 32 * int(network.partition_size)  # the last of its five halvings must still divide into windows
-    return 1

@@ -1,10 +1,20 @@
-"""The commands and their common options: the one table behind --help, completion and the check of a command's name."""
+"""The commands: where each one's function stands, and which of its options people use most.
 
+The words for a command are those of its function: the first line of the docstring says what it does, ``Args`` what its
+options are. They are read from the source, so that ``--help`` needs no torch.
+"""
+
+import ast
+import functools
+import re
+import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 
 from vision_zoo import __version__
 
 WIDTH = 80  # columns of the smallest terminal that the texts are written for
+_PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -25,152 +35,109 @@ class Option:
     completes: str = ""
 
 
+# Options that several commands have, of the data, the network and the trainer.
+SHARED = {
+    option.flag.lstrip("-"): option
+    for option in (
+        Option("--config", "NAME|FILE", "a recipe by name, or a YAML file", "recipes FILES"),
+        Option("--ckpt_path", "PATH", "checkpoint or run folder; best, last: newest run", "best last FILES"),
+        Option("--trusted_packages", "NAME", "trust this package's classes in checkpoints"),
+        Option("--data", "NAME", "dataset, see: vision_zoo list datasets", "datasets"),
+        Option("--data.root", "FOLDER", "where its files are, or are downloaded to", "FOLDERS"),
+        Option("--data.batch_size", "N", "images per batch, in each process"),
+        Option("--data.val_split", "X", "validation part: fraction or count of train"),
+        Option("--model.backbone", "NAME", "network, see: vision_zoo list backbones", "backbones"),
+        Option("--model.optimizer", "NAME", "a class of torch.optim", "Adam AdamW SGD RMSprop"),
+        Option("--model.optimizer.lr", "X", "learning rate; the peak of OneCycleLR"),
+        Option("--model.scheduler", "NAME", "learning rate schedule", "CosineAnnealingLR OneCycleLR StepLR"),
+        Option("--trainer.max_epochs", "N", "how long to train"),
+        Option("--trainer.accelerator", "NAME", "cpu, gpu or auto", "auto cpu gpu"),
+        Option("--trainer.devices", "N", "number of processes or GPUs"),
+        Option("--trainer.precision", "NAME", "32-true, bf16-mixed, ...", "32-true bf16-mixed 16-mixed"),
+        Option("--trainer.default_root_dir", "FOLDER", "where the folder runs is made", "FOLDERS"),
+        Option("--seed_everything", "N", "decides weights, dropout, augmentation"),
+    )
+}
+
+
 @dataclass(frozen=True)
 class Command:
     """A command of the command line.
 
     Attributes:
-        text: what it does, one line of the overview.
-        options: the common ones.
+        where: module and name of its function.
+        common: the options that its short help shows: of SHARED, or parameters of the function.
         example: a whole command line.
         light: answered without torch, so that there are no options besides these.
+        files: what a shell offers for the option output: FILES or FOLDERS.
     """
 
-    text: str
-    options: tuple[Option, ...]
+    where: str
+    common: tuple[str, ...]
     example: str
     light: bool = False
+    files: str = "FILES"
+
+    @property
+    def text(self) -> str:
+        """What it does, one line of the overview."""
+        line = _docstring(self.where).partition("\n")[0].rstrip(".")
+        return line[0].lower() + line[1:]
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """The common ones."""
+        own = _own_options(self.where, self.files)
+        return tuple(SHARED[name] if name in SHARED else own[name] for name in self.common)
 
 
-_CONFIG = Option("--config", "NAME|FILE", "a recipe by name, or a YAML file", "recipes FILES")
-_CKPT = Option("--ckpt_path", "PATH", "checkpoint or run folder; best, last: newest run", "best last FILES")
-_TRUST = Option("--trusted_packages", "NAME", "trust this package's classes in checkpoints")
-_DATA = (
-    Option("--data", "NAME", "data set, see: vision_zoo list datasets", "datasets"),
-    Option("--data.root", "FOLDER", "where its files are, or are downloaded to", "FOLDERS"),
-)
-_SIZE = Option("--data.batch_size", "N", "images per batch, in each process")
-_BACKBONE = Option("--model.backbone", "NAME", "network, see: vision_zoo list backbones", "backbones")
-_DEVICE = Option("--trainer.accelerator", "NAME", "cpu, gpu or auto", "auto cpu gpu")
-_DEVICES = Option("--trainer.devices", "N", "number of processes or GPUs")
+_SCORING = ("data", "data.root", "data.batch_size", "trainer.accelerator", "trainer.devices", "trusted_packages")
 
 COMMANDS: dict[str, Command] = {
     "fit": Command(
-        "train a network, test the best checkpoint, leave a run folder",
+        "verbs.fit:fit",
         (
-            _CONFIG,
-            Option("--ckpt_path", "RUN", "resume a run; last: the newest one", "last FILES"),
-            *_DATA,
-            _SIZE,
-            Option("--data.val_split", "X", "validation part: fraction or count of train"),
-            _BACKBONE,
-            Option("--model.optimizer", "NAME", "a class of torch.optim", "Adam AdamW SGD RMSprop"),
-            Option("--model.optimizer.lr", "X", "learning rate; the peak of OneCycleLR"),
-            Option(
-                "--model.scheduler", "NAME", "learning rate schedule of torch", "CosineAnnealingLR OneCycleLR StepLR"
-            ),
-            Option("--trainer.max_epochs", "N", "how long to train"),
-            _DEVICE,
-            _DEVICES,
-            Option("--trainer.precision", "NAME", "32-true, bf16-mixed, ...", "32-true bf16-mixed 16-mixed"),
-            Option("--trainer.default_root_dir", "FOLDER", "where the folder runs is made", "FOLDERS"),
-            Option("--seed_everything", "N", "decides weights, dropout, augmentation"),
-            Option("--test_after_fit", "true|false", "test the best checkpoint at the end", "true false"),
-            Option("--tta", "KIND", "test-time augmentation of the final test", "flip shift flip+shift"),
-            _TRUST,
+            *("config", "ckpt_path", "data", "data.root", "data.batch_size", "data.val_split"),
+            *("model.backbone", "model.optimizer", "model.optimizer.lr", "model.scheduler"),
+            *("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.precision"),
+            *("trainer.default_root_dir", "seed_everything", "test_after_fit", "tta", "trusted_packages"),
         ),
         "vision_zoo fit --config lenet5_mnist --data MNIST5k",
     ),
-    "validate": Command(
-        "score a checkpoint on the validation images",
-        (_CKPT, *_DATA, _SIZE, _DEVICE, _DEVICES, _TRUST),
-        "vision_zoo validate --ckpt_path best",
-    ),
+    "validate": Command("verbs.evaluate:validate", ("ckpt_path", *_SCORING), "vision_zoo validate --ckpt_path best"),
     "test": Command(
-        "score a checkpoint on the test images",
-        (
-            _CKPT,
-            Option("--output", "FOLDER", "for metrics by class and mistakes", "FOLDERS"),
-            Option("--tta", "KIND", "average over mirrored, shifted views", "flip shift flip+shift"),
-            *_DATA,
-            _SIZE,
-            _DEVICE,
-            _DEVICES,
-            _TRUST,
-        ),
+        "verbs.evaluate:test",
+        ("ckpt_path", "output", "tta", *_SCORING),
         "vision_zoo test --ckpt_path runs/lenet5_mnist/version_0",
+        files="FOLDERS",
     ),
     "predict": Command(
-        "classify pictures of any size and kind",
-        (
-            _CKPT,
-            Option("--images", "PATH ...", "files, folders and patterns", "FILES"),
-            Option("--output", "FILE", "default: predictions.csv here; - prints", "FILES"),
-            Option("--format", "NAME", "csv or json", "csv json"),
-            Option("--top_k", "N", "labels for each picture; default: 5"),
-            Option("--invert", "true|false", "for dark digits on white paper", "true false"),
-            _DEVICE,
-            _TRUST,
-        ),
+        "verbs.predict:predict",
+        ("ckpt_path", "images", "output", "format", "top_k", "invert", "batch_size", "accelerator", "trusted_packages"),
         "vision_zoo predict --ckpt_path best --images scans photo.jpg",
     ),
     "export": Command(
-        "write a network as one file for other programs",
-        (
-            _CKPT,
-            Option("--format", "NAME", "what to write", "onnx torch_export safetensors state_dict"),
-            Option("--output", "FILE", "default: the run's name, here, if free", "FILES"),
-            _TRUST,
-        ),
+        "verbs.export:export",
+        ("ckpt_path", "format", "output", "trusted_packages"),
         "vision_zoo export --ckpt_path best --format onnx --output digits.onnx",
     ),
     "summary": Command(
-        "show a network's layers: shapes, parameters, multiply-adds",
-        (
-            _CONFIG,
-            _BACKBONE,
-            _DATA[0],
-            _CKPT,
-            Option("--depth", "N", "one row for blocks nested this deep; default: layers"),
-            _TRUST,
-        ),
+        "verbs.summary:summary",
+        ("config", "model.backbone", "data", "ckpt_path", "depth", "trusted_packages"),
         "vision_zoo summary --model.backbone LeNet5 --data FashionMNIST",
     ),
     "show": Command(
-        "draw a grid of a data set's pictures with their labels",
-        (
-            *_DATA,
-            _CONFIG,
-            Option("--split", "NAME", "train, val or test", "train val test"),
-            Option("--count", "N", "number of pictures"),
-            Option("--augmented", "true|false", "with draws of the training augmentation", "true false"),
-            _CKPT,
-            Option("--output", "FILE", "PNG file; default: DATASET_SPLIT.png here", "FILES"),
-            _TRUST,
-        ),
+        "verbs.show:show",
+        ("data", "data.root", "config", "split", "count", "augmented", "ckpt_path", "output", "trusted_packages"),
         "vision_zoo show --data MNIST5k --split test --count 20",
     ),
     "report": Command(
-        "write an HTML report and a model card of a run",
-        (_CKPT, Option("--output", "PATH", "folder, or .html file; default: the run folder", "FILES"), _TRUST),
-        "vision_zoo report --ckpt_path best",
+        "verbs.report:report", ("ckpt_path", "output", "trusted_packages"), "vision_zoo report --ckpt_path best"
     ),
     "list": Command(
-        "list backbones, data sets, recipes and past runs",
-        (
-            Option("", "KIND", "backbones, datasets, recipes or runs; default: all", "backbones datasets recipes runs"),
-            Option("--sort", "COLUMN", "order of the past runs, best first: test/accuracy, ..."),
-            Option("--root", "FOLDER", "folder that holds runs; default: this one", "FOLDERS"),
-        ),
-        "vision_zoo list runs --sort test/accuracy",
-        light=True,
+        "verbs.list_:list_", ("kind", "sort", "root"), "vision_zoo list runs --sort test/accuracy", light=True
     ),
-    "completion": Command(
-        "print a completion script for bash, zsh or fish",
-        (Option("", "SHELL", "bash, zsh or fish", "bash zsh fish"),),
-        'eval "$(vision_zoo completion bash)"',
-        light=True,
-    ),
+    "completion": Command("cli.completion:completion", ("shell",), 'eval "$(vision_zoo completion bash)"', light=True),
 }
 
 
@@ -197,17 +164,71 @@ def command_help(name: str) -> str:
     """What ``vision_zoo COMMAND --help`` prints: the common options, on one screen."""
     command = COMMANDS[name]
     left = [f"{option.flag} {option.value}".strip() for option in command.options]
-    width = max(map(len, left))
+    column = max(map(len, left)) + 4
     words = " ".join(option.value for option in command.options if not option.flag)
-    lines = [
-        f"usage: vision_zoo {name} {f'[{words}] ' if words else ''}[OPTION VALUE ...]",
-        "",
-        f"{command.text[0].upper()}{command.text[1:]}.",
-        "",
-        *(f"  {label:<{width}}  {option.text}" for label, option in zip(left, command.options, strict=True)),
-        "",
-        f"example: {command.example}",
-    ]
+    lines = [f"usage: vision_zoo {name} {f'[{words}] ' if words else ''}[OPTION VALUE ...]", ""]
+    lines += [f"{command.text[0].upper()}{command.text[1:]}.", ""]
+    for label, option in zip(left, command.options, strict=True):
+        first, *rest = textwrap.wrap(option.text, WIDTH - column)
+        lines += [f"  {label:<{column - 4}}  {first}", *(" " * column + line for line in rest)]
+    lines += ["", f"example: {command.example}"]
     if not command.light:
         lines.append(f"all options: vision_zoo {name} --help_all")
     return "\n".join(lines) + "\n"
+
+
+# ------------------------------------------------------------------------------------------- the words of a function
+
+
+@functools.cache
+def _function(where: str) -> ast.FunctionDef:
+    module, _, name = where.partition(":")
+    path = _PACKAGE.joinpath(*module.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+
+
+@functools.cache
+def _literals() -> dict[str, str]:
+    """The types of vision_zoo.types by name, as they are written there."""
+    tree = ast.parse((_PACKAGE / "types.py").read_text(encoding="utf-8"))
+    return {ast.unparse(node.targets[0]): ast.unparse(node.value) for node in tree.body if isinstance(node, ast.Assign)}
+
+
+def _docstring(where: str) -> str:
+    return ast.get_docstring(_function(where)) or ""
+
+
+@functools.cache
+def _own_options(where: str, files: str) -> dict[str, Option]:
+    """The parameters of a function as options, with what Args says of them up to the first stop, semicolon or colon."""
+    arguments = _function(where).args
+    texts = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", _docstring(where).partition("Args:\n")[2], re.MULTILINE))
+    found = {}
+    for argument in (*arguments.args, *arguments.kwonlyargs):
+        name, kind = argument.arg, ast.unparse(argument.annotation) if argument.annotation else ""
+        text = re.split(r"[.;:](?:\s|$)", " ".join(texts.get(name, "").split()))[0]
+        values = " ".join(re.findall(r"'([^']+)'", _literals().get(kind, kind)))
+        plain = name in ("kind", "shell")  # words without a flag
+        places = "FILES" if name == "images" else files if name == "output" else "FOLDERS" if name == "root" else ""
+        bools = "true false" if "bool" in kind else ""
+        found[name] = Option("" if plain else f"--{name}", _metavar(name, kind), text, values or places or bools)
+    return found
+
+
+def _metavar(name: str, kind: str) -> str:
+    """What stands for a value in the help."""
+    by_name = {
+        "images": "PATH ...",
+        "output": "PATH",
+        "root": "FOLDER",
+        "sort": "COLUMN",
+        "kind": "KIND",
+        "shell": "SHELL",
+    }
+    by_name |= {"ckpt_path": "PATH", "trusted_packages": "NAME"}
+    for word, value in {"bool": "true|false", "int": "N", "float": "X"}.items():
+        if re.search(rf"\b{word}\b", kind):
+            return by_name.get(name, value)
+    return by_name.get(name, "NAME")

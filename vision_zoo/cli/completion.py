@@ -7,6 +7,7 @@ script is plain text, made in a tenth of a second; a new backbone shows after th
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 from vision_zoo.cli.commands import COMMANDS, Option
 from vision_zoo.errors import ConfigError, did_you_mean
@@ -32,8 +33,17 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError(
             f'completion takes bash, zsh or fish{given}\nFor bash, in ~/.bashrc: eval "$(vision_zoo completion bash)"'
         )
-    print({"bash": bash, "zsh": zsh, "fish": fish}[shell]())
+    print(completion(shell))
     return 0
+
+
+def completion(shell: Literal["bash", "zsh", "fish"]) -> str:
+    """Print a completion script for bash, zsh or fish.
+
+    Args:
+        shell: bash, zsh or fish.
+    """
+    return {"bash": bash, "zsh": zsh, "fish": fish}[shell]()
 
 
 def _values(option: Option) -> tuple[list[str], str]:
@@ -103,39 +113,9 @@ complete -F _vision_zoo vision_zoo"""
 
 
 def zsh() -> str:
-    """The script for zsh; commands and options come with their texts."""
-    commands = " ".join(_quote(f"{name}:{command.text}") for name, command in COMMANDS.items())
-    cases, flags = [], []
-    for name in COMMANDS:
-        for option in COMMANDS[name].options:
-            words, files = _values(option)
-            pattern = f"{name}:{option.flag or name}"
-            actions = [f"compadd -- {' '.join(words)}"] if words else []
-            actions += {"FILES": ["_files"], "FOLDERS": ["_files -/"]}.get(files, [])
-            if actions or option.flag:
-                cases.append(f"    {pattern}) {'; '.join([*actions, 'return'])} ;;")
-        described = " ".join(_quote(f"{option.flag}:{option.text.replace(':', ',')}") for option in _flags(name))
-        flags.append(f"    {name}) described=({described}) ;;")
-    lines = "\n"
-    return f"""#compdef vision_zoo
-# zsh completion of vision_zoo. In ~/.zshrc: eval "$(vision_zoo completion zsh)"
-_vision_zoo() {{
-  local -a described
-  if (( CURRENT == 2 )); then
-    described=({commands})
-    _describe command described
-    return
-  fi
-  case ${{words[2]}}:${{words[CURRENT-1]}} in
-{lines.join(cases)}
-  esac
-  case ${{words[2]}} in
-{lines.join(flags)}
-  esac
-  _describe -o option described
-}}
-if ! (( $+functions[compdef] )); then autoload -Uz compinit && compinit; fi
-compdef _vision_zoo vision_zoo"""
+    """The script for zsh, which reads that of bash."""
+    head = '# zsh completion of vision_zoo. In ~/.zshrc: eval "$(vision_zoo completion zsh)"'
+    return f"{head}\nautoload -Uz compinit bashcompinit && compinit && bashcompinit\n{bash()}"
 
 
 def fish() -> str:

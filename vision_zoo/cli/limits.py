@@ -1,46 +1,77 @@
-"""Options and callbacks that cannot work, each with its reason."""
+"""The options and callbacks of Lightning that cannot work here, each with its reason; everything else does."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-from lightning.pytorch.callbacks import (
-    ModelCheckpoint,
-    StochasticWeightAveraging,
-)
+from lightning.pytorch import callbacks
 from torch.optim.swa_utils import SWALR
 
 from vision_zoo.errors import ConfigError
 from vision_zoo.specs import listed
 
-# Lightning's callbacks that want another kind of module, and what does their work.
-UNFIT: dict[type, str] = {}
-if "state_dict" not in vars(SWALR):  # https://github.com/pytorch/pytorch/issues/163105
-    UNFIT[StochasticWeightAveraging] = (
+Options = Mapping[str, Any]
+
+
+class Limit(NamedTuple):
+    """Something that is impossible, or would silently give wrong results.
+
+    Attributes:
+        name: an option of the trainer, with its value where only that one cannot work.
+        applies: whether options of the trainer ask for it.
+        reason: why not, and the way out.
+    """
+
+    name: str
+    applies: Callable[[Options], bool]
+    reason: str
+
+
+def _with(kind: type, test: Callable[[Any], bool] = lambda _: True) -> Callable[[Options], bool]:
+    """A test for a callback of a kind."""
+    return lambda options: any(isinstance(c, kind) and test(c) for c in listed(options.get("callbacks")))
+
+
+def _replaces_ours(callback: callbacks.ModelCheckpoint) -> bool:
+    return callback.dirpath is None and bool(callback.save_last or callback.filename in ("best", "last"))
+
+
+def _on_cpu(options: Options) -> bool:
+    return options.get("accelerator") == "cpu"
+
+
+LIMITS = (
+    Limit(
+        "callbacks ModelCheckpoint with save_last, or with filename best or last, and without dirpath",
+        _with(callbacks.ModelCheckpoint, _replaces_ours),
+        "it would replace a checkpoint of the run's own, which has best.ckpt and last.ckpt in any case. Leave it out, "
+        "or set its dirpath",
+    ),
+    Limit(
+        "callbacks StochasticWeightAveraging",  # https://github.com/pytorch/pytorch/issues/163105
+        lambda options: "state_dict" not in vars(SWALR) and _with(callbacks.StochasticWeightAveraging)(options),
         "this torch saves the state of its schedule as code, which no checkpoint may hold. Take EMAWeightAveraging or "
-        "a newer torch"
-    )
+        "a newer torch",
+    ),
+    Limit(
+        "precision 16-mixed on a CPU",
+        lambda options: str(options.get("precision")) in ("16", "16-mixed") and _on_cpu(options),
+        "a CPU cannot compute in float16, and Lightning would take bf16-mixed in its place: set bf16-mixed or 32-true",
+    ),
+    Limit(
+        "sync_batchnorm on a CPU",
+        lambda options: options.get("sync_batchnorm") is True and _on_cpu(options),
+        "torch joins batch statistics on GPUs only. Leave the option out (each process then normalises its own batch), "
+        "or train on GPUs",
+    ),
+)
 
 
-def check_trainer_options(options: Mapping[str, Any]) -> None:
-    """Refuse what would take away a part that every run has, where Lightning's message names no option."""
-    if options.get("barebones"):
-        raise ConfigError(
-            "--trainer.barebones true does not work here: every run keeps its checkpoints and metrics. Leave it out"
-        )
-    if options.get("fast_dev_run"):
-        tried = " ".join(f"--trainer.limit_{part}_batches 1" for part in ("train", "val", "test"))
-        raise ConfigError(
-            "--trainer.fast_dev_run does not work here: every run keeps its checkpoints and metrics. To see whether "
-            f"everything runs: {tried} --trainer.max_epochs 1 --trainer.default_root_dir FOLDER"
-        )
-    for callback in listed(options.get("callbacks")):
-        for kind, reason in UNFIT.items():
-            if isinstance(callback, kind):
-                raise ConfigError(f"--trainer.callbacks {type(callback).__name__} does not work here: {reason}")
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-            option = "save_last" if callback.save_last else f"filename {callback.filename}"
-            if callback.save_last or callback.filename in ("best", "last"):
-                raise ConfigError(
-                    f"--trainer.callbacks ModelCheckpoint with {option} would replace a checkpoint of the run's own, "
-                    "which has best.ckpt and last.ckpt in any case. Leave it out, or set its dirpath"
-                )
+def refuse(options: Options) -> None:
+    """Refuse options of the trainer that are in the table.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    for limit in LIMITS:
+        if limit.applies(options):
+            raise ConfigError(f"--trainer.{limit.name} does not work here: {limit.reason}")

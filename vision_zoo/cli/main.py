@@ -1,20 +1,31 @@
-"""Run one command and tell what went wrong in words."""
+"""Run one command and print what went wrong in words."""
 
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from vision_zoo.cli.messages import explain, quiet
-from vision_zoo.cli.parser import VisionZooCLI
+from jsonargparse import ArgumentError, ArgumentParser
+
+from vision_zoo.cli.argv import FLAGS, Argv
+from vision_zoo.cli.commands import COMMANDS, SHARED
+from vision_zoo.cli.layers import SECTIONS, read_request, trusted_packages
+from vision_zoo.cli.messages import explain, quiet, suggest_option
+from vision_zoo.cli.parser import Parser, option_names
+from vision_zoo.errors import ConfigError
 from vision_zoo.training.performance import keep_freed_memory
 from vision_zoo.training.processes import leave_processes, reported_elsewhere
+from vision_zoo.training.saving import AtomicCheckpointIO
+from vision_zoo.verbs.fit import Plan
+from vision_zoo.verbs.trainer import TrainerMaker
 
 
-def main(argv: Sequence[str]) -> int:
+def main(words: Sequence[str]) -> int:
     """Run one command.
 
     Args:
-        argv: words of the command line, without the program's name.
+        words: of the command line, without the program's name.
 
     Returns:
         The exit code: 0 success, 1 failure, 2 wrong usage or input, 128 + n stopped by signal n.
@@ -22,9 +33,8 @@ def main(argv: Sequence[str]) -> int:
     quiet()
     keep_freed_memory()
     try:
-        VisionZooCLI(list(argv))
-        leave_processes()
-    except BrokenPipeError:  # whoever read our output has had enough
+        execute(words)
+    except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -38,4 +48,66 @@ def main(argv: Sequence[str]) -> int:
         return 130
     except SystemExit as asked:  # the parser's --help and --print_config; Lightning turns Ctrl-C into an exit
         return 130 if isinstance(asked.__context__, KeyboardInterrupt) else int(asked.code or 0)
+    finally:
+        leave_processes()
     return 0
+
+
+def execute(words: Sequence[str]) -> Any:
+    """Run one command and return what its function returns.
+
+    Raises:
+        VisionZooError: with a message for the user; other exceptions are told in words by `main`.
+    """
+    argv = Argv.read(words)
+    verb = argv.verb
+    module, _, name = COMMANDS[verb].where.partition(":")
+    function = getattr(importlib.import_module(f"vision_zoo.{module}"), name)
+    if verb not in SECTIONS:
+        return function(**_options_of(function, verb, argv))
+    request = read_request(argv, function)
+    if verb in ("validate", "test") and request.checkpoint is None and not set(FLAGS) & dict(argv.options).keys():
+        raise ConfigError(_no_checkpoint(verb))
+    parser = Parser(request, function)
+    if verb == "show":
+        return function(parser.datamodule, **parser.options)
+    if verb == "summary":
+        return function(parser.model, **parser.options)
+    io = AtomicCheckpointIO(request.checkpoint, request.trusted)
+    make_trainer = TrainerMaker(parser.trainer_options(), io, tuple(words))
+    if verb == "fit":
+        plan = Plan(request.run_name, parser.run_config(), request.checkpoint)
+        return function(make_trainer, parser.model, parser.datamodule, plan, **parser.options)
+    return function(make_trainer, parser.model, parser.datamodule, request.checkpoint, **parser.options)
+
+
+def _options_of(function: Callable[..., Any], verb: str, argv: Argv) -> dict[str, Any]:
+    """Parse the options of a command whose function opens the checkpoint itself: its parameters are the options."""
+    by_hand: dict[str, Any] = {"trusted_packages": trusted_packages(argv)}
+    stray = argv.stray
+    if verb == "predict":  # the parser takes a list only as a bracketed word
+        by_hand["images"], stray = [*argv.values("images"), *argv.stray], ()
+    parser = ArgumentParser(prog=f"vision_zoo {verb}", exit_on_error=False, allow_abbrev=False)
+    added = parser.add_function_arguments(function, skip={*by_hand}, fail_untyped=True)
+    for name in by_hand:
+        parser.add_argument(f"--{name}", help="files, folders and patterns" if name == "images" else SHARED[name].text)
+    args = []
+    for name, value in argv.options:
+        if name not in by_hand:
+            section, _, own = name.partition(".")  # --data.batch_size and --trainer.accelerator are as in fit
+            option = own if section in ("data", "trainer") and own in added else name
+            args.append(f"--{option}" if value is None else f"--{option}={value}")
+    if "ckpt_path" in added and not argv.values("ckpt_path") and not set(FLAGS) & dict(argv.options).keys():
+        raise ConfigError(_no_checkpoint(verb))
+    try:
+        options = parser.parse_args([*args, *stray])
+    except ArgumentError as error:
+        raise ArgumentError(None, suggest_option(str(error), option_names(parser, {}), verb)) from error
+    return {**{name: options[name] for name in added}, **by_hand}
+
+
+def _no_checkpoint(verb: str) -> str:
+    return (
+        f"{verb} needs a trained network: --ckpt_path with a checkpoint, a run folder, or best or last for the newest "
+        f"run, for example: vision_zoo {verb} --ckpt_path best"
+    )

@@ -1,22 +1,19 @@
 """Exceptions and the parser's errors in words."""
 
-import inspect
 import logging
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser
 
-from vision_zoo.cli.names import CLASS_SLOTS
 from vision_zoo.errors import VisionZooError, did_you_mean, is_out_of_memory
-from vision_zoo.specs import import_path
+from vision_zoo.specs import import_path, options_of
 from vision_zoo.training.processes import lost_process
-from vision_zoo.types import Config
+from vision_zoo.verbs.trainer import processes_to_count
 
 
 def explain(error: BaseException) -> tuple[str, int]:
@@ -65,14 +62,6 @@ def first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0] or type(error).__name__  # Python's own MemoryError says nothing
 
 
-def processes_to_count() -> str:
-    """What to say where a launcher started other processes than the options tell."""
-    return (
-        f"the launcher started {os.environ.get('WORLD_SIZE', 'other')} processes in all: say so with "
-        "--trainer.devices, processes of one host, and --trainer.num_nodes; on CPUs also --trainer.strategy ddp"
-    )
-
-
 def tidy(message: str) -> str:
     """The parser's message in one line where its form is known: the option, the value, what was expected."""
     keys = list(re.finditer(r'^( *).*?arser key "([^"]+)"', message, re.MULTILINE))
@@ -97,23 +86,22 @@ def tidy(message: str) -> str:
     return "\n".join(line.rstrip() for line in message.splitlines() if line.strip())
 
 
-def suggest_option(message: str, parser: LightningArgumentParser, config: Config) -> str:
-    """The parser's message, or, where it is about an option that there is none of, that option with close ones.
+def suggest_option(message: str, names: Sequence[str], verb: str) -> str:
+    """The parser's message; where it is about an option that does not exist, that option with close ones.
 
     Args:
-        message: what the parser said.
-        parser: of the subcommand.
-        config: names the classes whose own options count too.
+        message: of the parser.
+        names: the options that exist, without their dashes.
+        verb: the command.
     """
+    more = f"All options: vision_zoo {verb} --help_all"
     stray = re.search(r"nrecognized arguments: (\S+)", message)
     refused = re.search(r"(?:[Oo]ption|[Kk]ey) ['\"]([\w.]+)['\"] is not (?:accepted|expected)", message)
     refused = refused or re.search(r"does not accept (?:nested )?option ['\"]([\w.]+)['\"]", message)
-    command = parser.prog.split()[-1]
-    more = f"All options: vision_zoo {command} --help_all"
     if stray and not stray[1].startswith("-"):
-        meant = {"fit": "--config", "predict": "--images"}.get(command, "--ckpt_path")
-        return f"{stray[1]!r} is not an option: those start with two dashes, such as {meant} {stray[1]}. {more}"
-    flags = [f"--{name}" for name in option_names(parser, config)]
+        likely = {"fit": "--config", "predict": "--images"}.get(verb, "--ckpt_path")
+        return f"{stray[1]!r} is not an option: those start with two dashes, such as {likely} {stray[1]}. {more}"
+    flags = [f"--{name}" for name in names]
     if stray:
         option = stray[1].lstrip("-").split("=")[0]
     elif refused:
@@ -121,7 +109,7 @@ def suggest_option(message: str, parser: LightningArgumentParser, config: Config
         slots = re.findall(r'arser key "([^"]+)"', message)
         owners = re.findall(r"Problem with given class_path '([^']+)'", message)
         if owners and not any(flag.startswith(f"--{'.'.join(slots)}.") for flag in flags):  # one class of a list
-            known = list(inspect.signature(import_path(owners[-1])).parameters)
+            known = list(options_of(import_path(owners[-1])))
             hint = did_you_mean(option, known) or (f"; it takes {', '.join(known)}" if known else "; it takes none")
             return f"--{'.'.join(slots)}: {owners[-1].rpartition('.')[2]} has no option {option}{hint}"
         if slots and not option.startswith(f"{slots[0]}."):
@@ -133,21 +121,6 @@ def suggest_option(message: str, parser: LightningArgumentParser, config: Config
     close = [flag for flag in flags if flag.endswith((f".{option}", f"_{option}"))][:3]
     hint = f"; did you mean {' or '.join(close)}?" if close else did_you_mean(f"--{option}", flags) or "."
     return f"there is no option --{option}{hint} {more}"
-
-
-def option_names(parser: LightningArgumentParser, config: Config) -> list[str]:
-    """Every option of a subcommand without its dashes, with those of the classes that a configuration names."""
-    flags = (flag for action in parser._actions for flag in action.option_strings)
-    names = {flag[2:] for flag in flags if flag.startswith("--") and not flag.endswith(("+", ".help"))}
-    for slot in CLASS_SLOTS:
-        section, _, key = slot.partition(".")
-        holder = config.get(section) or {}
-        spec = holder.get(key) if key else holder
-        if isinstance(spec, Mapping) and isinstance(spec.get("class_path"), str):
-            filled_in = ("image_shape", "num_classes", "params", "optimizer")
-            options = inspect.signature(import_path(spec["class_path"])).parameters
-            names |= {f"{slot}.{name}" for name in options if name not in filled_in}
-    return sorted(names)
 
 
 def _readable(kind: str) -> str:

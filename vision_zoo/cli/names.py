@@ -20,7 +20,7 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
     "data": ("vision_zoo.data",),
     "model.backbone": ("vision_zoo.backbones",),
     "model.optimizer": ("torch.optim",),
-    "model.scheduler": ("torch.optim.lr_scheduler",),
+    "model.scheduler": ("vision_zoo.schedules", "torch.optim.lr_scheduler"),
     "data.augmentation": ("vision_zoo.transforms", "torchvision.transforms.v2"),
     "trainer.callbacks": (
         *(f"vision_zoo.training.{module}" for module in ("resizing", "averaging", "finetuning", "pruning")),
@@ -33,14 +33,11 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
 LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")
 
 
+# Nothing to choose: bases, and schedules that are made of others, which no option can name.
 _BASES = {
-    "ImageDataModule",
-    "BatchTransform",
-    "Transform",
-    "Optimizer",
-    "LRScheduler",
-    "AverageInTime",
-}  # nothing to choose
+    *("ImageDataModule", "BatchTransform", "Transform", "Optimizer", "LRScheduler"),
+    *("SequentialLR", "ChainedScheduler", "AverageInTime"),
+}
 
 
 def find_class(name: str, slot: str) -> str:
@@ -59,7 +56,7 @@ def find_class(name: str, slot: str) -> str:
         except ImportError as error:
             raise ConfigError(f"--{slot} {name}: {error}") from error
         if callable(found):
-            return name
+            return _ours(found, slot) or name
         if found is not None:
             raise ConfigError(f"--{slot} {name}: this is a {type(found).__name__}, not a class")
         close = did_you_mean(attribute, dir(importlib.import_module(module)))
@@ -67,10 +64,10 @@ def find_class(name: str, slot: str) -> str:
     known: set[str] = set()
     for package in CLASS_SLOTS[slot]:
         classes = dict(inspect.getmembers(importlib.import_module(package), inspect.isclass))
-        own = {key for key, value in classes.items() if key[0] != "_" and value.__module__.startswith(package)}
+        own = {key for key, value in classes.items() if key[0] != "_" and value.__module__.startswith(package)} - _BASES
         if name in own:
             return f"{package}.{name}"
-        known |= own - _BASES
+        known |= own
     models = importlib.import_module("torchvision.models")
     if slot == "model.backbone" and name in models.list_models(module=models):
         hint = f"; --{slot} Torchvision --{slot}.name {name} is the one of torchvision."
@@ -78,6 +75,15 @@ def find_class(name: str, slot: str) -> str:
         f"--{slot} {name}: unknown{hint or did_you_mean(name, known) or '.'} Known are {', '.join(sorted(known))}; "
         "a class of your own is named with its module: package.module.Class"
     )
+
+
+def _ours(class_: Any, slot: str) -> str | None:
+    """Our subclass of a library's class, of the same name, where there is one: it works in a run and resumes exactly."""
+    for package in CLASS_SLOTS[slot]:
+        found = getattr(importlib.import_module(package), getattr(class_, "__name__", ""), None)
+        if inspect.isclass(found) and found is not class_ and class_ in found.__mro__:
+            return f"{found.__module__}.{found.__qualname__}"
+    return None
 
 
 def _own_data(name: str) -> str:

@@ -5,24 +5,21 @@ import zipfile
 import zlib
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
 
-from vision_zoo.data.base import ImageDataModule, per_channel
+from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.decode import Resize
-from vision_zoo.data.facts import Facts, cached_facts, statistics
+from vision_zoo.data.facts import Facts, cached_facts, lazy, per_channel, statistics
 from vision_zoo.data.splits import check_part, stratified_split
-from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError
+from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, refuse
 from vision_zoo.files import expanded
-from vision_zoo.types import ImageShape, LabelledImages
+from vision_zoo.types import ImageShape, LabelledImages, Split
 
 _BROKEN = (OSError, EOFError, ValueError, KeyError, MemoryError, zlib.error, zipfile.BadZipFile, NotImplementedError)
-
-
 _MOST_UNNAMED = 100_000  # classes, where there are fewer images
 
 
@@ -30,71 +27,46 @@ class ArrayFile(ImageDataModule):
     """Your own images in a .npz file, as uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), with one label each.
 
     The keys are train_images, train_labels, test_images, test_labels (and val_images, val_labels), or x_train, y_train,
-    x_test, y_test, or just images and labels, from which a test part is cut; class_names may hold the names.
+    x_test, y_test, or just images and labels, from which a test part is cut; class_names may hold the names. The option
+    root is not used.
 
     Args:
         path: the .npz file.
-        root: not used.
-        batch_size: images per batch, in each process.
-        val_split: what is cut from the training images for validation, stratified by class: a fraction, a count, or 0
-            for none. Not used if the file has validation images.
-        seed: decides the splits and the order of the images in each epoch.
-        image_size: height and width that the images are resized to. By default they keep their own.
-        augmentation: random transforms of the training batches, on the device.
-        num_workers: processes that decode image files while training; data sets in memory need none.
-        mean: mean of each channel, as a fraction of full brightness; one value serves all channels. By default that of
-            the training images.
-        std: standard deviation of each channel, like mean.
-        shuffle: draw the training images in a new order in each epoch; otherwise in file order.
         test_split: what is cut from all images for testing: like val_split, or 1.0 to test with all of them and train
             with none. Not used if the file has test images.
     """
 
     way_out = "Give another file with --data.path"
-    resize: Resize = "squash"  # what image_size does to arrays, so predict does it to pictures
+    resize: Resize = "squash"  # what image_size does to arrays, so predict does it to image files
 
-    def __init__(
-        self,
-        path: str,
-        root: str = "data",
-        batch_size: int = 128,
-        val_split: int | float = 0.1,
-        seed: int = 0,
-        image_size: int | None = None,
-        augmentation: list[nn.Module] | None = None,
-        num_workers: int = 0,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        shuffle: bool = True,
-        test_split: int | float = 0.1,
-    ) -> None:
+    def __init__(self, path: str, *, test_split: int | float = 0.1, **options: Any) -> None:
+        check_part(test_split, "--data.test_split")
         self.path = expanded(path).absolute()
         self.test_split = test_split
-        check_part(test_split, "--data.test_split")
-        super().__init__(root, batch_size, val_split, seed, image_size, augmentation, num_workers, mean, std, shuffle)
+        super().__init__(**options)
         self.hparams["path"] = str(self.path)
 
     def _take_facts(self, mean: list[float] | None, std: list[float] | None) -> None:
         self._given = {"mean": mean, "std": std}  # the number of channels is known once the file is read
 
-    @cached_property
-    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+    @lazy
+    def class_names(self) -> tuple[str, ...]:
         """What the file's class_names say, else "0", "1", ..."""
         return tuple(self._facts["class_names"])
 
-    @cached_property
-    def image_shape(self) -> ImageShape:  # type: ignore[override]
+    @lazy
+    def image_shape(self) -> ImageShape:
         """(channels, height, width) of the images, after resizing."""
         channels, height, width = self._facts["image_shape"]
         return channels, height, width
 
-    @cached_property
-    def mean(self) -> tuple[float, ...]:  # type: ignore[override]
+    @lazy
+    def mean(self) -> tuple[float, ...]:
         """Mean of each channel of the training images."""
         return self._statistic("mean")
 
-    @cached_property
-    def std(self) -> tuple[float, ...]:  # type: ignore[override]
+    @lazy
+    def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel of the training images."""
         return self._statistic("std")
 
@@ -113,27 +85,23 @@ class ArrayFile(ImageDataModule):
         """Whether the test images are cut from all, for the file has none."""
         return self.has_test and self._keys("test") is None
 
-    def load(self, split: Literal["train", "test"]) -> LabelledImages:
+    def load(self, split: Split) -> LabelledImages:
         """uint8 (N, C, H, W) in [0, 255] and int64 (N,) in [0, K)."""
         if keys := self._keys(split):
             return self._pair(*keys)
-        if not {"images", "labels"} <= set(self._names):
-            raise DataError(
-                f"ArrayFile: {self.path} has no {split} images; it has {', '.join(self._names)}. Name them "
-                f"{split}_images and {split}_labels, or x_{split} and y_{split}, or just images and labels"
-            )
+        message = (
+            f"ArrayFile: {self.path} has no {split} images; it has {', '.join(self._names)}. Name them {split}_images "
+            f"and {split}_labels, or x_{split} and y_{split}, or just images and labels"
+        )
+        refuse(DataError, (not {"images", "labels"} <= set(self._names), message))
         images, labels = self._pair("images", "labels")
         part = self.test_split if self._keys("test") is None else 0
         stays, cut = stratified_split(labels, part, self.seed, "--data.test_split")
-        if split == "test" and not len(cut):
-            raise ConfigError(
-                f"ArrayFile: no test images, since {self.path} has none of its own and --data.test_split is 0"
-            )
-        if split == "train" and not len(stays):
-            raise ConfigError(
-                f"ArrayFile: no train images in {self.path}: all are for the test, by --data.test_split 1.0"
-            )
         chosen = stays if split == "train" else cut
+        why = "all are for the test, by --data.test_split 1.0"
+        if split == "test":
+            why = "it has none of its own, and --data.test_split is 0"
+        refuse(ConfigError, (not len(chosen), f"ArrayFile: no {split} images in {self.path}: {why}"))
         return LabelledImages(images[chosen], labels[chosen])
 
     def _statistic(self, name: str) -> tuple[float, ...]:
@@ -158,13 +126,14 @@ class ArrayFile(ImageDataModule):
         tests_all = self.cuts_test and isinstance(self.test_split, float) and self.test_split == 1
         # Of images that are there to be scored alone, there may be those of a test and nothing else.
         tests_only = self._keys("test") is not None and self._keys("train") is None and "images" not in self._names
-        source: Literal["train", "test"] = "test" if tests_all or tests_only else "train"
+        source: Split = "test" if tests_all or tests_only else "train"
         images, labels = self.load(source)
-        if "class_names" not in self._names and labels.max() > max(len(labels), _MOST_UNNAMED):
-            raise DataError(
-                f"ArrayFile: the {source} labels in {self.path} go up to {labels.max()}, far beyond the classes that "
-                f"{len(labels)} images can have: number the classes 0, 1, 2, ..., or name all in class_names"
-            )
+        message = (
+            f"ArrayFile: the {source} labels in {self.path} go up to {labels.max()}, far beyond the classes that "
+            f"{len(labels)} images can have: number the classes 0, 1, 2, ..., or name all in class_names"
+        )
+        unnamed = "class_names" not in self._names
+        refuse(DataError, (unnamed and labels.max() > max(len(labels), _MOST_UNNAMED), message))
         height, width = (self.image_size or size for size in images.shape[2:])
         self.image_shape = (images.shape[1], height, width)
         names = self._array("class_names").reshape(-1).tolist() if "class_names" in self._names else []
@@ -182,11 +151,11 @@ class ArrayFile(ImageDataModule):
     @cached_property
     def _names(self) -> tuple[str, ...]:
         """The keys of the file."""
-        if not self.path.is_file():
-            raise DatasetNotFoundError(f"ArrayFile: there is no file {self.path}. Set --data.path to a .npz file")
+        absent = f"ArrayFile: there is no file {self.path}. Set --data.path to a .npz file"
+        refuse(DatasetNotFoundError, (not self.path.is_file(), absent))
         with self._reading(self.path, _BROKEN):
-            if not zipfile.is_zipfile(self.path):
-                raise ValueError("not a .npz archive such as numpy.savez writes")
+            other = "not a .npz archive such as numpy.savez writes"
+            refuse(ValueError, (not zipfile.is_zipfile(self.path), other))
             with np.load(self.path, allow_pickle=False) as content:
                 return tuple(content.files)
 
@@ -210,53 +179,57 @@ class ArrayFile(ImageDataModule):
         last = len(shape) == 3 or shape[3] not in (1, 3)  # (N, H, W), or (N, C, H, W)
         channels = 1 if len(shape) == 3 else shape[1] if last else shape[3]
         size = shape[-2:] if last else shape[1:3]
-        if channels != trained_with[0]:
-            raise DataError(
-                f"ArrayFile: {key} in {self.path} has {channels} channel(s), but the training images have "
-                f"{trained_with[0]}. Save both as gray or both as RGB"
-            )
-        if self.image_size is None and size != trained_with[1:]:
-            raise DataError(
-                f"ArrayFile: {key} in {self.path} are {size[0]} x {size[1]} pixels, but the training images "
-                f"{trained_with[1]} x {trained_with[2]}. --data.image_size resizes all of them to one size"
-            )
+        known = f"but the training images have {trained_with[0]}. Save both as gray or both as RGB"
+        of_channels = f"has {channels} channel(s), {known}"
+        of_size = (
+            f"are {size[0]} x {size[1]} pixels, but the training images {trained_with[1]} x {trained_with[2]}. "
+            "--data.image_size resizes all of them to one size"
+        )
+        other_size = self.image_size is None and size != trained_with[1:]
+        where = f"ArrayFile: {key} in {self.path}"
+        refuse(DataError, (channels != trained_with[0], f"{where} {of_channels}"), (other_size, f"{where} {of_size}"))
 
     def _check_labels(self, key: str) -> None:
         """Refuse classes that training does not know, before any work."""
-        highest = self._array(key).max(initial=0)
-        if highest >= self.num_classes:
-            raise DataError(
-                f"ArrayFile: {key} in {self.path} go up to {highest}, but the classes are the {self.num_classes} of "
-                f"training, 0 to {self.num_classes - 1}. Leave those images out, or name all classes in class_names"
-            )
+        highest, classes = self._array(key).max(initial=0), self.num_classes
+        message = (
+            f"ArrayFile: {key} in {self.path} go up to {highest}, but the classes are the {classes} of training, 0 to "
+            f"{classes - 1}. Leave those images out, or name all classes in class_names"
+        )
+        refuse(DataError, (highest >= classes, message))
 
     def _pair(self, images_key: str, labels_key: str) -> LabelledImages:
         images, labels = self._array(images_key), self._array(labels_key)
-        if images.dtype != np.uint8:
-            raise DataError(
-                f"ArrayFile: {images_key} in {self.path} is {images.dtype}, but uint8 in [0, 255] is needed. Save "
-                "values in [0, 1] as (255 * images).round().astype('uint8')"
-            )
+        given = images.shape
         images = images[..., None] if images.ndim == 3 else images
         if images.ndim == 4 and images.shape[3] in (1, 3):
             images = images.transpose(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
-        if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[1:]:
-            raise DataError(
-                f"ArrayFile: {images_key} in {self.path} has the shape {images.shape}, but (N, H, W), (N, H, W, C) or "
-                "(N, C, H, W) with 1 or 3 channels is needed"
-            )
-        if labels.dtype.kind not in "iu" or labels.ndim == 0 or labels.size != len(labels):
-            raise DataError(
-                f"ArrayFile: {labels_key} in {self.path} is {labels.dtype} of shape {labels.shape}, but one whole "
-                "number for each image is needed"
-            )
-        if len(images) != len(labels) or not len(labels) or labels.min() < 0:
-            raise DataError(
-                f"ArrayFile: {self.path} has {len(images)} {images_key} and {len(labels)} {labels_key}; their numbers "
-                "must be equal, not 0, and the labels 0 or more"
-            )
-        flat = torch.from_numpy(labels.reshape(-1).astype(np.int64))
-        return LabelledImages(torch.from_numpy(np.ascontiguousarray(images)), flat)
+        flat = labels.reshape(-1)
+        whole = labels.dtype.kind in "iu"
+        of_images, of_labels = f"ArrayFile: {images_key} in {self.path}", f"ArrayFile: {labels_key} in {self.path}"
+        refuse(
+            DataError,
+            (
+                images.dtype != np.uint8,
+                f"{of_images} is {images.dtype}, but uint8 in [0, 255] is needed. Save values in [0, 1] as "
+                "(255 * images).round().astype('uint8')",
+            ),
+            (
+                images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[1:],
+                f"{of_images} has the shape {given}, but (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels "
+                "is needed",
+            ),
+            (
+                not whole or labels.ndim == 0 or labels.size != len(labels),
+                f"{of_labels} is {labels.dtype} of shape {labels.shape}, but one whole number for each image is needed",
+            ),
+            (
+                len(flat) == 0 or given[:1] != flat.shape or (whole and flat.min() < 0),
+                f"ArrayFile: {self.path} has {len(images) if given else 0} {images_key} and {len(flat)} {labels_key}; "
+                "their numbers must be equal, not 0, and the labels 0 or more",
+            ),
+        )
+        return LabelledImages(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(flat.astype(np.int64)))
 
 
 def _check_size(path: Path, name: str) -> tuple[int, ...]:
@@ -270,11 +243,11 @@ def _check_size(path: Path, name: str) -> tuple[int, ...]:
     """
     with zipfile.ZipFile(path) as archive, archive.open(name) as file:
         entry = archive.getinfo(name)
-        if entry.file_size > max(2**30, 200 * entry.compress_size):
-            raise ValueError(f"{name} would unpack from {entry.compress_size:,} bytes to {entry.file_size:,}")
+        bomb = f"{name} would unpack from {entry.compress_size:,} bytes to {entry.file_size:,}"
+        refuse(ValueError, (entry.file_size > max(2**30, 200 * entry.compress_size), bomb))
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, kind = read_header(file)
-        if not kind.hasobject and math.prod(shape) * kind.itemsize > entry.file_size:
-            raise ValueError(f"{name} announces the shape {shape}, but holds {entry.file_size:,} bytes")
+        too_large = not kind.hasobject and math.prod(shape) * kind.itemsize > entry.file_size
+        refuse(ValueError, (too_large, f"{name} announces the shape {shape}, but holds {entry.file_size:,} bytes"))
         return tuple(shape)

@@ -2,7 +2,7 @@
 
 import pickle
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_md5
 
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.types import LabelledImages
+from vision_zoo.errors import refuse
+from vision_zoo.types import LabelledImages, Split
 
 # What unpickling damaged bytes has been seen to raise; the unpickler below calls nothing but numpy's array builder.
 _BROKEN = (
@@ -46,7 +47,7 @@ class CIFAR10(ImageDataModule):
         """Fetch and unpack the archive with torchvision."""
         self.torchvision_class(root, download=True)
 
-    def load(self, split: Literal["train", "test"]) -> LabelledImages:
+    def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 3, 32, 32) in [0, 255] and int64 (N,) in [0, K)."""
         paths = [self.root / self.folder / name for name in self.names[split]]
         parts = []
@@ -102,14 +103,13 @@ class _ArraysOnly(pickle.Unpickler):
             ("numpy", "dtype"): np.dtype,
             ("_codecs", "encode"): _latin1,
         }
-        if (module, name) not in admitted:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which has no place in this data set")
+        foreign = f"it names {module}.{name}, which has no place in this dataset"
+        refuse(pickle.UnpicklingError, ((module, name) not in admitted, foreign))
         return admitted[module, name]
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding}")
+    refuse(pickle.UnpicklingError, (encoding != "latin1", f"it asks for the encoding {encoding}"))
     return text.encode("latin1")
 
 
@@ -123,11 +123,12 @@ def _from_jpeg(path: Path) -> bool:
 def _read_batch(path: Path, key: str) -> LabelledImages:
     with path.open("rb") as file:
         content = _ArraysOnly(file, encoding="latin1").load()
-    if not isinstance(content, dict) or "data" not in content or key not in content:
-        raise ValueError(f"no pickled dictionary with data and {key}")
-    rows, labels = content["data"], np.asarray(content[key], dtype=np.int64)
-    if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3072:
-        raise ValueError("data is not a table of 3072 bytes per image")
-    if labels.shape != rows.shape[:1]:
-        raise ValueError(f"{len(rows)} images but labels of shape {labels.shape}")
+    absent = not isinstance(content, dict) or "data" not in content or key not in content
+    refuse(ValueError, (absent, f"no pickled dictionary with data and {key}"))
+    rows, labels = np.asarray(content["data"]), np.asarray(content[key], dtype=np.int64)
+    refuse(
+        ValueError,
+        (rows.dtype != np.uint8 or rows.shape[1:] != (3072,), "data is not a table of 3072 bytes per image"),
+        (labels.shape != rows.shape[:1], f"{len(rows)} images but labels of shape {labels.shape}"),
+    )
     return LabelledImages(torch.from_numpy(rows.reshape(-1, 3, 32, 32).copy()), torch.from_numpy(labels))

@@ -1,19 +1,40 @@
-"""Facts about the user's own images, computed once and kept in the user's cache folder."""
+"""Facts about datasets: given, read from files when they are first asked for, or computed once and cached."""
 
 import contextlib
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.files import new_file
 
 Facts = dict[str, Any]
+T = TypeVar("T")
+
+
+def lazy(compute: Callable[[Any], T]) -> T:
+    """A fact that a dataset reads from its files when it is first asked for, where others state a constant."""
+    return cast(T, cached_property(compute))
+
+
+def per_channel(option: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return one value per channel, or refuse the list by its name on the command line."""
+    count = f"--data.{option} has {len(values)} values, but the images have {channels} channel(s)"
+    refuse(
+        ConfigError,
+        (len(values) not in (1, channels), f"{count}: give one value, or one for each channel"),
+        (not all(map(math.isfinite, values)), f"--data.{option} must be finite, got {list(values)}"),
+        (option == "std" and min(values, default=1) <= 0, f"--data.std must be positive, got {list(values)}"),
+    )
+    return tuple(float(value) for value in values) * (channels if len(values) == 1 else 1)
 
 
 def _stat(path: Path) -> os.stat_result:

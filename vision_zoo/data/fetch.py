@@ -2,19 +2,17 @@
 
 import contextlib
 import http.client
-import os
 import shutil
 import socket
 import tarfile
 import tempfile
-import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vision_zoo.files import lock_file
+from vision_zoo.files import lock_file, release
 
 # Everything that urllib, the archive modules and torchvision's checks raise when a download goes wrong.
 DOWNLOAD_ERRORS = (
@@ -26,8 +24,7 @@ DOWNLOAD_ERRORS = (
     zipfile.BadZipFile,
     http.client.HTTPException,
 )
-SILENCE_SECONDS = 30.0  # after which a server that says nothing is given up
-LONGEST_SECONDS = 24 * 3600.0  # after which another host's download is given up
+SILENCE_SECONDS = 30.0  # after which a silent server is given up
 TEMPORARY = ".download-"
 _EXTRACT_ALL = tarfile.TarFile.extractall
 
@@ -68,45 +65,27 @@ def _move(source: Path, target: Path) -> None:
 @contextlib.contextmanager
 def _alone(root: Path) -> Iterator[None]:
     """Hold the lock of a folder; the processes that come meanwhile wait."""
-    path, lock = root / ".lock", None
+    lock = None
     while lock is None:
         root.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # whoever failed before us has just removed the folder
-            lock = lock_file(path, wait=True)
-    with lock:
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # a process that failed before us has just removed the folder
+            lock = lock_file(root / ".lock", wait=True)
+    try:
+        yield
+    finally:
+        release(lock)
 
 
 @contextlib.contextmanager
 def _temporary(root: Path) -> Iterator[Path]:
-    """A folder on the same disk, so that moving a file out of it is a rename."""
-    for leftover in filter(_abandoned, root.glob(f"{TEMPORARY}*")):
+    """A folder on the same disk, so that moving a file out of it is a rename; the lock of root is held."""
+    for leftover in root.glob(f"{TEMPORARY}*"):  # of a process that was killed, for no other one holds the lock
         shutil.rmtree(leftover, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-", dir=root))
+    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=root))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _abandoned(folder: Path) -> bool:
-    """Whether a temporary folder is of a process that was killed: here, or on another host, which nobody can ask."""
-    host, _, rest = folder.name.removeprefix(TEMPORARY).rpartition("-")[0].rpartition("-")
-    if host == socket.gethostname() and rest.isdigit():
-        try:
-            os.kill(int(rest), 0)
-        except (ProcessLookupError, OverflowError):
-            return True
-        except PermissionError:  # somebody else's, and alive
-            return False
-        return int(rest) == os.getpid()
-    try:
-        return time.time() - folder.stat().st_mtime > LONGEST_SECONDS
-    except FileNotFoundError:
-        return False
 
 
 @contextlib.contextmanager

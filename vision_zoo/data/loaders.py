@@ -1,29 +1,32 @@
-"""Loaders that hand out whole batches, know where they are in an epoch, and share the work among processes."""
+"""The loader, which hands out whole batches, knows where it is in an epoch, and shares the work among processes."""
 
 import math
-import signal
-import warnings
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from vision_zoo.data.decode import ImageFiles
-from vision_zoo.errors import DataError
+from vision_zoo.data.decode import decoding_threads
+from vision_zoo.data.sources import InMemory, Source, pump
+from vision_zoo.errors import DataError, refuse
 from vision_zoo.types import Batch, LabelledImages
+
+_AT_ONCE = 64  # images that a thread decodes
 
 
 class Loader:
-    """The order of the batches: by (seed, epoch), sharded over processes, continued after a restart.
+    """Batches of a source: ordered by (seed, epoch), sharded over processes, continued after a restart.
 
     Lightning sees a sized iterable with a sampler, which gets the epoch, and with a state, which goes into checkpoints.
+    A file that cannot be decoded is named once. In training another one takes its place; in evaluation it is left out.
 
     Args:
+        source: the images, in memory or in files.
         indices: int64 (N,), the images of this part, in file order.
         batch_size: images per batch and process.
+        threads: how many fetch batches ahead of time; 0 fetches each batch when it is asked for.
         training: every process gets the same number of batches and no image twice; a last batch of one image joins the
             one before it, since batch norm cannot train on one. Otherwise every image is handed out exactly once.
         shuffle: draw a new order for each epoch.
@@ -36,16 +39,20 @@ class Loader:
 
     def __init__(
         self,
+        source: Source,
         indices: Tensor,
         batch_size: int,
+        threads: int = 0,
         training: bool = False,
         shuffle: bool = False,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        self.source = source
         self.indices = indices
         self.batch_size = batch_size
+        self.threads = threads
         self.training = training
         self.shuffle = shuffle
         self.seed = seed
@@ -74,18 +81,14 @@ class Loader:
         self._restored = dict(state_dict)
 
     def check_state(self, state_dict: dict[str, int]) -> None:
-        """Refuse the state of another number of images.
-
-        Raises:
-            DataError: naming both numbers.
-        """
+        """Refuse the state of another number of images with a DataError."""
         before, now = state_dict.get("images", len(self.indices)), len(self.indices)
-        if before != now:
-            raise DataError(
-                f"the run was trained on {before:,} images and there are {now:,} now, so that it cannot resume "
-                "exactly: bring them back, or start a new run from its weights (its config.yaml with --config, and "
-                "--model.weights in place of --ckpt_path)"
-            )
+        message = (
+            f"the run was trained on {before:,} images and there are {now:,} now, so that it cannot resume exactly: "
+            "bring them back, or start a new run from its weights (its config.yaml with --config, and --model.weights "
+            "in place of --ckpt_path)"
+        )
+        refuse(DataError, (before != now, message))
 
     def __len__(self) -> int:
         """Batches of one epoch in this process."""
@@ -98,9 +101,14 @@ class Loader:
         start = self._restored.get("batches", 0) if self._restored.get("epoch") == self.epoch else 0
         self._restored = {}
         self._handed_out = start
-        for batch in self._load(self.batches()[start:]):
-            self._handed_out += 1
-            yield batch
+        fetch = partial(self.source.fetch, among=self.indices) if self.training else self.source.fetch
+        for images, labels, failures in pump(fetch, self.batches()[start:], self.threads, self.threads + 2):
+            self.source.report(failures)
+            message = "None of the training files can be decoded. Repair them, or set --data.root to others"
+            refuse(DataError, (self.training and not len(images), message))
+            if len(images):
+                self._handed_out += 1
+                yield images, labels
 
     def batches(self) -> list[Tensor]:
         """The indices of each batch of the current epoch, int64 (B,) each."""
@@ -125,71 +133,15 @@ class Loader:
     def _joins_last(self, count: int) -> bool:
         return self.training and self.batch_size > 1 and count > self.batch_size and count % self.batch_size == 1
 
-    def _load(self, batches: list[Tensor]) -> Iterator[Batch]:
-        raise NotImplementedError
 
-
-class TensorLoader(Loader):
-    """Batches of images in memory: one index_select each."""
-
-    def __init__(self, data: LabelledImages, indices: Tensor, batch_size: int, **order: Any) -> None:
-        super().__init__(indices, batch_size, **order)
-        self.data = data
-
-    def _load(self, batches: list[Tensor]) -> Iterator[Batch]:
-        images, labels = self.data
-        for batch in batches:
-            yield images.index_select(0, batch), labels.index_select(0, batch)
-
-
-def _leave_signals(_worker: int) -> None:
-    """Signals may reach every process of a run; workers ignore them, the training process ends them."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
-class StreamLoader(Loader):
-    """Batches of image files, decoded by worker processes, or by this one where num_workers is 0.
-
-    A file that cannot be decoded is named once. In training another one takes its place, so that batches
-    keep their size; in evaluation it is left out.
-    """
-
-    def __init__(self, files: ImageFiles, indices: Tensor, batch_size: int, num_workers: int = 0, **order: Any) -> None:
-        super().__init__(indices, batch_size, **order)
-        self.files = files
-        self.num_workers = num_workers
-
-    def _load(self, batches: list[Tensor]) -> Iterator[Batch]:
-        # Left to itself, DataLoader draws from the global generator, which would shift the augmentation's draws.
-        source = DataLoader(
-            self.files.replacing(self.indices.tolist()) if self.training else self.files,
-            sampler=[batch.tolist() for batch in batches],
-            batch_size=None,
-            num_workers=self.num_workers,
-            worker_init_fn=_leave_signals,
-            generator=torch.Generator().manual_seed(0),
-        )
-        for images, labels, failures in source:
-            self.report(failures)
-            if len(images):
-                yield images, labels
-            elif self.training:
-                raise DataError("None of the training files can be decoded. Repair them, or set --data.root to others")
-
-    def report(self, failures: list[tuple[str, str]]) -> None:
-        """Name files that could not be decoded, each once.
-
-        Raises:
-            DataError: if such files are not to be left out.
-        """
-        fresh = [(path, reason) for path, reason in failures if path not in self.files.reported]
-        self.files.reported.update(path for path, _ in fresh)
-        if fresh and self.files.strict:
-            raise DataError(
-                f"{fresh[0][0]} cannot be decoded ({fresh[0][1]}). Repair or remove it, or leave such files out with "
-                "--data.strict false"
-            )
-        for path, reason in fresh:
-            # By each process of its own files; no other one meets them.
-            warnings.warn(f"{path} cannot be decoded ({reason}) and is left out", stacklevel=2)
+def fetch_all(source: Source, indices: Tensor) -> LabelledImages:
+    """These images, int64 (N,), in this order, without the files that cannot be decoded."""
+    if isinstance(source, InMemory):
+        return LabelledImages(*source.fetch(indices)[:2])
+    images, labels, done = None, torch.empty(len(indices), dtype=torch.int64), 0
+    for part, part_labels in Loader(source, indices, _AT_ONCE, decoding_threads()):
+        if images is None:
+            images = torch.empty((len(indices), *part.shape[1:]), dtype=torch.uint8)
+        images[done : done + len(part)], labels[done : done + len(part)] = part, part_labels
+        done += len(part)
+    return LabelledImages(torch.empty(0) if images is None else images[:done], labels[:done])

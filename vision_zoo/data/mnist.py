@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision import datasets
 
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.types import LabelledImages
+from vision_zoo.errors import refuse
+from vision_zoo.types import LabelledImages, Split
 
 DIGITS = tuple(string.digits)
 MOST_BYTES = 2**30  # of an IDX file; the largest published one has 640 million
@@ -41,7 +42,7 @@ class MNIST(ImageDataModule):
         """Fetch all files with torchvision."""
         self.torchvision_class(root, download=True)
 
-    def load(self, split: Literal["train", "test"]) -> LabelledImages:
+    def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 1, 28, 28) in [0, 255] and int64 (N,) in [0, K)."""
         images, labels = (self._read_idx(name) for name in self._names(split))
         return LabelledImages(images[:, None], self._classes(labels.long()))
@@ -61,7 +62,7 @@ class MNIST(ImageDataModule):
 
 
 class FashionMNIST(MNIST):
-    """Pictures of clothes, 60,000 + 10,000 (Xiao et al. 2017, https://arxiv.org/abs/1708.07747)."""
+    """Photos of clothes, 60,000 + 10,000 (Xiao et al. 2017, https://arxiv.org/abs/1708.07747)."""
 
     class_names = (
         *("T-Shirt", "Trouser", "Pullover", "Dress", "Coat"),
@@ -103,16 +104,6 @@ class EMNIST(MNIST):
 
     Args:
         root: folder that holds the files, or where they are downloaded to.
-        batch_size: images per batch, in each process.
-        val_split: what is cut from the training images for validation: a fraction, a count, or 0 for none.
-        seed: decides the split and the order of the images in each epoch.
-        image_size: height and width that the images are resized to. By default they keep their own.
-        augmentation: random transforms of the training batches, on the device.
-        num_workers: processes that decode image files while training; data sets in memory need none.
-        mean: mean of each channel, as a fraction of full brightness; one value serves all channels. By default the
-            published one.
-        std: standard deviation of each channel, like mean.
-        shuffle: draw the training images in a new order in each epoch; otherwise in file order.
         split_name: which selection: byclass (62 classes), bymerge and balanced (47, without the small letters that look
             like their capitals), letters (26), digits or mnist (10).
     """
@@ -124,16 +115,9 @@ class EMNIST(MNIST):
     def __init__(
         self,
         root: str = "data",
-        batch_size: int = 128,
-        val_split: int | float = 0.1,
-        seed: int = 0,
-        image_size: int | None = None,
-        augmentation: list[nn.Module] | None = None,
-        num_workers: int = 0,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        shuffle: bool = True,
+        *,
         split_name: Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"] = "balanced",
+        **options: Any,
     ) -> None:
         self.split_name = split_name
         if split_name == "byclass":
@@ -142,13 +126,13 @@ class EMNIST(MNIST):
             self.class_names = tuple(string.ascii_lowercase)
         elif split_name in ("digits", "mnist"):
             self.class_names = DIGITS
-        super().__init__(root, batch_size, val_split, seed, image_size, augmentation, num_workers, mean, std, shuffle)
+        super().__init__(root=root, **options)
 
     def download(self, root: Path) -> None:
         """Fetch the one archive of all selections with torchvision."""
         datasets.EMNIST(root, split=self.split_name, download=True)
 
-    def load(self, split: Literal["train", "test"]) -> LabelledImages:
+    def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 1, 28, 28) in [0, 255], upright, and int64 (N,) in [0, K)."""
         images, labels = super().load(split)
         return LabelledImages(images.transpose(2, 3), labels)  # the files hold columns
@@ -169,22 +153,27 @@ def read_idx(path: Path, dimensions: int, image_size: tuple[int, ...] = ()) -> T
     """
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)  # a few packed kilobytes may unpack to more than any memory holds
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"more than {MOST_BYTES:,} bytes")
-    if not content:
-        raise ValueError("the file is empty")
     kinds: dict[int, np.dtype[Any]] = {8: np.dtype(np.uint8), 12: np.dtype(">i4")}
     header = 4 + 4 * dimensions
-    kind = kinds.get(content[2]) if content[:2] == b"\0\0" and content[3:4] == bytes([dimensions]) else None
-    if kind is None:
-        raise ValueError(f"not an IDX file of {dimensions} dimension(s): it starts with {content[:4].hex()}")
-    if len(content) < header:
-        raise ValueError("cut short within its header")
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dimensions, 4))
-    expected = math.prod(shape) * kind.itemsize
-    if len(content) - header != expected:
-        raise ValueError(f"{len(content) - header} bytes of data instead of {expected} for the shape {shape}")
-    if image_size and shape[1:] != image_size:
-        raise ValueError(f"images of {shape[1]}x{shape[2]} instead of {image_size[0]}x{image_size[1]}")
+    known = content[:2] == b"\0\0" and content[3:4] == bytes([dimensions])
+    kind = kinds.get(content[2] if known else 0)
+    complete = kind is not None and len(content) >= header
+    shape = tuple(np.frombuffer(content, ">u4", dimensions, 4).tolist()) if complete else ()
+    expected = header + math.prod(shape) * (kind.itemsize if kind else 0)
+    refuse(
+        ValueError,
+        (len(content) > MOST_BYTES, f"more than {MOST_BYTES:,} bytes"),
+        (not content, "the file is empty"),
+        (kind is None, f"not an IDX file of {dimensions} dimension(s): it starts with {content[:4].hex()}"),
+        (not complete, "cut short within its header"),
+        (
+            len(content) != expected,
+            f"{len(content) - header} bytes of data instead of {expected - header} for the shape {shape}",
+        ),
+        (
+            image_size and shape[1:] != image_size,
+            f"images of {'x'.join(map(str, shape[1:]))} instead of {'x'.join(map(str, image_size))}",
+        ),
+    )
     array = np.frombuffer(content, kind, offset=header).reshape(shape)
-    return torch.from_numpy(array.astype(kind.newbyteorder("=")))
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))

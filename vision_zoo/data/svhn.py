@@ -3,14 +3,14 @@
 import struct
 import zlib
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torchvision import datasets
 
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.types import LabelledImages
+from vision_zoo.errors import refuse
+from vision_zoo.types import LabelledImages, Split
 
 
 class SVHN(ImageDataModule):
@@ -29,16 +29,16 @@ class SVHN(ImageDataModule):
         for split in ("train", "test"):
             datasets.SVHN(root, split=split, download=True)
 
-    def load(self, split: Literal["train", "test"]) -> LabelledImages:
+    def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 3, 32, 32) in [0, 255] and int64 (N,) in [0, 10)."""
-        from scipy.io import loadmat, matlab  # noqa: PLC0415  half a second, for this data set alone
+        from scipy.io import loadmat, matlab  # noqa: PLC0415  half a second, for this dataset alone
 
         path = self.root / f"{split}_32x32.mat"
         broken = (OSError, EOFError, ValueError, TypeError, KeyError, NotImplementedError, zlib.error, struct.error)
         with self._reading(path, (*broken, matlab.MatReadError)):
             content = loadmat(path, variable_names=["X", "y"])
             images, labels = content["X"], content["y"].reshape(-1).astype(np.int64)
-            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
-                raise ValueError(f"X is {images.dtype} of shape {images.shape} instead of uint8 (32, 32, 3, N)")
+            other = f"X is {images.dtype} of shape {images.shape} instead of uint8 (32, 32, 3, N)"
+            refuse(ValueError, (images.dtype != np.uint8 or images.shape[:3] != (32, 32, 3) or images.ndim != 4, other))
         labels[labels == 10] = 0  # the files call the digit 0 "10"
         return LabelledImages(torch.from_numpy(images.transpose(3, 2, 0, 1).copy()), torch.from_numpy(labels))

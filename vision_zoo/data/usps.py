@@ -3,14 +3,14 @@
 import bz2
 import re
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torchvision import datasets
 
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.types import LabelledImages
+from vision_zoo.errors import refuse
+from vision_zoo.types import LabelledImages, Split
 
 MOST_BYTES = 2**28  # unpacked; the larger published file has 23 million
 
@@ -31,14 +31,13 @@ class USPS(ImageDataModule):
         for train in (True, False):
             datasets.USPS(root, train=train, download=True)
 
-    def load(self, split: Literal["train", "test"]) -> LabelledImages:
+    def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 1, 16, 16) in [0, 255] and int64 (N,) in [0, 10)."""
         path = self.root / ("usps.bz2" if split == "train" else "usps.t.bz2")
         with self._reading(path, (OSError, EOFError, ValueError)):
             with bz2.open(path) as file:
                 content = file.read(MOST_BYTES + 1)
-            if len(content) > MOST_BYTES:
-                raise ValueError(f"more than {MOST_BYTES:,} bytes")
+            refuse(ValueError, (len(content) > MOST_BYTES, f"more than {MOST_BYTES:,} bytes"))
             lines = content.splitlines()
             rows = [re.sub(rb"\b\d+:", b"", line).split() for line in lines]  # "label 1:value ... 256:value"
             table = np.array(rows, dtype=np.float32).reshape(len(rows), 257)

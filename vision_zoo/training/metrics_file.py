@@ -66,6 +66,22 @@ class MetricsFile:
             write_file(file, _to_csv(self.columns, rows, header=True))
 
 
+def training_metrics(file: Path) -> dict[str, float]:
+    """The last training metrics, and the validation metrics of the lowest validation loss.
+
+    Args:
+        file: metrics.csv.
+    """
+    last: dict[str, float] = {}
+    best: dict[str, float] = {}
+    for row in _read(file) if file.exists() else []:
+        last |= {name: float(value) for name, value in row.items() if name.startswith("train/") and value}
+        if row.get("val/loss") and (not best or float(row["val/loss"]) < best["val/loss"]):
+            best = {name: float(value) for name, value in row.items() if name.startswith("val/") and value}
+    last.pop("train/loss_step", None)
+    return last | best
+
+
 def _read(file: Path) -> list[dict[str, Any]]:
     return list(csv.DictReader(io.StringIO(file.read_text())))
 

@@ -3,7 +3,7 @@
 import ctypes
 import os
 from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from vision_zoo import probe
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError
 from vision_zoo.trainer_facts import callbacks_of, datamodule_of
@@ -104,7 +105,7 @@ class Performance(Callback):
         choices["fused"] = choices["fused"] and not (stock and trainer.gradient_clip_val)
         patches.share_gradient_memory(trainer.strategy)
         pl_module.fuses_optimizer = choices["fused"]
-        pl_module.lay_out(choices["channels_last"])
+        pl_module.set_memory_format(choices["channels_last"])
         self.choices = choices
 
     def _choose(self, trainer: Trainer, model: Classifier) -> tuple[dict[str, Any], str]:
@@ -117,7 +118,11 @@ class Performance(Callback):
         elif stored is not None:
             precision, reason = stored.get("precision", "32-true"), "as the run began"
         else:
-            reason = self._against_bf16(trainer, model)
+            device = trainer.strategy.root_device
+            reason = self.against_bf16(device, getattr(datamodule_of(trainer), "batch_size", None))
+            # (The network is not on its device yet; CUDA's autocast knows more operations than the CPU's.)
+            if not reason and device.type != "cuda" and not probe.accepts(model, bf16=True):
+                reason = "the network does not run in bf16"
             precision = "32-true" if reason else "bf16-mixed"
         # Pruning looks at each weight as a vector.
         takes_order = not any(isinstance(callback, ModelPruning) for callback in callbacks_of(trainer))
@@ -131,22 +136,28 @@ class Performance(Callback):
         elif stored is not None:
             channels_last = bool(stored.get("channels_last"))
         else:
-            channels_last = simple and takes_order and _has_convolutions(model) and _accepts(model, channels_last=True)
+            channels_last = (
+                simple and takes_order and _has_convolutions(model) and probe.accepts(model, channels_last=True)
+            )
         fused = simple and trainer.strategy.root_device.type in ("cpu", "cuda")
         if stored is not None:
             fused = bool(stored.get("fused"))
         return {"precision": precision, "channels_last": channels_last, "fused": fused}, reason
 
     @staticmethod
-    def _against_bf16(trainer: Trainer, model: Classifier) -> str:
-        """Why the training steps stay in float32, or nothing."""
-        device = trainer.strategy.root_device
+    def against_bf16(device: torch.device, batch_size: int | None) -> str:
+        """Why training steps on a device stay in float32, whatever the network, or nothing."""
         if not has_fast_bf16(device):
             return f"this {device.type} has no fast bf16"
-        if (getattr(datamodule_of(trainer), "batch_size", None) or 1) < SMALLEST_BF16_BATCH:
+        if (batch_size or 1) < SMALLEST_BF16_BATCH:
             return f"batches below {SMALLEST_BF16_BATCH} images gain nothing from bf16"
-        # (The network is not on its device yet; CUDA's autocast knows more operations than the CPU's.)
-        return "" if device.type == "cuda" or _accepts(model, bf16=True) else "the network does not run in bf16"
+        return ""
+
+    def tries_bf16(self, trainer: Trainer, batch_size: int | None) -> bool:
+        """Whether the network is to be tried in bf16 before training."""
+        device = trainer.strategy.root_device
+        undecided = not self.precision_given and self.stored is None and device.type == "cpu"
+        return undecided and not self.against_bf16(device, batch_size)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take note of whether the optimizer is fused, and give its state the layout of the weights."""
@@ -165,17 +176,17 @@ class Performance(Callback):
             # Or after a batch whose gradients are yet to be added up, each would use batch statistics of its own.
             trainer.strategy.model.require_forward_param_sync = True
         if self.choices.get("channels_last") and isinstance(pl_module, Classifier):
-            pl_module.lay_out(channels_last=False)
+            pl_module.set_memory_format(channels_last=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the weights back into the layout of training."""
         if self.choices.get("channels_last") and isinstance(pl_module, Classifier) and trainer.state.fn == "fit":
-            pl_module.lay_out(channels_last=True)
+            pl_module.set_memory_format(channels_last=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave a network like any other."""
         if isinstance(pl_module, Classifier):
-            pl_module.lay_out(channels_last=False)
+            pl_module.set_memory_format(channels_last=False)
 
     def describe(self) -> str:
         """The choices in one line."""
@@ -235,18 +246,3 @@ def _steps_in_channels_last(model: Classifier, device: torch.device) -> bool:
     except Exception:  # whatever somebody's own may raise; what has nothing to do with the order, training raises again
         return False
     return True
-
-
-def _accepts(model: Classifier, channels_last: bool = False, bf16: bool = False) -> bool:
-    """Whether the network still classifies; one that calls `view` on its features does not with channels_last."""
-    autocast = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
-    images = torch.zeros(2, *model.image_shape, dtype=torch.uint8, device=model.scale.device)
-    with model.undisturbed(), autocast:
-        try:
-            model.lay_out(channels_last)
-            logits = model(images)
-        except (RuntimeError, TypeError, ValueError, NotImplementedError):
-            return False
-        finally:
-            model.lay_out(channels_last=False)
-    return bool(logits.shape == (2, model.num_classes))

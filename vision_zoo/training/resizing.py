@@ -11,8 +11,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vision_zoo.classifier import REFUSALS, Classifier
+from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError
+from vision_zoo.probe import REFUSALS
 from vision_zoo.trainer_facts import callbacks_of
 
 STAGES = 4  # sizes below the full one
@@ -88,7 +89,7 @@ class ProgressiveResizing(Callback):
         for number in range(STAGES):
             images = _resized(whole, self._scale_of(number))
             try:
-                with pl_module.undisturbed():
+                with pl_module.evaluation_mode():
                     pl_module.backbone(images)
             except REFUSALS as error:
                 height, width = images.shape[2:]

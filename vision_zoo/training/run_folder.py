@@ -5,16 +5,17 @@ import copy
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 import yaml
+from filelock import BaseFileLock
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from vision_zoo.data.loaders import Loader
 from vision_zoo.errors import CheckpointError, ConfigError
-from vision_zoo.files import flush, lock_file, write_file
+from vision_zoo.files import flush, lock_file, release, write_file
 from vision_zoo.trainer_facts import callbacks_of, gather, steps_after
 from vision_zoo.training import lightning_patches as patches
 from vision_zoo.training.metrics_file import EventFiles, MetricsFile
@@ -64,7 +65,7 @@ class RunFolder(Callback):
         self.metrics = MetricsFile()
         self._fit_watch, self._train_watch = Stopwatch(), Stopwatch()
         self._rng: list[dict[str, Any]] = []
-        self._lock: TextIO | None = None
+        self._lock: BaseFileLock | None = None
         self._made_here = False
         self._ended_epoch: tuple[int, int] | None = None  # (epoch, step) of the row that is still to be written
 
@@ -152,8 +153,7 @@ class RunFolder(Callback):
 
     def _release(self) -> None:
         if self._lock is not None:
-            (self.path / ".lock").unlink(missing_ok=True)  # while it is ours
-            self._lock.close()
+            release(self._lock)
             self._lock = None
 
     # ---------------------------------------------------------------------------------------------------- checkpoints

@@ -5,15 +5,17 @@ import os
 import shlex
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 
-from vision_zoo.checkpoints import read_checkpoint
+from vision_zoo.checkpoints import Checkpoint, read_checkpoint
 from vision_zoo.errors import ConfigError, TrainingError, diverged
 from vision_zoo.files import new_file
 from vision_zoo.trainer_facts import callbacks_of, steps_after, validates
@@ -27,11 +29,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that are complete or not there, and are read without running anything in them.
 
     Args:
+        opened: the checkpoint of the command, which is not read again.
         trusted_packages: further packages whose classes a checkpoint that is read may name.
     """
 
-    def __init__(self, trusted_packages: tuple[str, ...] = ()) -> None:
-        self.trusted_packages = trusted_packages
+    def __init__(self, opened: Checkpoint | None = None, trusted_packages: Sequence[str] = ()) -> None:
+        self.opened = opened
+        self.trusted_packages = tuple(trusted_packages)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write it, flush it to the disk, then let it take the place of an earlier one."""
@@ -45,7 +49,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TrainingError(f"the checkpoint {path} could not be written: {error}{kept}") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint; see ``read_checkpoint``, which checks again which classes it names."""
+        """Read a checkpoint and vet what it names; that of the command was read and vetted before."""
+        opened, self.opened = self.opened, None  # once: a run that goes on changes the tensors that it is given
+        if opened is not None and opened.path.samefile(path):
+            return opened.content
         return read_checkpoint(path, trusted_packages=self.trusted_packages)
 
 
@@ -60,7 +67,7 @@ def hard_link(source: Path, path: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-class Saving(Checkpoint):
+class Saving(CheckpointCallback):
     """Saves best.ckpt and last.ckpt of a run, and ends it with its state saved when a signal asks for that.
 
     It comes before other checkpoint callbacks, so that what they save knows of the best so far.

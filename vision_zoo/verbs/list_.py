@@ -1,4 +1,4 @@
-"""What there is: backbones, data sets, recipes and past runs, read from files without importing torch."""
+"""What there is: backbones, datasets, recipes and past runs, read from files without importing torch."""
 
 import argparse
 import ast
@@ -8,33 +8,55 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal
 
-from vision_zoo.errors import ConfigError, did_you_mean
+from vision_zoo.errors import ConfigError, did_you_mean, refuse
 from vision_zoo.files import expanded
 from vision_zoo.formatting import metric_text
 
 PACKAGE = Path(__file__).parents[1]
 KINDS = ("backbones", "datasets", "recipes", "runs")
-HEADER = re.compile(
-    r"# (?P<what>.+?) \((?P<source>.+?)\)(?P<how>.*?)\. (?P<kind>Published|Target): (?P<published>.+?)\. "
-    r"Measured: (?P<measured>.+)"
+HEADER = re.compile(  # the first two lines of a recipe
+    r"# (?P<what>.+?) \((?P<source>.+?)\)(?P<how>.*?)\.\n"
+    r"# Test accuracy: (?P<kind>published|target) (?P<published>.+?); measured (?P<measured>.+)\.\n"
 )
 PAPER = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
 RUN_COLUMNS = (
-    "config",
-    "version",
-    "network",
-    "data",
-    "test/accuracy",
-    "val/accuracy",
-    "seed",
-    "epochs",
-    "seconds",
-    "parameters",
+    *("config", "version", "network", "data", "test/accuracy", "val/accuracy"),
+    *("seed", "epochs", "seconds", "parameters"),
 )
 
 Row = dict[str, Any]
+
+
+def list_(
+    kind: Literal["backbones", "datasets", "recipes", "runs"] | None = None, sort: str | None = None, root: str = "."
+) -> None:
+    """List backbones, datasets, recipes and past runs.
+
+    Args:
+        kind: backbones, datasets, recipes or runs; by default all.
+        sort: order of the past runs, best first: test/accuracy, ...
+        root: folder that holds runs, by default this one.
+    """
+    folder = expanded(root)
+    refuse(
+        ConfigError,
+        (kind not in (None, *KINDS), f"list takes {', '.join(KINDS)}, not {kind!r}{did_you_mean(str(kind), KINDS)}"),
+        (sort and kind != "runs", "list: only the runs can be sorted: vision_zoo list runs --sort COLUMN"),
+        (kind in (None, "runs") and not folder.is_dir(), f"list: --root {root}: there is no such folder"),
+    )
+    for name, rows_of in (("backbones", backbones), ("datasets", datasets), ("recipes", recipes)):
+        if kind in (None, name):
+            rows = rows_of()
+            if kind is None:  # sources and files would make the whole too long to look through
+                rows = [{key: row[key] for key in row if key not in ("source", "file")} for row in rows]
+            print_table(name, rows, "none")
+    if kind in (None, "runs"):
+        runs, broken = past_runs(folder)
+        print_table("runs", sorted_runs(runs, sort), f"none below {folder.resolve()}; train with: vision_zoo fit")
+        for message in broken:
+            sys.stderr.write(f"vision_zoo: {message}\n")
 
 
 def main(words: Sequence[str]) -> int:
@@ -46,36 +68,18 @@ def main(words: Sequence[str]) -> int:
     Raises:
         ConfigError: if the words are not what the command takes.
     """
-    parser = _Parser(prog="vision_zoo list", add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="vision_zoo list", add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("kind", nargs="?")
     parser.add_argument("--sort")
     parser.add_argument("--root", default=".")
-    options = parser.parse_args(words)
-    if options.kind not in (None, *KINDS):
-        hint = did_you_mean(options.kind, KINDS)
-        raise ConfigError(f"list takes {', '.join(KINDS)}, not {options.kind!r}{hint}")
-    if options.sort is not None and options.kind != "runs":
-        raise ConfigError("list: only the runs can be sorted: vision_zoo list runs --sort COLUMN")
-    for kind in KINDS if options.kind is None else (options.kind,):
-        if kind == "runs":
-            root = expanded(options.root)
-            if not root.is_dir():
-                raise ConfigError(f"list: --root {options.root}: there is no such folder")
-            runs, broken = past_runs(root)
-            show("runs", sorted_runs(runs, options.sort), f"none below {root.resolve()}; train with: vision_zoo fit")
-            for message in broken:
-                sys.stderr.write(f"vision_zoo: {message}\n")
-        else:
-            rows = {"backbones": backbones, "datasets": datasets, "recipes": recipes}[kind]()
-            if options.kind is None:  # sources and files would make the whole too long to look through
-                rows = [{name: row[name] for name in row if name not in ("source", "file")} for row in rows]
-            show(kind, rows, "none")
+    try:
+        options, rest = parser.parse_known_args(words)
+        problem = f"unrecognized arguments: {' '.join(rest)}" if rest else ""
+    except argparse.ArgumentError as error:
+        problem = str(error)
+    refuse(ConfigError, (problem, f"list: {problem}. See: vision_zoo list --help"))
+    list_(options.kind, options.sort, options.root)
     return 0
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"list: {message}. See: vision_zoo list --help")
 
 
 # ---------------------------------------------------------------------------------------------- what is in the package
@@ -87,7 +91,7 @@ def backbones() -> list[Row]:
 
 
 def datasets() -> list[Row]:
-    """Name, description, source and file of each data set."""
+    """Name, description, source and file of each dataset."""
     rows = []
     for row in _classes("data"):
         if row["name"] == "ImageDataModule":  # the base of the others
@@ -103,10 +107,8 @@ def datasets() -> list[Row]:
 def _classes(package: str) -> list[Row]:
     """The classes that a package exports, by name."""
     folder = PACKAGE / package
-    exported: set[str] = set()
-    for node in _parse(folder / "__init__.py").body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
-            exported = set(ast.literal_eval(node.value))
+    assignments = (node for node in _parse(folder / "__init__.py").body if isinstance(node, ast.Assign))
+    exported = next(ast.literal_eval(node.value) for node in assignments if ast.unparse(node.targets[0]) == "__all__")
     rows: list[Row] = []
     for file in sorted(folder.glob("*.py")):
         module = _parse(file)
@@ -134,20 +136,19 @@ def configs_folder() -> Path:
 
 
 def recipes() -> list[Row]:
-    """Name, published and measured result of each shipped recipe, from the first line of its file."""
+    """Name, published and measured result of each shipped recipe, from the first lines of its file."""
     rows = []
     for file in sorted(configs_folder().rglob("*.yaml")):
-        with file.open(encoding="utf-8") as lines:
-            header = lines.readline().strip()
-        match = HEADER.fullmatch(header)
-        facts = {"what": header.lstrip("# "), "how": "", "kind": "", "published": "", "measured": ""}
+        text = file.read_text(encoding="utf-8")
+        match = HEADER.match(text)
+        facts = {"what": text.partition("\n")[0].lstrip("# "), "how": "", "kind": "", "published": "", "measured": ""}
         facts |= match.groupdict("") if match else {}
         rows.append(
             {
                 "name": file.stem,
                 "experiment": facts["what"] + facts["how"],
-                "published": "target " * (facts["kind"] == "Target") + facts["published"],
-                "measured": facts["measured"].removesuffix("."),
+                "published": "target " * (facts["kind"] == "target") + facts["published"],
+                "measured": facts["measured"],
             }
         )
     return rows
@@ -162,47 +163,38 @@ def past_runs(root: Path) -> tuple[list[Row], list[str]]:
     A run without results.json was stopped or is still training: its row says so by empty figures.
     """
     rows, broken = [], []
-    for folder in root.glob("runs/*/version_*"):
-        if not folder.is_dir():  # somebody packed a run beside itself
-            continue
-        results: Row = {}
+    for folder in root.glob("runs/*/version_*/"):
         file = folder / "results.json"
+        results: Any = {}
         try:
             results = json.loads(file.read_text(encoding="utf-8"))
             if not isinstance(results, dict) or not isinstance(results.get("metrics", {}), dict):
                 raise ValueError("not the results of a run")
         except FileNotFoundError:
-            results = {}
+            pass
         except (OSError, ValueError) as error:
             broken.append(f"{file} is broken and left out: {error}")
             continue
-        metrics = {name: _number(value) for name, value in results.get("metrics", {}).items()}
+        data = results.get("data")
+        metrics = {name: _of_kind(int | float, value) for name, value in results.get("metrics", {}).items()}
         rows.append(
             {
                 "config": folder.parent.name,
                 "version": folder.name.removeprefix("version_"),
-                "network": _word(results.get("network")),
-                "data": _word((results.get("data") or {}).get("name"))
-                if isinstance(results.get("data"), dict)
-                else None,
-                **{name: metrics.get(name) for name in ("test/accuracy", "val/accuracy")},
-                "seed": _number(results.get("seed")),
-                "epochs": _number(results.get("epochs")),
-                "seconds": _number(results.get("fit_seconds")),
-                "parameters": _number(results.get("parameters")),
-                **{name: value for name, value in metrics.items() if name not in RUN_COLUMNS},
+                "network": _of_kind(str, results.get("network")),
+                "data": _of_kind(str, data.get("name") if isinstance(data, dict) else None),
+                **{name: _of_kind(int | float, results.get(name)) for name in ("seed", "epochs", "parameters")},
+                "seconds": _of_kind(int | float, results.get("fit_seconds")),
+                **{name: value for name, value in metrics.items() if "/" in name},
             }
         )
-    rows.sort(key=lambda row: (str(row["config"]), len(str(row["version"])), str(row["version"])))
+    rows.sort(key=lambda row: (row["config"], len(row["version"]), row["version"]))
     return rows, sorted(broken)
 
 
-def _word(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _number(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+def _of_kind(kind: Any, value: Any) -> Any:
+    """A value of a file that other programs may have written, or None if it is of another kind."""
+    return value if isinstance(value, kind) and not isinstance(value, bool) else None
 
 
 def sorted_runs(rows: list[Row], column: str | None) -> list[Row]:
@@ -214,9 +206,8 @@ def sorted_runs(rows: list[Row], column: str | None) -> list[Row]:
     shown = list(RUN_COLUMNS)
     if column is not None:
         known = dict.fromkeys([*RUN_COLUMNS, *(name for row in rows for name in row)])
-        if column not in known:
-            hint = did_you_mean(column, known) or f". There are {', '.join(known)}"
-            raise ConfigError(f"list: --sort {column}: there is no such column{hint}")
+        hint = did_you_mean(column, known) or f". There are {', '.join(known)}"
+        refuse(ConfigError, (column not in known, f"list: --sort {column}: there is no such column{hint}"))
         if column not in shown:
             shown.insert(2, column)
         sign = -1 if column.endswith(("accuracy", "/f1")) else 1
@@ -235,7 +226,7 @@ def sorted_runs(rows: list[Row], column: str | None) -> list[Row]:
 # ------------------------------------------------------------------------------------------------------------ printing
 
 
-def show(title: str, rows: list[Row], empty: str) -> None:
+def print_table(title: str, rows: list[Row], empty: str) -> None:
     """Print a table: drawn by rich on a terminal that is wide enough, else aligned plain text, one line a row."""
     terminal = sys.stdout.isatty()
     if not rows:
@@ -245,25 +236,22 @@ def show(title: str, rows: list[Row], empty: str) -> None:
     cells = [[_text(name, row[name]) for name in header] for row in rows]
     numeric = [any(isinstance(row[name], int | float) for row in rows) for name in header]
     if terminal:
-        from rich import box  # noqa: PLC0415  # all four for terminals alone, as they cost time
-        from rich.console import Console  # noqa: PLC0415  # as above
-        from rich.table import Table  # noqa: PLC0415  # as above
-        from rich.text import Text  # noqa: PLC0415  # as above
+        from rich import box, console, table, text  # noqa: PLC0415  # for terminals alone, as they cost time
 
-        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+        drawn = table.Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
         for position, (name, right) in enumerate(zip(header, numeric, strict=True)):
             whole = right or position == 0
-            table.add_column(name, justify="right" if right else "left", no_wrap=whole, overflow="fold")
+            drawn.add_column(name, justify="right" if right else "left", no_wrap=whole, overflow="fold")
         for row_cells in cells:
-            table.add_row(*map(Text, row_cells))
-        if Console(width=10_000).measure(table).minimum <= Console().width:  # else rich would cut figures off
-            Console().print(table)
+            drawn.add_row(*map(text.Text, row_cells))
+        if console.Console(width=10_000).measure(drawn).minimum <= console.Console().width:  # else it cuts figures off
+            console.Console().print(drawn)
             return
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     for line in ([title.upper()], header, *cells):
         padded = [
-            text.rjust(width) if right and len(line) > 1 else text.ljust(width)
-            for text, width, right in zip(line, widths, numeric, strict=False)
+            cell.rjust(width) if right and len(line) > 1 else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=False)
         ]
         sys.stdout.write("  ".join(padded).rstrip() + "\n")
     sys.stdout.write("\n")

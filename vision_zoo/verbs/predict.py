@@ -1,301 +1,237 @@
-"""predict: pictures of any kind to labels and probabilities, decoded while the network works."""
+"""predict: images of any kind to labels and probabilities, decoded while the network works."""
 
-import contextlib
 import csv
-import glob
 import json
 import os
-import re
 import sys
 import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import Literal, NamedTuple, TextIO
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.classifier import Classifier
-from vision_zoo.data.base import ImageDataModule
-from vision_zoo.data.decode import Resize, decode_image, decoding_threads, picture_extensions, unreadable_extensions
-from vision_zoo.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
-from vision_zoo.files import expanded, new_file
-from vision_zoo.types import ImageShape
+from vision_zoo.data.base import ImageDataModule, described_data
+from vision_zoo.data.decode import Resize, decode_image, decoding_threads
+from vision_zoo.data.sources import pump
+from vision_zoo.errors import CheckpointError, ConfigError, DataError, InputError, refuse
+from vision_zoo.files import expanded
+from vision_zoo.verbs.image_files import find_images
+from vision_zoo.verbs.output import text_output
 
 Format = Literal["csv", "json"]
 
-CHUNK = 16  # pictures that a thread decodes at a time
+CHUNK = 16  # images that a thread decodes at a time
 SHOWN = 20  # results, and files that cannot be read, that the terminal shows
 TURN = 4  # batches that are decoded at a time where decoding and network share the processor
 CACHED = 64  # images of a batch; with more of them the activations leave a processor's caches
-REFRESH_SECONDS = 0.2
 BEGINNINGS: dict[Format, bytes] = {"csv": b"path,label,probability", "json": b'[\n{"path": '}  # of what predict writes
 
 
-class Decoded(NamedTuple):
-    """Pictures of a few files.
+class Prediction(NamedTuple):
+    """What a network makes of one image.
 
     Attributes:
-        paths: the files that were read.
-        images: uint8 (C, H, W) in [0, 255], one for each of these.
-        failures: the other files, each with a reason.
+        path: the file.
+        labels: names of classes, the most probable first; none where the file could not be read.
+        probabilities: of these, in [0, 1]; each is the shortest number that is nearest to the network's float32.
+        brightness: mean of the pixels that the network was given, in [0, 1].
+        problem: why the file could not be read, or nothing.
     """
 
-    paths: list[Path]
-    images: list[Tensor]
-    failures: list[tuple[Path, str]]
+    path: Path
+    labels: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    brightness: float = 0.0
+    problem: str = ""
+
+    def as_dict(self) -> dict[str, str | float]:
+        """The row of a table: path, label, probability, label_2, probability_2, ..."""
+        row: dict[str, str | float] = {"path": str(self.path)}
+        for rank, (label, probability) in enumerate(zip(self.labels, self.probabilities, strict=True), start=1):
+            ending = f"_{rank}" if rank > 1 else ""
+            row |= {f"label{ending}": label, f"probability{ending}": probability}
+        return row
 
 
-def predict_pictures(
-    model: Classifier,
-    images: Sequence[str] | None,
-    *,
-    datamodule: ImageDataModule | None = None,
-    device: torch.device | str = "cpu",
-    context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+def predict(
+    ckpt_path: str,
+    images: list[str],
     output: str | None = None,
-    file_format: Format | None = None,
+    format: Literal["csv", "json"] | None = None,  # noqa: A002  # the option's name
     top_k: int | None = None,
     invert: bool = False,
+    batch_size: int | None = None,
+    accelerator: str = "auto",
+    trusted_packages: Sequence[str] = (),
 ) -> None:
-    """Classify pictures and write a table of the results.
+    """Classify images of any size and kind.
 
     Args:
-        model: the classifier, with its weights.
-        images: files, folders and patterns.
-        datamodule: tells the batch size and how pictures are brought to the network's shape; its files are not needed.
-        device: where the network runs.
-        context: entered around each batch, for the precision.
-        output: file to write, "-" for standard output; by default predictions.csv or .json in the working directory.
-        file_format: by default what the output's ending says, else csv.
-        top_k: labels per picture; by default five, or as many as there are.
-        invert: turn dark into light before classifying.
-
-    Raises:
-        InputError: if an option or a path cannot be used, or no picture can be read.
-        TrainingError: if the output cannot be written.
+        ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
+        images: files, folders (with the folders in them) and patterns such as 'scans/*.png'.
+        output: file to write, or - for standard output; by default predictions.csv or predictions.json here.
+        format: kind of the file; by default the ending of the output decides, else csv. json is a list of objects.
+        top_k: labels for each image, by default 5 or all where there are fewer; the most probable comes first.
+        invert: turn dark into light first, for dark digits on white paper where training had light on black.
+        batch_size: images that the network takes at a time; by default as in training, on a CPU at most 64.
+        accelerator: cpu, cuda, mps, gpu for either of these two, or auto for the fastest that there is.
+        trusted_packages: packages whose classes the checkpoint may name.
     """
-    if not images:
-        raise ConfigError(
-            "predict needs pictures: --images with files, folders or patterns, such as --images scans/*.png"
-        )
-    classes = len(model.class_names)
-    if top_k is None:
-        top_k = min(5, classes)
-    if not 1 <= top_k <= classes:
-        raise ConfigError(f"--top_k must be between 1 and the number of classes, {classes}, got {top_k}")
-    if file_format is None:
-        file_format = "json" if output is not None and output.lower().endswith(".json") else "csv"
+    refuse(ConfigError, (not images, "predict needs images: --images with files, folders or patterns: scans/*.png"))
+    kind: Format = format or ("json" if (output or "").lower().endswith(".json") else "csv")
     if output is None:
-        output = f"predictions.{file_format}"
-        _refuse_foreign(Path(output), file_format)
-    if output in ("/dev/stdout", "/dev/fd/1"):
-        output = "-"
-    paths = find_pictures(images)
-
+        output = f"predictions.{kind}"
+        _refuse_foreign(Path(output), kind)
+    device, paths = find_device(accelerator), find_images(images)
+    checkpoint = open_checkpoint(ckpt_path, trusted_packages)
+    model, datamodule = Classifier.from_checkpoint(checkpoint.content), described_data(checkpoint.config)
+    in_training = getattr(datamodule, "batch_size", CACHED)
+    size = batch_size if batch_size is not None else min(in_training, CACHED) if device.type == "cpu" else in_training
+    predictions = predict_images(model.to(device), paths, top_k, getattr(datamodule, "resize", "crop"), invert, size)
     console = Console(file=sys.stderr if output == "-" else sys.stdout, highlight=False, soft_wrap=True)
-    model = model.to(device).eval()
-    resize: Resize = getattr(datamodule, "resize", "crop")
-    batch_size = datamodule.batch_size if datamodule is not None else CACHED
-    overlap = torch.device(device).type != "cpu"
-    if not overlap:
-        batch_size = min(batch_size, CACHED)
-    start, done, failures = time.monotonic(), 0, list[tuple[Path, str]]()
-    first: list[tuple[str, ...]] = []
-    hint = ""
+    start, brightness = time.monotonic(), 0.0
+    shown, failures = list[Prediction](), list[Prediction]()
+    bar = Progress(console=console, transient=True, refresh_per_second=2, disable=not console.is_terminal)
     try:
-        with _bar(console) as advance, _open_output(output) as file, warnings.catch_warnings():
+        with bar, text_output(output) as file, warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\b")  # odd but readable files
-            writer = _Writer(file, file_format, top_k)
-            decoded = decode_all(paths, model.image_shape, resize, invert, batch_size, overlap)
-            for batch in _batches(decoded, batch_size):
-                failures += batch.failures
-                if batch.images:
-                    pixels = torch.stack(batch.images)
-                    hint = hint if done else _inversion_hint(pixels, training_mean(model, datamodule), invert)
-                    rows = _classify(model, batch.paths, pixels.to(device), top_k, context)
-                    writer.write(rows)
-                    first += rows[: SHOWN - len(first)]
-                    done += len(rows)
-                advance(done + len(failures), len(paths))
-            if not done:
-                raise InputError(_nothing_read(failures))
+            writer = _Writer(file, kind)
+            for prediction in bar.track(predictions, total=len(paths), description="predict"):
+                if prediction.problem:
+                    failures.append(prediction)
+                    continue
+                writer.write(prediction)
+                brightness += prediction.brightness
+                if len(shown) < SHOWN:
+                    shown.append(prediction)
+            which = "the file" if len(paths) == 1 else f"any of the {len(paths):,} files"
+            way_out = f"give files in a common format such as PNG or JPEG\n{_list_unreadable(failures)}"
+            refuse(InputError, (not shown, f"--images: cannot read {which} as an image; {way_out}"))
             writer.end()
-    except BrokenPipeError:  # whoever reads standard output has seen enough
+    except BrokenPipeError:  # the reader of standard output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
-    _report_unreadable(failures)
-    if hint:
-        sys.stderr.write(hint)
-    seconds = time.monotonic() - start
+    done, seconds = len(paths) - len(failures), time.monotonic() - start
+    if failures:
+        sys.stderr.write(f"could not be read as images, {len(failures):,}:\n{_list_unreadable(failures)}\n")
+    sys.stderr.write(_inversion_hint(brightness / done, training_mean(model, datamodule), invert))
     if output != "-" and done <= SHOWN:
-        console.print(_results_table(first))
+        console.print(_results_table(shown))
     unread = f", {len(failures):,} could not be read" if failures else ""
-    console.print(f"classified {done:,} pictures in {seconds:.1f} s ({done / seconds:,.0f} images/s){unread}")
+    what = f"{done:,} image{'s' * (done != 1)}"
+    console.print(f"classified {what} in {seconds:.1f} s ({done / seconds:,.0f} images/s){unread}")
     if output != "-":
         console.print(str(expanded(output).absolute()), markup=False)
 
 
-# ------------------------------------------------------------------------------------------------- finding pictures
-
-
-def find_pictures(given: Sequence[str]) -> list[Path]:
-    """Every picture that is meant, once, in the order given; folders are searched to the bottom and sorted.
-
-    A file that is named itself is taken whatever it is called; folders and patterns give what has a picture's ending
-    and is not hidden.
-
-    Raises:
-        InputError: naming what is missing or has no pictures.
-    """
-    found: dict[str, Path] = {}
-    for word in given:
-        try:
-            pictures = _expand(word)
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename not in (None, word) else ""
-            raise InputError(f"--images {word}: {where}{error.strerror or error}") from error
-        for path in pictures:
-            found.setdefault(str(path.absolute()), path)
-    return list(found.values())
-
-
-def _expand(word: str) -> list[Path]:
-    path = expanded(word)
-    endings = picture_extensions() | unreadable_extensions()  # those are named as unread, not passed over
-    if path.is_dir():
-        pictures = list(_walk(path, endings))
-        if not pictures:
-            raise InputError(f"--images {word}: no pictures in {path.absolute()} or the folders in it")
-        return pictures
-    if path.exists():
-        return [path]
-    if not set("*?[") & set(word):
-        raise InputError(f"--images {word}: {path.absolute()} not found")
-    pictures = []
-    for match in map(Path, sorted(glob.glob(str(path), recursive=True))):  # noqa: PTH207  # takes absolute patterns
-        if match.is_dir():
-            pictures += _walk(match, endings)
-        elif match.suffix.lower() in endings:
-            pictures.append(match)
-    if not pictures:
-        raise InputError(f"--images {word}: no pictures match this pattern in {Path.cwd()}")
-    return pictures
-
-
-def _walk(folder: Path, endings: frozenset[str], above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    real = folder.resolve()
-    if real in above:  # a link back to a folder that holds it
-        return
-    with os.scandir(folder) as entries:
-        listing = sorted((entry.name, entry.is_dir()) for entry in entries)
-    for name, is_folder in listing:
-        if name.startswith((".", "__MACOSX")):
-            continue
-        if is_folder:
-            yield from _walk(folder / name, endings, above | {real})
-        elif os.path.splitext(name)[1].lower() in endings:  # noqa: PTH122  # a Path for every file is slow
-            yield folder / name
-
-
-# ---------------------------------------------------------------------------------------------------- decoding
-
-
-def decode_all(
-    paths: Sequence[Path], image_shape: ImageShape, resize: Resize, invert: bool, batch_size: int, overlap: bool
-) -> Iterator[Decoded]:
-    """Decode files in order by threads.
+def predict_images(
+    model: Classifier,
+    paths: Sequence[Path],
+    top_k: int | None = None,
+    resize: Resize = "crop",
+    invert: bool = False,
+    batch_size: int = CACHED,
+) -> Iterator[Prediction]:
+    """Classify image files, in order.
 
     Args:
+        model: the classifier, with its weights, on the device that is to do the work.
         paths: the files.
-        image_shape: of the pictures, see ``decode_image``.
-        resize: see ``decode_image``.
-        invert: see ``decode_image``.
-        batch_size: pictures that are taken at a time.
-        overlap: keep about one batch ahead of whoever takes the results. Where the network runs on the same processor,
-            its threads and these would wait for each other; then they take turns, some batches each.
+        top_k: labels for each image; by default 5, or as many as there are.
+        resize: how an image gets the network's shape, see ``decode_image``.
+        invert: turn dark into light first.
+        batch_size: images that the network takes at a time.
+
+    Yields:
+        What the network makes of each image; a file that cannot be read gives one without labels.
+
+    Raises:
+        ConfigError: if there cannot be as many labels, or such batches.
+        CheckpointError: if the weights give no numbers.
     """
-    threads = decoding_threads()
-    chunk = min(CHUNK, batch_size)
-    ahead = 2 * threads + batch_size // chunk if overlap else TURN * batch_size // chunk
-    pending: deque[Future[Decoded]] = deque()
-    pool = ThreadPoolExecutor(threads, "decode")
-    try:
-        for place in range(0, len(paths), chunk):
-            pending.append(pool.submit(_decode, paths[place : place + chunk], image_shape, resize, invert))
-            if len(pending) >= ahead:
-                yield from [pending.popleft().result() for _ in range(1 if overlap else len(pending))]
-        yield from [pending.popleft().result() for _ in range(len(pending))]
-    finally:
-        pool.shutdown(cancel_futures=True)
+    classes = len(model.class_names)
+    top_k = min(5, classes) if top_k is None else top_k
+    refuse(
+        ConfigError,
+        (not 1 <= top_k <= classes, f"--top_k must be between 1 and the number of classes, {classes}, got {top_k}"),
+        (batch_size < 1, f"--batch_size must be at least 1, got {batch_size}"),
+    )
+    model.eval()
+    names = np.asarray(model.class_names, dtype=object)
+    files = decoded(paths, model, resize, invert, batch_size)
+    for batch in iter(lambda: list(islice(files, batch_size)), []):
+        good = [(path, image) for path, image in batch if isinstance(image, Tensor)]
+        found: Iterator[Prediction] = iter(())
+        if good:
+            pixels = torch.stack([image for _, image in good]).to(model.device)  # uint8 (B, C, H, W)
+            with torch.inference_mode():
+                probabilities = model.predict_step(pixels, 0).float()  # (B, K)
+            if not probabilities.isfinite().all():
+                raise CheckpointError("the network's output is not finite: the checkpoint's weights cannot be used")
+            top, order = (part.cpu().numpy() for part in probabilities.topk(top_k))  # (B, top_k)
+            shortest = top.astype(str).astype(float)  # with the digits that tell a float32 from its neighbours
+            columns = (names[order].tolist(), shortest.tolist(), (pixels.flatten(1).float().mean(1) / 255).tolist())
+            found = (
+                Prediction(path, tuple(labels), tuple(values), mean)
+                for (path, _), labels, values, mean in zip(good, *columns, strict=True)
+            )
+        for path, image in batch:
+            yield next(found) if isinstance(image, Tensor) else Prediction(path, problem=image)
 
 
-def _decode(paths: Sequence[Path], image_shape: ImageShape, resize: Resize, invert: bool) -> Decoded:
-    result = Decoded([], [], [])
-    for path in paths:
+def decoded(
+    paths: Sequence[Path], model: Classifier, resize: Resize, invert: bool, batch_size: int
+) -> Iterator[tuple[Path, Tensor | str]]:
+    """Each file with its pixels, uint8 (C, H, W), or the reason why it cannot be read; decoded ahead by threads."""
+
+    def pixels(path: Path) -> Tensor | str:
         try:
-            result.images.append(decode_image(path, image_shape, resize, invert))
+            return decode_image(path, model.image_shape, resize, invert)
         except DataError as error:
             cause = error.__cause__ or error
             reason = getattr(cause, "strerror", None) or str(cause).replace(f" {str(path)!r}", "")
-            result.failures.append((path, reason or type(cause).__name__))
-        else:
-            result.paths.append(path)
-    return result
+            return reason or type(cause).__name__
+
+    threads, size, shared = decoding_threads(), min(CHUNK, batch_size), model.device.type == "cpu"
+    ahead = TURN * batch_size // size if shared else 2 * threads + batch_size // size
+    chunks = (paths[start : start + size] for start in range(0, len(paths), size))
+    parts = pump(lambda chunk: [(path, pixels(path)) for path in chunk], chunks, threads, ahead, take_turns=shared)
+    return chain.from_iterable(parts)
 
 
-def _batches(parts: Iterator[Decoded], batch_size: int) -> Iterator[Decoded]:
-    """The same pictures in batches of one size; the last one may be smaller."""
-    paths: list[Path] = []
-    images: list[Tensor] = []
-    failures: list[tuple[Path, str]] = []
-    for part in parts:
-        paths += part.paths
-        images += part.images
-        failures += part.failures
-        while len(images) >= batch_size:
-            yield Decoded(paths[:batch_size], images[:batch_size], failures)
-            paths, images, failures = paths[batch_size:], images[batch_size:], []
-    if images or failures:
-        yield Decoded(paths, images, failures)
+def find_device(accelerator: str) -> torch.device:
+    """The device of an accelerator's name: auto, cpu, gpu, cuda or mps.
 
-
-# --------------------------------------------------------------------------------------------------- classifying
-
-
-def _classify(
-    model: Classifier,
-    paths: Sequence[Path],
-    images: Tensor,
-    top_k: int,
-    context: Callable[[], contextlib.AbstractContextManager[Any]],
-) -> list[tuple[str, ...]]:
-    """One row for each picture: path, label, probability, label, probability, ..."""
-    with torch.inference_mode(), context():
-        probabilities = model.predict_step(images, 0).float()  # (B, K)
-    if not probabilities.isfinite().all():
-        raise CheckpointError("the network's output is not finite: the checkpoint's weights cannot be used")
-    top, classes = (part.cpu().numpy() for part in probabilities.topk(top_k))  # (B, top_k)
-    table = np.empty((len(paths), 1 + 2 * top_k), dtype=object)
-    table[:, 0] = [str(path) for path in paths]
-    table[:, 1::2] = np.asarray(model.class_names, dtype=object)[classes]
-    table[:, 2::2] = top.astype(str)  # as many digits as tell a float32 from its neighbours
-    return [tuple(row) for row in table.tolist()]
+    Raises:
+        ConfigError: if there is none of this kind.
+    """
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    devices = {"cpu": torch.device("cpu"), "auto": torch.device("cpu")}
+    if found is not None:
+        devices |= {"gpu": found, found.type: found, "auto": found}
+    refuse(
+        ConfigError,
+        (accelerator not in devices, f"--accelerator {accelerator}: there is none here; there is {', '.join(devices)}"),
+    )
+    return devices[accelerator]
 
 
 def training_mean(model: Classifier, datamodule: ImageDataModule | None) -> float | None:
-    """Mean brightness of gray training images in [0, 1]; None where nobody knows it, and for colour.
+    """Mean brightness of gray training images in [0, 1]; None where it is not known, and for colour.
 
-    The data set's published mean goes first: recipes that scale to [0, 1] have 0 in the checkpoint. If its classes
-    differ, the data set is only a placeholder and is ignored.
+    The dataset's published mean goes first: recipes that scale to [0, 1] have 0 in the checkpoint. If its classes
+    differ, the dataset is only a placeholder and is ignored.
     """
     if model.image_shape[0] != 1:
         return None
@@ -306,45 +242,33 @@ def training_mean(model: Classifier, datamodule: ImageDataModule | None) -> floa
     return float(mean[0]) if mean[0] > 0 else None
 
 
-def _inversion_hint(images: Tensor, mean: float | None, invert: bool) -> str:
-    """Advice for pictures whose brightness fits the negatives of the training images far better than these."""
-    if mean is None or abs(1 - 2 * mean) < 0.3:  # too near to the middle to tell
-        return ""
-    brightness = float(images.float().mean()) / 255
-    if 2 * abs(brightness - (1 - mean)) >= abs(brightness - mean):
-        return ""
+def _inversion_hint(brightness: float, mean: float | None, invert: bool) -> str:
+    """Advice for images whose brightness fits the negatives of the training images far better than these."""
+    if mean is None or abs(1 - 2 * mean) < 0.3 or 2 * abs(brightness - (1 - mean)) >= abs(brightness - mean):
+        return ""  # not known, too near to the middle to tell, or no nearer to the negatives
     kind, trained = ("light", "dark") if brightness > 0.5 else ("dark", "light")
     advice = "leave out --invert" if invert else "try --invert"
     return (
-        f"hint: the pictures{' after --invert' if invert else ''} are {kind} on average ({brightness:.2f} of full "
+        f"hint: the images{' after --invert' if invert else ''} are {kind} on average ({brightness:.2f} of full "
         f"brightness) and the training images were {trained} ({mean:.2f}). If yours are their negatives, {advice}\n"
     )
 
 
-# ------------------------------------------------------------------------------------------------------- output
-
-
 class _Writer:
-    """Rows as a table or as a list of objects, written one by one; nothing before the first."""
+    """Rows of a table or a list of objects, written one by one; nothing before the first."""
 
-    def __init__(self, file: TextIO, file_format: Format, top_k: int) -> None:
-        ranks = ("", *(f"_{rank}" for rank in range(2, top_k + 1)))
-        self.columns = ["path", *(f"{name}{rank}" for rank in ranks for name in ("label", "probability"))]
+    def __init__(self, file: TextIO, file_format: Format) -> None:
         self.file = file
         self.format = file_format
         self.table = csv.writer(file, lineterminator="\n")
         self.begun = False
 
-    def write(self, rows: Sequence[tuple[str, ...]]) -> None:
+    def write(self, prediction: Prediction) -> None:
+        row = prediction.as_dict()
         if self.format == "csv":
-            self.table.writerows(rows if self.begun else [self.columns, *rows])
+            self.table.writerows([row.values()] if self.begun else [row.keys(), row.values()])
         else:
-            for number, row in enumerate(rows):
-                values = {
-                    name: float(value) if name.startswith("probability") else value
-                    for name, value in zip(self.columns, row, strict=True)
-                }
-                self.file.write((",\n" if self.begun or number else "[\n") + json.dumps(values))
+            self.file.write((",\n" if self.begun else "[\n") + json.dumps(row))
         self.begun = True
 
     def end(self) -> None:
@@ -354,112 +278,22 @@ class _Writer:
 
 
 def _refuse_foreign(path: Path, file_format: Format) -> None:
-    """Refuse to replace, under a name that the user did not give, what predict did not write."""
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        beginning = file.read(len(BEGINNINGS[file_format]))
-    if beginning and beginning != BEGINNINGS[file_format]:
-        raise ConfigError(
-            f"{path.absolute()} is there and was not written by predict: move it away, or give another name with "
-            "--output"
-        )
+    """Refuse to replace, under a name that the user did not give, a file that predict did not write."""
+    beginning = path.read_bytes()[:100] if path.is_file() else b""
+    foreign = beginning and not beginning.startswith(BEGINNINGS[file_format])
+    way_out = "move it away, or give another name with --output"
+    refuse(ConfigError, (foreign, f"{path.absolute()} is there and was not written by predict: {way_out}"))
 
 
-@contextlib.contextmanager
-def _open_output(output: str) -> Iterator[TextIO]:
-    """A file that takes its name only when it is complete, or standard output."""
-    if output == "-":
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # as in a file; names may be any bytes
-        try:
-            yield sys.stdout
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise TrainingError(f"standard output could not be written ({error.strerror or error})") from error
-        return
-    path = expanded(output)
-    if path.is_dir():
-        raise ConfigError(f"--output {output} is a folder: give the name of a file in it")
-    # An open file, a pipe or a device must not be replaced; what was written to an open file so far stays in it.
-    opened = re.fullmatch(r"/dev/(fd/(\d+)|stderr)", output)
-    special = path.exists() and not path.is_file()
-    path = path if opened or special else path.resolve()
-    how: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-    with contextlib.ExitStack() as stack:
-        try:
-            if opened:
-                file: TextIO = os.fdopen(os.dup(int(opened[2] or 2)), "w", **how)
-            else:
-                place = path
-                if not special:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    place = stack.enter_context(new_file(path))
-                file = place.open("w", **how)
-        except OSError as error:
-            raise ConfigError(f"--output {output}: {path} cannot be written ({error.strerror})") from error
-        try:
-            with stack.pop_all(), file:
-                yield file
-        except OSError as error:
-            raise TrainingError(
-                f"--output {output}: {path} could not be written ({error.strerror or error})"
-            ) from error
-
-
-@contextlib.contextmanager
-def _bar(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar, on a terminal only; drawn by hand, since a drawing thread would compete with the work."""
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    columns = (
-        TextColumn("predict"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[speed]}"),
-    )
-    started = drawn = time.monotonic()
-    with Progress(*columns, console=console, auto_refresh=False, transient=True) as progress:
-        task = progress.add_task("predict", total=None, speed="")
-
-        def advance(done: int, total: int) -> None:
-            nonlocal drawn
-            now = time.monotonic()
-            if now - drawn >= REFRESH_SECONDS:
-                drawn = now
-                speed = f"{done / (now - started):,.0f} images/s"
-                progress.update(task, completed=done, total=total, speed=speed, refresh=True)
-
-        yield advance
-
-
-def _results_table(rows: Sequence[tuple[str, ...]]) -> Table:
-    table = Table("picture", "label", "probability")
+def _results_table(predictions: Sequence[Prediction]) -> Table:
+    table = Table("image", "label", "probability")
     table.columns[0].overflow = "fold"  # the end of a path tells it from others
     table.columns[2].justify = "right"
-    for path, label, probability, *_ in rows:
-        table.add_row(Text(path), Text(label), f"{100 * float(probability):.2f} %")
+    for path, labels, probabilities, *_ in predictions:
+        table.add_row(Text(str(path)), Text(labels[0]), f"{100 * probabilities[0]:.2f} %")
     return table
 
 
-def _list_unreadable(failures: Sequence[tuple[Path, str]]) -> str:
-    lines = [f"  {path}: {reason}" for path, reason in failures[:SHOWN]]
-    if len(failures) > SHOWN:
-        lines.append(f"  ... and {len(failures) - SHOWN:,} more")
-    return "\n".join(lines)
-
-
-def _nothing_read(failures: Sequence[tuple[Path, str]]) -> str:
-    what = "the file" if len(failures) == 1 else f"any of the {len(failures):,} files"
-    return f"--images: cannot read {what} as a picture; give files in a common format such as PNG or JPEG\n" + (
-        _list_unreadable(failures)
-    )
-
-
-def _report_unreadable(failures: Sequence[tuple[Path, str]]) -> None:
-    if failures:
-        text = f"could not be read as pictures, {len(failures):,}:\n{_list_unreadable(failures)}\n"
-        sys.stderr.write(text.encode(errors="backslashreplace").decode())
+def _list_unreadable(failures: Sequence[Prediction]) -> str:
+    lines = [f"  {failure.path}: {failure.problem}" for failure in failures[:SHOWN]]
+    return "\n".join(lines + [f"  ... and {len(failures) - SHOWN:,} more"] * (len(failures) > SHOWN))

@@ -1,4 +1,4 @@
-"""show: a grid of a data set's pictures with their labels."""
+"""show: a grid of a dataset's images with their labels."""
 
 import textwrap
 import warnings
@@ -7,54 +7,51 @@ import torch
 
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.folder import ImageFolder
-from vision_zoo.errors import ConfigError
+from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.plots import plot_images
 from vision_zoo.transforms import apply_transforms
 from vision_zoo.types import Split
 
 COLUMNS = 5  # of plot_images
-MOST = 500  # pictures that a PNG of legible labels can hold
+MOST = 500  # images that a PNG of legible labels can hold
 WIDTH, LINES = 21, 3  # of a label
 
 
-def show_images(
+def show(
     datamodule: ImageDataModule,
     split: Split = "train",
     count: int = 20,
     augmented: bool = False,
     output: str | None = None,
-) -> list[str]:
-    """Draw images of a split, evenly spaced over it.
+) -> None:
+    """Draw a grid of a dataset's images with their labels.
 
     Args:
         datamodule: the data.
-        split: train, val or test.
-        count: number of pictures.
-        augmented: show fewer images, each followed by several draws of the training augmentation.
-        output: PNG file to write; by default named after data set and split, in the working directory.
-
-    Returns:
-        Lines for the terminal: what the data set is, then the path.
+        split: which images.
+        count: number of images, spread evenly over the split.
+        augmented: show fewer images, each followed by random draws of the training augmentation.
+        output: PNG file to write; by default DATASET_SPLIT.png here.
 
     Raises:
         ConfigError: if an option cannot be used.
     """
-    if not 1 <= count <= MOST:
-        raise ConfigError(f"--count must be between 1 and {MOST}, got {count}")
     name = type(datamodule).__name__
-    if augmented and split != "train":
-        raise ConfigError(f"--augmented goes with --split train: {split} images are never augmented")
-    if augmented and not datamodule.augmentation:
-        raise ConfigError(
-            f"--augmented: no augmentation is set for {name}. Give --data.augmentation, a --config that has one, or "
-            "the --ckpt_path of a network that was trained with one"
-        )
     path = expanded(output or f"{name}_{split}.png").absolute()
-    if path.suffix.lower() != ".png":
-        raise ConfigError(f"--output {output} must end in .png")
+    refuse(
+        ConfigError,
+        (not 1 <= count <= MOST, f"--count must be between 1 and {MOST}, got {count}"),
+        (augmented and split != "train", f"--augmented goes with --split train: {split} images are never augmented"),
+        (
+            augmented and not datamodule.augmentation,
+            f"--augmented: no augmentation is set for {name}. Give --data.augmentation, a --config that has one, or "
+            "the --ckpt_path of a network that was trained with one",
+        ),
+        (path.suffix.lower() != ".png", f"--output {output} must end in .png"),
+    )
     if isinstance(datamodule, ImageFolder):
-        datamodule.in_memory = False  # decode what is shown, not the whole folder
+        datamodule.in_memory = False  # decode the images that are shown, not the whole folder
     datamodule.prepare_data()
     images, labels = datamodule.sample(split, -(-count // COLUMNS) if augmented else count)
     titles = [_wrapped(datamodule.class_names[label]) for label in labels.tolist()]
@@ -63,8 +60,8 @@ def show_images(
         draws = [images, *(apply_transforms(datamodule.augmentation, images) for _ in range(COLUMNS - 1))]
         images = torch.stack(draws, dim=1).flatten(0, 1)  # (N * COLUMNS, C, H, W), the draws of an image side by side
         titles = [title if place == 0 else "" for title in titles for place in range(COLUMNS)]
-    what = {"train": "training", "val": "validation", "test": "test"}[split]
-    title = f"{name}: {len(labels)} of {datamodule.sizes[split]:,} {what} images"
+    part = {"train": "training", "val": "validation", "test": "test"}[split]
+    title = f"{name}: {len(labels)} of {datamodule.sizes[split]:,} {part} images"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
@@ -72,7 +69,8 @@ def show_images(
             plot_images(images, titles, path, f"{title}, then four draws of each" if augmented else title)
     except OSError as error:
         raise ConfigError(f"--output {path} cannot be written ({error.strerror or error})") from error
-    return [describe(datamodule), str(path)]
+    print(describe(datamodule))
+    print(path)
 
 
 def describe(datamodule: ImageDataModule) -> str:
@@ -86,5 +84,5 @@ def describe(datamodule: ImageDataModule) -> str:
 
 
 def _wrapped(label: str) -> str:
-    """A label in lines that fit the width of a picture."""
+    """A label in lines that fit the width of an image."""
     return "\n".join(textwrap.wrap(label, WIDTH, max_lines=LINES, placeholder=" ..."))

@@ -1,7 +1,8 @@
 """A network layer by layer, as one image passes through it: output shapes, parameters, multiply-adds, memory."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vision_zoo import probe
 from vision_zoo.classifier import Classifier
+from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.types import ImageShape
 
 MB = 1_000_000  # bytes
@@ -25,168 +28,172 @@ class Layer:
     Attributes:
         name: dotted, as in the state dict.
         kind: name of the class.
+        depth: how many calls it is inside of; 0 for the backbone.
+        contains: whether there are calls of other modules inside.
         output_shape: shape of the output, the batch of one image included.
         parameters: number of parameters first used by this call.
         parameter_bytes: memory of these.
         multiply_adds: of convolutions and matrix products.
-        output_bytes: memory that the output takes; 0 where it shares that of the input, as after flattening.
-        inside: calls of other modules, in order of execution.
+        output_bytes: memory of the output; 0 where it shares that of the input, as after flattening, and where it is
+            the output of a call inside.
     """
 
     name: str
     kind: str
+    depth: int = 0
+    contains: bool = False
     output_shape: tuple[int, ...] = ()
     parameters: int = 0
     parameter_bytes: int = 0
     multiply_adds: int = 0
     output_bytes: int = 0
-    inside: list["Layer"] = field(default_factory=list)
 
     @property
     def memory(self) -> int:
         """Bytes of parameters and output."""
         return self.parameter_bytes + self.output_bytes
 
-    def rows(self, depth: int | None = None) -> "list[Layer]":
-        """Calls that contain no others, in order of execution; each count appears in exactly one row.
-
-        Args:
-            depth: calls nested deeper than this are summed up in the one that contains them.
-        """
-        if not self.inside or depth == 0:
-            return [self.summed()]
-        rows = [row for layer in self.inside for row in layer.rows(None if depth is None else depth - 1)]
-        if self.parameters or self.multiply_adds:  # a class token, say, or a product that no submodule computes
-            shape = self.output_shape
-            own = (self.parameters, self.parameter_bytes, self.multiply_adds)
-            rows.insert(0, Layer(f"{self.name} (itself)".lstrip(), self.kind, shape, *own))
-        return rows
-
-    def summed(self) -> "Layer":
-        """The call with everything inside it as one row."""
-        result = Layer(self.name, self.kind, self.output_shape)
-        for layer in self._all():
-            result.parameters += layer.parameters
-            result.parameter_bytes += layer.parameter_bytes
-            result.multiply_adds += layer.multiply_adds
-            # The output of a block is that of its last layer: counted there.
-            result.output_bytes += 0 if layer.inside else layer.output_bytes
-        return result
-
-    def _all(self) -> "Iterator[Layer]":
-        yield self
-        for layer in self.inside:
-            yield from layer._all()
+    def add(self, other: "Layer") -> None:
+        """Take the counts of another call into this one."""
+        for count in ("parameters", "parameter_bytes", "multiply_adds", "output_bytes"):
+            setattr(self, count, getattr(self, count) + getattr(other, count))
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a walk through a network found.
+    """What one image met on its way through a network.
 
     Attributes:
-        network: the call of the backbone, with those of its layers inside.
+        calls: in the order in which they began, so that those inside a call follow it.
         image_shape: (channels, height, width) of the image.
         trainable: number of parameters that an optimizer changes.
     """
 
-    network: Layer
+    calls: list[Layer]
     image_shape: ImageShape
     trainable: int
 
     @property
     def total(self) -> Layer:
         """All layers as one."""
-        return self.network.summed()
+        return self.rows(0)[0]
 
     def rows(self, depth: int | None = None, max_rows: int | None = None) -> list[Layer]:
-        """Layers in order of execution.
+        """Layers in order of execution; each count appears in exactly one row.
 
         Args:
             depth: show blocks nested this deep as one row; None shows every layer.
             max_rows: choose the greatest depth that gives no more rows than this, but 1 at least.
         """
-        rows = self.network.rows(depth)
-        if max_rows is None or len(rows) <= max_rows:
-            return rows
-        rows, deeper, depth = self.network.rows(1), self.network.rows(2), 2
-        # A depth that changes nothing (a wrapper around a single network) does not end the search.
-        while len(deeper) <= max_rows:
-            rows, deeper, depth = deeper, self.network.rows(depth + 1), depth + 1
+        deepest = max(1, *(call.depth for call in self.calls))
+        if max_rows is not None:
+            at_depths = [self.rows(d) for d in range(1, deepest + 1)]
+            return next((rows for rows in reversed(at_depths) if len(rows) <= max_rows), at_depths[0])
+        depth = deepest if depth is None else depth
+        rows: list[Layer] = []
+        for call in self.calls:
+            if call.depth > depth:
+                rows[-1].add(call)
+            elif call.depth == depth or not call.contains:
+                rows.append(replace(call))
+            elif call.parameters or call.multiply_adds:  # a class token, say, or a product that no submodule computes
+                rows.append(replace(call, name=f"{call.name} (itself)".lstrip()))
         return rows
 
 
-def summarise(model: Classifier) -> Summary:
-    """Send one black image through a classifier and note what each layer does.
+def summary(model: Classifier, depth: int | None = None) -> None:
+    """Show a network's layers: output shape, parameters, multiply-adds and memory of each.
 
-    The classifier stays as it is: the image passes in eval mode, without gradients, and random states are put back.
+    Args:
+        model: the classifier.
+        depth: show blocks that are nested this deep as one row each; by default every layer.
+    """
+    refuse(ConfigError, (depth is not None and depth < 1, f"--depth must be at least 1, got {depth}"))
+    Console(highlight=False, soft_wrap=True).print(layer_table(model, depth))
+
+
+def summarise(model: Classifier, bf16: bool = False) -> Summary:
+    """Send one black image through a classifier and note what each layer does; see `probe.check`, whose pass it is.
+
+    Args:
+        model: the classifier; it stays as it is, and random states are put back.
+        bf16: try bfloat16 autocast with it; memory is that of float32.
 
     Raises:
         ConfigError: if the backbone cannot classify images of the classifier's shape.
     """
-    backbone = model.backbone
+    calls: list[Layer] = []
+    devices = [model.scale.device] if model.scale.is_cuda else []
+    with torch.random.fork_rng(devices):
+        probe.check(model, bf16=bf16, around=lambda: _watching(model.backbone, calls))
+    trainable = sum(p.numel() for p in model.backbone.parameters() if p.requires_grad)
+    return Summary(calls, model.image_shape, trainable)
+
+
+@contextmanager
+def _watching(backbone: nn.Module, calls: list[Layer]) -> Iterator[None]:
+    """Note each call of a layer during a pass; a pass that is tried again begins anew."""
+    calls.clear()
     names = {module: name for name, module in backbone.named_modules()}
     counter = FlopCounterMode(display=False)
-    outer = Layer("", "")
-    stack, flops_before = [outer], [0]
+    open_calls: list[tuple[int, int]] = []  # place in the list, and operations before
     counted: set[nn.Parameter] = set()
 
     def enter(module: nn.Module, args: Any) -> None:
-        stack.append(Layer(names[module], type(module).__name__))
-        flops_before.append(counter.get_total_flops())
+        open_calls.append((len(calls), counter.get_total_flops()))  # a module may be called twice: per call, not module
+        calls.append(Layer(names[module], type(module).__name__, len(open_calls) - 1))
 
     def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        layer = stack.pop()
-        stack[-1].inside.append(layer)
-        within = sum(inner.multiply_adds for inner in layer._all())  # its own are still 0
-        layer.multiply_adds = (counter.get_total_flops() - flops_before.pop()) // 2 - within
+        place, before = open_calls.pop()
+        layer, inside = calls[place], calls[place + 1 :]
+        layer.contains = bool(inside)
+        layer.multiply_adds = (counter.get_total_flops() - before) // 2 - sum(call.multiply_adds for call in inside)
         # Attention uses the weights of its output layer without calling it: without calls inside, all are its own.
-        own = set(module.parameters(recurse=not layer.inside)) - counted
+        own = set(module.parameters(recurse=not inside)) - counted
         counted.update(own)
-        layer.parameters, layer.parameter_bytes = sum(p.numel() for p in own), sum(map(_bytes, own))
-        outputs = list(_tensors(output))
+        layer.parameters, layer.parameter_bytes = sum(p.numel() for p in own), sum(p.nbytes for p in own)
+        outputs = _tensors(output)
         layer.output_shape = tuple(outputs[0].shape) if outputs else ()
         inputs = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
-        layer.output_bytes = sum(_bytes(o) for o in outputs if o.untyped_storage().data_ptr() not in inputs)
+        if not inside and not isinstance(module, nn.Flatten):  # shares its input's memory, but in channels_last
+            layer.output_bytes = sum(_bytes(o) for o in outputs if o.untyped_storage().data_ptr() not in inputs)
 
     hooks = [module.register_forward_pre_hook(enter) for module in names]
     hooks += [module.register_forward_hook(leave, with_kwargs=True) for module in names]
     # Fused attention is one operation, of which nothing would be counted: take it as matrix products.
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    devices = [model.scale.device] if model.scale.is_cuda else []
     try:
-        with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH), counter:
-            model.check()
+        with sdpa_kernel(SDPBackend.MATH), counter:
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for hook in hooks:
             hook.remove()
-    network = outer.inside[0]
-    left = set(backbone.parameters()) - counted
-    if left:
-        size = sum(p.numel() for p in left)
-        network.inside.append(Layer("(in no layer)", "", (), size, sum(map(_bytes, left))))
-    return Summary(network, model.image_shape, sum(p.numel() for p in backbone.parameters() if p.requires_grad))
+    if left := set(backbone.parameters()) - counted:
+        size, nbytes = sum(p.numel() for p in left), sum(p.nbytes for p in left)
+        calls.append(Layer("(in no layer)", "", 1, parameters=size, parameter_bytes=nbytes))
 
 
-def layer_table(model: Classifier, depth: int | None = None, max_rows: int | None = None) -> Table:
+def layer_table(model: Classifier, depth: int | None = None, max_rows: int | None = None, bf16: bool = False) -> Table:
     """A table of a classifier's layers in order of execution, with totals.
 
     Args:
         model: the classifier; it stays as it is.
         depth: show blocks nested this deep as one row; None shows every layer.
         max_rows: shorten the table to about this many rows.
+        bf16: see `summarise`.
 
     Raises:
         ConfigError: if the backbone cannot classify images of the classifier's shape.
     """
-    summary = summarise(model)
-    rows, total = summary.rows(depth, max_rows), summary.total
-    frozen = total.parameters - summary.trainable
-    trainable = f"{summary.trainable:,} trainable, {frozen:,} frozen" if frozen else "all trainable"
-    deep = depth is None and len(rows) < len(summary.rows())
+    found = summarise(model, bf16)
+    rows, total = found.rows(depth, max_rows), found.total
+    frozen = total.parameters - found.trainable
+    trainable = f"{found.trainable:,} trainable, {frozen:,} frozen" if frozen else "all trainable"
+    deep = depth is None and len(rows) < len(found.rows())
     shortened = "\nblocks stand for their layers; for each layer: vision_zoo summary" if deep else ""
-    channels, height, width = summary.image_shape
+    channels, height, width = found.image_shape
     table = Table(
         box=box.SIMPLE,
         pad_edge=False,
@@ -223,16 +230,12 @@ def layer_table(model: Classifier, depth: int | None = None, max_rows: int | Non
 
 
 def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return tensor.numel() * (4 if tensor.dtype == torch.bfloat16 else tensor.element_size())
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: Any) -> list[Tensor]:
     """Tensors in nested tuples, lists and mappings."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
+        return [value]
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    return [tensor for item in items for tensor in _tensors(item)]

@@ -2,9 +2,6 @@
 
 import json
 import os
-import re
-import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +10,9 @@ import pytest
 
 from vision_zoo import __version__
 from vision_zoo.__main__ import main
-from vision_zoo.cli import completion
 from vision_zoo.cli.commands import COMMANDS, WIDTH
-from vision_zoo.cli.parser import VisionZooCLI
-from vision_zoo.verbs import list_ as listing
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCREEN = 30  # lines
 HEAVY = [name for name, command in COMMANDS.items() if not command.light]
 
@@ -73,41 +67,6 @@ def test_the_help_of_a_command_fits_one_screen(name, capsys):
 
 
 # --------------------------------------------------------------------------------------------- the table of options
-
-
-@pytest.fixture
-def only_parsed(monkeypatch):
-    """A command ends where its words are parsed, with exit code 77."""
-    parse = VisionZooCLI.parse_arguments
-
-    def only_parse(self, parser, args):
-        parse(self, parser, args)
-        sys.exit(77)
-
-    monkeypatch.setattr(VisionZooCLI, "parse_arguments", only_parse)
-
-
-def commands_of(readme: str) -> list[list[str]]:
-    """Its lines and inline code that run vision_zoo, and options of the trainer with their values, as fit's."""
-    blocks = "".join(re.findall(r"```bash\n(.*?)```", readme, re.DOTALL)).replace("\\\n", " ")
-    texts = [line.partition("#")[0] for line in blocks.splitlines()]
-    inline = [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", readme)]
-    texts += [code for code in inline if code.startswith("vision_zoo ")]
-    texts += [f"vision_zoo fit {code}" for code in inline if code.startswith("--trainer.") and " " in code]
-    return [shlex.split(text.rpartition("vision_zoo ")[2]) for text in texts if re.search("(^|-m )vision_zoo ", text)]
-
-
-def test_every_command_of_the_readme_is_one(only_parsed, trained_run, here, capsys):
-    readme = (ROOT / "README.md").read_text()
-    commands = commands_of(re.sub(r"(?s)<!-- (results|speed) -->.*<!-- /\1 -->", "", readme))
-    assert {"fit", "test", "predict", "export", "report", "show", "summary", "list"} <= {words[0] for words in commands}
-    (here / "mine.yaml").write_text(re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)[0])
-    (here / "my_network.py").write_text(re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[1])
-    for words in commands:
-        given = [str(trained_run) if word in ("best", "last") else word for word in words]
-        if "--data.test_split" in given:  # which the network of somebody's pictures knows, and this one does not
-            given += ["--data", "ImageFolder"]
-        assert main(given) in (0, 77), f"{' '.join(words)}: {capsys.readouterr().err}"
 
 
 @pytest.mark.parametrize("name", HEAVY)
@@ -205,66 +164,3 @@ def test_stopping_while_torch_is_imported_is_no_error(monkeypatch):
 
     monkeypatch.setattr("vision_zoo.cli.main.main", stopped)
     assert main(["fit"]) == 130
-
-
-# ------------------------------------------------------------------------------------------------------- completion
-
-
-def complete(folder, *words: str) -> list[str]:
-    """What bash offers for the last of the words."""
-    ask = r"""COMP_WORDS=(vision_zoo "$@"); COMP_CWORD=$#; _vision_zoo; printf '%s\n' "${COMPREPLY[@]}" """
-    program = f"{completion.bash()}\n{ask}"
-    done = subprocess.run(
-        ["bash", "-c", program, "bash", *words], cwd=folder, env={**os.environ, "LC_ALL": "C"}, capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
-    assert not done.stderr
-    return done.stdout.split()
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["f"], {"fit"}),
-        ([""], {*COMMANDS, "--help", "--version"}),
-        (["fit", "--seed"], {"--seed_everything"}),
-        (["test", "--ckpt_path", ""], {"best", "last", "runs", "own.yaml"}),
-        (["test", "--ckpt_path", "run"], {"runs"}),
-        (["fit", "--config", "fc_"], {"fc_mnist"}),
-        (["fit", "--config", "o"], {"own.yaml"}),
-        (["fit", "--config", "="], {row["name"] for row in listing.recipes()} | {"own.yaml", "runs"}),
-        (["fit", "--data", "=", "MNIST5"], {"MNIST5k"}),
-        (["fit", "--model.backbone", "LeN"], {"LeNet5"}),
-        (["fit", "--trainer.max_epochs", ""], set()),
-        (["fit", "--data.root", ""], {"runs"}),
-        (["show", "--data.root", "r"], {"runs"}),
-        (["list", ""], {"backbones", "datasets", "recipes", "runs"}),
-        (["export", "--format", "on"], {"onnx"}),
-        (["report", "--out"], {"--output"}),
-    ],
-)
-def test_bash_completes(words, expected, tmp_path):
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "own.yaml").touch()
-    assert set(complete(tmp_path, *words)) == expected
-
-
-@pytest.mark.parametrize("shell", completion.SHELLS)
-def test_the_script_is_valid_and_names_what_there_is(shell, tmp_path, capsys):
-    assert main(["completion", shell]) == 0
-    script = capsys.readouterr().out
-    for name in (*COMMANDS, "lenet5_mnist", "LeNet5", "MNIST5k", "trainer.max_epochs"):
-        assert re.search(rf"\b{re.escape(name)}\b", script)
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed: the syntax of its script is not checked")
-    (tmp_path / "script").write_text(script)
-    plain = {**os.environ, "LC_ALL": "C"}
-    checked = subprocess.run([shell, "-n", tmp_path / "script"], env=plain, capture_output=True, text=True, check=False)
-    assert (checked.returncode, checked.stderr) == (0, "")
-
-
-def test_a_name_that_a_shell_would_run_is_left_out(monkeypatch):
-    monkeypatch.setattr(listing, "recipes", lambda: [{"name": "$(touch hacked)"}, {"name": "good"}])
-    script = completion.bash()
-    assert "hacked" not in script
-    assert "good" in script

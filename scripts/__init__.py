@@ -1,0 +1,1 @@
+"""Programs beside the package: they measure it, write its tables and try it for hours."""

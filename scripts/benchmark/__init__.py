@@ -1,0 +1,1 @@
+"""What vision_zoo's speed is; see ``python scripts/benchmark --help``."""

@@ -1,0 +1,14 @@
+"""A callback that ends the process after the first step, named by its class path on the command line of section g."""
+
+import os
+from typing import Any
+
+from lightning.pytorch import Callback
+
+
+class Leave(Callback):
+    """Leave as the interpreter would, without its clearing up."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """The first step was taken."""
+        os._exit(0)

@@ -1,0 +1,32 @@
+"""The command line is read once, in order."""
+
+import pytest
+
+from vision_zoo.cli.argv import Argv
+from vision_zoo.errors import ConfigError
+
+
+def test_options_are_pairs_in_the_order_given():
+    argv = Argv.read(["fit", "-c", "a", "--data.root=x=y", "--config", "b", "--print_config", "--lr", "-1"])
+    assert argv.verb == "fit"
+    assert argv.values("config") == ["a", "b"]
+    assert argv.last("data.root") == "x=y"
+    assert argv.last("lr") == "-1"
+    assert argv.without({"config"}) == ["--data.root=x=y", "--print_config", "--lr=-1"]
+
+
+def test_what_belongs_to_no_option_is_kept():
+    argv = Argv.read(["fit", "cnn_mnist", "--data", "MNIST", "more"])
+    assert argv.stray == ("cnn_mnist", "more")
+    assert argv.without({"data"}) == ["cnn_mnist", "more"]
+
+
+def test_options_of_a_place_for_classes_keep_their_order():
+    words = ["--trainer.callbacks", "A", "--trainer.callbacks.x=1", "--trainer.callbacks+", "B", "--data", "C"]
+    assert list(Argv.read(["fit", *words]).below("trainer.callbacks")) == [("", "A"), (".x", "1"), ("+", "B")]
+
+
+@pytest.mark.parametrize("words", [["--data.root", "--trainer.max_epochs", "1"], ["--data.root"]])
+def test_an_option_without_its_value_is_named(words):
+    with pytest.raises(ConfigError, match=r"^--data\.root needs a value$"):
+        Argv.read(["fit", *words])

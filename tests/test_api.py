@@ -1,0 +1,52 @@
+"""vision_zoo from Python: five functions."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import vision_zoo
+from tests import tiny
+from vision_zoo.errors import CheckpointError, ConfigError
+
+QUICK = {"model.backbone": "LeNet5", "trainer": {"max_epochs": 1, "limit_train_batches": 2, "limit_test_batches": 1}}
+
+
+def test_the_package_is_imported_without_torch():
+    code = "import sys, vision_zoo; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_a_network_is_trained_tested_loaded_and_used(here):
+    run = vision_zoo.fit(**QUICK)
+    assert run.path == here / "runs" / "default" / "version_0"
+    assert run.metrics["test/accuracy"] == run.results["metrics"]["test/accuracy"]
+    assert vision_zoo.runs() == [run]
+
+    model = vision_zoo.load(run.path)
+    assert not model.training
+    assert model(torch.zeros(2, 1, 28, 28, dtype=torch.uint8)).shape == (2, 10)
+
+    metrics = vision_zoo.test(run.path, trainer={"limit_test_batches": 1})
+    assert metrics["test/accuracy"] == run.metrics["test/accuracy"]
+
+    tiny.write_image_folder(here / "scans", count=2, size=(28, 28))
+    rows = vision_zoo.predict(run.path, [here / "scans"], top_k=2)
+    assert [row["path"] for row in rows] == sorted(row["path"] for row in rows)
+    assert len(rows) == 4
+    assert rows[0].keys() == {"path", "label", "probability", "label_2", "probability_2"}
+    assert 0 <= rows[0]["probability_2"] <= rows[0]["probability"] <= 1
+
+
+def test_a_smoke_test_leaves_nothing(here):
+    assert vision_zoo.fit("lenet5_mnist", data="MNIST5k", trainer={"fast_dev_run": True}) is None
+    assert vision_zoo.runs() == []
+    assert list(here.iterdir()) == []
+
+
+def test_what_is_wrong_is_an_exception_with_the_way_out(here):
+    with pytest.raises(ConfigError, match="there is no such file or shipped recipe; did you mean lenet5_mnist"):
+        vision_zoo.fit("lenet5_mnst")
+    with pytest.raises(CheckpointError, match="no run with a checkpoint"):
+        vision_zoo.load("best")

@@ -1,0 +1,153 @@
+"""vision_zoo from Python: five functions, thin calls of the commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch is imported when a function is called
+    from vision_zoo.classifier import Classifier
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Attributes:
+        path: the folder, absolute.
+        results: content of results.json; empty where the run did not come to its end.
+    """
+
+    path: Path
+    results: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics in results, such as test/accuracy, a fraction."""
+        return dict(self.results.get("metrics", {}))
+
+    @classmethod
+    def at(cls, path: str | Path) -> Run:
+        """The run in a folder."""
+        file = Path(path, "results.json")
+        return cls(Path(path).resolve(), json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
+
+
+def fit(recipe: str | Path | None = None, **options: Any) -> Run | None:
+    """Train a network, as ``vision_zoo fit --config RECIPE`` does.
+
+    Args:
+        recipe: name of a shipped recipe, or a YAML file; by default the default recipe.
+        options: those of the command, nested (``trainer={"max_epochs": 3}``) or dotted
+            (``**{"trainer.max_epochs": 3}``).
+
+    Returns:
+        The run; None with ``fast_dev_run`` and ``barebones``, which leave nothing.
+
+    Raises:
+        VisionZooError: with a message that says what is wrong, and the way out.
+    """
+    config = [] if recipe is None else ["--config", str(recipe)]
+    folder = _execute("fit", *config, *_words(options))
+    return None if folder is None else Run.at(folder)
+
+
+def load(path: str | Path, trusted_packages: Sequence[str] = ()) -> Classifier:
+    """Load a trained network, which takes raw uint8 images (B, C, H, W) and gives logits (B, K).
+
+    Args:
+        path: a checkpoint, a run folder (its best), or best or last of the newest run.
+        trusted_packages: further packages whose classes the checkpoint may name.
+
+    Returns:
+        The classifier, on the CPU, in eval mode.
+
+    Raises:
+        VisionZooError: if there is no such checkpoint, or it cannot be used.
+    """
+    from vision_zoo.checkpoints import open_checkpoint  # noqa: PLC0415  # imports torch
+    from vision_zoo.classifier import Classifier  # noqa: PLC0415  # as above
+
+    return Classifier.from_checkpoint(open_checkpoint(str(path), trusted_packages).content)
+
+
+def predict(
+    path: str | Path,
+    images: Sequence[str | Path],
+    top_k: int = 1,
+    invert: bool = False,
+    trusted_packages: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Classify image files.
+
+    Args:
+        path: a checkpoint, a run folder (its best), or best or last of the newest run.
+        images: files, folders and patterns.
+        top_k: labels for each image.
+        invert: turn dark into light first.
+        trusted_packages: further packages whose classes the checkpoint may name.
+
+    Returns:
+        A row for each image that can be read: path, label, probability, and label_2, probability_2, ...
+
+    Raises:
+        VisionZooError: if there are no images, or the checkpoint cannot be used.
+    """
+    from vision_zoo.checkpoints import open_checkpoint  # noqa: PLC0415  # all of these import torch
+    from vision_zoo.classifier import Classifier  # noqa: PLC0415
+    from vision_zoo.data.base import described_data  # noqa: PLC0415
+    from vision_zoo.verbs.image_files import find_images  # noqa: PLC0415
+    from vision_zoo.verbs.predict import predict_images  # noqa: PLC0415
+
+    checkpoint = open_checkpoint(str(path), trusted_packages)
+    resize = getattr(described_data(checkpoint.config), "resize", "crop")
+    model, files = Classifier.from_checkpoint(checkpoint.content), find_images([str(image) for image in images])
+    return [row.as_dict() for row in predict_images(model, files, top_k, resize, invert) if not row.problem]
+
+
+def test(path: str | Path, **options: Any) -> dict[str, float]:
+    """Score a trained network on the test images of its dataset.
+
+    Args:
+        path: a checkpoint, a run folder (its best), or best or last of the newest run.
+        options: those of ``vision_zoo test``, as in `fit`.
+
+    Returns:
+        The metrics by name, such as test/accuracy, a fraction.
+
+    Raises:
+        VisionZooError: if the checkpoint or the data cannot be used.
+    """
+    metrics: dict[str, float] = _execute("test", "--ckpt_path", str(path), *_words(options))
+    return metrics
+
+
+def runs(root: str | Path = ".") -> list[Run]:
+    """The runs below a folder, the oldest first.
+
+    Args:
+        root: folder that holds "runs".
+    """
+    folders = [folder for folder in Path(root).glob("runs/*/version_*") if folder.is_dir()]
+    return [Run.at(folder) for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns)]
+
+
+def _execute(*words: str) -> Any:
+    from vision_zoo.cli.main import execute  # noqa: PLC0415  # imports torch
+
+    return execute(words)
+
+
+def _words(options: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Options as words of the command line; a value that is no string is written as YAML."""
+    words: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            words += _words(value, f"{prefix}{name}.")
+        else:
+            word = value if isinstance(value, str) else str(value) if isinstance(value, Path) else json.dumps(value)
+            words.append(f"--{prefix}{name}={word}")
+    return words

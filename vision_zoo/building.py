@@ -1,0 +1,123 @@
+"""Building the network that a description names, and giving it the weights of a file."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from vision_zoo.checkpoints import read_state_dict
+from vision_zoo.errors import CheckpointError, ConfigError, is_out_of_memory
+from vision_zoo.specs import class_and_arguments, has_classes, parsed, rebuild, returned_class, without_downloads
+from vision_zoo.types import ImageShape
+
+
+def build_backbone(
+    backbone: Callable[[ImageShape, int], nn.Module], image_shape: ImageShape, num_classes: int
+) -> nn.Module:
+    """Call a backbone class or function with the image shape and the number of classes.
+
+    Raises:
+        ConfigError: if it is not made to be called so, or does not give an ``nn.Module``.
+    """
+    target, arguments = class_and_arguments(backbone)
+    path = f"{target.__module__}.{target.__qualname__}" if hasattr(target, "__qualname__") else repr(target)
+    expected = (
+        f"backbone {path} must be an nn.Module class (or a function annotated '-> nn.Module') whose first two "
+        "parameters are the image shape (channels, height, width) and the number of classes"
+    )
+    # jsonargparse gives functions no options; a checkpoint must not call just any function of a package.
+    made = target if inspect.isclass(target) else returned_class(target)
+    if made is None or not issubclass(made, nn.Module):
+        raise ConfigError(expected)
+    try:
+        bound = inspect.signature(target).bind(image_shape, num_classes, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{expected}: {error}") from error
+    first = next(iter(bound.signature.parameters.values()))
+    if first.annotation in (int, float, str, bool, "int", "float", "str", "bool"):
+        raise ConfigError(f"{expected}; its first one is {first}")
+    try:
+        module = backbone(image_shape, num_classes)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"backbone {path} for images of shape {tuple(image_shape)} does not fit into the memory: set "
+            "--data.image_size or the options of the network lower"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"{expected}; it gave a {type(module).__name__}")
+    return module
+
+
+def load_backbone_weights(backbone: nn.Module, path: str, name: str) -> None:
+    """Load the weights of a file into a backbone.
+
+    Args:
+        backbone: the network.
+        path: a checkpoint, or a file written by ``torch.save(backbone.state_dict(), path)`` or by ``export`` as
+            ``state_dict`` or ``safetensors``.
+        name: what to call the network.
+
+    Raises:
+        CheckpointError: if the file cannot be read safely or holds other keys or shapes.
+    """
+    state, own = read_state_dict(path), backbone.state_dict()
+    problems = [
+        f"{what} {', '.join(map(str, keys[:5]))}{' ...' if len(keys) > 5 else ''}"
+        for what, keys in (
+            ("lacks", sorted(own.keys() - state.keys())),
+            ("has foreign keys", sorted(state.keys() - own.keys())),
+        )
+        if keys
+    ]
+    wrong = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in own.items()
+        if not problems and state[key].shape != value.shape
+    ]
+    if problems or wrong:
+        hint = ". It serves as many classes, and images of the size, that it was trained with" if wrong else ""
+        raise CheckpointError(f"{path} does not fit {name}: {'; '.join(problems or wrong[:5])}{hint}")
+    backbone.load_state_dict(state)
+
+
+class _UndrawnParameters(TorchFunctionMode):
+    """Parameters that are to be initialised become zero instead; everything else is as ever."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        options = kwargs or {}
+        tensor = args[0] if args else options.get("tensor")
+        random = func in (Tensor.uniform_, Tensor.normal_) or getattr(func, "__module__", "") == nn.init.__name__
+        if random and isinstance(tensor, nn.Parameter):
+            tensor.detach().zero_()
+            return tensor
+        return func(*args, **options)
+
+
+@contextmanager
+def without_random_weights() -> Iterator[None]:
+    """Networks built inside wait for the weights of a checkpoint; random states of the process stay as they are."""
+    with torch.random.fork_rng(devices=[]), _UndrawnParameters():
+        yield
+
+
+def described_options(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a checkpoint's classifier was made with.
+
+    Args:
+        checkpoint: what `read_checkpoint` gave, which has vetted it.
+    """
+    described = checkpoint["hyper_parameters"]
+    options = {name: rebuild(value) for name, value in described.items()}
+    about = checkpoint.get("vision_zoo")
+    spec = about["config"]["model"].get("backbone") if about is not None else None
+    if isinstance(spec, Mapping) and has_classes(described["backbone"].get("init_args")):
+        options["backbone"] = parsed(without_downloads(spec))
+    return options

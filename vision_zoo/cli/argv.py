@@ -1,0 +1,74 @@
+"""The command line as options and values, read once and never changed."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from vision_zoo.errors import ConfigError
+
+FLAGS = ("help", "help_all", "print_config")  # which may stand without a value
+
+
+@dataclass(frozen=True)
+class Argv:
+    """One command and its options.
+
+    Attributes:
+        verb: the command, such as fit.
+        options: pairs of an option without its dashes and its value, None for a flag, in the order given.
+        stray: words that belong to no option.
+    """
+
+    verb: str
+    options: tuple[tuple[str, str | None], ...]
+    stray: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, words: Iterable[str]) -> "Argv":
+        """Read ``VERB --option value --option=value ...``; -c is --config.
+
+        Raises:
+            ConfigError: if an option lacks its value.
+        """
+        verb, *rest = words
+        options: list[tuple[str, str | None]] = []
+        stray: list[str] = []
+        waiting = list(reversed(rest))
+        while waiting:
+            word = waiting.pop()
+            if word == "-c":
+                word = "--config"
+            if not word.startswith("--") or word == "--":
+                stray.append(word)
+                continue
+            name, equals, value = word[2:].partition("=")
+            if equals:
+                options.append((name, value))
+            elif name in FLAGS:
+                options.append((name, None))
+            elif waiting and not waiting[-1].startswith("--"):
+                options.append((name, waiting.pop()))
+            else:
+                raise ConfigError(f"--{name} needs a value")
+        return cls(verb, tuple(options), tuple(stray))
+
+    def values(self, *names: str) -> list[str]:
+        """The values of an option under any of its names, in order."""
+        return [value for name, value in self.options if name in names and value is not None]
+
+    def last(self, *names: str) -> str | None:
+        """The value of an option that counts, or None."""
+        return next(reversed(self.values(*names)), None)
+
+    def below(self, slot: str) -> Iterator[tuple[str, str]]:
+        """The options of a place that holds classes: what follows its name, such as "", "+" or ".lr", and the value."""
+        for name, value in self.options:
+            if value is not None and (name == slot or name.startswith((f"{slot}.", f"{slot}+"))):
+                yield name.removeprefix(slot), value
+
+    def without(self, names: Iterable[str]) -> list[str]:
+        """The words of all other options, each with its value in one word."""
+        out = set(names)
+        kept = [
+            f"--{name}" if value is None else f"--{name}={value}" for name, value in self.options if name not in out
+        ]
+        return [*kept, *self.stray]

@@ -1,0 +1,152 @@
+"""What a checkpoint fixes: a run that continues must be the same run."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vision_zoo.checkpoints import Checkpoint
+from vision_zoo.cli.argv import Argv
+from vision_zoo.errors import CheckpointError, ConfigError
+from vision_zoo.files import expanded
+from vision_zoo.schedules import open_length
+from vision_zoo.specs import import_path
+from vision_zoo.training.run_folder import RESULTS
+from vision_zoo.trust import places_outside
+from vision_zoo.types import Config
+
+# These decide nothing about a run: where the data lie, who reads them, and which weights it began with.
+MAY_DIFFER = ("data.root", "data.path", "data.num_workers", "model.weights", "model.backbone.weights")
+# Options of the trainer that decide how many steps a run has.
+LENGTHS = ("max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches", "overfit_batches")
+
+
+def resumed(config: Config, checkpoint: Path) -> Config:
+    """The configuration of a run that continues, without a root folder that the run does not lie in any more."""
+    root = (config.get("trainer") or {}).get("default_root_dir")
+    if root is not None and expanded(root).resolve() != checkpoint.resolve().parents[4]:
+        del config["trainer"]["default_root_dir"]
+    return config
+
+
+def check_run_folder(checkpoint: Checkpoint) -> None:
+    """Refuse to continue in a folder that holds other things, which would be overwritten.
+
+    A checkpoint that was taken out of its run resumes in a folder without a run's files.
+    """
+    run = checkpoint.path.parent.parent
+    if (run / "config.yaml").is_file():
+        try:
+            written = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            written = None
+        # Which weights a run began with is not kept in its checkpoints.
+        theirs, ours = (
+            {n: value for n, value in flat(whole).items() if n.startswith("model.") and "weights" not in n}
+            for whole in (written if isinstance(written, Mapping) else {}, checkpoint.config)
+        )
+        in_the_way = [] if ours and theirs == ours else [run / "config.yaml"]
+    else:
+        in_the_way = [run / name for name in (*RESULTS, "metrics.csv") if (run / name).exists()]
+    if in_the_way:
+        raise CheckpointError(
+            f"{checkpoint.path} does not belong to {in_the_way[0]}, which a run resumed there would replace: copy it "
+            "into a folder of its own, such as other/checkpoints/last.ckpt, and give that"
+        )
+
+
+def check_places(checkpoint: Checkpoint, stored: Config, given: Config, argv: Argv) -> None:
+    """Refuse to write where the checkpoint alone says so: it may be another person's."""
+    run = checkpoint.path.parent.parent
+    for name, value in (stored.get("trainer") or {}).items():
+        if name in (given.get("trainer") or {}) or argv.values(f"trainer.{name}"):
+            continue
+        for place in places_outside(value, (run, Path.cwd())):
+            raise CheckpointError(
+                f"{checkpoint.path} would have --trainer.{name} write to {place}, outside of its run and of the "
+                f"working directory. If that is intended, give it again: --config {run / 'config.yaml'}"
+            )
+
+
+def changes(checkpoint: Checkpoint, config: Config, verb: str) -> list[str]:
+    """What differs from the checkpoint's configuration, a line each.
+
+    Args:
+        checkpoint: of the command.
+        config: the whole configuration of the command, as plain data.
+        verb: the command; fit continues the run.
+
+    Raises:
+        ConfigError: if the run would not be the same one any more.
+    """
+    stored, now = flat(checkpoint.config), flat(config)
+    found: dict[str, str] = {}
+    for name in _differing(stored, now, ("seed_everything", "model", "data")):
+        shown = name.replace("init_args.", "").removesuffix(".class_path")
+        if name.replace("init_args.", "") not in MAY_DIFFER:
+            ignored = shown in ("data.mean", "data.std", "data.image_size")
+            found[shown] = f"--{shown}: {stored.get(name)} -> {now.get(name)}" + (
+                ", ignored: the network keeps its own" if ignored else ""
+            )
+    if verb != "fit":
+        lines = [f"changed against the checkpoint: {change}" for change in found.values()]
+        return lines + _dealt(found, stored, now, verb)
+    if found:
+        raise ConfigError(
+            f"{checkpoint.path} continues a run, which fixes network, data and optimizer, but these differ: "
+            f"{'; '.join(found.values())}. Leave the options out (and --config too), or start a new run without "
+            "--ckpt_path"
+        )
+    _check_length(checkpoint, stored, now)
+    changed = [name for name in _differing(stored, now, ("trainer",)) if name != "trainer.default_root_dir"]
+    return [f"changed against the checkpoint: --{n}: {stored.get(n)} -> {now.get(n)}" for n in changed]
+
+
+def _differing(stored: Config, now: Config, sections: tuple[str, ...]) -> Iterator[str]:
+    for name in sorted({*stored, *now}):
+        if name.split(".")[0] in sections and stored.get(name) != now.get(name):
+            yield name
+
+
+def _dealt(found: Mapping[str, str], stored: Config, now: Config, verb: str) -> list[str]:
+    """A warning where other images than before are held out, for the network may have been trained with them."""
+    deciding: dict[str, tuple[str, ...]] = {}
+    if now.get("data.init_args.val_split") != 0:  # otherwise nothing is scored
+        deciding["validate"] = ("val_split", "test_split", "seed")
+    if "data.init_args.test_split" in now:  # datasets without it have a test part of their own
+        deciding["test"] = ("test_split", "seed")
+    dealt = [f"--data.{name}" for name in deciding.get(verb, ()) if f"data.{name}" in found]
+    if not dealt or "data" in found:
+        return []
+    moved = any(stored.get(f"data.init_args.{n}") != now.get(f"data.init_args.{n}") for n in ("root", "path"))
+    unless = "unless these are other images, some" if moved else "images"
+    return [f"{', '.join(dealt)}: {unless} that the network was trained with may be among those that are scored"]
+
+
+def _check_length(checkpoint: Checkpoint, stored: Config, now: Config) -> None:
+    """Refuse another length of a run whose schedule was laid out for it."""
+    name, prefix = stored.get("model.scheduler.class_path"), "model.scheduler.init_args."
+    options = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+    if name is None or open_length(import_path(name), options) is None:
+        return
+    for length in (f"trainer.{name}" for name in LENGTHS):
+        if stored.get(length) != now.get(length):
+            config = checkpoint.path.parent.parent / "config.yaml"
+            raise ConfigError(
+                f"the run's {name} was laid out for {length.partition('.')[2]} {stored.get(length)}, which cannot "
+                f"become {now.get(length)}: start a new run from its weights with --config {shlex.quote(str(config))} "
+                f"--model.weights {shlex.quote(str(checkpoint.path))} in place of --ckpt_path"
+            )
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> Config:
+    """Nested options as one level of dotted names."""
+    result: Config = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result

@@ -1,0 +1,168 @@
+"""Where images come from, in memory or in files, and the pump that fetches batches of them ahead of time."""
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vision_zoo.data.decode import UNREADABLE, Resize, decode
+from vision_zoo.errors import DataError
+from vision_zoo.types import ImageShape
+
+B = TypeVar("B")
+T = TypeVar("T")
+
+
+class Fetched(NamedTuple):
+    """A batch as it comes from its source.
+
+    Attributes:
+        images: uint8 (B, C, H, W) in [0, 255].
+        labels: int64 (B,) in [0, K).
+        failures: the files that could not be decoded, each with the reason.
+    """
+
+    images: Tensor
+    labels: Tensor
+    failures: Sequence[tuple[str, str]] = ()
+
+
+class Source:
+    """Labelled images, of which any few can be fetched.
+
+    Args:
+        labels: int64 (N,) in [0, K).
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
+        """Images by their indices, int64 (B,).
+
+        Args:
+            indices: which ones.
+            among: in place of one that cannot be read, a fixed other one of these, int64; otherwise it is left out.
+        """
+        raise NotImplementedError
+
+    def report(self, failures: Sequence[tuple[str, str]]) -> None:
+        """Name files that could not be decoded, each once."""
+
+
+class InMemory(Source):
+    """Images that are tensors, uint8 (N, C, H, W) in [0, 255]: a batch is one index_select."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        super().__init__(labels)
+        self.images = images
+
+    def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
+        """The images of these indices; none can fail."""
+        return Fetched(self.images.index_select(0, indices), self.labels.index_select(0, indices))
+
+
+class Files(Source):
+    """Images in files, decoded when they are fetched.
+
+    Args:
+        paths: the files.
+        labels: int64 (N,) in [0, K).
+        image_shape: (channels, height, width) of every decoded image.
+        resize: see `decode_image`.
+        strict: refuse files that cannot be decoded instead of leaving them out.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Tensor,
+        image_shape: ImageShape,
+        resize: Resize = "crop",
+        strict: bool = False,
+    ) -> None:
+        super().__init__(labels)
+        self.paths = paths
+        self.image_shape = image_shape
+        self.resize: Resize = resize
+        self.strict = strict
+        self._reported: set[str] = set()
+
+    def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
+        """Decode the files of these indices; called by several threads at once."""
+        # A NumPy buffer: torch would start threads of its own to copy into one.
+        images = np.empty((len(indices), *self.image_shape), dtype=np.uint8)
+        found: list[int] = []
+        failures: list[tuple[str, str]] = []
+        for first in indices.tolist():
+            index = first
+            while index is not None:
+                try:
+                    images[len(found)] = decode(self.paths[index], self.image_shape, self.resize)
+                except UNREADABLE as error:
+                    failures.append((self.paths[index], str(error)))
+                    following = None if among is None else _another(index, among)
+                    index = None if following == first else following
+                else:
+                    found.append(index)
+                    break
+        return Fetched(torch.from_numpy(images[: len(found)]), self.labels[found], failures)
+
+    def report(self, failures: Sequence[tuple[str, str]]) -> None:
+        """Name files that could not be decoded, each once.
+
+        Raises:
+            DataError: if such files are not to be left out.
+        """
+        for path, reason in failures:
+            if self.strict:
+                advice = "Repair or remove it, or leave such files out with --data.strict false"
+                raise DataError(f"{path} cannot be decoded ({reason}). {advice}")
+            if path not in self._reported:
+                self._reported.add(path)
+                # By each process of its own files; no other one meets them.
+                warnings.warn(f"{path} cannot be decoded ({reason}) and is left out", stacklevel=2)
+
+
+def _another(index: int, among: Tensor) -> int:
+    """A fixed other image: the next file may well be broken too, and it is of the same class."""
+    mixed = among[torch.randperm(len(among), generator=torch.Generator().manual_seed(0))]
+    place = int((mixed == index).nonzero()[0])
+    return int(mixed[(place + 1) % len(mixed)])
+
+
+def pump(
+    fetch: Callable[[B], T], batches: Iterable[B], threads: int, ahead: int, *, take_turns: bool = False
+) -> Iterator[T]:
+    """What `fetch` makes of each batch, in order, made ahead of time by threads.
+
+    Args:
+        fetch: decodes a batch; PIL and NumPy do so without holding the interpreter.
+        batches: what is fetched, such as indices; drawn as far ahead as batches are fetched.
+        threads: how many fetch at once; 0 fetches in the calling thread, when a batch is asked for.
+        ahead: batches that are begun before their turn, at least 1.
+        take_turns: fetch `ahead` batches, hand them out, and only then begin the next ones. For a network on the same
+            processors, whose threads and these would wait for each other.
+    """
+    if not threads:
+        yield from map(fetch, batches)
+        return
+    pending: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor(threads, "decode")
+    try:
+        for batch in batches:
+            pending.append(pool.submit(fetch, batch))
+            if len(pending) >= ahead:
+                yield from [pending.popleft().result() for _ in range(len(pending) if take_turns else 1)]
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,145 @@
+"""One trial of a network before any work: does it classify, and in which memory format and precision?"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from vision_zoo.errors import ConfigError
+from vision_zoo.types import ImageShape
+
+# How a network says that it cannot take an image.
+REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+class Probed(Protocol):
+    """A classifier, as far as a trial needs one."""
+
+    backbone: nn.Module
+    image_shape: ImageShape
+    scale: Tensor
+    channels_last: bool
+    __call__: Callable[..., Any]
+
+    @property
+    def num_classes(self) -> int: ...  # noqa: D102
+    @property
+    def network_name(self) -> str: ...  # noqa: D102
+    def set_memory_format(self, channels_last: bool) -> None: ...  # noqa: D102
+
+
+class Mode(NamedTuple):
+    """How a network computes; one that works in all of it works in any part of it."""
+
+    channels_last: bool = False
+    bf16: bool = False
+
+
+_ANSWERS: WeakKeyDictionary[nn.Module, dict[Mode, bool]] = WeakKeyDictionary()
+
+
+def accepts(model: Probed, *, channels_last: bool = False, bf16: bool = False) -> bool:
+    """Whether the network classifies in this way; one that calls ``view`` on its features does not in channels_last.
+
+    What was tried is remembered for as long as the classifier keeps its backbone.
+
+    Args:
+        model: the classifier; it stays as it is.
+        channels_last: convolutions take this memory format.
+        bf16: under bfloat16 autocast, on the device where the network is.
+    """
+    mode, answers = Mode(channels_last, bf16), _ANSWERS.setdefault(model.backbone, {})
+    if any(works and tried.channels_last >= channels_last and tried.bf16 >= bf16 for tried, works in answers.items()):
+        return True
+    if mode not in answers:
+        _try(model, mode)
+    return answers[mode]
+
+
+def check(
+    model: Probed,
+    batch_size: int | None = None,
+    *,
+    bf16: bool = False,
+    around: Callable[[], AbstractContextManager[Any]] | None = None,
+) -> None:
+    """Classify one black image, so that a network of the wrong kind is refused by name.
+
+    It is done once, in the way that asks most of the network, and again in the plain way only if that fails.
+
+    Args:
+        model: the classifier; it stays as it is.
+        batch_size: of the training images.
+        bf16: try bfloat16 autocast too, for the training may use it.
+        around: entered anew around each pass, such as for looking at the layers; without it, one pass is enough.
+
+    Raises:
+        ConfigError: if there is but one class, or the backbone fails on the image or returns anything but logits of
+            shape (1, K), or has batch normalisation and is to learn from single images.
+    """
+    problem = ""
+    if model.num_classes < 2:
+        problem = f"two classes or more are needed, but the data has {model.num_classes}"
+    elif batch_size == 1 and any(isinstance(module, BATCH_NORMS) for module in model.backbone.modules()):
+        problem = (
+            f"{model.network_name} has batch normalisation, which cannot learn from single images: "
+            "set --data.batch_size to at least 2, or take a network without it"
+        )
+    elif around is not None or not any(_ANSWERS.get(model.backbone, {}).values()):
+        convolutions = any(isinstance(module, nn.Conv2d) for module in model.backbone.modules())
+        problem = _try(model, Mode(convolutions, bf16), around)
+        if problem and (convolutions or bf16):
+            problem = _try(model, Mode(), around)
+    if problem:
+        raise ConfigError(problem)
+
+
+def _try(model: Probed, mode: Mode, around: Callable[[], AbstractContextManager[Any]] | None = None) -> str:
+    """What is wrong with the network's answer to one black image, or nothing."""
+    name, before, device = model.network_name, model.channels_last, model.scale.device
+    image = torch.zeros(1, *model.image_shape, dtype=torch.uint8, device=device)
+    problem = ""
+    try:
+        model.set_memory_format(mode.channels_last)
+        precision = torch.autocast(device.type, torch.bfloat16, enabled=mode.bf16)
+        with evaluation_mode(model.backbone), precision, around() if around else nullcontext():
+            logits = model(image)
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if shape != (1, model.num_classes):
+            problem = (
+                f"backbone {name} must return logits of shape (images, classes) = (1, {model.num_classes}), got {shape}"
+            )
+    except REFUSALS as error:
+        problem = f"backbone {name} cannot classify images of shape {model.image_shape}: {error}"
+    finally:
+        model.set_memory_format(before)
+    _ANSWERS.setdefault(model.backbone, {})[mode] = not problem
+    return problem
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Look at a network in eval mode, without gradients, and without changing it or the random numbers."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:  # each its own: a part may be frozen in eval mode
+            module.training = training
+
+
+def set_memory_format(network: nn.Module, memory_format: torch.memory_format) -> None:
+    """Set the memory format of convolution weights; no value changes."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            for weight in module.parameters(recurse=False):
+                if weight.ndim == 4:
+                    # A copy, for `contiguous` leaves weights of one input channel with strides that convolution takes
+                    # for the plain format.
+                    weight.data = weight.data.clone(memory_format=memory_format)

@@ -1,0 +1,166 @@
+"""fit: train a network, test the best checkpoint, leave a run folder."""
+
+from pathlib import Path
+from shlex import quote
+from typing import Any, NamedTuple
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelSummary
+from rich.markup import escape
+from torch.optim.lr_scheduler import CyclicLR
+
+from vision_zoo.checkpoints import Checkpoint, read_torch_file
+from vision_zoo.classifier import Classifier
+from vision_zoo.data.base import ImageDataModule
+from vision_zoo.errors import ConfigError
+from vision_zoo.training.callbacks import run_callbacks
+from vision_zoo.training.evaluation import to_floats
+from vision_zoo.training.metrics_file import training_metrics
+from vision_zoo.training.performance import Performance
+from vision_zoo.training.run_folder import RunFolder
+from vision_zoo.training.saving import Saving, hard_link
+from vision_zoo.trust import foreign_packages, trusting
+from vision_zoo.types import TTA, Config
+from vision_zoo.verbs.checks import check_data, check_fit, check_monitors, check_strategy
+from vision_zoo.verbs.results import say_results, write_results
+from vision_zoo.verbs.summary import layer_table
+from vision_zoo.verbs.trainer import TrainerMaker, determinism, say
+
+
+class Plan(NamedTuple):
+    """The run that fit begins or continues.
+
+    Attributes:
+        name: of its configuration.
+        config: the whole configuration, as config.yaml and checkpoints keep it.
+        checkpoint: that it continues from; None for a new run.
+    """
+
+    name: str
+    config: Config
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Of the run that continues."""
+        return None if self.checkpoint is None else self.checkpoint.path.parent.parent
+
+
+def fit(
+    make_trainer: TrainerMaker,
+    model: Classifier,
+    datamodule: ImageDataModule,
+    plan: Plan,
+    test_after_fit: bool = True,
+    save_every_minutes: float = 10.0,
+    deterministic: bool = True,
+    channels_last: bool | None = None,
+    tta: TTA = "none",
+) -> Path | None:
+    """Train a network, test the best checkpoint, leave a run folder.
+
+    Args:
+        make_trainer: builds the trainer.
+        model: the classifier.
+        datamodule: the data.
+        plan: the run.
+        test_after_fit: test the best checkpoint when training ends.
+        save_every_minutes: minutes between saves within an epoch.
+        deterministic: two runs of one configuration on one machine are the same bit for bit; false lets a GPU choose
+            faster algorithms that are not (a CPU has none to choose).
+        channels_last: memory format of convolutions in training; by default the faster one.
+        tta: test-time augmentation of the final test: average the predictions for each image and its mirror image
+            (flip), its shifts by one pixel (shift), or both.
+
+    Returns:
+        The run folder; None where Lightning leaves nothing behind (fast_dev_run, barebones).
+    """
+    options = make_trainer.options
+    check_fit(options, datamodule, test_after_fit, save_every_minutes)
+    if plan.checkpoint is not None:
+        check_data(model, datamodule)
+    stored = None
+    if plan.checkpoint is not None:
+        states = plan.checkpoint.content.get("callbacks") or {}
+        stored = states.get("Performance", states.get("Speed", {}))
+    performance = Performance(options.get("precision") is not None, stored, channels_last)
+    run = saving = None
+    if not make_trainer.bare:
+        run = RunFolder(plan.name, plan.config, plan.folder, options.get("logger") is not False)
+        saving = None if options.get("enable_checkpointing") is False else Saving(run, save_every_minutes)
+    shown = make_trainer.shows_bar
+    callbacks = run_callbacks(make_trainer.own, run=run, performance=performance, saving=saving, show_bar=shown)
+    trainer = make_trainer(callbacks, **determinism(options, deterministic))
+    check_strategy(trainer, test_after_fit)
+    check_monitors(trainer, model, datamodule)
+    table = None
+    if trainer.is_global_zero and not make_trainer.has(ModelSummary) and not options.get("enable_model_summary"):
+        # The pass of one image through the layers serves as the check.
+        table = layer_table(model, max_rows=24, bf16=performance.tries_bf16(trainer, datamodule.batch_size))
+    model.check(datamodule.batch_size)
+    model.check_optimizer()
+    datamodule.check_augmentation()
+    if table is not None:
+        say(trainer, table)
+    try:
+        trainer.fit(model, datamodule=datamodule, ckpt_path=plan.checkpoint and plan.checkpoint.path, weights_only=True)
+    except (ValueError, MisconfigurationException) as error:
+        if reason := _in_words(trainer, str(error)):
+            raise ConfigError(reason) from error
+        raise
+    metrics = {} if run is None else training_metrics(run.path / "metrics.csv")
+    if run is not None and not run.trained:
+        model.set_memory_format(channels_last=False)  # which the end of training does otherwise
+        say(trainer, f"nothing was left to train: {_why_ended(trainer, plan, run)}")
+    if saving is not None:
+        if trainer.is_global_zero and (saving.best_epoch is None or not saving.best.exists()):  # nothing was validated
+            hard_link(saving.last, saving.best)
+            saving.best_epoch = None
+        trainer.strategy.barrier("best checkpoint")
+    if saving is not None and test_after_fit:
+        model.load_state_dict(read_torch_file(saving.best)["state_dict"])
+    if test_after_fit and not options.get("barebones"):
+        model.test_time_augmentation = tta
+        trainer.test(model, datamodule=datamodule, verbose=False)
+        metrics |= {n: v for n, v in to_floats(trainer.callback_metrics).items() if n.startswith("test/")}
+    if run is None:
+        say(trainer, "nothing is kept of such a run: no folder, no checkpoint")
+        return None
+    if trainer.is_global_zero:
+        results = write_results(trainer, model, run, saving, performance, metrics)
+        say_results(trainer, run, saving, results)
+        if words := trusting(foreign_packages(plan.config)):
+            say(trainer, f"commands that read its checkpoints need{words}, since they name code of your own")
+        say(trainer, escape(str(run.path)))
+    return run.path
+
+
+def _in_words(trainer: Trainer, message: str) -> str:
+    """What Lightning refuses when training starts, with the options that the user gave."""
+    part: Any = getattr(trainer, "overfit_batches", 0)
+    answers = {
+        "`val_check_interval`": f"--trainer.val_check_interval {trainer.val_check_interval} is more than the batches "
+        "of an epoch: set it lower, or count over epochs with --trainer.check_val_every_n_epoch null",
+        "You restored a checkpoint with current_epoch": f"the run is beyond --trainer.max_epochs {trainer.max_epochs} "
+        "already: set it higher to continue",
+    }
+    if part:
+        answers["You requested to check"] = f"--trainer.overfit_batches {part} is less than one batch: set it higher"
+    return next((answer for sign, answer in answers.items() if sign in message), "")
+
+
+def _why_ended(trainer: Trainer, plan: Plan, run: RunFolder) -> str:
+    """What keeps a run from continuing, and the way out."""
+    if trainer.early_stopping_callback is not None and trainer.early_stopping_callback.stopping_reason.value:
+        return "the run had stopped early; leave EarlyStopping out with --trainer.callbacks null to continue"
+    in_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    done = trainer.fit_loop.epoch_progress.current.processed
+    if not in_steps and (trainer.max_epochs == -1 or done < (trainer.max_epochs or 0)):
+        return "its time was up; raise --trainer.max_time to continue"
+    if any(c.interval == "step" and not isinstance(c.scheduler, CyclicLR) for c in trainer.lr_scheduler_configs):
+        last = run.path / "checkpoints" / "last.ckpt"
+        again = f"--config {quote(str(run.path / 'config.yaml'))} --model.weights {quote(str(last))}"
+        again += trusting(foreign_packages(plan.config))
+        return f"its schedule ends here; to train on from its weights: vision_zoo fit {again}"
+    return f"raise --trainer.{'max_steps' if in_steps else 'max_epochs'} to continue"

@@ -1,0 +1,63 @@
+"""The file that a command writes, or standard output."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from vision_zoo.errors import ConfigError, TrainingError
+from vision_zoo.files import expanded, new_file
+
+
+@contextlib.contextmanager
+def output_file(output: str | Path) -> Iterator[Path]:
+    """A file to write in place of ``output``; it takes that name when it is complete, so that the old one is kept.
+
+    Raises:
+        ConfigError: before any work, if there can be no such file.
+        TrainingError: if it could not be written.
+    """
+    path = expanded(output)
+    reason = "it is a folder" if path.is_dir() else ""
+    # A file that takes its name when it is complete would replace a device or a pipe.
+    if not reason and (path.parts[:2] == ("/", "dev") or (path.exists() and not path.is_file())):
+        reason = "it is not a regular file"
+    with contextlib.ExitStack() as stack:
+        try:
+            if not reason:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                place = stack.enter_context(new_file(path.resolve()))  # a link stays one
+                place.touch()
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if reason:
+            raise ConfigError(f"--output {output} cannot be written: {reason}. Choose another place")
+        try:
+            with stack.pop_all():
+                yield place
+        except OSError as error:
+            raise TrainingError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def text_output(output: str) -> Iterator[TextIO]:
+    """Such a file, open for text, or standard output for a dash.
+
+    Raises:
+        ConfigError: before any work, if there can be no such file.
+        TrainingError: if it could not be written.
+    """
+    how: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}  # names may be any bytes
+    if output != "-":
+        with output_file(output) as path, path.open("w", newline="", **how) as file:
+            yield file
+        return
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(**how)
+    try:
+        yield sys.stdout
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise TrainingError(f"standard output could not be written ({error.strerror or error})") from error

@@ -1,0 +1,102 @@
+"""report: a run as one self-contained HTML page, and a model card beside it."""
+
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from vision_zoo import __version__
+from vision_zoo.checkpoints import Checkpoint, open_checkpoint
+from vision_zoo.classifier import Classifier
+from vision_zoo.errors import ConfigError, refuse
+from vision_zoo.files import expanded, write_file
+from vision_zoo.formatting import metric_text
+from vision_zoo.verbs.report.facts import Facts, collect, run_folder
+
+MARK = re.compile(r"<!-- written by vision_zoo report(?:, ([0-9a-f]{8}))? -->")  # with the text's checksum
+
+
+def report(ckpt_path: str, output: str | None = None, trusted_packages: Sequence[str] = ()) -> None:
+    """Write report.html, one page that needs no other file, and the model card README.md of a run.
+
+    Args:
+        ckpt_path: a run folder, a checkpoint in it, or best or last of the newest run.
+        output: folder, or name of the HTML file; default: the run folder.
+        trusted_packages: packages whose classes the checkpoint may name.
+    """
+    checkpoint = open_checkpoint(ckpt_path, trusted_packages)
+    for path in write_report(Classifier.from_checkpoint(checkpoint.content), checkpoint, output):
+        print(path)
+
+
+def write_report(model: Classifier, checkpoint: Checkpoint, output: str | None = None) -> tuple[Path, Path]:
+    """Write report.html and README.md.
+
+    Args:
+        model: the checkpoint's classifier.
+        checkpoint: of a run folder, or from anywhere else.
+        output: folder, or name of the HTML file; by default the run folder.
+
+    Returns:
+        The two files.
+
+    Raises:
+        ConfigError: if a README.md or report.html of another origin is in the way, or the README.md was edited.
+    """
+    target = expanded(output) if output is not None else run_folder(checkpoint.path) or Path.cwd()
+    page = target if target.suffix in (".html", ".htm") else target / "report.html"
+    card = page.with_name("README.md")
+    kept = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
+    mark = MARK.search(kept)
+    edited = mark and mark[1] not in (None, _checksum(kept[: mark.start()]))
+    foreign_page = page != target and page.is_file() and b'content="vision_zoo ' not in page.read_bytes()[:4096]
+    foreign, way_out = "is there and was not written by report", "move it away, or set --output to another folder"
+    refuse(
+        ConfigError,
+        (card.exists() and mark is None, f"{card.resolve()} {foreign}: {way_out}"),
+        (edited, f"{card.resolve()} was edited after report wrote it: {way_out}"),
+        (foreign_page, f"{page.resolve()} {foreign}: {way_out}"),
+    )
+    facts = collect(model, checkpoint)
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {output}: {page.parent.resolve()} cannot be made: {error.strerror}") from error
+    # Names of folders and classes may be any bytes.
+    write_file(page, render("page.html", facts).encode(errors="replace"))
+    text = f"{render('card.md', facts).strip()}\n\n"
+    text += f"<!-- written by vision_zoo report, {_checksum(text)} -->\n"
+    write_file(card, text.encode(errors="replace"))
+    return page.resolve(), card.resolve()
+
+
+def render(template: str, run: Facts) -> str:
+    """Fill in a template of this folder: every value is escaped in HTML, and by the filter md in Markdown."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"md": markdown, "fenced": fenced, "share": lambda text: metric_text("f1", float(text))}
+    return environment.get_template(template).render(run=run, model=run.model, version=__version__)
+
+
+def markdown(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    escaped = re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", " ".join(text.split()))
+    escaped = escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"://", ":&#47;/", escaped)  # addresses do not become links
+
+
+def fenced(text: str, language: str) -> str:
+    """Text as a block of code in Markdown, whatever it holds."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode(errors='replace')):08x}"

@@ -1,0 +1,297 @@
+"""What a run folder and its checkpoint say, as far as they say it: the values that the templates show."""
+
+import base64
+import csv
+import json
+import math
+import shlex
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vision_zoo.checkpoints import Checkpoint
+from vision_zoo.classifier import Classifier
+from vision_zoo.files import expanded
+from vision_zoo.formatting import duration, metric_text
+from vision_zoo.plots import plot_curves
+from vision_zoo.trust import foreign_packages, trusting
+
+PNG = b"\x89PNG\r\n\x1a\n"
+LABELS = {
+    "accuracy": "accuracy",
+    "top5_accuracy": "top-5 accuracy",
+    "f1": "F1, mean of the classes",
+    "loss": "loss",
+    "nll": "negative log-likelihood",
+    "calibration_error": "calibration error",
+}
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
+NOT_TESTED = "This run was never tested, so there are no metrics of the test images."
+
+
+@dataclass
+class Facts:
+    """A run, ready to be shown.
+
+    Attributes:
+        model: the checkpoint's classifier.
+        name: of the configuration.
+        place: the run folder as a command line may name it; the checkpoint where there is no folder.
+        weights: the checkpoint, likewise.
+        dataset: name of the dataset's class.
+        config: the configuration as YAML, without options that are null.
+        foreign: packages of the user that a command on the checkpoint must trust.
+        results: results.json.
+        metrics: by name, fractions.
+        per_class: rows of per_class.csv.
+        epochs: by epoch, the last value of each metric.
+        images: content of the PNG files in base64, by name.
+        test_source: folder or file of the test images, where the run was tested by itself.
+        views: which the test averaged over; none, flip, shift or flip+shift.
+        missing: what could not be read, a sentence each.
+    """
+
+    model: Classifier
+    name: str
+    place: str
+    weights: str
+    dataset: str = "data of your own"
+    config: str = ""
+    foreign: Sequence[str] = ()
+    results: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    per_class: list[dict[str, str]] = field(default_factory=list)
+    epochs: list[dict[str, str]] = field(default_factory=list)
+    images: dict[str, str] = field(default_factory=dict)
+    test_source: str = ""
+    views: str = "none"
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def figures(self) -> list[tuple[str, str]]:
+        """The few figures at the top, each with its name."""
+        figures: list[tuple[str, str]] = []
+        for name in ("test/accuracy", "test/top5_accuracy", "test/f1", "val/accuracy"):
+            if name in self.metrics and len(figures) < 3:
+                split, _, metric = name.partition("/")
+                label = f"{SPLITS[split]} {LABELS[metric].split(',')[0]}"
+                figures.append((metric_text(name, self.metrics[name]), label))
+        figures.append((f"{self.parameters:,}", "parameters"))
+        if isinstance(self.results.get("epochs"), int):
+            figures.append((str(self.results["epochs"]), "epoch" if self.results["epochs"] == 1 else "epochs"))
+        if isinstance(self.results.get("fit_seconds"), int | float):
+            figures.append((duration(self.results["fit_seconds"]), "training time"))
+        return figures
+
+    def results_table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the metrics by split."""
+        splits = [split for split in SPLITS if any(name.startswith(f"{split}/") for name in self.metrics)]
+        rows = []
+        for name, label in LABELS.items():
+            values = [self.metrics.get(f"{split}/{name}") for split in splits]
+            if any(value is not None for value in values):
+                rows.append([label, *("" if value is None else metric_text(name, value) for value in values)])
+        return ["", *(SPLITS[split] for split in splits)], rows
+
+    def certainty(self) -> str:
+        """How far the test accuracy can be trusted, a sentence, or nothing."""
+        count, accuracy = sum(int(row["images"]) for row in self.per_class), self.metrics.get("test/accuracy")
+        if not count or accuracy is None:
+            return ""
+        low, high = interval(accuracy, count)
+        source = f" of {self.test_source}" if self.test_source else ""
+        return (
+            f"Measured on {count:,} test images{source}: the 95 % interval of the test accuracy is {100 * low:.2f} to "
+            f"{100 * high:.2f} %. It does not include how much training with another seed would change."
+        )
+
+    def epochs_table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the metrics by epoch."""
+        logged = dict.fromkeys(name for row in self.epochs for name in row)
+        names = [name for part in (*SPLITS, "lr") for name in logged if name.partition("/")[0] == part]
+        rows = []
+        for row in self.epochs:
+            number = row.get("epoch", "")
+            values = (metric_text(name, float(row[name])) if name in row else "" for name in names)
+            rows.append([str(int(number) + 1) if number.isdecimal() else number, *values])
+        return ["epoch", *(name.replace("/", " ").replace("_", " ") for name in names)], rows
+
+    def circumstances(self) -> list[list[str]]:
+        """What the results depend on, name and value."""
+        results, (channels, height, width) = self.results, self.model.image_shape
+        best = "of the last epoch, since there was no validation" if results else None
+        if isinstance(results.get("best_epoch"), int):
+            best = f"of epoch {results['best_epoch'] + 1}, by the lowest validation loss"
+        speed, versions = results.get("train_images_per_second"), results.get("versions")
+        averaged = f"{self.views}: predictions averaged over views of each test image"
+        rows = {
+            "network": self.model.network_name,
+            "dataset": self.dataset,
+            "images": f"{height} x {width} pixels, {channels} channel{'s' if channels > 1 else ''}",
+            "classes": self.model.num_classes,
+            "seed": results.get("seed"),
+            "device": results.get("device"),
+            "processes": results.get("devices"),
+            "precision": results.get("precision"),
+            "speed": f"{speed:,.0f} training images/s" if isinstance(speed, int | float) else None,
+            "test-time augmentation": averaged if self.views != "none" else None,
+            "best.ckpt": best,
+            "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else None,
+        }
+        return [[name, str(value)] for name, value in rows.items() if value is not None]
+
+    def commands(self) -> str:
+        """Command lines that repeat and use the run."""
+        place = shlex.quote(self.place) + trusting(self.foreign)
+        again = f"vision_zoo fit --config {shlex.quote(f'{self.place}/config.yaml')}\n"
+        return (
+            f"{again if self.config and self.place != self.weights else ''}vision_zoo test --ckpt_path {place}\n"
+            f"vision_zoo predict --ckpt_path {place} --images FILE_OR_FOLDER"
+        )
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` images (Wilson 1927)."""
+    z = 1.959964
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return centre - half, centre + half
+
+
+# --------------------------------------------------------------------------------------------------- reading the run
+
+
+def collect(model: Classifier, checkpoint: Checkpoint) -> Facts:
+    """Gather the facts of a run; what is missing or broken is reported in words, never made up."""
+    path, config = checkpoint.path, checkpoint.config
+    run = run_folder(path)
+    facts = Facts(model, run.parent.name if run else path.stem, str(path), str(path))
+    facts.config = yaml.safe_dump(_without_nulls(config), sort_keys=False, allow_unicode=True) if config else ""
+    facts.foreign = foreign_packages(config)
+    data: dict[str, Any] = config.get("data", {})
+    facts.dataset = str(data.get("class_path") or facts.dataset).rpartition(".")[2]
+    if run is None:
+        facts.missing.append("The checkpoint lies outside a run folder, so nothing is known about its results.")
+        return facts
+    facts.place = _place(run, config)
+    facts.weights = f"{facts.place}/checkpoints/{path.name}"
+    facts.results = _read_json(run / "results.json", facts)
+    if not facts.results:
+        facts.missing.append("The run has no results: it was stopped before its end, or is still training.")
+    facts.name = str(facts.results.get("config") or facts.name)
+    tested = _take_metrics(facts, run, checkpoint, data.get("init_args") or {})
+    facts.epochs = by_epoch(_read_csv(run / "metrics.csv", facts, {"epoch", "step"}))
+    for name, folder in (("curves", run), ("confusion_matrix", tested), ("mistakes", tested)):
+        file = folder / f"{name}.png" if folder else None
+        content = file.read_bytes() if file and file.is_file() else b""
+        if name == "curves" and not content and facts.epochs:  # a stopped run has none yet
+            with tempfile.TemporaryDirectory() as scratch:
+                plot_curves(run / "metrics.csv", Path(scratch, "c.png"), f"{facts.name}: {model.network_name}")
+                content = Path(scratch, "c.png").read_bytes()
+        if content.startswith(PNG):
+            facts.images[name] = base64.b64encode(content).decode()
+    return facts
+
+
+def run_folder(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint lies in."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
+
+
+def _place(run: Path, config: dict[str, Any]) -> str:
+    """The run folder as named from where the run was started, unless it was moved since."""
+    trainer = config.get("trainer")
+    root = expanded((trainer.get("default_root_dir") if isinstance(trainer, dict) else None) or "")
+    moved = root.is_absolute() and root.resolve() != run.parents[2]
+    return str(run if run.parent.parent.name != "runs" or moved else Path(root, *run.parts[-3:]))
+
+
+def _take_metrics(facts: Facts, run: Path, checkpoint: Checkpoint, data: dict[str, Any]) -> Path | None:
+    """Take the metrics of the test that ended the run, or of a later test of the same weights, images and views.
+
+    Returns:
+        The folder of the test's other files, if there was a test.
+    """
+    facts.views = str(facts.results.get("test_time_augmentation", "none"))
+    stored = facts.results.get("metrics")
+    metrics = stored = stored if isinstance(stored, dict) else {}
+    tested = next((folder for folder in (run, run / "test") if (folder / "per_class.csv").is_file()), None)
+    if tested is not None and "test/accuracy" not in stored:
+        later = _read_json(tested / "test.json", facts)
+        views = str(checkpoint.config.get("tta") or "none")
+        ours: dict[str, Any] = {"checkpoint": checkpoint.path.name, "step": checkpoint.step, "data": facts.dataset}
+        if later.get("images") in (data.get("root"), data.get("path")):
+            # With another split, the test part holds images that the network was trained with.
+            ours |= {name: data[name] for name in ("test_split", "seed") if name in data and name in later}
+        same = all(later.get(name, value) == value for name, value in ours.items())
+        if same and later.get("test_time_augmentation", "none") == views:
+            metrics, facts.views, facts.test_source = {**stored, **later}, views, str(later.get("images", ""))
+        else:
+            tested = None
+    facts.metrics = {n: float(v) for n, v in metrics.items() if isinstance(v, int | float) and not n.endswith("_step")}
+    if "test/accuracy" not in facts.metrics:
+        words = f"--ckpt_path {shlex.quote(facts.place)}{trusting(facts.foreign)}"
+        facts.missing.append(f"{NOT_TESTED} Test it: vision_zoo test {words}")
+    elif tested is not None:
+        facts.per_class = _read_csv(tested / "per_class.csv", facts, {"class", "precision", "recall", "f1", "images"})
+    of_best = [SPLITS[split] for split in ("val", "test") if any(name.startswith(f"{split}/") for name in stored)]
+    best = checkpoint.path.with_name("best.ckpt")
+    if of_best and not (best.is_file() and best.samefile(checkpoint.path)):
+        facts.missing.append(f"The {' and '.join(of_best)} metrics are of best.ckpt, not of {checkpoint.path.name}.")
+    return tested
+
+
+def _read_json(path: Path, facts: Facts) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        facts.missing.append(f"{path.name} is broken: {error}")
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _read_csv(path: Path, facts: Facts, columns: set[str]) -> list[dict[str, str]]:
+    """Rows of a table in which everything but the class is a number."""
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            rows = list(csv.DictReader(file))
+        lacking = columns - rows[0].keys() if rows else ()
+        problem = f"it lacks columns: {', '.join(sorted(lacking))}" if lacking else ""
+        for row in rows:
+            for name, text in row.items():
+                if name != "class" and (text or name in columns):
+                    float(text)
+    except (ValueError, TypeError, csv.Error) as error:
+        problem = str(error)
+    if problem:
+        facts.missing.append(f"{path.name} is broken: {problem}")
+        return []
+    return rows
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def by_epoch(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """One row for each epoch with the last value of each metric; values of single steps are left out."""
+    epochs: dict[str, dict[str, str]] = {}
+    for row in rows:
+        known = epochs.setdefault(row.get("epoch") or "", {})
+        known.update({n: v for n, v in row.items() if v and n is not None and not n.endswith("_step")})
+    # An epoch that was cut short has no metrics yet.
+    return [row for row in epochs.values() if any("/" in name for name in row)]

@@ -1,0 +1,117 @@
+"""What fit leaves at its end: results.json, curves.png, and a table on the screen."""
+
+import json
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from lightning.pytorch import Trainer
+from rich.markup import escape
+from rich.table import Table
+
+from vision_zoo import __version__
+from vision_zoo.classifier import Classifier
+from vision_zoo.files import write_file
+from vision_zoo.formatting import duration, metric_text
+from vision_zoo.plots import plot_curves
+from vision_zoo.trainer_facts import datamodule_of, device_name
+from vision_zoo.training.performance import Performance
+from vision_zoo.training.run_folder import RunFolder
+from vision_zoo.training.saving import Saving
+from vision_zoo.verbs.trainer import say
+
+
+def write_results(
+    trainer: Trainer,
+    model: Classifier,
+    run: RunFolder,
+    saving: Saving | None,
+    performance: Performance,
+    metrics: dict[str, float],
+) -> dict[str, Any]:
+    """Write results.json and curves.png.
+
+    Args:
+        trainer: of the run.
+        model: the classifier, as it was tested.
+        run: the run folder.
+        saving: the run's checkpoints, where it has some.
+        performance: the choices that made it fast.
+        metrics: of training, validation and test, by name.
+
+    Returns:
+        The content of results.json.
+    """
+    data = datamodule_of(trainer)
+    results = {
+        "config": run.name,
+        "network": model.network_name,
+        "data": {"name": type(data).__name__, "note": getattr(data, "note", "")},
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "epochs": epochs_trained(trainer, run),
+        "fit_seconds": round(run.fit_seconds, 3),
+        "train_images_per_second": round(run.images_seen / run.train_seconds, 1) if run.train_seconds else None,
+        "metrics": {name: metrics[name] for name in sorted(metrics)},
+        "test_time_augmentation": model.test_time_augmentation,
+        "best_epoch": saving.best_epoch if saving is not None else None,
+        "seed": run.config.get("seed_everything"),
+        "device": device_name(trainer),
+        "devices": trainer.world_size,
+        "precision": str(trainer.precision),
+        "speed": performance.choices,
+        "versions": versions(),
+    }
+    write_file(run.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+    if (run.path / "metrics.csv").exists():
+        plot_curves(run.path / "metrics.csv", run.path / "curves.png", f"{run.name}: {model.network_name}")
+    return results
+
+
+def epochs_trained(trainer: Trainer, run: RunFolder) -> int:
+    """How many epochs were begun; unlike `trainer.current_epoch`, right also where nothing was left to train."""
+    epochs = int(trainer.fit_loop.epoch_progress.current.started)
+    if run.trained and trainer.max_epochs not in (None, -1):
+        return min(epochs, trainer.max_epochs or 0)  # averaging weights ends with an epoch that trains nothing
+    return epochs
+
+
+def say_results(trainer: Trainer, run: RunFolder, saving: Saving | None, results: dict[str, Any]) -> None:
+    """Print the table of metrics, how the run ended, and its folder."""
+    epochs, speed = results["epochs"], results["train_images_per_second"]
+    say(trainer, results_table(results["metrics"]))
+    stopping = trainer.early_stopping_callback
+    if stopping is not None and stopping.stopping_reason_message:
+        say(trainer, escape(stopping.stopping_reason_message.removesuffix(" Signaling Trainer to stop.")))
+    trained = f"{epochs} epoch{'s' * (epochs != 1)}"
+    if trainer.global_step == trainer.max_steps:
+        trained = f"{trainer.global_step:,} step{'s' * (trainer.global_step != 1)}"
+    line = f"trained {trained} in {duration(run.fit_seconds)}"
+    line += "" if speed is None else f", {speed:,.0f} images/s"
+    if saving is not None:
+        which = "last.ckpt, for there was no validation"
+        if saving.best_epoch is not None:
+            which = f"of the lowest validation loss, epoch {saving.best_epoch + 1}"
+        line += f"; best.ckpt is {which}"
+    say(trainer, line)
+    if results["test_time_augmentation"] != "none":
+        say(trainer, f"tested with test-time augmentation: {results['test_time_augmentation']}")
+
+
+def results_table(metrics: dict[str, float]) -> Table:
+    """Metrics by split."""
+    splits = [split for split in ("train", "val", "test") if any(name.startswith(f"{split}/") for name in metrics)]
+    names = dict.fromkeys(name.split("/", 1)[1] for name in metrics if "/" in name and not name.endswith("_step"))
+    table = Table("", *splits)
+    for name in names:
+        values = [metrics.get(f"{split}/{name}") for split in splits]
+        table.add_row(name, *("" if value is None else metric_text(name, value) for value in values))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    packages = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse")
+    own = {"python": platform.python_version(), "vision_zoo": __version__}
+    return {**own, **{package: version(package) for package in packages}}

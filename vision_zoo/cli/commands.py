@@ -11,7 +11,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from vision_zoo import __version__
+from vision_zoo.version import __version__
 
 WIDTH = 80  # columns of the smallest terminal that the texts are written for
 _PACKAGE = Path(__file__).parents[1]
@@ -210,6 +210,7 @@ def _own_options(where: str, files: str) -> dict[str, Option]:
         name, kind = argument.arg, ast.unparse(argument.annotation) if argument.annotation else ""
         text = re.split(r"[.;:](?:\s|$)", " ".join(texts.get(name, "").split()))[0]
         values = " ".join(re.findall(r"'([^']+)'", _literals().get(kind, kind)))
+        values = "bash zsh fish" if name == "shell" else values
         plain = name in ("kind", "shell")  # words without a flag
         places = "FILES" if name == "images" else files if name == "output" else "FOLDERS" if name == "root" else ""
         bools = "true false" if "bool" in kind else ""

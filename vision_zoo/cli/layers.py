@@ -1,6 +1,7 @@
 """One configuration out of many places: defaults < checkpoint < --config files < command line."""
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,11 @@ SHARED_DATA_OPTIONS = (
     "root", "batch_size", "val_split", "seed", "num_workers", "augmentation", "image_size", "shuffle", "mean", "std",
 )  # fmt: skip
 # The sections of a configuration that a command has.
-SECTIONS = dict.fromkeys(("fit", "validate", "test"), ("model", "data", "trainer"))
-SECTIONS |= {"summary": ("model", "data"), "show": ("data",)}
+SECTIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("fit", "validate", "test"), ("model", "data", "trainer")),
+    "summary": ("model", "data"),
+    "show": ("data",),
+}
 # Options with the weights that a network begins with; those of a checkpoint replace them.
 FIRST_WEIGHTS = ("model.weights", "model.backbone.weights", "model.backbone.init_args.weights")
 
@@ -95,8 +99,11 @@ def read_request(argv: Argv, verb: Callable[..., Any]) -> Request:
         if isinstance(config.get("model"), dict):
             config["model"].pop("weights", None)
     config = _with_classes(config, argv)
-    if checkpoint is not None and isinstance(config.get("model"), dict):
-        config["model"]["backbone"] = without_downloads(config["model"].get("backbone"))
+    if isinstance(model := config.get("model"), dict) and isinstance(backbone := model.get("backbone"), dict):
+        if checkpoint is not None:
+            model["backbone"] = without_downloads(backbone)
+        if backbone.keys() == {"class_path"} and not inspect.isclass(import_path(backbone["class_path"])):
+            model["backbone"] = backbone["class_path"]  # as the parser wants a function
     # A recipe, or config.yaml of a run, holds options that other commands lack.
     lacks = {"model", "data", "trainer", *options_of(fit)} - {*SECTIONS[argv.verb], *options_of(verb)}
     config = {name: value for name, value in config.items() if name not in lacks}
@@ -310,7 +317,7 @@ def kept_data_options(class_path: str, options: Mapping[str, Any]) -> Config:
         value = options.get(name)
         count = name == "val_split" and isinstance(value, (int, float)) and value > 1
         per_channel = name in ("mean", "std") and isinstance(value, list) and len(value) > 1
-        foreign = per_channel and (not isinstance(channels, tuple) or len(channels) != len(value))
+        foreign = per_channel and (not isinstance(channels, tuple) or len(channels) != len(value or ()))
         if name in options and name in known and not count and not foreign:
             kept[name] = value
     return kept

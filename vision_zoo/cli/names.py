@@ -30,6 +30,8 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
 }
 
 
+# Values that stand for "no class"; a logger may be any of them.
+NO_CLASS = ("null", "None", "true", "True", "false", "False")
 LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")
 
 
@@ -78,7 +80,7 @@ def find_class(name: str, slot: str) -> str:
 
 
 def _ours(class_: Any, slot: str) -> str | None:
-    """Our subclass of a library's class, of the same name, where there is one: it works in a run and resumes exactly."""
+    """Our subclass of a library's class, of the same name, where there is one: it resumes exactly."""
     for package in CLASS_SLOTS[slot]:
         found = getattr(importlib.import_module(package), getattr(class_, "__name__", ""), None)
         if inspect.isclass(found) and found is not class_ and class_ in found.__mro__:
@@ -117,6 +119,8 @@ def as_spec(value: Any, slot: str) -> Any:
 
 def class_choice(value: str, slot: str) -> Any:
     """What a word of the command line chooses: a name, or YAML with one class or a list of them."""
+    if value in NO_CLASS:
+        return yaml.safe_load(value) if value != "None" else None
     if value.lstrip()[:1] not in ("{", "["):
         return as_spec(value, slot)
     try:

@@ -4,10 +4,9 @@ import json
 import subprocess
 import sys
 
-from tests.test_distributed import ENVIRONMENT
-
 from tests import tiny
 from tests.lightning_rows.trial import BASE
+from tests.training.test_processes import ENVIRONMENT
 
 # Modules, and names of modules, that Windows' Python lacks; a file system may have no hard links anywhere.
 MODULES = ("fcntl", "grp", "posix", "pwd", "resource", "syslog", "termios")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.test_distributed import ENVIRONMENT
 
 from tests import tiny
 from tests.lightning_rows.plugs import PROCESSES, a_strategy
 from tests.lightning_rows.trial import BASE, same
+from tests.training.test_processes import ENVIRONMENT
 
 CLASSES = {
     "DDPStrategy": a_strategy("DDPStrategy"),
@@ -38,11 +38,10 @@ def words_of(name: str, devices: int) -> list[str]:
     ]  # fmt: skip
 
 
-def run_all(folder: Path, kind: str, *, devices: int | None = None) -> dict[str, dict]:
-    """The last checkpoint of each strategy that starts its processes in one way."""
+def run_all(folder: Path, names: list[str]) -> None:
+    """Train with each strategy, one after another in one program."""
     tiny.write_npz(folder / "data.npz", 40, 20, (8, 8))
     (folder / "program.py").write_text(PROGRAM)
-    names = [name for name, (how, count) in PROCESSES.items() if how == kind and devices in (None, count)]
     commands = [words_of(name, PROCESSES[name][1]) for name in names]
     done = subprocess.run(
         [sys.executable, "program.py", json.dumps(commands)],
@@ -50,7 +49,6 @@ def run_all(folder: Path, kind: str, *, devices: int | None = None) -> dict[str,
     )  # fmt: skip
     codes = [line for line in done.stdout.splitlines() if line.startswith("exit code")]
     assert codes == ["exit code 0"] * len(names), f"{dict(zip(names, codes, strict=False))}\n{done.stderr}"
-    return {name: last_of(folder / name) for name in names}
 
 
 def last_of(root: Path) -> dict:
@@ -80,15 +78,12 @@ def by_two(tmp_path_factory) -> dict:
 
 
 @pytest.mark.parametrize("kind", ["popen", "spawn", "fork"])
-def test_one_process_trains_what_the_command_trains_without_a_strategy(kind, tmp_path, alone):
-    for name, checkpoint in run_all(tmp_path, kind, devices=1).items():
-        assert same(checkpoint["state_dict"], alone["state_dict"]), name
-
-
-@pytest.mark.parametrize("kind", ["spawn", "fork"])
-def test_two_processes_that_are_started_otherwise_train_the_same(kind, tmp_path, by_two):
-    for name, checkpoint in run_all(tmp_path, kind, devices=2).items():
-        assert same(checkpoint["state_dict"], by_two["state_dict"]), name
+def test_every_strategy_trains_what_its_number_of_processes_trains(kind, tmp_path, alone, by_two):
+    names = [name for name, (how, count) in PROCESSES.items() if how == kind and (how, count) != ("popen", 2)]
+    run_all(tmp_path, names)
+    for name in names:
+        expected = by_two if PROCESSES[name][1] == 2 else alone
+        assert same(last_of(tmp_path / name)["state_dict"], expected["state_dict"]), name
 
 
 def test_two_nodes_are_one_run(tmp_path, by_two):

@@ -1,4 +1,4 @@
-"""Reading files that somebody else may have made: nothing in them is run, and they name trusted classes only."""
+"""Reading files that may come from anywhere: nothing in them is run, and they name trusted classes only."""
 
 import glob
 import zipfile
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from vision_zoo.errors import CheckpointError, ConfigError
 from vision_zoo.files import expanded
-from vision_zoo.specs import import_path
-from vision_zoo.trust import check_trust
+from vision_zoo.specs import import_path, without_downloads
+from vision_zoo.trust import WEIGHTS_ALONE, endless, untrusted
 from vision_zoo.types import Config
 
 HYPERPARAMETERS = {
@@ -34,20 +34,33 @@ def read_torch_file(path: str | Path) -> Any:
     file = Path(path)
     if not file.is_file():
         raise CheckpointError(f"{file.resolve()} not found")
+    cause: Exception | None = None
     try:
-        _refuse_compressed(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise CheckpointError(f"{file.resolve()} cannot be read: {error.strerror}") from error
+        if not (reason := _compressed(file)):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the zip or pickle reader meets in a broken file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        for line in str(error).splitlines():
-            if "Unsupported" in line or "WeightsUnpickler error" in line:
-                reason = line.strip()
-        raise CheckpointError(
-            f"{file.resolve()} is not a checkpoint that can be loaded safely (truncated, of another kind, or holding "
-            f"more than tensors and plain data): {reason}"
-        ) from error
+        cause, lines = error, str(error).splitlines() or [type(error).__name__]
+        telling = [line for line in lines if "Unsupported" in line or "WeightsUnpickler error" in line]
+        reason = (telling or lines[:1])[-1].strip()
+    what = (
+        "is not a checkpoint that can be loaded safely (truncated, of another kind, or holding more than tensors and "
+        f"plain data): {reason}"
+    )
+    if isinstance(cause, PermissionError):
+        what = f"cannot be read: {cause.strerror}"
+    raise CheckpointError(f"{file.resolve()} {what}") from cause
+
+
+def _compressed(file: Path) -> str:
+    """Why an archive unpacks to more than it is, for torch.save compresses nothing; otherwise empty."""
+    if not zipfile.is_zipfile(file):
+        return ""
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+    size = sum(entry.file_size for entry in entries)
+    if size <= file.stat().st_size and all(entry.compress_type == zipfile.ZIP_STORED for entry in entries):
+        return ""
+    return f"a compressed archive of {size:,} bytes, which torch.save does not write"
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -74,60 +87,60 @@ def _is_safetensors(file: Path) -> bool:
     try:
         with file.open("rb") as stream:
             return stream.read(9)[8:] == b"{"
-    except OSError:  # who reads it as a whole says what is wrong
+    except OSError:  # the next reader says what is wrong
         return False
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
+def _read_safetensors(file: Path) -> Any:
     try:
         from safetensors.torch import load_file  # noqa: PLC0415  of an extra
+
+        return load_file(file)
     except ImportError as error:
         raise ConfigError(
             f"{file} needs the package safetensors ({error}). Run: pip install 'vision_zoo[export]'"
         ) from error
-    try:
-        state: dict[str, Tensor] = load_file(file)
     except Exception as error:  # safetensors has an exception of its own, and others for what its header may hold
         raise CheckpointError(f"{file.resolve()} is not a whole safetensors file: {error}") from error
-    return state
-
-
-def _refuse_compressed(file: Path) -> None:
-    """Refuse archives that unpack to more than they are: torch.save compresses nothing."""
-    if not zipfile.is_zipfile(file):
-        return
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-    size = sum(entry.file_size for entry in entries)
-    if size > file.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError(f"a compressed archive of {size:,} bytes, which torch.save does not write")
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoints
 
 
 def read_checkpoint(path: str | Path, trusted_packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a training checkpoint and check that it is one, and that it names trusted classes only.
+    """Read a training checkpoint and check that it is one, and that it holds nothing but what `trust` allows.
 
     Raises:
         CheckpointError: if it is missing, broken, no vision_zoo checkpoint, or names a class of another package.
     """
-    checkpoint = read_torch_file(path)
-    where = str(Path(path).resolve())
-    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
-        raise CheckpointError(f"{where} is not a vision_zoo checkpoint (a bare state dict goes to --model.weights)")
-    hparams = checkpoint["hyper_parameters"]
-    if not isinstance(hparams, dict) or not {"backbone", "image_shape", "class_names"} <= hparams.keys():
-        raise CheckpointError(f"{where} was not written by vision_zoo: it describes no backbone")
-    check_trust(checkpoint, trusted_packages, where)
-    for problem in _problems(checkpoint):
-        raise CheckpointError(f"{where} was not written by vision_zoo: {problem}")
+    checkpoint: dict[str, Any] = read_torch_file(path)
+    if (problem := next(_problems(checkpoint, trusted_packages), None)) is not None:
+        raise CheckpointError(f"{Path(path).resolve()} {problem}")
     return checkpoint
 
 
-def _problems(checkpoint: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a checkpoint's plain data, one after the other."""
+def _problems(checkpoint: Any, trusted_packages: Sequence[str]) -> Iterator[str]:
+    """What is wrong with a checkpoint, as predicates of one sentence each; each check relies on those before it."""
+    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
+        yield "is not a vision_zoo checkpoint (a bare state dict goes to --model.weights)"
+    for problem in _of_form(checkpoint):
+        yield f"was not written by vision_zoo: {problem}. {WEIGHTS_ALONE}"
+    yield from untrusted(checkpoint, trusted_packages)
+    config = (checkpoint.get("vision_zoo") or {"config": {"model": {}}})["config"]
+    for backbone in (checkpoint["hyper_parameters"]["backbone"], config["model"].get("backbone")):
+        if isinstance(backbone, dict) and "class_path" in backbone:
+            yield from _too_large(backbone, checkpoint)
+
+
+def _of_form(checkpoint: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the form and the size of a checkpoint's plain data."""
+    if endless({name: part for name, part in checkpoint.items() if name != "state_dict"}):
+        yield "its data are nested without an end"
     hparams, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+    if not isinstance(hparams, dict) or not {"backbone", "image_shape", "class_names"} <= hparams.keys():
+        yield "it describes no backbone"
+    if not isinstance(hparams["backbone"], dict) or "class_path" not in hparams["backbone"]:
+        yield f"{str(hparams['backbone'])[:80]!r} describes no backbone"
     shape, names = hparams["image_shape"], hparams["class_names"]
     if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
         yield "its state_dict is not one"
@@ -157,37 +170,26 @@ def _problems(checkpoint: Mapping[str, Any]) -> Iterator[str]:
         options = checkpoint.get(section)
         if options is not None and not (isinstance(options, dict) and all(isinstance(key, str) for key in options)):
             yield f"its {section} are not options"
-    foreign = sorted(hparams.keys() - HYPERPARAMETERS)
-    if foreign:
+    if foreign := sorted(hparams.keys() - HYPERPARAMETERS):
         yield f"it has the hyperparameters {', '.join(foreign)[:80]}"
-    described = [hparams["backbone"], about["config"]["model"].get("backbone") if about is not None else None]
-    for backbone in described:
-        if isinstance(backbone, dict) and "class_path" in backbone:
-            yield from _too_large(backbone, shape, len(names), state)
 
 
-def _too_large(
-    backbone: Mapping[str, Any], shape: Sequence[int], classes: int, state: Mapping[str, Tensor]
-) -> Iterator[str]:
+def _too_large(backbone: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Iterator[str]:
     """Build the network without memory: one far larger than the weights in the file must not be built for real."""
-    target, options = import_path(backbone["class_path"]), dict(backbone.get("init_args") or {})
-    if isinstance(options.get("weights"), str):  # those to start from are not fetched any more
-        options["weights"] = None
+    hparams, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+    target, options = import_path(backbone["class_path"]), without_downloads(backbone).get("init_args") or {}
     try:
         with torch.device("meta"):
-            network = target(tuple(shape), classes, **options)
+            network = target(tuple(hparams["image_shape"]), len(hparams["class_names"]), **options)
     except Exception:  # some networks compute while they are built; wrong options are refused later
         return
     own = sum(tensor.numel() for tensor in network.state_dict().values()) if isinstance(network, nn.Module) else 0
     held = sum(tensor.untyped_storage().nbytes() for tensor in state.values())
     if own > max(held, 2**20):  # values against bytes
-        yield f"its network has {own:,} values, and its weights hold {held:,} bytes"
-
-
-# -------------------------------------------------------------------------------------------------------------- trust
-
-
-# ------------------------------------------------------------------------------------------------------- import paths
+        yield (
+            f"was not written by vision_zoo: its network has {own:,} values, and its weights hold {held:,} bytes. "
+            f"{WEIGHTS_ALONE}"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ finding checkpoints
@@ -207,14 +209,13 @@ class Checkpoint(NamedTuple):
     @property
     def config(self) -> Config:
         """The whole configuration of its run; empty for one that plain Python wrote."""
-        about = self.content.get("vision_zoo")
-        return about["config"] if about is not None else {}
+        config: Config = (self.content.get("vision_zoo") or {}).get("config", {})
+        return config
 
     @property
     def run_name(self) -> str | None:
         """The name of its run, or None for one that plain Python wrote."""
-        about = self.content.get("vision_zoo")
-        return about["name"] if about is not None else None
+        return (self.content.get("vision_zoo") or {}).get("name")
 
     @property
     def step(self) -> int:
@@ -247,53 +248,40 @@ def open_checkpoint(
 
 
 def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = None) -> Path:
-    """The checkpoint meant by a path, a run folder, or best or last.
-
-    Args:
-        name: what the user gave.
-        root: folder that holds "runs".
-        prefer: "best" or "last", for a run folder.
-        run_name: look only at runs of this configuration.
+    """The checkpoint that a path, a run folder, or best or last stands for; see `open_checkpoint`.
 
     Raises:
         CheckpointError: if there is none.
     """
-    if name in ("best", "last"):
-        whose = glob.escape(run_name) if run_name else "*"
-        runs = [run for run in root.resolve().glob(f"runs/{whose}/version_*") if (run / "checkpoints").is_dir()]
-
-        def written(run: Path) -> tuple[int, str]:
-            files = [run / "checkpoints", *run.glob("checkpoints/*.ckpt")]
-            return max(file.stat().st_mtime_ns for file in files), str(run)
-
-        if not runs:
-            whose = f"run of {run_name}" if run_name else "run"
-            raise CheckpointError(
-                f"--ckpt_path {name}: no {whose} with a checkpoint below {root.resolve() / 'runs'}. Train first with "
-                "vision_zoo fit, or give the checkpoint's path"
-            )
-        newest = max(runs, key=written)
-        if not (newest / "checkpoints" / f"{name}.ckpt").is_file():
-            raise CheckpointError(
-                f"--ckpt_path {name}: the newest run, {newest}, has no {name}.ckpt yet: give the folder of another run"
-            )
-        return newest / "checkpoints" / f"{name}.ckpt"
     path = expanded(name)
-    if path.is_dir():
-        for candidate in (
-            path / "checkpoints" / f"{prefer}.ckpt",
-            path / f"{prefer}.ckpt",
-            path / "checkpoints" / "last.ckpt",
-        ):
-            if candidate.is_file():
-                return candidate.resolve()
-        raise CheckpointError(f"--ckpt_path {name}: {path.resolve()} holds no checkpoints/{prefer}.ckpt")
-    if not path.is_file():
-        raise CheckpointError(f"--ckpt_path {name}: {path.resolve()} not found")
-    return path.resolve()
+    if name in ("best", "last"):
+        runs = root.resolve() / "runs"
+        found = runs.glob(f"{glob.escape(run_name) if run_name else '*'}/version_*/checkpoints")
+        candidates = [f / f"{name}.ckpt" for f in sorted((f for f in found if f.is_dir()), key=_written)[-1:]]
+        reason = (
+            f"no run {f'of {run_name} ' if run_name else ''}with a checkpoint below {runs}. Train first with "
+            "vision_zoo fit, or give the checkpoint's path"
+        )
+        if candidates:
+            newest = candidates[0].parent.parent
+            reason = f"the newest run, {newest}, has no {name}.ckpt yet: give the folder of another run"
+    elif path.is_dir():
+        candidates = [path / "checkpoints" / f"{prefer}.ckpt", path / f"{prefer}.ckpt", path / "checkpoints/last.ckpt"]
+        reason = f"{path.resolve()} holds no checkpoints/{prefer}.ckpt"
+    else:
+        candidates, reason = [path], f"{path.resolve()} not found"
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
+    raise CheckpointError(f"--ckpt_path {name}: {reason}")
 
 
-def read_or_offer(path: Path, trusted_packages: Sequence[str]) -> Config:
+def _written(folder: Path) -> tuple[int, str]:
+    """When the newest file in a folder of checkpoints was written."""
+    return max(file.stat().st_mtime_ns for file in (folder, *folder.glob("*.ckpt"))), str(folder)
+
+
+def read_or_offer(path: Path, trusted_packages: Sequence[str]) -> dict[str, Any]:
     """Read a checkpoint, or say which other one of the same run is good.
 
     Raises:
@@ -304,13 +292,17 @@ def read_or_offer(path: Path, trusted_packages: Sequence[str]) -> Config:
     except CheckpointError as error:
         if path.parent.name != "checkpoints":
             raise
-        others = sorted(path.parent.glob("*.ckpt"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
-        for other in others:
-            if other != path:
-                try:
-                    read_checkpoint(other, trusted_packages)
-                except CheckpointError:
-                    continue
-                hint = f"The next older good checkpoint is {other}: --ckpt_path {other}"
-                raise CheckpointError(f"{error}. {hint}") from error
-        raise CheckpointError(f"{error}. There is no other good checkpoint in {path.parent}") from error
+        others = sorted(set(path.parent.glob("*.ckpt")) - {path}, key=lambda p: p.stat().st_mtime_ns, reverse=True)
+        good = next((other for other in others if _is_good(other, trusted_packages)), None)
+        hint = f"There is no other good checkpoint in {path.parent}"
+        if good is not None:
+            hint = f"The next older good checkpoint is {good}: --ckpt_path {good}"
+        raise CheckpointError(f"{error}. {hint}") from error
+
+
+def _is_good(path: Path, trusted_packages: Sequence[str]) -> bool:
+    try:
+        read_checkpoint(path, trusted_packages)
+    except CheckpointError:
+        return False
+    return True

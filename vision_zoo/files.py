@@ -73,7 +73,7 @@ def lock_file(path: Path, *, wait: bool) -> BaseFileLock | None:
     except Timeout:
         return None
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # of a file system where nobody can be kept out
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # of a file system without locks
             raise
     return lock
 

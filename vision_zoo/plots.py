@@ -1,4 +1,4 @@
-"""Pictures of runs and data, drawn without a screen."""
+"""Figures of runs and data, drawn without a screen."""
 
 import csv
 import math
@@ -13,6 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentForma
 from torch import Tensor
 
 from vision_zoo.files import new_file
+from vision_zoo.formatting import metric_text
 
 TRAIN, VAL = "#4c78a8", "#e45756"
 LOG_FROM = 20  # a loss that falls to less than a twentieth shows its end on a logarithmic axis only
@@ -63,18 +64,13 @@ def plot_curves(metrics: Path, output: Path, title: str) -> None:
                 continue
             losses += values if metric == "loss" else []
             best = values.index(best_of(values))
-            figure_text = f"{values[best]:.2%}".replace("%", " %") if metric == "accuracy" else f"{values[best]:.4f}"
-            (line,) = axes.plot(
-                steps, values, color=colour, linewidth=1.8, label=f"{name}, best {figure_text}", clip_on=False
-            )
+            label = f"{name}, best {metric_text(metric, values[best])}"
+            (line,) = axes.plot(steps, values, color=colour, linewidth=1.8, label=label, clip_on=False)
             if len(values) <= 40:
                 line.set(marker="o", markersize=4 if len(values) > 1 else 7)
             if split == "val" and len(values) > 1:
-                ring, where = (
-                    {"markerfacecolor": "white", "color": colour, "markersize": 7.0},
-                    (steps[best], values[best]),
-                )
-                axes.plot(*where, "o", clip_on=False, zorder=4, **ring)
+                ring = {"color": colour, "markerfacecolor": "white", "markersize": 7.0}
+                axes.plot(steps[best], values[best], "o", clip_on=False, zorder=4, **ring)
         axes.set_xlabel("iterations", fontsize=9, color="#444444")
         axes.set_title(metric, fontsize=11, loc="left")
         axes.margins(y=0.1)
@@ -125,12 +121,11 @@ def plot_confusion_matrix(matrix: Tensor, class_names: Sequence[str], output: Pa
             for label in axes.get_xticklabels():
                 label.set(rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(classes), names, fontsize=9, parse_math=False)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    if classes <= 40:
         edges = [k + 0.5 for k in range(classes - 1)]
         axes.hlines(edges, -0.5, classes - 0.5, color="white", linewidth=1)
         axes.vlines(edges, -0.5, classes - 0.5, color="white", linewidth=1)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     if classes <= 20:
         for row in range(classes):
             for column in range(classes):

@@ -141,13 +141,12 @@ def build_schedule(build: Schedule, optimizer: Optimizer, steps: float) -> LRSch
     if length and math.isinf(steps):
         raise ConfigError("the schedule needs an end: set --trainer.max_epochs, or its T_max or total_steps")
     scheduler = build(optimizer, **{length: int(steps)} if length else {})
-    one_cycle = isinstance(scheduler, lr_scheduler.OneCycleLR)
-    if one_cycle and scheduler.total_steps < steps:
+    if isinstance(scheduler, lr_scheduler.OneCycleLR) and scheduler.total_steps < steps:
         raise ConfigError(
             f"--model.scheduler OneCycleLR ends after {scheduler.total_steps:,} steps, and the run has {steps:,}: "
             "leave its total_steps out, so that it takes those of the run"
         )
-    per_step = one_cycle or length is not None or isinstance(scheduler, CyclicLR)
+    per_step = length is not None or isinstance(scheduler, lr_scheduler.OneCycleLR | CyclicLR)
     config: LRSchedulerConfigType = {"scheduler": scheduler, "interval": "step" if per_step else "epoch"}
     if isinstance(scheduler, ReduceLROnPlateau):
         config |= {"monitor": "train/loss", "strict": False}

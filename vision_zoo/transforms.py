@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -66,14 +66,9 @@ class RandomCrop(BatchTransform):
 
     def __init__(self, padding: int = 4, padding_mode: PaddingMode = "constant", fill: int = 0) -> None:
         super().__init__()
-        refuse(
-            ConfigError,
-            (padding < 0, f"RandomCrop: padding must be at least 0, got {padding}"),
-            (
-                padding_mode not in ("constant", "reflect", "edge"),
-                f"RandomCrop: padding_mode must be constant, reflect or edge, got {padding_mode!r}",
-            ),
-        )
+        mode = f"RandomCrop: padding_mode must be constant, reflect or edge, got {padding_mode!r}"
+        refuse(ConfigError, (padding < 0, f"RandomCrop: padding must be at least 0, got {padding}"))
+        refuse(ConfigError, (padding_mode not in get_args(PaddingMode), mode))
         self.padding = padding
         self.padding_mode = padding_mode
         self.fill = _value(self, "fill", fill)
@@ -119,17 +114,10 @@ class RandomAffine(BatchTransform):
         fill: int = 0,
     ) -> None:
         super().__init__()
-        refuse(
-            ConfigError,
-            (
-                not 0 < scale[0] <= scale[1],
-                f"RandomAffine: scale must be two rising positive factors, got {list(scale)}",
-            ),
-            (
-                min(degrees, translate, shear) < 0 or shear >= 90,
-                "RandomAffine: degrees, translate and shear must be at least 0, shear below 90",
-            ),
-        )
+        rising = f"RandomAffine: scale must be two rising positive factors, got {list(scale)}"
+        least = "RandomAffine: degrees, translate and shear must be at least 0, shear below 90"
+        outside = min(degrees, translate, shear) < 0 or shear >= 90
+        refuse(ConfigError, (not 0 < scale[0] <= scale[1], rising), (outside, least))
         self.degrees, self.translate, self.shear = degrees, translate, shear
         self.scale = (float(scale[0]), float(scale[1]))
         self.fill = _value(self, "fill", fill)

@@ -1,123 +1,208 @@
-"""Which classes a checkpoint may name: it is data from somebody else."""
+"""What a checkpoint may hold: a list of what is allowed, for the file may come from anywhere.
 
-import contextlib
+A hostile file cannot, unless the user admits its package with ``--trusted_packages``:
+
+- run code when it is read: ``weights_only`` gives tensors and plain data, and nothing compressed is unpacked;
+- name code outside of the trusted packages, through a re-export such as ``torch.os``, or in a folder beside it;
+- name a class of another kind than its option takes: among the options of a class only modules, and no functions;
+- hide a name in YAML within a text, in a key with dots, or in letters of another script;
+- have a file or an address read as a configuration;
+- have data walked without an end, or a network built that is far larger than the file's weights;
+- have `fit` write outside of its run and the working directory, or to an address (see `places_outside`).
+
+It can name any folder of images to be read, have `fit` log to the service of one of Lightning's loggers, and choose
+options of trusted classes that predict nonsense or take long.
+"""
+
 import inspect
-import pkgutil
+import os
+import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from pkgutil import resolve_name
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-from jsonargparse import get_loader
+import torch
 from lightning import LightningDataModule
+from lightning.fabric.plugins import ClusterEnvironment
+from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from torch import nn
+from lightning.pytorch.plugins import CheckpointIO, LayerSync, Precision
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from vision_zoo.errors import CheckpointError, ConfigError
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path, is_import_path, is_package, returned_class
 
-TRUSTED_PACKAGES = ("vision_zoo", "torch", "torchvision", "torchmetrics", "lightning", "timm")
-"""Packages whose classes a checkpoint may name; a checkpoint is data from somebody else."""
+TRUSTED_PACKAGES = ("vision_zoo", "torch", "torchvision", "lightning", "timm")
+"""Packages whose classes a checkpoint may name; not torchmetrics, some of whose modules load a model by its name."""
 
-
-CLASS_KEYS = ("class_path", "_class_path", "_instantiator")
-
-
+# What stands in each place; anywhere else a class must be a module.
 KINDS: dict[str, tuple[type, ...]] = {
-    "backbone": (nn.Module,),
-    "optimizer": (Optimizer,),
-    "scheduler": (LRScheduler, ReduceLROnPlateau),
+    "model.backbone": (nn.Module,),
+    "model.optimizer": (Optimizer,),
+    "model.scheduler": (LRScheduler, ReduceLROnPlateau),
     "data": (LightningDataModule,),
-    "augmentation": (nn.Module,),
-    "callbacks": (Callback,),
-    "logger": (Logger,),
+    "data.augmentation": (nn.Module,),
+    "trainer.accelerator": (Accelerator,),
+    "trainer.callbacks": (Callback,),
+    "trainer.logger": (Logger,),
+    "trainer.plugins": (Precision, ClusterEnvironment, CheckpointIO, LayerSync),
+    "trainer.profiler": (Profiler,),
+    "trainer.strategy": (Strategy,),
 }
-
-
-PATHS = ("data.init_args.root", "data.init_args.path", "root", "path", "trainer.default_root_dir")
-
-
+PURE_FUNCTIONS = ("torch.nn.functional", "torch._C._nn", "torch.nn.init")  # such as a network's activation
+CLASS_KEYS = ("class_path", "_class_path", "_instantiator")
+INSTANTIATORS = (None, "lightning.pytorch.cli.instantiate_module")  # which Lightning writes beside options
+PATHS = ("trainer.default_root_dir",)  # texts by their type, as are those options of classes that are annotated so
 WRITTEN_TO = ("dirpath", "save_dir", "dir")  # options of Lightning's callbacks, loggers and profilers
+MOST_NODES, DEEPEST, MOST_LETTERS = 2_000_000, 40, 10_000  # of nested plain data, of one text
+WEIGHTS_ALONE = "To use nothing but its weights, name a network and give the file to --model.weights"
+
+_VALUES = (NoneType, bool, int, float, Tensor)
+_KEY = re.compile(r"[^\W_][\w -]*|_[^\W_][\w -]*")  # no dots, with which the parser goes down, and no __path__
+# One line that YAML reads as itself: no structure, comment or tag in it, nor an address of fsspec (x://y, x::y).
+_LINE = re.compile(r"(-?\w([^\s:#\\]|:(?![\s:/]|$)| (?![\s#]|$))*)?")
+_PLAIN_TYPES = (str, int, float, bool, NoneType, Path, os.PathLike, ...)
+_CONTAINERS = (Union, UnionType, list, tuple, dict, Sequence, Mapping, Iterable)
 
 
-MOST_NODES, DEEPEST = 5_000_000, 40  # of nested plain data
+class Allowlist:
+    """The rule: which classes, functions and texts an option may hold.
 
-
-MOST_TEXTS, MOST_LETTERS = 1000, 10**6  # within one text
-
-
-def check_trust(checkpoint: Any, trusted_packages: Sequence[str], where: str) -> None:
-    """Refuse names of code outside of the trusted packages, and of code of the wrong kind.
-
-    What a checkpoint describes is built by importing what it names. So every class path is checked for its package,
-    and what it leads to for where it was defined (``torch.os.system`` is no part of torch) and for what it is (a
-    backbone must be an ``nn.Module``). Other texts of the configuration count too where they could be imported.
-
-    Raises:
-        CheckpointError: naming the code and the option that admits it.
+    Args:
+        trusted_packages: further packages, of which classes of the right kind and, among the options of a class, any
+            functions are allowed.
     """
-    admitted = (*TRUSTED_PACKAGES, *trusted_packages)
-    for _, key, value in _walk({k: v for k, v in checkpoint.items() if k != "state_dict"}, where):
-        if key in CLASS_KEYS:
-            _check_class(value, key, admitted, where)
-    about = checkpoint.get("vision_zoo")
-    described = [checkpoint.get("datamodule_hyper_parameters"), about.get("config") if isinstance(about, dict) else 0]
-    hparams = checkpoint["hyper_parameters"]
-    described += [{name: hparams.get(name)} for name in ("backbone", "optimizer", "scheduler")]
-    model = about["config"].get("model") if isinstance(about, dict) and isinstance(about.get("config"), dict) else None
-    plain = {*PATHS, *_plain_options(described[0], trusted_packages)}
-    specs = {"backbone.init_args.": hparams.get("backbone")}
-    if isinstance(model, dict):
-        specs |= {"model.backbone.init_args.": model.get("backbone"), "data.init_args.": described[1].get("data")}
-    for place, spec in specs.items():
-        plain |= {place + option for option in _plain_options(spec, trusted_packages)}
-    for part in described:
-        for path, key, value in _walk(part, where):
-            if key not in CLASS_KEYS and isinstance(value, str) and path not in plain:
-                _check_text(value, path, admitted, where)
-    for holder in (hparams, model if isinstance(model, dict) else {}):
-        for slot in ("backbone", "optimizer", "scheduler"):
-            _check_slot(holder.get(slot), slot, where, needed=slot == "backbone" and holder is hparams)
-    if isinstance(about, dict) and isinstance(about.get("config"), dict):
-        config = about["config"]
-        _check_slot(config.get("data"), "data", where)
-        for section, slot in (("data", "augmentation"), ("trainer", "callbacks"), ("trainer", "logger")):
-            options = config.get(section)
-            options = options.get("init_args") if section == "data" and isinstance(options, dict) else options
-            found = options.get(slot) if isinstance(options, dict) else None
-            for spec in found if isinstance(found, list) else [found]:
-                _check_slot(spec, slot, where)
-    # Only one of the two is built from: see `Classifier.load_from_checkpoint` and the command line's layers.
-    for part in described[:2] if isinstance(about, dict) else described:
-        _check_nested(part, trusted_packages, where)
+
+    def __init__(self, trusted_packages: Sequence[str]) -> None:
+        self.own = tuple(trusted_packages)
+        self.admitted = (*(name for name in TRUSTED_PACKAGES if not _lies_beside(name)), *self.own)
+
+    def option(self, value: Any, place: str, *, is_text: bool = False) -> Iterator[str]:
+        """What is wrong with the value of an option.
+
+        Args:
+            value: plain data with classes in it.
+            place: where it stands, such as "model.backbone.width".
+            is_text: whether the parser keeps a text in this place as it is, see `_keeps_texts`.
+        """
+        if isinstance(value, Mapping) and "class_path" in value:
+            yield from self._class_with_options(value, place)
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                if type(key) is not int and not (isinstance(key, str) and _KEY.fullmatch(key)):
+                    yield f"has an option {str(key)[:80]!r} in {place}, which is no name. {WEIGHTS_ALONE}"
+                yield from self.option(item, f"{place}.{key}".lstrip("."), is_text=is_text)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                yield from self.option(item, place, is_text=is_text)
+        elif isinstance(value, str):
+            yield from self._text(value, place, is_text)
+        elif type(value) not in _VALUES:
+            yield f"holds a {type(value).__name__} as {place}, which is no plain value. {WEIGHTS_ALONE}"
+
+    def _class_with_options(self, spec: Mapping[str, Any], place: str) -> Iterator[str]:
+        name = spec["class_path"]
+        if not isinstance(name, str) or not is_import_path(name):
+            yield f"has {str(name)[:80]!r} as class_path, which is not a package.module.Class. {WEIGHTS_ALONE}"
+            return
+        yield from self._name(name, place)
+        hints = _hints(self._found(name))
+        for holder in spec.keys() - {"class_path"}:
+            options = spec[holder] or {}
+            if holder not in ("init_args", "dict_kwargs") or not isinstance(options, Mapping):
+                yield f"has {str(holder)[:80]!r} beside {name}, and the {holder} of a class are not options"
+                return
+            for option, value in options.items():
+                is_text = holder == "init_args" and _keeps_texts(hints.get(option))
+                yield from self.option({option: value}, place, is_text=is_text)
+
+    def _found(self, name: str) -> Any:
+        """What a path leads to; None if it is of no admitted package, or cannot be imported in either way."""
+        # A __main__ runs when it is imported.
+        if name.partition(".")[0] in self.admitted and ".__" not in name:
+            for find in (resolve_name, import_path):
+                with suppress(Exception, SystemExit):
+                    return find(name)
+        return None
+
+    def _name(self, name: str, place: str) -> Iterator[str]:
+        """What is wrong with the path of a class or function in a place."""
+        package, slot = name.partition(".")[0], place.rpartition(".")[2]
+        found = self._found(name)
+        if package not in self.admitted:
+            yield _not_trusted(name, package)
+        elif found is None:
+            # What only `fit` builds may be missing elsewhere, and there the parser says so.
+            if not place.startswith("trainer.") or ".__" in name:
+                yield f"names {name} as {slot}, but {name} cannot be imported. {WEIGHTS_ALONE}"
+        else:
+            module = found.__name__ if inspect.ismodule(found) else getattr(found, "__module__", None) or name
+            home = str(module).partition(".")[0]
+            kinds = KINDS.get(place, (nn.Module,))
+            made = returned_class(found) if home in self.own and not inspect.isclass(found) else found
+            pure = callable(found) and name.rpartition(".")[0] in PURE_FUNCTIONS
+            harmless = home in self.own or pure or isinstance(found, torch.dtype)
+            if home not in self.admitted:
+                called = module if inspect.ismodule(found) else f"{module}.{getattr(found, '__name__', '')}"
+                yield _not_trusted(f"{name}, which is {called}", home)
+            elif not (inspect.isclass(made) and issubclass(made, kinds)) and (place in KINDS or not harmless):
+                expected = " or ".join(kind.__name__ for kind in kinds)
+                yield f"names {name} as {slot}, which is no {expected} class. {WEIGHTS_ALONE}"
+
+    def _text(self, text: str, place: str, is_text: bool) -> Iterator[str]:
+        """What is wrong with a text: where the parser may import or read what it names, it must be one plain line."""
+        package, dot, _ = text.partition(".")
+        dotted = bool(dot) and all(part.isidentifier() for part in text.split("."))
+        if len(text) > MOST_LETTERS:
+            yield f"has a text of {len(text):,} letters as {place}. {WEIGHTS_ALONE}"
+        elif is_text or place in PATHS:
+            return
+        elif dotted and (package in self.admitted or package in sys.modules or is_package(package)):
+            yield from self._name(text, place)
+        elif not text.isprintable() or not _LINE.fullmatch(text):
+            yield f"has {text[:80]!r} as {place}, which is no plain word. {WEIGHTS_ALONE}"
+        elif os.path.isfile(text):  # noqa: PTH113  which takes any text
+            yield f"names the file {text} as {place}, which a checkpoint may not do. {WEIGHTS_ALONE}"
 
 
-def _plain_options(spec: Any, trusted_packages: Sequence[str]) -> list[str]:
-    """Options of a class of the user's own that its annotations call texts or paths, such as a file with labels.
+def untrusted(checkpoint: Mapping[str, Any], trusted_packages: Sequence[str]) -> Iterator[str]:
+    """What a checkpoint holds beyond what it may, as predicates of one sentence each.
 
-    The parser keeps them as they are; in other options it may import or read what a text names.
+    Args:
+        checkpoint: of the right form, see `vision_zoo.checkpoints`; not `endless`.
+        trusted_packages: further packages, see `Allowlist`.
     """
-    name = (spec.get("class_path") or spec.get("_class_path")) if isinstance(spec, Mapping) else None
-    if not isinstance(name, str) or name.partition(".")[0] not in trusted_packages:
-        return []
-    try:
-        found = import_path(name)
-        hints = get_type_hints(found.__init__ if inspect.isclass(found) else found)
-    except Exception:  # there is no such class, which is said later, or an annotation that means nothing here
-        return []
-    return [option for option, hint in hints.items() if {*(get_args(hint) or [hint])} <= {str, Path, NoneType}]
+    allowlist = Allowlist(trusted_packages)
+    facts = ("image_shape", "class_names", "mean", "std")  # which name nothing
+    yield from allowlist.option({k: v for k, v in checkpoint["hyper_parameters"].items() if k not in facts}, "model")
+    data = dict(checkpoint.get("datamodule_hyper_parameters") or {})
+    if data.pop("_instantiator", None) not in INSTANTIATORS:
+        yield f"names a function as _instantiator. {WEIGHTS_ALONE}"
+    if "_class_path" in data:  # otherwise it cannot be built without the user's own code
+        yield from allowlist.option({"class_path": data.pop("_class_path"), "init_args": data}, "data")
+    yield from allowlist.option((checkpoint.get("vision_zoo") or {}).get("config"), "")
+
+
+def endless(node: Any) -> bool:
+    """Whether plain data are nested without an end."""
+    return any(depth > DEEPEST or count > MOST_NODES for count, (_, _, depth) in enumerate(_walk(node)))
 
 
 def foreign_packages(config: Any) -> list[str]:
     """Packages of the classes and functions that a configuration names, save those that are trusted by themselves."""
     found = set()
-    for path, key, value in _walk(config, "the configuration"):
-        if isinstance(value, str) and is_import_path(value) and path not in PATHS:
+    for key, value, _ in _walk(config):
+        if isinstance(value, str) and is_import_path(value):
             package = value.partition(".")[0]
             if package not in TRUSTED_PACKAGES and (key in CLASS_KEYS or is_package(package)):
                 found.add(package)
@@ -129,185 +214,60 @@ def trusting(packages: Iterable[str]) -> str:
     return "".join(f" --trusted_packages {name}" for name in packages)
 
 
-def _walk(node: Any, where: str) -> Iterator[tuple[str, str, Any]]:
-    """Every value of nested plain data that holds no further ones, and every class path.
-
-    Yields:
-        Where each is, the key that holds it, and the value.
-    """
-    stack: list[tuple[str, str, Any, int]] = [("", "", node, 0)]
-    count = 0
-    while stack:
-        path, key, value, depth = stack.pop()
-        count += 1
-        if depth > DEEPEST or count > MOST_NODES:
-            raise CheckpointError(f"{where} was not written by vision_zoo: its data are nested without an end")
-        if key in CLASS_KEYS or not isinstance(value, (Mapping, list, tuple, set)):
-            yield path, key, value
-        elif isinstance(value, Mapping):
-            stack += [(f"{path}.{k}".lstrip("."), str(k), v, depth + 1) for k, v in value.items()]
-        else:
-            stack += [(path, "", v, depth + 1) for v in value]
-
-
-def _check_class(value: Any, key: str, admitted: Sequence[str], where: str) -> None:
-    if not isinstance(value, str) or not is_import_path(value):
-        raise CheckpointError(f"{where} has {str(value)[:80]!r} as {key}, which is not a package.module.Class")
-    package = value.split(".")[0]
-    if package not in admitted:
-        raise CheckpointError(_not_trusted(where, value, package))
-    _check_origin(value, admitted, where)
-
-
-def _check_nested(part: Any, trusted_packages: Sequence[str], where: str) -> None:
-    """Refuse a class among the options of another one, unless it is a module or of a package that the user named.
-
-    An option without annotation takes any class, and what is called may start a program of its own.
-    """
-    for _, key, value in _walk(_nested_options(part), where):
-        if key in CLASS_KEYS and value.split(".")[0] not in trusted_packages:
-            try:
-                found = pkgutil.resolve_name(value)
-            except Exception:  # cannot be imported: then it cannot be run either
-                found = nn.Module
-            made = found if inspect.isclass(found) else returned_class(found)
-            if made is None or not issubclass(made, nn.Module):
-                raise CheckpointError(
-                    f"{where} names {value} among the options of a class, which is not a Module class"
-                )
-
-
-def _nested_options(part: Any) -> list[Any]:
-    """The options of the classes that stand for a slot, or among those of the trainer."""
-    if not isinstance(part, Mapping):
-        return []
-    specs = [part.get(name) for name in ("backbone", "optimizer", "scheduler", "data")]
-    model, trainer = part.get("model"), part.get("trainer")
-    specs += [model.get(name) for name in ("backbone", "optimizer", "scheduler")] if isinstance(model, Mapping) else []
-    for value in trainer.values() if isinstance(trainer, Mapping) else ():  # callbacks, a strategy, ...
-        specs += _specs(value)
-    options: list[Any] = [_without_class(spec) for spec in specs if isinstance(spec, Mapping)]
-    if "_class_path" in part:  # options of a data module by themselves
-        options.append(_without_class(part))
-    return options
-
-
-def _without_class(spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in spec.items() if name not in CLASS_KEYS}
-
-
-def _check_text(value: str, path: str, admitted: Sequence[str], where: str) -> None:
-    """Refuse a text that the parser would import, or read as a configuration of its own."""
-    texts, count, length = [value], 0, 0
-    while texts:
-        text = texts.pop()
-        count, length = count + 1, length + len(text)
-        if count > MOST_TEXTS or length > MOST_LETTERS:
-            raise CheckpointError(f"{where} was not written by vision_zoo: {path} is text within text")
-        if is_import_path(text):
-            package = text.split(".", maxsplit=1)[0]
-            if package in admitted:
-                _check_origin(text, admitted, where)
-                if path.startswith("trainer.") and package not in admitted[len(TRUSTED_PACKAGES) :]:
-                    _check_hook(text, path, where)
-            elif is_package(package):
-                raise CheckpointError(_not_trusted(where, text, package))
-        elif ("/" in text or "." in text) and "\0" not in text and len(text) < 4096 and _is_file(text):
-            raise CheckpointError(f"{where} names the file {text} as {path}, which a checkpoint may not do")
-        try:
-            with contextlib.suppress(yaml.YAMLError, ValueError, LookupError, AttributeError):
-                yaml.safe_load(text)  # in Python: the parser's own reader, in C, has no limit to depth
-            read = get_loader("yaml")(text)  # a class may be named within, and its dots be escaped
-        except RecursionError:
-            raise CheckpointError(f"{where} was not written by vision_zoo: {path} is nested without an end") from None
-        except Exception:  # whatever the reader meets in a text that is none of its own
-            read = None
-        if isinstance(read, str):
-            texts += [read] if read != text else []
-        elif isinstance(read, (Mapping, list, set)):
-            for _, key, inner in _walk(read, where):
-                if key in CLASS_KEYS:
-                    raise CheckpointError(f"{where} has options written as a text, {text[:80]!r}, as {path}")
-                texts += [inner] if isinstance(inner, str) else []
-
-
-def _check_hook(text: str, path: str, where: str) -> None:
-    """Refuse a function's name among the trainer's options: callbacks and strategies call it."""
-    try:
-        found = pkgutil.resolve_name(text)
-    except Exception:  # cannot be imported: then it cannot be called either
-        return
-    if callable(found) and not (inspect.isclass(found) and issubclass(found, nn.Module)):
-        raise CheckpointError(
-            f"{where} names {text} as {path}, to be called while training. Give that option on the command line or in "
-            "a --config file"
-        )
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except OSError:  # no name that a file could have
-        return False
-
-
-def _check_origin(value: str, admitted: Sequence[str], where: str) -> None:
-    """Refuse what a trusted module has merely imported from elsewhere."""
-    try:
-        found = pkgutil.resolve_name(value)
-    except Exception:  # cannot be imported: then it cannot be run either, and is refused where needed
-        return
-    module = found.__name__ if inspect.ismodule(found) else getattr(found, "__module__", None)
-    package = str(module).split(".")[0]
-    if callable(found) and package not in admitted:
-        raise CheckpointError(_not_trusted(where, f"{value}, which is {module}.{found.__name__}", package))
-    if inspect.ismodule(found) and package not in admitted:
-        raise CheckpointError(_not_trusted(where, f"{value}, which is {module}", package))
-
-
-def _check_slot(spec: Any, slot: str, where: str, *, needed: bool = False) -> None:
-    """Refuse a class of the wrong kind before anybody calls it."""
-    if isinstance(spec, Mapping) and "class_path" in spec:
-        name, options = spec["class_path"], spec.get("init_args")
-        if options is not None and not (isinstance(options, Mapping) and all(isinstance(k, str) for k in options)):
-            raise CheckpointError(f"{where}: the init_args of {name} are not options")
-    elif isinstance(spec, str) and "." in spec and not needed:
-        name = spec
-    elif needed:
-        raise CheckpointError(f"{where} was not written by vision_zoo: {str(spec)[:80]!r} describes no {slot}")
-    else:
-        return
-    try:
-        found = import_path(name)
-    except ConfigError as error:
-        if slot in ("callbacks", "logger"):  # of training alone; to go on with it, fit imports them and says so
-            return
-        raise CheckpointError(f"{where} names {name} as {slot}: {error}") from error
-    made = found if inspect.isclass(found) else returned_class(found)
-    kinds = KINDS[slot]
-    if made is None or not issubclass(made, kinds):
-        expected = " or ".join(kind.__name__ for kind in kinds)
-        raise CheckpointError(f"{where} names {name} as {slot}, which is no {expected} class")
-
-
-def _not_trusted(where: str, what: str, package: str) -> str:
-    return (
-        f"{where} names {what}, code of a package that is not trusted. If you trust it, admit it with "
-        f"--trusted_packages {package}"
-    )
-
-
 def places_outside(options: Any, folders: Sequence[Path]) -> Iterator[str]:
     """Where the callbacks, loggers and so on of a trainer's options would write, as far as it is in no such folder."""
-    for _, key, value in _walk([_without_class(spec) for spec in _specs(options)], "the trainer's options"):
-        if isinstance(value, str) and key not in CLASS_KEYS:
-            path = expanded(value.removeprefix("file:"))
-            if key in WRITTEN_TO or path.is_absolute() or ".." in path.parts:
-                place = path.resolve()
-                if not any(place.is_relative_to(folder.resolve()) for folder in folders):
+    for spec in options if isinstance(options, list) else [options]:
+        for key, value, _ in _walk(spec if isinstance(spec, Mapping) else {}):
+            if isinstance(value, str) and key not in CLASS_KEYS:
+                path = expanded(value.removeprefix("file:"))
+                inside = any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
+                is_place = key in WRITTEN_TO or path.is_absolute() or ".." in path.parts
+                if "://" in value.removeprefix("file:") or (is_place and not inside):
                     yield value
 
 
-def _specs(value: Any) -> list[Mapping[str, Any]]:
-    """The classes with options that an option of the trainer names: none, one or several."""
-    return [spec for spec in (value if isinstance(value, list) else [value]) if isinstance(spec, Mapping)]
+def _walk(node: Any) -> Iterator[tuple[str, Any, int]]:
+    """Every value of nested plain data: the key that holds it, or that holds its list, the value, and the depth."""
+    stack: list[tuple[str, Any, int]] = [("", node, 0)]
+    while stack:
+        key, value, depth = stack.pop()
+        yield key, value, depth
+        if isinstance(value, Mapping):
+            stack += [(str(k), v, depth + 1) for k, v in value.items()]
+        elif isinstance(value, (list, tuple, set)):
+            stack += [(key, v, depth + 1) for v in value]
+
+
+def _keeps_texts(hint: Any) -> bool:
+    """Whether the parser keeps a text as it is for this type: one of plain values, without a class or function."""
+    origin = get_origin(hint)
+    return origin is Literal or (
+        all(map(_keeps_texts, get_args(hint))) if origin in _CONTAINERS else any(hint is t for t in _PLAIN_TYPES)
+    )
+
+
+def _hints(found: Any) -> dict[str, Any]:
+    """Types of the options of a class, with those that it hands on to the classes that it is derived from."""
+    hints: dict[str, Any] = {}
+    for base in reversed(found.__mro__) if inspect.isclass(found) else ():
+        init: Any = getattr(base, "__init__", None)
+        with suppress(TypeError, ValueError):  # of a class that is not written in Python
+            hints |= dict.fromkeys(inspect.signature(init).parameters, Any)
+        hints |= getattr(init, "__annotations__", {})
+        with suppress(Exception):  # an annotation that names what is imported for type checkers alone
+            hints |= get_type_hints(init)
+    return hints
+
+
+def _lies_beside(package: str) -> bool:
+    """Whether a package that is not imported yet would come from the working directory, where a checkpoint may lie."""
+    spec = None if package in sys.modules else find_spec(package)
+    places = [spec.origin or "", *(spec.submodule_search_locations or ())] if spec else []
+    return any(Path(place).absolute().parent == Path.cwd() for place in places)
+
+
+def _not_trusted(what: str, package: str) -> str:
+    return (
+        f"names {what}, code of a package that is not trusted. If you trust it, admit it with "
+        f"--trusted_packages {package}"
+    )

@@ -140,10 +140,12 @@ def test_a_disk_that_is_full_from_the_start_is_named(here, capsys, monkeypatch):
     assert not list((here / "runs").rglob("*.tmp"))
 
 
-def test_predictions_onto_a_full_device_are_named(here, capsys, trained_run):
+def test_predictions_onto_a_full_disk_are_named(here, capsys, trained_run, monkeypatch):
     Image.new("L", (28, 28)).save("a.png")
-    words = ("predict", "--ckpt_path", str(trained_run), "--images", "a.png", "--output", "/dev/full")
-    refuse(capsys, words, r"/dev/full could not be written \(No space left on device\)", code=1)
+    monkeypatch.setattr("os.fsync", full)
+    words = ("predict", "--ckpt_path", str(trained_run), "--images", "a.png", "--output", "table.csv")
+    refuse(capsys, words, r"table\.csv could not be written: No space left on device", code=1)
+    assert [path.name for path in here.glob("*.*")] == ["a.png"]
 
 
 def test_a_checkpoint_that_was_offered_continues_the_run(here, capsys, trained_run):

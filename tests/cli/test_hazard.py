@@ -1,6 +1,7 @@
 """A program that calls the command is never started again by it, whatever processes the command starts."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -8,19 +9,20 @@ import sys
 import time
 from pathlib import Path
 
-from tests.test_distributed import ENVIRONMENT
-
 from tests import tiny
 from tests.lightning_rows.trial import BASE
+from tests.training.test_processes import ENVIRONMENT
 
 WORDS = [*BASE, "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
 
-# A program that does not look whether it is the first process; each process that begins it anew begins more of them.
+# A program that does not look whether it is the first process; if it were started again, it would start itself again.
 CALLS_MAIN = """
 import sys
 from vision_zoo.__main__ import main
 
-sys.exit(main({words!r}))
+with open("started", "a") as file:
+    file.write("once\\n")
+sys.exit(main({words!r}) or main({words!r}))
 """
 MOST_PROCESSES = 6  # two that train, and what Python and torch start beside them
 
@@ -28,10 +30,12 @@ MOST_PROCESSES = 6  # two that train, and what Python and torch start beside the
 def test_a_program_that_calls_fit_with_two_devices_is_not_started_again(tmp_path):
     tiny.write_npz(tmp_path / "data.npz", 40, 20, (8, 8))
     (tmp_path / "program.py").write_text(CALLS_MAIN.format(words=WORDS))
-    most, told = watch_processes([sys.executable, "program.py"], tmp_path)
+    most, code = watch_processes([sys.executable, "program.py"], tmp_path)
     assert most <= MOST_PROCESSES, f"{most} processes at once"
-    assert told == 0, (tmp_path / "told").read_text()
-    assert [path.name for path in tmp_path.glob("runs/*/version_*")] == ["version_0"]
+    assert code == 0, (tmp_path / "told").read_text()
+    assert (tmp_path / "started").read_text() == "once\n"
+    assert {path.name for path in tmp_path.glob("runs/*/version_*")} == {"version_0", "version_1"}
+    assert [json.loads((run / "results.json").read_text())["devices"] for run in tmp_path.glob("runs/*/*")] == [2, 2]
 
 
 def watch_processes(words: list[str], folder: Path) -> tuple[int, int | None]:

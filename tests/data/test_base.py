@@ -1,16 +1,20 @@
+import re
 import sys
 import warnings
+from inspect import Parameter
 
 import pytest
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
 from torchvision.transforms import v2
 
 from tests import tiny
-from vision_zoo.data import CIFAR10, MNIST, ImageDataModule, MNIST5k
+from vision_zoo import data as datasets
+from vision_zoo.data import CIFAR10, EMNIST, MNIST, ArrayFile, ImageDataModule, ImageFolder, MNIST5k
 from vision_zoo.errors import ConfigError
+from vision_zoo.specs import options_of
 from vision_zoo.transforms import RandomCrop, RandomHorizontalFlip
 
 
@@ -31,6 +35,9 @@ class Model(LightningModule):
 
     def test_step(self, batch, batch_idx):
         self.seen["test"].append(batch)
+
+    def predict_step(self, batch, batch_idx):
+        return batch[1]
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -185,3 +192,51 @@ def test_lightning_has_nothing_to_warn_about_in_the_loaders(tmp_path):
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*log_every_n_steps.*|.*isinstance.treespec.*|.*LeafSpec.*")
         trainer(log_every_n_steps=1).fit(Model(), data)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["MNIST5k", "MNIST", "ArrayFile", "kept folder", "streamed folder"])
+def test_every_stage_runs_with_a_plain_trainer_and_a_module_of_any_kind(kind, tmp_path):
+    data = {
+        "MNIST5k": lambda: MNIST5k(batch_size=500),
+        "MNIST": lambda: MNIST(str(tiny.write_mnist(tmp_path))),
+        "ArrayFile": lambda: ArrayFile(str(tiny.write_npz(tmp_path / "a.npz"))),
+        "kept folder": lambda: ImageFolder(str(tiny.write_image_folder(tmp_path)), image_size=8),
+        "streamed folder": lambda: ImageFolder(str(tiny.write_image_folder(tmp_path)), image_size=8, in_memory=False),
+    }[kind]()
+    model, run = Model(), trainer(max_epochs=2)
+    run.fit(model, data)
+    run.validate(model, data, verbose=False)
+    run.test(model, data, verbose=False)
+    run.predict(model, data)
+    seen = {split: torch.cat([labels for _, labels in batches]) for split, batches in model.seen.items()}
+    assert len(seen["train"]) == 2 * data.sizes["train"]
+    assert len(seen["val"]) % data.sizes["val"] == 0
+    assert sorted(seen["test"].tolist()) == sorted(data.split_images("test").labels.tolist())
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    again = type(data).load_from_checkpoint(tmp_path / "run.ckpt")
+    assert dict(again.hparams) == dict(data.hparams)
+    assert options_of(type(data)).keys() <= data.hparams.keys()
+
+
+def test_options_are_stated_once_and_known_of_every_dataset():
+    shared = options_of(ImageDataModule)
+    for kind in vars(datasets).values():
+        if isinstance(kind, type) and issubclass(kind, ImageDataModule):
+            assert shared.keys() <= options_of(kind).keys(), kind
+    assert (options_of(MNIST5k)["val_split"], options_of(ImageFolder)["image_size"]) == (500, 224)
+    assert (shared["val_split"], shared["image_size"]) == (0.1, None)
+
+
+@pytest.mark.parametrize("kind", [EMNIST, MNIST5k, ArrayFile, ImageFolder])
+def test_help_lists_every_option_of_a_dataset_with_its_text_and_default(kind):
+    parser = LightningArgumentParser()
+    parser.add_class_arguments(kind, "data")
+    text = " ".join(parser.format_help().split()).split("Path to a configuration file.")[1]
+    for name, default in options_of(kind).items():
+        described = re.search(rf"--data\.{name} \S+ (.+?)(?= --data\.|$)", text)
+        assert described, name
+        assert len(described[1]) > 30, described[1]
+        if default is not Parameter.empty:
+            shown = {None: "null", True: "true", False: "false"}.get(default, default) if default != 0 else default
+            assert f"default: {shown}".lower() in described[1].lower()

@@ -74,7 +74,7 @@ def test_an_epoch_is_saved_before_its_line_is_printed(here, monkeypatch):
     def gone(*_):
         raise BrokenPipeError  # such as of: vision_zoo fit | head
 
-    monkeypatch.setattr("vision_zoo.training.progress.ProgressBar.epoch_line", gone)
+    monkeypatch.setattr("vision_zoo.training.progress.ProgressBar._line", gone)
     assert main([*QUICK, "--trainer.max_epochs", "2"]) == 1
     checkpoints = here / "runs" / "default" / "version_0" / "checkpoints"
     assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 10

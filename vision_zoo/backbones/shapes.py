@@ -3,7 +3,7 @@
 import itertools
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from vision_zoo.errors import ConfigError, ImageShapeError, refuse
@@ -62,7 +62,7 @@ def _output_length(features: nn.Sequential, image_shape: ImageShape) -> int:
     }
     try:
         with torch.no_grad():
-            maps = functional_call(features, state, (torch.empty(2, *image_shape, device="meta"),))
+            maps: Tensor = functional_call(features, state, (torch.empty(2, *image_shape, device="meta"),))
     except RuntimeError:  # a window that does not fit once
         return 0
     return maps[0].numel()

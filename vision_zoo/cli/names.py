@@ -22,18 +22,23 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
     "model.optimizer": ("torch.optim",),
     "model.scheduler": ("vision_zoo.schedules", "torch.optim.lr_scheduler"),
     "data.augmentation": ("vision_zoo.transforms", "torchvision.transforms.v2"),
-    "trainer.callbacks": ("lightning.pytorch.callbacks", "vision_zoo.training"),
+    "trainer.callbacks": (
+        *(f"vision_zoo.training.{module}" for module in ("resizing", "averaging", "finetuning", "pruning")),
+        "lightning.pytorch.callbacks",
+    ),
     "trainer.logger": ("lightning.pytorch.loggers",),
 }
 
 
+# Values that stand for "no class"; a logger may be any of them.
+NO_CLASS = ("null", "None", "true", "True", "false", "False")
 LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")
 
 
 # Nothing to choose: bases, and schedules that are made of others, which no option can name.
 _BASES = {
     *("ImageDataModule", "BatchTransform", "Transform", "Optimizer", "LRScheduler"),
-    *("SequentialLR", "ChainedScheduler"),
+    *("SequentialLR", "ChainedScheduler", "AverageInTime"),
 }
 
 
@@ -53,7 +58,7 @@ def find_class(name: str, slot: str) -> str:
         except ImportError as error:
             raise ConfigError(f"--{slot} {name}: {error}") from error
         if callable(found):
-            return name
+            return _ours(found, slot) or name
         if found is not None:
             raise ConfigError(f"--{slot} {name}: this is a {type(found).__name__}, not a class")
         close = did_you_mean(attribute, dir(importlib.import_module(module)))
@@ -72,6 +77,15 @@ def find_class(name: str, slot: str) -> str:
         f"--{slot} {name}: unknown{hint or did_you_mean(name, known) or '.'} Known are {', '.join(sorted(known))}; "
         "a class of your own is named with its module: package.module.Class"
     )
+
+
+def _ours(class_: Any, slot: str) -> str | None:
+    """Our subclass of a library's class, of the same name, where there is one: it resumes exactly."""
+    for package in CLASS_SLOTS[slot]:
+        found = getattr(importlib.import_module(package), getattr(class_, "__name__", ""), None)
+        if inspect.isclass(found) and found is not class_ and class_ in found.__mro__:
+            return f"{found.__module__}.{found.__qualname__}"
+    return None
 
 
 def _own_data(name: str) -> str:
@@ -105,6 +119,8 @@ def as_spec(value: Any, slot: str) -> Any:
 
 def class_choice(value: str, slot: str) -> Any:
     """What a word of the command line chooses: a name, or YAML with one class or a list of them."""
+    if value in NO_CLASS:
+        return yaml.safe_load(value) if value != "None" else None
     if value.lstrip()[:1] not in ("{", "["):
         return as_spec(value, slot)
     try:

@@ -1,4 +1,4 @@
-"""The data sets: one line each, so that `--data NAME` finds them."""
+"""The datasets: one line each, so that `--data NAME` finds them."""
 
 from vision_zoo.data.arrays import ArrayFile
 from vision_zoo.data.base import ImageDataModule

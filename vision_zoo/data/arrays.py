@@ -89,14 +89,11 @@ class ArrayFile(ImageDataModule):
         """uint8 (N, C, H, W) in [0, 255] and int64 (N,) in [0, K)."""
         if keys := self._keys(split):
             return self._pair(*keys)
-        refuse(
-            DataError,
-            (
-                not {"images", "labels"} <= set(self._names),
-                f"ArrayFile: {self.path} has no {split} images; it has {', '.join(self._names)}. Name them "
-                f"{split}_images and {split}_labels, or x_{split} and y_{split}, or just images and labels",
-            ),
+        message = (
+            f"ArrayFile: {self.path} has no {split} images; it has {', '.join(self._names)}. Name them {split}_images "
+            f"and {split}_labels, or x_{split} and y_{split}, or just images and labels"
         )
+        refuse(DataError, (not {"images", "labels"} <= set(self._names), message))
         images, labels = self._pair("images", "labels")
         part = self.test_split if self._keys("test") is None else 0
         stays, cut = stratified_split(labels, part, self.seed, "--data.test_split")
@@ -131,14 +128,12 @@ class ArrayFile(ImageDataModule):
         tests_only = self._keys("test") is not None and self._keys("train") is None and "images" not in self._names
         source: Split = "test" if tests_all or tests_only else "train"
         images, labels = self.load(source)
-        refuse(
-            DataError,
-            (
-                "class_names" not in self._names and labels.max() > max(len(labels), _MOST_UNNAMED),
-                f"ArrayFile: the {source} labels in {self.path} go up to {labels.max()}, far beyond the classes that "
-                f"{len(labels)} images can have: number the classes 0, 1, 2, ..., or name all in class_names",
-            ),
+        message = (
+            f"ArrayFile: the {source} labels in {self.path} go up to {labels.max()}, far beyond the classes that "
+            f"{len(labels)} images can have: number the classes 0, 1, 2, ..., or name all in class_names"
         )
+        unnamed = "class_names" not in self._names
+        refuse(DataError, (unnamed and labels.max() > max(len(labels), _MOST_UNNAMED), message))
         height, width = (self.image_size or size for size in images.shape[2:])
         self.image_shape = (images.shape[1], height, width)
         names = self._array("class_names").reshape(-1).tolist() if "class_names" in self._names else []
@@ -184,31 +179,24 @@ class ArrayFile(ImageDataModule):
         last = len(shape) == 3 or shape[3] not in (1, 3)  # (N, H, W), or (N, C, H, W)
         channels = 1 if len(shape) == 3 else shape[1] if last else shape[3]
         size = shape[-2:] if last else shape[1:3]
-        refuse(
-            DataError,
-            (
-                channels != trained_with[0],
-                f"ArrayFile: {key} in {self.path} has {channels} channel(s), but the training images have "
-                f"{trained_with[0]}. Save both as gray or both as RGB",
-            ),
-            (
-                self.image_size is None and size != trained_with[1:],
-                f"ArrayFile: {key} in {self.path} are {size[0]} x {size[1]} pixels, but the training images "
-                f"{trained_with[1]} x {trained_with[2]}. --data.image_size resizes all of them to one size",
-            ),
+        known = f"but the training images have {trained_with[0]}. Save both as gray or both as RGB"
+        of_channels = f"has {channels} channel(s), {known}"
+        of_size = (
+            f"are {size[0]} x {size[1]} pixels, but the training images {trained_with[1]} x {trained_with[2]}. "
+            "--data.image_size resizes all of them to one size"
         )
+        other_size = self.image_size is None and size != trained_with[1:]
+        where = f"ArrayFile: {key} in {self.path}"
+        refuse(DataError, (channels != trained_with[0], f"{where} {of_channels}"), (other_size, f"{where} {of_size}"))
 
     def _check_labels(self, key: str) -> None:
         """Refuse classes that training does not know, before any work."""
-        highest = self._array(key).max(initial=0)
-        refuse(
-            DataError,
-            (
-                highest >= self.num_classes,
-                f"ArrayFile: {key} in {self.path} go up to {highest}, but the classes are the {self.num_classes} of "
-                f"training, 0 to {self.num_classes - 1}. Leave those images out, or name all classes in class_names",
-            ),
+        highest, classes = self._array(key).max(initial=0), self.num_classes
+        message = (
+            f"ArrayFile: {key} in {self.path} go up to {highest}, but the classes are the {classes} of training, 0 to "
+            f"{classes - 1}. Leave those images out, or name all classes in class_names"
         )
+        refuse(DataError, (highest >= classes, message))
 
     def _pair(self, images_key: str, labels_key: str) -> LabelledImages:
         images, labels = self._array(images_key), self._array(labels_key)

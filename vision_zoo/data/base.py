@@ -3,9 +3,8 @@
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning import LightningDataModule
@@ -35,14 +34,8 @@ _STAGES: dict[str | None, tuple[Split, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Subset:
-    """One split: the source of its images, and which of them belong to it.
-
-    Attributes:
-        source: shared with the other subset that is cut from it.
-        indices: int64 (N,), in file order.
-    """
+class Subset(NamedTuple):
+    """One split: the source of its images, and which of them belong to it, int64 (N,), in file order."""
 
     source: Source
     indices: Tensor
@@ -103,19 +96,14 @@ class ImageDataModule(LightningDataModule):
         _class_path: str | None = None,  # of the options in a checkpoint, which Lightning hands on
     ) -> None:
         super().__init__()
-        least = {"batch_size": (batch_size, 1), "seed": (seed, 0), "image_size": (image_size, 1)}
-        least["num_workers"] = (num_workers, 0)
-        refuse(
-            ConfigError,
-            *(
-                (value is not None and value < lowest, f"--data.{name} must be at least {lowest}, got {value}")
-                for name, (value, lowest) in least.items()
-            ),
-            *(  # such as the description in a checkpoint, which Lightning passes on
-                (not callable(it), f"--data.augmentation: {it} cannot be applied to images; give a module")
-                for it in augmentation or ()
-            ),
-        )
+        positive = {"batch_size": batch_size, "image_size": image_size}
+        for name, value in {**positive, "seed": seed, "num_workers": num_workers}.items():
+            least = int(name in positive)
+            too_small = value is not None and value < least
+            refuse(ConfigError, (too_small, f"--data.{name} must be at least {least}, got {value}"))
+        for it in augmentation or ():  # such as the description in a checkpoint, which Lightning passes on
+            message = f"--data.augmentation: {it} cannot be applied to images; give a module"
+            refuse(ConfigError, (not callable(it), message))
         check_part(val_split, "--data.val_split")
         self.root = expanded(root).absolute()
         self.batch_size = batch_size
@@ -131,9 +119,8 @@ class ImageDataModule(LightningDataModule):
         self.save_hyperparameters(logger=False)
         self.hparams["root"] = str(self.root)
         self.hparams["augmentation"] = plain(self.hparams.get("augmentation"))
-        self.hparams["_class_path"] = (
-            self.hparams.get("_class_path") or f"{type(self).__module__}.{type(self).__qualname__}"
-        )
+        own_path = f"{type(self).__module__}.{type(self).__qualname__}"
+        self.hparams["_class_path"] = self.hparams.get("_class_path") or own_path
 
     def _take_facts(self, mean: list[float] | None, std: list[float] | None) -> None:
         """Let the options override the constants of the class."""
@@ -170,10 +157,7 @@ class ImageDataModule(LightningDataModule):
         return {split: len(subset.indices) for split, subset in self._subsets.items()}
 
     def load(self, split: Split) -> LabelledImages:
-        """Read all images of a split: uint8 (N, C, H, W) in [0, 255] and int64 (N,) in [0, K).
-
-        Only a dataset that says so with `has_val` is asked for "val".
-        """
+        """All images of a split, uint8 (N, C, H, W) in [0, 255] and int64 (N,) in [0, K); of "val" if `has_val`."""
         raise NotImplementedError
 
     def files(self) -> Sequence[str]:
@@ -181,10 +165,7 @@ class ImageDataModule(LightningDataModule):
         return ()
 
     def download(self, root: Path) -> None:
-        """Fetch the files into a root of their own, with torchvision's dataset of the same name.
-
-        The exceptions in `fetch.DOWNLOAD_ERRORS` become a clean message; any other is shown as a bug.
-        """
+        """Fetch the files into a root of their own; may raise what is in `fetch.DOWNLOAD_ERRORS`."""
         raise NotImplementedError
 
     def prepare_data(self) -> None:
@@ -252,23 +233,19 @@ class ImageDataModule(LightningDataModule):
         """All images of a split, in file order and without augmentation.
 
         Raises:
-            ConfigError: if the split has no images.
-            InputError: if they cannot be read, see `setup`.
+            InputError: if the split has no images, or they cannot be read, see `setup`.
         """
-        subset = self._subset(split)
-        return self._gather(subset.source, subset.indices)
+        return self._gather(*self._subset(split))
 
     def sample(self, split: Split, count: int) -> LabelledImages:
         """Up to `count` images, evenly spaced over a split; of files not kept in memory only these are read.
 
         Raises:
-            ConfigError: if the split has no images.
-            InputError: if they cannot be read, see `setup`.
+            InputError: if the split has no images, or they cannot be read, see `setup`.
         """
-        subset = self._subset(split)
-        last = len(subset.indices) - 1
-        places = torch.linspace(0, max(last, 0), min(count, last + 1)).round().long()
-        return self._gather(subset.source, subset.indices[places])
+        source, indices = self._subset(split)
+        places = torch.linspace(0, max(len(indices) - 1, 0), min(count, len(indices))).round().long()
+        return self._gather(source, indices[places])
 
     def _subset(self, split: Split) -> Subset:
         if split not in self._subsets:
@@ -282,36 +259,29 @@ class ImageDataModule(LightningDataModule):
         if isinstance(source, Files) and len(indices) > _ANNOUNCED:
             rank_zero_only(print)(f"decoding {len(indices):,} images of {self.root}", file=sys.stderr)
         found = fetch_all(source, indices)
-        nothing = f"{type(self).__name__}: no file in {self.root} can be decoded. {self.way_out}"
-        refuse(DataError, (not len(found.labels), nothing))
+        broken = f"{type(self).__name__}: no file in {self.root} can be decoded. {self.way_out}"
+        refuse(DataError, (not len(found.labels), broken))
         return found
 
     def _loader(self, split: Split, training: bool = False) -> Loader:
-        subset, trainer = self._subset(split), self.trainer
+        (source, indices), trainer = self._subset(split), self.trainer
         threads = self.num_workers
         if threads is None:
-            threads = max(1, decoding_threads() // getattr(trainer, "num_devices", 1))
+            threads = decoding_threads(getattr(trainer, "num_devices", 1))
         loader = Loader(
-            subset.source,
-            subset.indices,
+            source,
+            indices,
             self.batch_size,
-            threads if isinstance(subset.source, Files) else 0,
+            threads if isinstance(source, Files) else 0,
             training=training,
             shuffle=training and self.shuffle and not getattr(trainer, "overfit_batches", 0),
             seed=self.seed,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
-        count, processes = len(loader.indices), loader.world_size
-        kind = "training" if training else split
-        refuse(  # a process without images would leave the others waiting for its counts
-            ConfigError,
-            (
-                count < processes,
-                f"{count} {kind} images are too few for {processes} processes: each needs one. Set --trainer.devices "
-                "lower",
-            ),
-        )
+        few = f"{len(indices)} {'training' if training else split} images are too few for {loader.world_size} processes"
+        # A process without images would leave the others waiting for its counts.
+        refuse(ConfigError, (len(indices) < loader.world_size, f"{few}: each needs one. Set --trainer.devices lower"))
         return loader
 
     def _read(self, split: Split) -> Source:
@@ -321,38 +291,28 @@ class ImageDataModule(LightningDataModule):
         name, where = type(self).__name__, self.hparams.get("path") or self.root / self.folder
         channels = images.shape[1] if images.ndim > 1 else 0
         low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
+        needed, classes = self.image_shape[0], self.num_classes
+        of_channels = f"the {split} images in {where} have {channels} channel(s), where {needed} are needed"
+        of_labels = f"{split} labels from {low} to {high} in {where}, but the {classes} classes have 0 to {classes - 1}"
         problems = (
             (len(images) != len(labels), f"{len(images)} {split} images but {len(labels)} labels in {where}"),
             (not len(images), f"no {split} images in {where}"),
-            (
-                channels != self.image_shape[0],
-                f"the {split} images in {where} have {channels} channel(s), where {self.image_shape[0]} are needed",
-            ),
-            (
-                low < 0 or high >= self.num_classes,
-                f"{split} labels from {low} to {high} in {where}, but the {self.num_classes} classes have 0 to "
-                f"{self.num_classes - 1}",
-            ),
+            (channels != needed, of_channels),
+            (low < 0 or high >= classes, of_labels),
         )
         refuse(DataError, *((wrong, f"{name}: {message}. {self.way_out}") for wrong, message in problems))
         return InMemory(resize_images(images, self.image_shape), labels)
 
     def _missing(self) -> list[str]:
-        folder = self.root / self.folder
-        return [
-            names.split("|")[0]
-            for names in self.files()
-            if not any((folder / name).is_file() for name in names.split("|"))
-        ]
+        folder, wanted = self.root / self.folder, [names.split("|") for names in self.files()]
+        return [names[0] for names in wanted if not any((folder / name).is_file() for name in names)]
 
     def _not_found(self, reason: str) -> str:
         place = "Set --data.root to a folder that has them"
         if self.folder:
             place = f"Put them there, or set --data.root to the folder that holds {self.folder}"
-        return (
-            f"{type(self).__name__}: {', '.join(self._missing())} not found under {self.root / self.folder}{reason}. "
-            f"{place}, {NO_NETWORK_NEEDED}"
-        )
+        missing = f"{type(self).__name__}: {', '.join(self._missing())} not found under {self.root / self.folder}"
+        return f"{missing}{reason}. {place}, {NO_NETWORK_NEEDED}"
 
     @contextmanager
     def _reading(self, path: Path, errors: tuple[type[Exception], ...]) -> Iterator[None]:
@@ -360,20 +320,15 @@ class ImageDataModule(LightningDataModule):
         try:
             yield
         except errors as error:
-            raise DataError(
-                f"{type(self).__name__}: {path} is broken ({str(error) or type(error).__name__}). {self.way_out}"
-            ) from error
+            reason = str(error) or type(error).__name__
+            raise DataError(f"{type(self).__name__}: {path} is broken ({reason}). {self.way_out}") from error
 
 
 def described_data(config: Mapping[str, Any]) -> ImageDataModule | None:
-    """The data module that a checkpoint's configuration describes, without its augmentation.
-
-    Args:
-        config: of a run, vetted; see `vision_zoo.checkpoints.Checkpoint`.
+    """The data module of a checkpoint's vetted configuration, without its augmentation; its files are not looked at.
 
     Returns:
-        The data module, whose files are not looked at; None if the configuration names none, or one that cannot be
-        made here.
+        None if the configuration names none, or one that cannot be made here.
     """
     spec = config.get("data")
     if not isinstance(spec, Mapping) or "class_path" not in spec:

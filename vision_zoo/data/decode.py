@@ -45,7 +45,7 @@ _TURNS: dict[Any, Image.Transpose] = {
 
 
 @functools.cache
-def picture_extensions() -> frozenset[str]:
+def image_extensions() -> frozenset[str]:
     """Endings of the files that PIL can read, in lower case, with their dot."""
     endings = Image.registered_extensions()  # loads PIL's formats
     # For some formats, such as .h5 and .mpg, PIL knows what they are and no more.
@@ -59,7 +59,7 @@ def picture_extensions() -> frozenset[str]:
 def unreadable_extensions() -> frozenset[str]:
     """Endings of image formats that PIL cannot read, such as .heic, in lower case, with their dot."""
     known = {**mimetypes.types_map, **mimetypes.common_types}
-    return frozenset(ending for ending, kind in known.items() if kind.startswith("image/")) - picture_extensions()
+    return frozenset(ending for ending, kind in known.items() if kind.startswith("image/")) - image_extensions()
 
 
 def decode_image(path: str | Path, image_shape: ImageShape, resize: Resize = "crop", invert: bool = False) -> Tensor:
@@ -82,9 +82,10 @@ def decode_image(path: str | Path, image_shape: ImageShape, resize: Resize = "cr
         ) from error
 
 
-def decoding_threads() -> int:
-    """How many threads decode at once: one for each processor, at most 16."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
+def decoding_threads(processes: int = 1) -> int:
+    """How many threads decode at once in each of several processes: one for each processor, 1 to 16."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(processors // processes, 16))
 
 
 def decode(path: str | Path, image_shape: ImageShape, resize: Resize, invert: bool = False) -> Pixels:

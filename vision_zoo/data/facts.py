@@ -27,13 +27,10 @@ def lazy(compute: Callable[[Any], T]) -> T:
 
 def per_channel(option: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
     """Return one value per channel, or refuse the list by its name on the command line."""
+    count = f"--data.{option} has {len(values)} values, but the images have {channels} channel(s)"
     refuse(
         ConfigError,
-        (
-            len(values) not in (1, channels),
-            f"--data.{option} has {len(values)} values, but the images have {channels} channel(s): give one value, or "
-            "one for each channel",
-        ),
+        (len(values) not in (1, channels), f"{count}: give one value, or one for each channel"),
         (not all(map(math.isfinite, values)), f"--data.{option} must be finite, got {list(values)}"),
         (option == "std" and min(values, default=1) <= 0, f"--data.std must be positive, got {list(values)}"),
     )

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.data.decode import Resize, picture_extensions, unreadable_extensions
+from vision_zoo.data.decode import Resize, image_extensions, unreadable_extensions
 from vision_zoo.data.facts import Facts, cached_facts, lazy, statistics
 from vision_zoo.data.sources import Files, InMemory, Source
 from vision_zoo.data.splits import check_part, split_by_name, stratified_split
@@ -125,14 +125,9 @@ class ImageFolder(ImageDataModule):
     @cached_property
     def _scan(self) -> tuple[tuple[str, ...], dict[Split, Listing]]:
         """Class names, and the images of each split; no "val" where there is none."""
-        refuse(
-            DatasetNotFoundError,
-            (
-                not self.root.is_dir(),
-                f"ImageFolder: there is no folder {self.root}. Set --data.root to a folder that has one folder of "
-                "images for each class",
-            ),
-        )
+        advice = "Set --data.root to a folder that has one folder of images for each class"
+        absent = f"ImageFolder: there is no folder {self.root}. {advice}"
+        refuse(DatasetNotFoundError, (not self.root.is_dir(), absent))
         folders = _folders(self.root)
         inside = {folder.name for folder in folders}
         # Of images that are only scored, there may be a folder test and nothing else.
@@ -143,21 +138,18 @@ class ImageFolder(ImageDataModule):
         names, listed = _list_classes(self.root / first, may_be_empty=scored)
         found: dict[Split, Listing] = {"train": listed if first in ("train", "") else _NOTHING}
         ignored = [x for x in folders if x.name.lower() in _SPLIT_NAMES and x.name not in ("val", "test")]
-        advice = f"{(ignored or [self.root])[0]} is not looked into; the parts lie in train, val and test. Rename it or move it"
-        refuse(DataError, (split_folders and ignored, f"ImageFolder: {advice}"))
+        advice = "is not looked into; the parts lie in train, val and test. Rename it or move it"
+        refuse(DataError, *((split_folders, f"ImageFolder: {folder} {advice}") for folder in ignored))
         splits: tuple[Split, ...] = ("val", "test")
         for split in splits if split_folders else ():
             if (self.root / split).is_dir():
                 others, found[split] = _list_classes(self.root / split, may_be_empty=True)
-                refuse(
-                    DataError,
-                    (
-                        others != names,
-                        f"ImageFolder: {self.root / split} and {self.root / first} must have the same class folders; "
-                        f"only one of them has {', '.join(sorted(set(names) ^ set(others)))}. An empty folder stands "
-                        "for a class of which there are no images to score",
-                    ),
+                alone = ", ".join(sorted(set(names) ^ set(others)))
+                message = (
+                    f"ImageFolder: {self.root / split} and {self.root / first} must have the same class folders; only "
+                    f"one of them has {alone}. An empty folder stands for a class of which there are no images to score"
                 )
+                refuse(DataError, (others != names, message))
         return names, self._cut(found)
 
     def _cut(self, found: dict[Split, Listing]) -> dict[Split, Listing]:
@@ -204,21 +196,17 @@ def _list_classes(root: Path, *, may_be_empty: bool) -> tuple[tuple[str, ...], L
     """Class names, and the images directly inside of each class folder, of which some may have none."""
     folders = _folders(root)
     names = {folder.name.lower() for folder in folders}
-    endings, unreadable = picture_extensions(), unreadable_extensions()
-    refuse(
-        DataError,
-        (
-            len(folders) < 2,
-            f"ImageFolder: {root} has {f'only one folder, {folders[0].name}' if folders else 'no folders'}, but two "
-            "classes or more are needed, with a folder of images each. Set --data.root to the folder that holds the "
-            "class folders",
-        ),
-        (
-            "train" in names and names & _SPLIT_NAMES,
-            f"ImageFolder: {root} has the folders {', '.join(x.name for x in folders)}, which are not classes. "
-            "Parts are named train, val and test, and have a folder of images for each class in them",
-        ),
+    endings, unreadable = image_extensions(), unreadable_extensions()
+    number = f"only one folder, {folders[0].name}" if folders else "no folders"
+    few = (
+        f"ImageFolder: {root} has {number}, but two classes "
+        "or more are needed, with a folder of images each. Set --data.root to the folder that holds the class folders"
     )
+    no_classes = (
+        f"ImageFolder: {root} has the folders {', '.join(x.name for x in folders)}, which are not classes. Parts are "
+        "named train, val and test, and have a folder of images for each class in them"
+    )
+    refuse(DataError, (len(folders) < 2, few), ("train" in names and names & _SPLIT_NAMES, no_classes))
     paths: list[Path] = []
     labels: list[int] = []
     unknown: list[Path] = []
@@ -228,14 +216,9 @@ def _list_classes(root: Path, *, may_be_empty: bool) -> tuple[tuple[str, ...], L
         unknown += [x for x in files if x.suffix.lower() in unreadable]
         nested = _folders(folder)
         only = f", only folders ({', '.join(x.name for x in nested[:3])}, ...)" if nested else ""
-        refuse(
-            DataError,
-            (
-                not images and (nested or not may_be_empty),
-                f"ImageFolder: {folder} has no images{only}. Images must lie directly in the folder of their class; "
-                "remove folders that are not classes",
-            ),
-        )
+        advice = "Images must lie directly in the folder of their class; remove folders that are not classes"
+        empty = not images and (nested or not may_be_empty)
+        refuse(DataError, (empty, f"ImageFolder: {folder} has no images{only}. {advice}"))
         if nested:
             rank_zero_warn(f"ImageFolder: the folders inside of {folder} are not looked into", category=UserWarning)
         paths += images

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vision_zoo.data.decode import decoding_threads
 from vision_zoo.data.sources import InMemory, Source, pump
-from vision_zoo.errors import DataError
+from vision_zoo.errors import DataError, refuse
 from vision_zoo.types import Batch, LabelledImages
 
 _AT_ONCE = 64  # images that a thread decodes
@@ -20,9 +20,7 @@ class Loader:
     """Batches of a source: ordered by (seed, epoch), sharded over processes, continued after a restart.
 
     Lightning sees a sized iterable with a sampler, which gets the epoch, and with a state, which goes into checkpoints.
-
-    A file that cannot be decoded is named once. In training another one takes its place, so that batches keep their
-    size; in evaluation it is left out.
+    A file that cannot be decoded is named once. In training another one takes its place; in evaluation it is left out.
 
     Args:
         source: the images, in memory or in files.
@@ -83,18 +81,14 @@ class Loader:
         self._restored = dict(state_dict)
 
     def check_state(self, state_dict: dict[str, int]) -> None:
-        """Refuse the state of another number of images.
-
-        Raises:
-            DataError: naming both numbers.
-        """
+        """Refuse the state of another number of images with a DataError."""
         before, now = state_dict.get("images", len(self.indices)), len(self.indices)
-        if before != now:
-            raise DataError(
-                f"the run was trained on {before:,} images and there are {now:,} now, so that it cannot resume "
-                "exactly: bring them back, or start a new run from its weights (its config.yaml with --config, and "
-                "--model.weights in place of --ckpt_path)"
-            )
+        message = (
+            f"the run was trained on {before:,} images and there are {now:,} now, so that it cannot resume exactly: "
+            "bring them back, or start a new run from its weights (its config.yaml with --config, and --model.weights "
+            "in place of --ckpt_path)"
+        )
+        refuse(DataError, (before != now, message))
 
     def __len__(self) -> int:
         """Batches of one epoch in this process."""
@@ -110,8 +104,8 @@ class Loader:
         fetch = partial(self.source.fetch, among=self.indices) if self.training else self.source.fetch
         for images, labels, failures in pump(fetch, self.batches()[start:], self.threads, self.threads + 2):
             self.source.report(failures)
-            if self.training and not len(images):
-                raise DataError("None of the training files can be decoded. Repair them, or set --data.root to others")
+            message = "None of the training files can be decoded. Repair them, or set --data.root to others"
+            refuse(DataError, (self.training and not len(images), message))
             if len(images):
                 self._handed_out += 1
                 yield images, labels

@@ -4,7 +4,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -32,45 +32,45 @@ class Fetched(NamedTuple):
     failures: Sequence[tuple[str, str]] = ()
 
 
-class Source(Protocol):
-    """Labelled images, of which any few can be fetched; `labels`, int64 (N,), costs nothing."""
-
-    labels: Tensor
-
-    def __len__(self) -> int:
-        """How many images there are."""
-
-    def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
-        """These images, int64 (B,); one that cannot be read is left out, or replaced by a fixed other one of `among`."""
-
-    def report(self, failures: Sequence[tuple[str, str]]) -> None:
-        """Name files that could not be decoded, each once."""
-
-
-class InMemory:
-    """Images that are tensors: a batch is one index_select.
+class Source:
+    """Labelled images, of which any few can be fetched.
 
     Args:
-        images: uint8 (N, C, H, W) in [0, 255].
         labels: int64 (N,) in [0, K).
     """
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images = images
+    def __init__(self, labels: Tensor) -> None:
         self.labels = labels
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
+        """Images by their indices, int64 (B,).
+
+        Args:
+            indices: which ones.
+            among: in place of one that cannot be read, a fixed other one of these, int64; otherwise it is left out.
+        """
+        raise NotImplementedError
+
+    def report(self, failures: Sequence[tuple[str, str]]) -> None:
+        """Name files that could not be decoded, each once."""
+
+
+class InMemory(Source):
+    """Images that are tensors, uint8 (N, C, H, W) in [0, 255]: a batch is one index_select."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        super().__init__(labels)
+        self.images = images
+
+    def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
         """The images of these indices; none can fail."""
         return Fetched(self.images.index_select(0, indices), self.labels.index_select(0, indices))
 
-    def report(self, failures: Sequence[tuple[str, str]]) -> None:
-        """Nothing: there are no failures."""
 
-
-class Files:
+class Files(Source):
     """Images in files, decoded when they are fetched.
 
     Args:
@@ -89,15 +89,12 @@ class Files:
         resize: Resize = "crop",
         strict: bool = False,
     ) -> None:
+        super().__init__(labels)
         self.paths = paths
-        self.labels = labels
         self.image_shape = image_shape
         self.resize: Resize = resize
         self.strict = strict
         self._reported: set[str] = set()
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
         """Decode the files of these indices; called by several threads at once."""
@@ -127,10 +124,8 @@ class Files:
         """
         for path, reason in failures:
             if self.strict:
-                raise DataError(
-                    f"{path} cannot be decoded ({reason}). Repair or remove it, or leave such files out with "
-                    "--data.strict false"
-                )
+                advice = "Repair or remove it, or leave such files out with --data.strict false"
+                raise DataError(f"{path} cannot be decoded ({reason}). {advice}")
             if path not in self._reported:
                 self._reported.add(path)
                 # By each process of its own files; no other one meets them.

@@ -14,15 +14,9 @@ from vision_zoo.errors import ConfigError, refuse
 def check_part(part: int | float, option: str) -> None:
     """Refuse a size of a part that is neither a fraction below one nor a count; for a test, 1.0 is everything."""
     tests = option == "--data.test_split"
-    whole = isinstance(part, float) and part == 1
-    refuse(
-        ConfigError,
-        (
-            not 0 <= part < math.inf or (part >= 1 and part != int(part)) or (whole and not tests),
-            f"{option} must be a fraction of at least 0 and below 1, or a whole number of images"
-            f"{', or 1.0 for all' * tests}, got {part}",
-        ),
-    )
+    wrong = not 0 <= part < math.inf or (part >= 1 and part != int(part)) or (_whole(part) and not tests)
+    kinds = f"a fraction of at least 0 and below 1, or a whole number of images{', or 1.0 for all' * tests}"
+    refuse(ConfigError, (wrong, f"{option} must be {kinds}, got {part}"))
 
 
 def stratified_split(
@@ -47,20 +41,18 @@ def stratified_split(
     everything = torch.arange(len(labels))
     if part == 0:
         return everything, everything[:0]
-    if isinstance(part, float) and part == 1:
+    if _whole(part):
         return everything[:0], everything
     wanted = round(part * len(labels)) if part < 1 else int(part)
     classes, counts = np.unique(labels.numpy(), return_counts=True)
+    least, most = len(classes), len(labels) - len(classes)
     whole = ", or 1.0 to test with all" if option == "--data.test_split" else ""
-    refuse(
-        ConfigError,
-        (
-            wanted < len(classes) or wanted > len(labels) - len(classes) or counts.min() < 2,
-            f"{option} {part} would cut {wanted} of {len(labels)} images, but each of the {len(classes)} classes needs "
-            f"at least one image in both parts (the smallest class has {counts.min()}). Choose a number between "
-            f"{len(classes)} and {len(labels) - len(classes)}{whole}, add images, or set {option} 0 to cut nothing",
-        ),
+    message = (
+        f"{option} {part} would cut {wanted} of {len(labels)} images, but each of the {least} classes needs at least "
+        f"one image in both parts (the smallest class has {counts.min()}). Choose a number between {least} and "
+        f"{most}{whole}, add images, or set {option} 0 to cut nothing"
     )
+    refuse(ConfigError, (not least <= wanted <= most or counts.min() < 2, message))
     generator = torch.Generator().manual_seed(seed)
     cut = []
     for label, quota in zip(classes.tolist(), _quotas(counts.tolist(), wanted), strict=True):
@@ -93,14 +85,11 @@ def split_by_name(labels: Tensor, names: Sequence[str], below: float, seed: int,
         ConfigError: if a class has a single image.
     """
     classes, counts = np.unique(labels.numpy(), return_counts=True)
-    refuse(
-        ConfigError,
-        (
-            counts.min() < 2,
-            f"{option} needs at least one image of each class in both parts, and the smallest class has {counts.min()} "
-            f"to deal: add images, or set {option} 0 to cut nothing",
-        ),
+    message = (
+        f"{option} needs at least one image of each class in both parts, and the smallest class has {counts.min()} to "
+        f"deal: add images, or set {option} 0 to cut nothing"
     )
+    refuse(ConfigError, (counts.min() < 2, message))
     cut = []
     for label in classes.tolist():
         members = (labels == label).nonzero()[:, 0]
@@ -108,6 +97,10 @@ def split_by_name(labels: Tensor, names: Sequence[str], below: float, seed: int,
         count = max(1, min(int((places < below).sum()), len(members) - 2))
         cut.append(members[places.argsort(stable=True)[:count]])
     return _divided(len(labels), cut)
+
+
+def _whole(part: int | float) -> bool:
+    return isinstance(part, float) and part == 1
 
 
 def _places(members: Tensor, names: Sequence[str], seed: int) -> Tensor:

@@ -31,7 +31,7 @@ class SVHN(ImageDataModule):
 
     def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 3, 32, 32) in [0, 255] and int64 (N,) in [0, 10)."""
-        from scipy.io import loadmat, matlab  # noqa: PLC0415  half a second, for this data set alone
+        from scipy.io import loadmat, matlab  # noqa: PLC0415  half a second, for this dataset alone
 
         path = self.root / f"{split}_32x32.mat"
         broken = (OSError, EOFError, ValueError, TypeError, KeyError, NotImplementedError, zlib.error, struct.error)

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 
+from vision_zoo.training.averaging import AverageInTime
 from vision_zoo.training.evaluation import TestArtifacts
 from vision_zoo.training.performance import Performance
 from vision_zoo.training.progress import ProgressBar
 from vision_zoo.training.run_folder import RunFolder
 from vision_zoo.training.saving import Saving
+from vision_zoo.training.tuning import FINDERS, Findings
 
 
 def run_callbacks(
@@ -32,6 +34,13 @@ def run_callbacks(
         saving: the checkpoints; None saves none.
         show_bar: whether our progress bar draws one; it is left out where the user has another.
     """
-    ours: list[Callback | None] = [run, performance, saving]
+    ours: list[Callback] = [callback for callback in (run, performance, saving) if callback is not None]
+    if any(isinstance(callback, FINDERS) for callback in own) and run is not None:
+        if run.resumes:
+            own = [callback for callback in own if not isinstance(callback, FINDERS)]
+        else:
+            ours.append(Findings(run))
+    if any(isinstance(callback, WeightAveraging) for callback in own):
+        ours.append(AverageInTime())
     shown = [] if any(isinstance(callback, AnyProgressBar) for callback in own) else [ProgressBar(show_bar)]
-    return [*(callback for callback in ours if callback is not None), *own, *shown, TestArtifacts(run)]
+    return [*ours, *own, *shown, TestArtifacts(run)]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed as set_num_threads
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.callbacks import Callback, ModelPruning, WeightAveraging
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher as MultiProcessingLauncher
@@ -82,9 +82,10 @@ def load_positions(trainer: Trainer) -> None:
 
 
 def resume_only_what_is_named(trainer: Trainer) -> None:
-    """Without ``ckpt_path``, begin a new run; Lightning would resume from a file of OnExceptionCheckpoint or SLURM."""
-    connector = trainer._checkpoint_connector
-    connector._ckpt_path, connector._user_managed = None, True
+    """Without ``ckpt_path``, load nothing; Lightning would resume from a file of OnExceptionCheckpoint or SLURM."""
+    connector: Any = trainer._checkpoint_connector
+    parse = connector._parse_ckpt_path
+    connector._parse_ckpt_path = lambda fn, path, **more: None if path is None else parse(fn, path, **more)
 
 
 # --------------------------------------------------------------------------------------------------- several processes
@@ -114,7 +115,7 @@ def share_gradient_memory(strategy: Strategy) -> None:
         strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
 
 
-# ------------------------------------------------------------------------------------------------------------ averaging
+# ------------------------------------------------------------------------------------------------------------ callbacks
 
 
 def begin_average(averaging: WeightAveraging, model: LightningModule) -> None:
@@ -125,6 +126,11 @@ def begin_average(averaging: WeightAveraging, model: LightningModule) -> None:
     average = averaging._average_model
     if average is not None and average.n_averaged == 0:
         average.module.load_state_dict(model.state_dict())
+
+
+def prune_for_good(pruning: ModelPruning) -> None:
+    """Have checkpoints hold plain weights, also where the option of the same name is false."""
+    pruning._make_pruning_permanent = True
 
 
 # ---------------------------------------------------------------------------------------------------------------- speed

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelPruning
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from vision_zoo import probe
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError
+from vision_zoo.trainer_facts import callbacks_of, datamodule_of
 from vision_zoo.training import lightning_patches as patches
 
 # Below this many images, casting the weights takes longer than bf16 saves.
@@ -118,20 +119,26 @@ class Performance(Callback):
             precision, reason = stored.get("precision", "32-true"), "as the run began"
         else:
             device = trainer.strategy.root_device
-            reason = self.against_bf16(device, getattr(trainer.datamodule, "batch_size", None))  # type: ignore[attr-defined]
+            reason = self.against_bf16(device, getattr(datamodule_of(trainer), "batch_size", None))
             # (The network is not on its device yet; CUDA's autocast knows more operations than the CPU's.)
             if not reason and device.type != "cuda" and not probe.accepts(model, bf16=True):
                 reason = "the network does not run in bf16"
             precision = "32-true" if reason else "bf16-mixed"
-        if self.channels_last and not _steps_in_channels_last(model, trainer.strategy.root_device):
-            raise ConfigError("--channels_last true: the optimizer needs the plain order; leave it out")
+        # Pruning looks at each weight as a vector.
+        takes_order = not any(isinstance(callback, ModelPruning) for callback in callbacks_of(trainer))
+        takes_order = takes_order and _steps_in_channels_last(model, trainer.strategy.root_device)
+        if self.channels_last and not takes_order:
+            raise ConfigError(
+                "--channels_last true: the optimizer needs the plain order, or ModelPruning does; leave it out"
+            )
         if self.channels_last is not None:
             channels_last = self.channels_last
         elif stored is not None:
             channels_last = bool(stored.get("channels_last"))
         else:
-            channels_last = simple and _has_convolutions(model) and probe.accepts(model, channels_last=True)
-            channels_last = channels_last and _steps_in_channels_last(model, trainer.strategy.root_device)
+            channels_last = (
+                simple and takes_order and _has_convolutions(model) and probe.accepts(model, channels_last=True)
+            )
         fused = simple and trainer.strategy.root_device.type in ("cpu", "cuda")
         if stored is not None:
             fused = bool(stored.get("fused"))

@@ -203,7 +203,7 @@ class RunFolder(Callback):
         """
         section = self.config
         for key in place[:-1]:
-            section = section[key]
+            section = section.setdefault(key, {})
         section[place[-1]] = value
         if self._lock is not None:  # on the first process
             self._write_config()

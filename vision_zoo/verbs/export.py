@@ -12,15 +12,17 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vision_zoo import __version__
 from vision_zoo.checkpoints import Checkpoint, open_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.data import ImageFolder
-from vision_zoo.data.base import ImageDataModule, described_data, resize_images
+from vision_zoo.data.base import ImageDataModule, described_data
+from vision_zoo.data.decode import resize_images
 from vision_zoo.data.mnist5k import MNIST5k
 from vision_zoo.errors import ConfigError, InputError, VisionZooError, refuse
+from vision_zoo.files import expanded
 from vision_zoo.verbs.formats import FORMATS, Format, Forward, Metadata
 from vision_zoo.verbs.output import output_file
+from vision_zoo.version import __version__
 
 BATCHES = (1, 7, 8)  # images; the file must not have kept the batch size of its making
 TOLERANCE = 1e-4  # of the largest logit
@@ -45,7 +47,7 @@ def export(
     output: str | None = None,
     trusted_packages: Sequence[str] = (),
 ) -> None:
-    """Write a checkpoint's network as one file for other programs, and compare it with the original.
+    """Write a network as one file for other programs.
 
     Args:
         ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
@@ -59,7 +61,7 @@ def export(
     endings: dict[str, Format] = {"": "onnx", ".pth": "state_dict", **{k.suffix: name for name, k in FORMATS.items()}}
     ending = Path(output or "").suffix.lower()
     kind = format or endings.get(ending, "onnx")
-    path = Path(output or f"{checkpoint.run_name or checkpoint.path.stem}{FORMATS[kind].suffix}")
+    path = expanded(output or f"{checkpoint.run_name or checkpoint.path.stem}{FORMATS[kind].suffix}")
     unknown, taken = format is None and ending not in endings, output is None and path.exists()
     refuse(
         ConfigError,
@@ -189,12 +191,9 @@ def compare(model: Classifier, forward: Forward, images: Tensor, format_: str) -
             ) from error
     probabilities = (got.softmax(1) - expected.softmax(1)).abs().max()
     difference = Difference(float((got - expected).abs().max()), float(probabilities), float(expected.abs().max()))
-    if not difference.logits <= TOLERANCE * difference.scale + 1e-6:  # not a number is a failure too
-        raise ExportError(
-            f"the {format_} file was removed: its logits differ by up to {difference.logits:.1e} from the module's, "
-            f"which reach {difference.scale:.1e}; probabilities differ by {difference.probabilities:.1e}. Another "
-            "--format may do better"
-        )
+    wrong = not difference.logits <= TOLERANCE * difference.scale + 1e-6  # not a number is a failure too
+    what = f"its logits differ by up to {difference.logits:.1e} from the module's, which reach {difference.scale:.1e}"
+    refuse(ExportError, (wrong, f"the {format_} file was removed: {what}. Another --format may do better"))
     return difference
 
 

@@ -107,10 +107,8 @@ def datasets() -> list[Row]:
 def _classes(package: str) -> list[Row]:
     """The classes that a package exports, by name."""
     folder = PACKAGE / package
-    exported: set[str] = set()
-    for node in _parse(folder / "__init__.py").body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
-            exported = set(ast.literal_eval(node.value))
+    assignments = (node for node in _parse(folder / "__init__.py").body if isinstance(node, ast.Assign))
+    exported = next(ast.literal_eval(node.value) for node in assignments if ast.unparse(node.targets[0]) == "__all__")
     rows: list[Row] = []
     for file in sorted(folder.glob("*.py")):
         module = _parse(file)
@@ -185,12 +183,8 @@ def past_runs(root: Path) -> tuple[list[Row], list[str]]:
                 "version": folder.name.removeprefix("version_"),
                 "network": _of_kind(str, results.get("network")),
                 "data": _of_kind(str, data.get("name") if isinstance(data, dict) else None),
-                "test/accuracy": None,
-                "val/accuracy": None,
-                "seed": _of_kind(int | float, results.get("seed")),
-                "epochs": _of_kind(int | float, results.get("epochs")),
+                **{name: _of_kind(int | float, results.get(name)) for name in ("seed", "epochs", "parameters")},
                 "seconds": _of_kind(int | float, results.get("fit_seconds")),
-                "parameters": _of_kind(int | float, results.get("parameters")),
                 **{name: value for name, value in metrics.items() if "/" in name},
             }
         )
@@ -242,25 +236,22 @@ def print_table(title: str, rows: list[Row], empty: str) -> None:
     cells = [[_text(name, row[name]) for name in header] for row in rows]
     numeric = [any(isinstance(row[name], int | float) for row in rows) for name in header]
     if terminal:
-        from rich import box  # noqa: PLC0415  # all four for terminals alone, as they cost time
-        from rich.console import Console  # noqa: PLC0415  # as above
-        from rich.table import Table  # noqa: PLC0415  # as above
-        from rich.text import Text  # noqa: PLC0415  # as above
+        from rich import box, console, table, text  # noqa: PLC0415  # for terminals alone, as they cost time
 
-        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+        drawn = table.Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
         for position, (name, right) in enumerate(zip(header, numeric, strict=True)):
             whole = right or position == 0
-            table.add_column(name, justify="right" if right else "left", no_wrap=whole, overflow="fold")
+            drawn.add_column(name, justify="right" if right else "left", no_wrap=whole, overflow="fold")
         for row_cells in cells:
-            table.add_row(*map(Text, row_cells))
-        if Console(width=10_000).measure(table).minimum <= Console().width:  # else rich would cut figures off
-            Console().print(table)
+            drawn.add_row(*map(text.Text, row_cells))
+        if console.Console(width=10_000).measure(drawn).minimum <= console.Console().width:  # else it cuts figures off
+            console.Console().print(drawn)
             return
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     for line in ([title.upper()], header, *cells):
         padded = [
-            text.rjust(width) if right and len(line) > 1 else text.ljust(width)
-            for text, width, right in zip(line, widths, numeric, strict=False)
+            cell.rjust(width) if right and len(line) > 1 else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=False)
         ]
         sys.stdout.write("  ".join(padded).rstrip() + "\n")
     sys.stdout.write("\n")

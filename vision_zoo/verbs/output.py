@@ -1,8 +1,10 @@
-"""The file that a command writes."""
+"""The file that a command writes, or standard output."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TextIO
 
 from vision_zoo.errors import ConfigError, TrainingError
 from vision_zoo.files import expanded, new_file
@@ -36,3 +38,26 @@ def output_file(output: str | Path) -> Iterator[Path]:
                 yield place
         except OSError as error:
             raise TrainingError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def text_output(output: str) -> Iterator[TextIO]:
+    """Such a file, open for text, or standard output for a dash.
+
+    Raises:
+        ConfigError: before any work, if there can be no such file.
+        TrainingError: if it could not be written.
+    """
+    how: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}  # names may be any bytes
+    if output != "-":
+        with output_file(output) as path, path.open("w", newline="", **how) as file:
+            yield file
+        return
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(**how)
+    try:
+        yield sys.stdout
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise TrainingError(f"standard output could not be written ({error.strerror or error})") from error

@@ -1,6 +1,5 @@
 """predict: images of any kind to labels and probabilities, decoded while the network works."""
 
-import contextlib
 import csv
 import json
 import os
@@ -25,11 +24,10 @@ from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule, described_data
 from vision_zoo.data.decode import Resize, decode_image, decoding_threads
 from vision_zoo.data.sources import pump
-from vision_zoo.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError, refuse
+from vision_zoo.errors import CheckpointError, ConfigError, DataError, InputError, refuse
 from vision_zoo.files import expanded
-from vision_zoo.types import ImageShape
 from vision_zoo.verbs.image_files import find_images
-from vision_zoo.verbs.output import output_file
+from vision_zoo.verbs.output import text_output
 
 Format = Literal["csv", "json"]
 
@@ -61,7 +59,8 @@ class Prediction(NamedTuple):
         """The row of a table: path, label, probability, label_2, probability_2, ..."""
         row: dict[str, str | float] = {"path": str(self.path)}
         for rank, (label, probability) in enumerate(zip(self.labels, self.probabilities, strict=True), start=1):
-            row |= {f"label{f'_{rank}' * (rank > 1)}": label, f"probability{f'_{rank}' * (rank > 1)}": probability}
+            ending = f"_{rank}" if rank > 1 else ""
+            row |= {f"label{ending}": label, f"probability{ending}": probability}
         return row
 
 
@@ -82,8 +81,7 @@ def predict(
         ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
         images: files, folders (with the folders in them) and patterns such as 'scans/*.png'.
         output: file to write, or - for standard output; by default predictions.csv or predictions.json here.
-        format: kind of the file; json is a list of objects. By default, the ending of the output decides, else it is
-            csv.
+        format: kind of the file; by default the ending of the output decides, else csv. json is a list of objects.
         top_k: labels for each image, by default 5 or all where there are fewer; the most probable comes first.
         invert: turn dark into light first, for dark digits on white paper where training had light on black.
         batch_size: images that the network takes at a time; by default as in training, on a CPU at most 64.
@@ -97,19 +95,16 @@ def predict(
         _refuse_foreign(Path(output), kind)
     device, paths = find_device(accelerator), find_images(images)
     checkpoint = open_checkpoint(ckpt_path, trusted_packages)
-    model, datamodule = Classifier.from_checkpoint(checkpoint.content).to(device), described_data(checkpoint.config)
-    if batch_size is None:
-        batch_size = getattr(datamodule, "batch_size", CACHED)
-        batch_size = min(batch_size, CACHED) if device.type == "cpu" else batch_size
-    resize: Resize = getattr(datamodule, "resize", "crop")
-    predictions = predict_images(model, paths, top_k, resize, invert, batch_size)
-
+    model, datamodule = Classifier.from_checkpoint(checkpoint.content), described_data(checkpoint.config)
+    in_training = getattr(datamodule, "batch_size", CACHED)
+    size = batch_size if batch_size is not None else min(in_training, CACHED) if device.type == "cpu" else in_training
+    predictions = predict_images(model.to(device), paths, top_k, getattr(datamodule, "resize", "crop"), invert, size)
     console = Console(file=sys.stderr if output == "-" else sys.stdout, highlight=False, soft_wrap=True)
     start, brightness = time.monotonic(), 0.0
     shown, failures = list[Prediction](), list[Prediction]()
     bar = Progress(console=console, transient=True, refresh_per_second=2, disable=not console.is_terminal)
     try:
-        with bar, _open_output(output) as file, warnings.catch_warnings():
+        with bar, text_output(output) as file, warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\b")  # odd but readable files
             writer = _Writer(file, kind)
             for prediction in bar.track(predictions, total=len(paths), description="predict"):
@@ -120,25 +115,22 @@ def predict(
                 brightness += prediction.brightness
                 if len(shown) < SHOWN:
                     shown.append(prediction)
-            if not shown:
-                what = "the file" if len(paths) == 1 else f"any of the {len(paths):,} files"
-                raise InputError(
-                    f"--images: cannot read {what} as an image; give files in a common format such as PNG or JPEG\n"
-                    + _list_unreadable(failures)
-                )
+            which = "the file" if len(paths) == 1 else f"any of the {len(paths):,} files"
+            way_out = f"give files in a common format such as PNG or JPEG\n{_list_unreadable(failures)}"
+            refuse(InputError, (not shown, f"--images: cannot read {which} as an image; {way_out}"))
             writer.end()
     except BrokenPipeError:  # the reader of standard output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     done, seconds = len(paths) - len(failures), time.monotonic() - start
     if failures:
-        text = f"could not be read as images, {len(failures):,}:\n{_list_unreadable(failures)}\n"
-        sys.stderr.write(text.encode(errors="backslashreplace").decode())
+        sys.stderr.write(f"could not be read as images, {len(failures):,}:\n{_list_unreadable(failures)}\n")
     sys.stderr.write(_inversion_hint(brightness / done, training_mean(model, datamodule), invert))
     if output != "-" and done <= SHOWN:
         console.print(_results_table(shown))
     unread = f", {len(failures):,} could not be read" if failures else ""
-    console.print(f"classified {done:,} image{'s' * (done != 1)} in {seconds:.1f} s ({done / seconds:,.0f}/s){unread}")
+    what = f"{done:,} image{'s' * (done != 1)}"
+    console.print(f"classified {what} in {seconds:.1f} s ({done / seconds:,.0f} images/s){unread}")
     if output != "-":
         console.print(str(expanded(output).absolute()), markup=False)
 
@@ -189,8 +181,7 @@ def predict_images(
                 raise CheckpointError("the network's output is not finite: the checkpoint's weights cannot be used")
             top, order = (part.cpu().numpy() for part in probabilities.topk(top_k))  # (B, top_k)
             shortest = top.astype(str).astype(float)  # with the digits that tell a float32 from its neighbours
-            brightness = pixels.flatten(1).float().mean(1) / 255
-            columns = (names[order].tolist(), shortest.tolist(), brightness.tolist())
+            columns = (names[order].tolist(), shortest.tolist(), (pixels.flatten(1).float().mean(1) / 255).tolist())
             found = (
                 Prediction(path, tuple(labels), tuple(values), mean)
                 for (path, _), labels, values, mean in zip(good, *columns, strict=True)
@@ -204,22 +195,19 @@ def decoded(
 ) -> Iterator[tuple[Path, Tensor | str]]:
     """Each file with its pixels, uint8 (C, H, W), or the reason why it cannot be read; decoded ahead by threads."""
 
-    def decode(chunk: Sequence[Path]) -> list[tuple[Path, Tensor | str]]:
-        return [(path, _pixels(path, model.image_shape, resize, invert)) for path in chunk]
+    def pixels(path: Path) -> Tensor | str:
+        try:
+            return decode_image(path, model.image_shape, resize, invert)
+        except DataError as error:
+            cause = error.__cause__ or error
+            reason = getattr(cause, "strerror", None) or str(cause).replace(f" {str(path)!r}", "")
+            return reason or type(cause).__name__
 
     threads, size, shared = decoding_threads(), min(CHUNK, batch_size), model.device.type == "cpu"
     ahead = TURN * batch_size // size if shared else 2 * threads + batch_size // size
     chunks = (paths[start : start + size] for start in range(0, len(paths), size))
-    return chain.from_iterable(pump(decode, chunks, threads, ahead, take_turns=shared))
-
-
-def _pixels(path: Path, image_shape: ImageShape, resize: Resize, invert: bool) -> Tensor | str:
-    try:
-        return decode_image(path, image_shape, resize, invert)
-    except DataError as error:
-        cause = error.__cause__ or error
-        reason = getattr(cause, "strerror", None) or str(cause).replace(f" {str(path)!r}", "")
-        return reason or type(cause).__name__
+    parts = pump(lambda chunk: [(path, pixels(path)) for path in chunk], chunks, threads, ahead, take_turns=shared)
+    return chain.from_iterable(parts)
 
 
 def find_device(accelerator: str) -> torch.device:
@@ -256,19 +244,14 @@ def training_mean(model: Classifier, datamodule: ImageDataModule | None) -> floa
 
 def _inversion_hint(brightness: float, mean: float | None, invert: bool) -> str:
     """Advice for images whose brightness fits the negatives of the training images far better than these."""
-    if mean is None or abs(1 - 2 * mean) < 0.3:  # too near to the middle to tell
-        return ""
-    if 2 * abs(brightness - (1 - mean)) >= abs(brightness - mean):
-        return ""
+    if mean is None or abs(1 - 2 * mean) < 0.3 or 2 * abs(brightness - (1 - mean)) >= abs(brightness - mean):
+        return ""  # not known, too near to the middle to tell, or no nearer to the negatives
     kind, trained = ("light", "dark") if brightness > 0.5 else ("dark", "light")
     advice = "leave out --invert" if invert else "try --invert"
     return (
         f"hint: the images{' after --invert' if invert else ''} are {kind} on average ({brightness:.2f} of full "
         f"brightness) and the training images were {trained} ({mean:.2f}). If yours are their negatives, {advice}\n"
     )
-
-
-# ------------------------------------------------------------------------------------------------------- output
 
 
 class _Writer:
@@ -296,38 +279,10 @@ class _Writer:
 
 def _refuse_foreign(path: Path, file_format: Format) -> None:
     """Refuse to replace, under a name that the user did not give, a file that predict did not write."""
-    beginning = b""
-    if path.is_file():
-        with path.open("rb") as file:
-            beginning = file.read(len(BEGINNINGS[file_format]))
-    refuse(
-        ConfigError,
-        (
-            beginning not in (b"", BEGINNINGS[file_format]),
-            f"{path.absolute()} is there and was not written by predict: move it away, or give another name with "
-            "--output",
-        ),
-    )
-
-
-@contextlib.contextmanager
-def _open_output(output: str) -> Iterator[TextIO]:
-    """A file that takes its name only when it is complete, or standard output."""
-    if output != "-":
-        with (
-            output_file(output) as path,
-            path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-        ):
-            yield file
-        return
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # as in a file; names may be any bytes
-    try:
-        yield sys.stdout
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise TrainingError(f"standard output could not be written ({error.strerror or error})") from error
+    beginning = path.read_bytes()[:100] if path.is_file() else b""
+    foreign = beginning and not beginning.startswith(BEGINNINGS[file_format])
+    way_out = "move it away, or give another name with --output"
+    refuse(ConfigError, (foreign, f"{path.absolute()} is there and was not written by predict: {way_out}"))
 
 
 def _results_table(predictions: Sequence[Prediction]) -> Table:

@@ -2,7 +2,6 @@
 
 import textwrap
 import warnings
-from pathlib import Path
 
 import torch
 
@@ -34,23 +33,6 @@ def show(
         count: number of images, spread evenly over the split.
         augmented: show fewer images, each followed by random draws of the training augmentation.
         output: PNG file to write; by default DATASET_SPLIT.png here.
-    """
-    path = draw_images(datamodule, split, count, augmented, output)
-    print(describe(datamodule))
-    print(path)
-
-
-def draw_images(
-    datamodule: ImageDataModule,
-    split: Split = "train",
-    count: int = 20,
-    augmented: bool = False,
-    output: str | None = None,
-) -> Path:
-    """Draw images of a split; see `show`.
-
-    Returns:
-        The PNG file.
 
     Raises:
         ConfigError: if an option cannot be used.
@@ -87,7 +69,8 @@ def draw_images(
             plot_images(images, titles, path, f"{title}, then four draws of each" if augmented else title)
     except OSError as error:
         raise ConfigError(f"--output {path} cannot be written ({error.strerror or error})") from error
-    return path
+    print(describe(datamodule))
+    print(path)
 
 
 def describe(datamodule: ImageDataModule) -> str:

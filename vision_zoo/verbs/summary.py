@@ -55,10 +55,8 @@ class Layer:
 
     def add(self, other: "Layer") -> None:
         """Take the counts of another call into this one."""
-        self.parameters += other.parameters
-        self.parameter_bytes += other.parameter_bytes
-        self.multiply_adds += other.multiply_adds
-        self.output_bytes += other.output_bytes
+        for count in ("parameters", "parameter_bytes", "multiply_adds", "output_bytes"):
+            setattr(self, count, getattr(self, count) + getattr(other, count))
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class Summary:
 
 
 def summary(model: Classifier, depth: int | None = None) -> None:
-    """Show a network's layers: output shape, parameters, multiply-adds and memory of each.
+    """Show a network's layers: shapes, parameters, multiply-adds.
 
     Args:
         model: the classifier.

@@ -7,19 +7,19 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from vision_zoo import __version__
 from vision_zoo.checkpoints import Checkpoint, open_checkpoint
 from vision_zoo.classifier import Classifier
-from vision_zoo.errors import ConfigError
+from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.files import expanded, write_file
 from vision_zoo.formatting import metric_text
 from vision_zoo.verbs.report.facts import Facts, collect, run_folder
+from vision_zoo.version import __version__
 
 MARK = re.compile(r"<!-- written by vision_zoo report(?:, ([0-9a-f]{8}))? -->")  # with the text's checksum
 
 
 def report(ckpt_path: str, output: str | None = None, trusted_packages: Sequence[str] = ()) -> None:
-    """Write report.html, one page that needs no other file, and the model card README.md of a run.
+    """Write an HTML report and a model card of a run.
 
     Args:
         ckpt_path: a run folder, a checkpoint in it, or best or last of the newest run.
@@ -50,14 +50,15 @@ def write_report(model: Classifier, checkpoint: Checkpoint, output: str | None =
     card = page.with_name("README.md")
     kept = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
     mark = MARK.search(kept)
+    edited = mark and mark[1] not in (None, _checksum(kept[: mark.start()]))
     foreign_page = page != target and page.is_file() and b'content="vision_zoo ' not in page.read_bytes()[:4096]
-    for path, wrong, what in (
-        (card, card.exists() and mark is None, "is there and was not written by report"),
-        (card, mark and mark[1] not in (None, _checksum(kept[: mark.start()])), "was edited after report wrote it"),
-        (page, foreign_page, "is there and was not written by report"),
-    ):
-        if wrong:
-            raise ConfigError(f"{path.resolve()} {what}: move it away, or set --output to another folder")
+    foreign, way_out = "is there and was not written by report", "move it away, or set --output to another folder"
+    refuse(
+        ConfigError,
+        (card.exists() and mark is None, f"{card.resolve()} {foreign}: {way_out}"),
+        (edited, f"{card.resolve()} was edited after report wrote it: {way_out}"),
+        (foreign_page, f"{page.resolve()} {foreign}: {way_out}"),
+    )
     facts = collect(model, checkpoint)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)

@@ -1,50 +1,36 @@
-"""Files made to do harm: none of their payloads runs, and each is refused by name.
+"""Checkpoints that name what must not be called: each is refused by name, by the commands and by Python alike.
 
-Every payload would leave a marker in the working directory. What a checkpoint names is tried through the commands and
-through ``load_from_checkpoint`` alike.
+Every payload would leave a marker in the working directory.
 """
 
-import bz2
-import copy
-import gzip
-import io
 import os
-import pickle
-import subprocess
-import sys
-import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 from torch import nn
 
-from tests import tiny
 from tests.conftest import QUICK
+from tests.hostile.helpers import (
+    COMMAND,
+    Mutation,
+    data,
+    data_option,
+    hparam,
+    model,
+    refused,
+    refused_everywhere,
+    save,
+    trainer,
+    with_options,
+)  # fmt: skip
 from vision_zoo.__main__ import main
 from vision_zoo.classifier import Classifier
-from vision_zoo.data import USPS, ArrayFile
-from vision_zoo.data.mnist import read_idx
-from vision_zoo.errors import CheckpointError, DataError
-
-COMMAND = "touch MARKER"
-Mutation = Callable[[dict[str, Any]], object]
-
-
-class Calls:
-    """Pickles to a call of whatever it is given."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
+from vision_zoo.errors import CheckpointError
 
 
 class Network(nn.Module):
@@ -58,101 +44,6 @@ class Network(nn.Module):
         return self.layer(images.flatten(1))
 
 
-def refused(capsys, words: list[str]) -> str:
-    """Run a command that must be refused, with nothing run and nothing written."""
-    before = sorted(Path().rglob("*"))
-    assert main(words) == 2
-    error = capsys.readouterr().err
-    assert [line.startswith("vision_zoo: ") for line in error.splitlines()].count(True) == 1
-    assert "Traceback" not in error
-    assert "internal error" not in error
-    assert not list(Path().rglob("MARKER"))
-    assert sorted(path for path in Path().rglob("*") if "cache" not in path.parts) == [
-        path for path in before if "cache" not in path.parts
-    ]
-    return error
-
-
-def refused_everywhere(capsys, path: str, message: str) -> None:
-    """A hostile checkpoint is refused by every command that reads one, and by Python."""
-    for verb in ("test", "predict", "export", "report", "summary", "fit"):
-        error = refused(capsys, [verb, "--ckpt_path", path])
-        assert message in error, (verb, error)
-        assert Path(path).name in error
-    with pytest.raises(CheckpointError) as caught:
-        Classifier.load_from_checkpoint(path)
-    assert message in str(caught.value)
-    assert not list(Path().rglob("MARKER"))
-
-
-@pytest.fixture
-def good(trained_run) -> dict[str, Any]:
-    return torch.load(trained_run / "checkpoints" / "best.ckpt", weights_only=True)
-
-
-@pytest.fixture
-def evil_package(here, monkeypatch):
-    """A package on the path that leaves the marker as soon as it is imported."""
-    (here / "evil_package").mkdir()
-    (here / "evil_package/__init__.py").write_text("open('MARKER', 'w')\nclass Net: pass\nclass Callback: pass\n")
-    monkeypatch.syspath_prepend(str(here))
-    yield
-    sys.modules.pop("evil_package", None)
-
-
-def save(checkpoint: object, name: str = "run/checkpoints/evil.ckpt") -> str:
-    Path(name).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(checkpoint, name)
-    return name
-
-
-# ------------------------------------------------------------------------------------------------------------- pickles
-
-GADGETS = {
-    "os.system": Calls(os.system, COMMAND),
-    "builtins.eval": Calls(eval, f"__import__('os').system({COMMAND!r})"),
-    "builtins.exec": Calls(exec, "open('MARKER', 'w')"),
-    "subprocess.Popen": Calls(subprocess.Popen, ["touch", "MARKER"]),
-    "getattr chain": Calls(getattr, Calls(__import__, "evil_package"), "Net"),
-    "pickle in pickle": Calls(pickle.loads, pickle.dumps(Calls(os.system, COMMAND))),
-    "torch.load": Calls(torch.load, "inner.pt"),
-    "torch.hub.load": Calls(torch.hub.load, ".", "evil", "local"),
-    "importlib": Calls(__import__, "evil_package"),
-    "a module with hooks": nn.Linear(2, 2),
-}
-
-
-@pytest.mark.parametrize("name", GADGETS)
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_a_pickle_that_calls_something_is_not_run(name, legacy, good, here, capsys, evil_package):
-    torch.save(Calls(os.system, COMMAND), "inner.pt")
-    good["hyper_parameters"]["mean"] = GADGETS[name]
-    torch.save(good, "evil.ckpt", _use_new_zipfile_serialization=not legacy)
-    assert "evil.ckpt is not a checkpoint that can be loaded safely" in refused(
-        capsys, ["test", "--ckpt_path", "evil.ckpt"]
-    )
-    with pytest.raises(CheckpointError, match="can be loaded safely"):
-        Classifier.load_from_checkpoint("evil.ckpt")
-    torch.save({"head.2.weight": GADGETS[name]}, "evil.pth", _use_new_zipfile_serialization=not legacy)
-    words = ["fit", "--model.backbone", "LeNet5", "--model.weights", "evil.pth"]
-    assert "evil.pth is not a checkpoint that can be loaded safely" in refused(capsys, words)
-
-
-@pytest.mark.parametrize("name", GADGETS)
-def test_a_cifar_batch_that_calls_something_is_not_run(name, here, capsys, evil_package):
-    tiny.write_cifar10(here / "data", 50, 20)
-    batch = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1], "more": GADGETS[name]}
-    (here / "data/cifar-10-batches-py/data_batch_3").write_bytes(pickle.dumps(batch))
-    error = refused(capsys, ["fit", "--data", "CIFAR10", "--model.backbone", "SmallCNN"])
-    assert "data_batch_3 is broken (it names " in error
-    assert "which has no place in this dataset" in error
-
-
-def test_a_bare_pickle_is_not_run(here, capsys):
-    Path("evil.ckpt").write_bytes(pickle.dumps(Calls(os.system, COMMAND)))
-    assert "can be loaded safely" in refused(capsys, ["predict", "--ckpt_path", "evil.ckpt", "--images", "."])
-
-
 # --------------------------------------------------------------------------------------- what a checkpoint may name
 
 SHELL = {"class_path": "os.system", "init_args": {"command": COMMAND}}
@@ -161,36 +52,13 @@ EVAL = {"class_path": "builtins.eval", "init_args": {"source": "open('MARKER', '
 HUB = {"class_path": "torch.hub.load", "init_args": {"repo_or_dir": ".", "model": "evil", "source": "local"}}
 
 
-def hparam(name: str, value: object) -> Mutation:
-    return lambda c: c["hyper_parameters"].update({name: value})
-
-
-def model(name: str, value: object) -> Mutation:
-    return lambda c: c["vision_zoo"]["config"]["model"].update({name: value})
-
-
-def data(value: object) -> Mutation:
-    return lambda c: c["vision_zoo"]["config"].update({"data": value})
-
-
-def data_option(name: str, value: object) -> Mutation:
-    return lambda c: c["vision_zoo"]["config"]["data"]["init_args"].update({name: value})
-
-
-def trainer(name: str, value: object) -> Mutation:
-    return lambda c: c["vision_zoo"]["config"]["trainer"].update({name: value})
-
-
-def with_options(class_path: str, **options: object) -> dict[str, object]:
-    return {"class_path": class_path, "init_args": options}
-
-
 DDP = "lightning.pytorch.strategies.DDPStrategy"
 STARTER = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler.SubprocessHandler"
 STARTS = with_options(
     STARTER, entrypoint="touch", args=["MARKER"], env={}, stdout=None, stderr=None, local_rank_id=0, numa_options=None
 )
-CALLED = "names torch.hub.load as trainer.|, to be called while training"
+HUB_WITHIN = "names torch.hub.load as "
+WORD = "which is no plain word"
 ADMIT = "code of a package that is not trusted. If you trust it, admit it with --trusted_packages"
 NAMES: list[tuple[str, Mutation, str]] = [
     ("shell as backbone", hparam("backbone", SHELL), f"names os.system, {ADMIT} os"),
@@ -209,78 +77,82 @@ NAMES: list[tuple[str, Mutation, str]] = [
     (
         "class in a text",
         model("optimizer", '{"class_path": "evil_package\\u002eNet"}'),
-        "has options written as a text",
+        WORD,
     ),
     (
         "class in a text, as augmentation",
         data_option("augmentation", 'class_path: "evil_package\\u002eNet"'),
-        "has options written as a text",
+        WORD,
     ),
     (
         "class in a text, as strategy",
         trainer("strategy", "{class_path: evil_package.Net}"),
-        "options written as a text",
+        WORD,
     ),
-    ("name in quotes", model("backbone", '"evil_package\\u002eNet"'), f"{ADMIT} evil_package"),
-    ("name in blanks", trainer("plugins", [" evil_package.Net "]), f"{ADMIT} evil_package"),
-    ("nested without an end, as a text", trainer("plugins", ["[" * 5000]), "is nested without an end"),
+    ("name in quotes", model("backbone", '"evil_package\\u002eNet"'), WORD),
+    ("name in blanks", trainer("plugins", [" evil_package.Net "]), WORD),
+    ("nested without an end, as a text", trainer("plugins", ["[" * 5000]), WORD),
     (
         "torch.load within a backbone",
         model("backbone", with_options("torch.nn.Linear", device=with_options("torch.load", f="inner.pt"))),
-        "names torch.load among the options of a class, which is not a Module class",
+        "names torch.load as device, which is no Module class",
     ),
     (
         "hub within a backbone",
         model("backbone", with_options("torch.nn.Linear", device=HUB)),
-        "names torch.hub.load among the options",
+        HUB_WITHIN,
     ),
     (
         "command line within a network",
         model("backbone", with_options("torch.nn.Linear", device=with_options("lightning.pytorch.cli.LightningCLI"))),
-        "names lightning.pytorch.cli.LightningCLI among the options",
+        "names lightning.pytorch.cli.LightningCLI as device, which is no",
     ),
     (
         "hub within an augmentation",
         data_option("augmentation", [with_options("torchvision.transforms.v2.Lambda", lambd=HUB)]),
-        "names torch.hub.load among the options",
+        HUB_WITHIN,
     ),
     (
         "hub within an optimizer",
         model("optimizer", with_options("torch.optim.Adam", lr=HUB)),
-        "names torch.hub.load among the options",
+        HUB_WITHIN,
     ),
     (
         "process within a strategy",
         trainer("strategy", with_options(DDP, ddp_comm_state=STARTS)),
-        f"names {STARTER} among",
+        f"names {STARTER} as ",
     ),
     (
         "process within a callback",
         trainer("callbacks", [with_options("lightning.pytorch.callbacks.Timer", duration=STARTS)]),
-        f"names {STARTER} among the options",
+        f"names {STARTER} as ",
     ),
     (
         "process within what a callback passes on",
         trainer("callbacks", [{"class_path": "lightning.pytorch.callbacks.Timer", "dict_kwargs": {"a": STARTS}}]),
-        f"names {STARTER} among the options",
+        f"names {STARTER} as ",
     ),
-    ("hub as hook", trainer("strategy", with_options(DDP, ddp_comm_hook="torch.hub.load")), CALLED),
-    ("hub as hook, in quotes", trainer("strategy", with_options(DDP, ddp_comm_hook='"torch\\u002ehub.load"')), CALLED),
+    (
+        "hub as hook",
+        trainer("strategy", with_options(DDP, ddp_comm_hook="torch.hub.load")),
+        HUB_WITHIN,
+    ),
+    ("hub as hook, in quotes", trainer("strategy", with_options(DDP, ddp_comm_hook='"torch\\u002ehub.load"')), WORD),
     (
         "hub as callback's function",
         trainer("callbacks", [with_options("lightning.pytorch.callbacks.LambdaCallback", setup="torch.hub.load")]),
-        CALLED,
+        HUB_WITHIN,
     ),
-    ("set of names in a list", trainer("plugins", "[!!set {evil_package.Net}]"), f"{ADMIT} evil_package"),
-    ("set of names", trainer("plugins", "!!set {evil_package.Net}"), f"{ADMIT} evil_package"),
+    ("set of names in a list", trainer("plugins", "[!!set {evil_package.Net}]"), WORD),
+    ("set of names", trainer("plugins", "!!set {evil_package.Net}"), WORD),
     (
         "class beside an impossible date",
         model("optimizer", '{class_path: "evil_package\\u002eNet", init_args: {a: 2024-99-99}}'),
-        "has options written as a text",
+        WORD,
     ),
-    ("text within text", trainer("plugins", ["a" + "\n" * 2000 + "b"]), "is text within text"),
-    ("class deep in a text", trainer("plugins", ['[{a: ["{class_path: evil_package.Net}"]}]']), "written as a text"),
-    ("name deep in a text", trainer("plugins", ['{a: ["evil_package.Net"]}']), f"{ADMIT} evil_package"),
+    ("text within text", trainer("plugins", ["a" + "\n" * 2000 + "b"]), WORD),
+    ("class deep in a text", trainer("plugins", ['[{a: ["{class_path: evil_package.Net}"]}]']), WORD),
+    ("name deep in a text", trainer("plugins", ['{a: ["evil_package.Net"]}']), WORD),
     ("untrusted data", data(with_options("evil_package.Net")), f"{ADMIT} evil_package"),
     ("nested in a backbone", hparam("backbone", with_options("vision_zoo.backbones.LeNet5", inner=SHELL)), "os.system"),
     (
@@ -349,7 +221,7 @@ NAMES: list[tuple[str, Mutation, str]] = [
     ("other script", hparam("backbone", with_options("t\u043erch.nn.Linear")), "as class_path, which is not a"),
     ("dots", hparam("backbone", with_options("..os.system")), "as class_path, which is not a"),
     ("line break", hparam("backbone", with_options("os.system\n")), "as class_path, which is not a"),
-    ("a word", hparam("backbone", "os.system"), "os.system, code of a package that is not trusted"),
+    ("a word", hparam("backbone", "os.system"), "'os.system' describes no backbone"),
     ("no backbone", hparam("backbone", None), "'None' describes no backbone"),
     ("a class alone", hparam("backbone", "torch.nn.Identity"), "'torch.nn.Identity' describes no backbone"),
     ("options a list", hparam("backbone", {"class_path": "torch.nn.Linear", "init_args": [1]}), "are not options"),
@@ -363,7 +235,7 @@ NAMES: list[tuple[str, Mutation, str]] = [
     (
         "file as options",
         lambda c: c["vision_zoo"]["config"]["model"].update(backbone="./evil.yaml"),
-        "names the file ./evil.yaml",
+        "has './evil.yaml' as model.backbone, which is no plain word",
     ),
     ("run named elsewhere", lambda c: c["vision_zoo"].update(name="../../evil"), "it names its run '../../evil'"),
     ("unknown hyperparameter", hparam("weights", "/etc/passwd"), "it has the hyperparameters weights"),
@@ -420,11 +292,11 @@ def test_what_a_checkpoint_names_is_refused_before_it_is_called(mutate, message,
     mutate(good)
     path = save(good)
     error = refused(capsys, ["fit", "--ckpt_path", path])  # which builds what the trainer's options name, too
-    assert any(part in error for part in message.split("|")), error
+    assert message in error
     assert "evil.ckpt" in error
     with pytest.raises(CheckpointError) as caught:
         Classifier.load_from_checkpoint(path)
-    assert any(part in str(caught.value) for part in message.split("|"))
+    assert message in str(caught.value)
     assert not Path("MARKER").exists()
 
 
@@ -448,15 +320,15 @@ def test_a_checkpoint_of_plain_python_is_checked_alike(section, good, here, caps
 def test_trusting_a_package_admits_its_networks_both_ways_and_nothing_else(good, here, capsys):
     net = Network((1, 28, 28), 10)
     good["state_dict"] = OrderedDict((f"backbone.{key}", value) for key, value in net.state_dict().items())
-    description = {"class_path": "tests.test_hostile.Network"}
+    description = {"class_path": "tests.hostile.test_what_checkpoints_name.Network"}
     good["hyper_parameters"]["backbone"] = description
     good["vision_zoo"]["config"]["model"]["backbone"] = description
     path = save(good)
-    refused_everywhere(capsys, path, f"names tests.test_hostile.Network, {ADMIT} tests")
+    refused_everywhere(capsys, path, f"names tests.hostile.test_what_checkpoints_name.Network, {ADMIT} tests")
     assert main(["summary", "--ckpt_path", path, "--trusted_packages", "tests"]) == 0
     model = Classifier.load_from_checkpoint(path, trusted_packages=["tests"])
     assert type(model.backbone).__name__ == "Network"
-    good["hyper_parameters"]["backbone"] = {"class_path": "tests.test_hostile.refused"}
+    good["hyper_parameters"]["backbone"] = {"class_path": "tests.hostile.test_what_checkpoints_name.refused"}
     refused(capsys, ["summary", "--ckpt_path", save(good), "--trusted_packages", "tests"])
     good["hyper_parameters"]["backbone"] = SHELL
     refused(capsys, ["summary", "--ckpt_path", save(good), "--trusted_packages", "tests"])
@@ -520,116 +392,3 @@ def test_class_names_may_hold_anything_and_do_nothing(good, here, capsys):
     assert main(["summary", "--ckpt_path", path]) == 0
     assert "internal error" not in capsys.readouterr().err
     assert {p.name for p in here.iterdir()} <= {"run", "out", "cache", "a.png", "predictions.csv"}
-
-
-# ------------------------------------------------------------------------------------- bombs: small files, huge content
-
-
-def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(good, here, capsys):
-    torch.save(good, "plain.ckpt")
-    with zipfile.ZipFile("plain.ckpt") as plain, zipfile.ZipFile("bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb:
-        for entry in plain.namelist():
-            bomb.writestr(entry, plain.read(entry))
-        bomb.writestr("plain/data/999", bytes(20_000_000))
-    assert "a compressed archive of 2" in refused(capsys, ["test", "--ckpt_path", "bomb.ckpt"])
-
-
-def test_a_tensor_that_claims_to_be_huge_is_refused(good, here, capsys):
-    good["state_dict"]["backbone.head.2.weight"] = torch.zeros(1).expand(10**6, 10**6)
-    assert "do not fit" in refused(capsys, ["test", "--ckpt_path", save(good)])
-    with pytest.raises(CheckpointError, match="do not fit"):
-        Classifier.load_from_checkpoint("run/checkpoints/evil.ckpt")
-
-
-def array_file(**headers: tuple[int, ...]) -> None:
-    with zipfile.ZipFile("a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, shape in headers.items():
-            stream = io.BytesIO()
-            np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            archive.writestr(f"{name}.npy", stream.getvalue() + bytes(100))
-
-
-def test_an_array_that_announces_more_than_it_holds_is_refused(here, capsys):
-    array_file(images=(10**6, 1000, 1000), labels=(100,))
-    words = ["fit", "--data", "ArrayFile", "--data.path", "a.npz"]
-    assert "announces the shape (1000000, 1000, 1000), but holds" in refused(capsys, words)
-
-
-def test_an_array_that_unpacks_to_more_than_the_memory_is_refused(here, monkeypatch):
-    array_file(images=(10, 28, 28), labels=(10,))
-    original = zipfile.ZipFile.getinfo
-
-    def huge(self, name):
-        entry = copy.copy(original(self, name))
-        entry.file_size = 2**40
-        return entry
-
-    monkeypatch.setattr(zipfile.ZipFile, "getinfo", huge)
-    with pytest.raises(DataError, match=r"a\.npz is broken .*would unpack from .* bytes to 1,099,511,627,776"):
-        ArrayFile("a.npz").class_names  # noqa: B018  # reading it raises
-
-
-def test_an_array_of_objects_is_not_unpickled(here, capsys):
-    np.savez("a.npz", images=np.array([Calls(os.system, COMMAND)] * 4, dtype=object), labels=np.arange(4))
-    words = ["fit", "--data", "ArrayFile", "--data.path", "a.npz"]
-    assert "allow_pickle" in refused(capsys, words)
-
-
-def test_packed_files_are_not_unpacked_without_an_end(here, monkeypatch):
-    monkeypatch.setattr("vision_zoo.data.mnist.MOST_BYTES", 10**6)
-    Path("a-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(2 * 10**6)))
-    with pytest.raises(ValueError, match="more than 1,000,000 bytes"):
-        read_idx(Path("a-idx3-ubyte.gz"), 3)
-    monkeypatch.setattr("vision_zoo.data.usps.MOST_BYTES", 10**6)
-    Path("usps.bz2").write_bytes(bz2.compress(bytes(2 * 10**6)))
-    with pytest.raises(DataError, match=r"usps\.bz2 is broken \(more than 1,000,000 bytes"):
-        USPS(".").load("train")
-
-
-def picture_bomb(path: str) -> None:
-    """A PNG of 60,000 x 60,000 pixels in its header, in a hundred bytes."""
-    stream = io.BytesIO()
-    Image.new("L", (1, 1)).save(stream, "PNG")
-    content = bytearray(stream.getvalue())
-    content[16:24] = (60_000).to_bytes(4, "big") * 2
-    import zlib
-
-    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
-    Path(path).write_bytes(content)
-
-
-def test_a_picture_bomb_is_refused_by_predict_and_left_out_of_a_folder(trained_run, here, capsys):
-    picture_bomb("bomb.png")
-    words = ["predict", "--ckpt_path", str(trained_run), "--images", "bomb.png"]
-    error = refused(capsys, words)
-    assert "bomb.png: Image size (3600000000 pixels) exceeds limit" in error
-    tiny.write_image_folder(here / "pictures", count=4)
-    picture_bomb("pictures/cat/bomb.png")
-    words = ["fit", "--data", "ImageFolder", "--data.root", "pictures", "--data.image_size", "32", "--data.strict",
-             "true", "--model.backbone", "SmallCNN", "--data.val_split", "2", "--data.test_split", "0"]  # fmt: skip
-    assert "bomb.png cannot be decoded (Image size (3600000000 pixels) exceeds limit" in refused(capsys, words)
-
-
-def test_a_large_picture_is_only_warned_about(trained_run, here, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    Image.new("L", (40, 40)).save("large.png")  # between once and twice the limit
-    assert main(["predict", "--ckpt_path", str(trained_run), "--images", "large.png"]) == 0
-
-
-# ---------------------------------------------------------------------------------------------------------------- YAML
-
-TAGS = [
-    "!!python/object/apply:os.system ['touch MARKER']",
-    "!!python/object/new:subprocess.Popen [['touch', 'MARKER']]",
-    "!!python/name:os.system ''",
-    "!!python/module:evil_package ''",
-    "!!python/object/apply:builtins.exec [\"open('MARKER', 'w')\"]",
-]
-
-
-@pytest.mark.parametrize("tag", TAGS)
-def test_yaml_tags_are_not_run(tag, here, capsys, evil_package):
-    Path("evil.yaml").write_text(f"model: {{backbone: {tag}}}\ndata: MNIST5k\n")
-    assert "evil.yaml is not valid YAML" in refused(capsys, ["fit", "--config", "evil.yaml"])
-    refused(capsys, ["fit", "--model.backbone", f"{{class_path: {tag}}}"])
-    refused(capsys, ["fit", "--data.augmentation", f"[{tag}]"])

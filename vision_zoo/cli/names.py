@@ -32,6 +32,9 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
 
 LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")
 
+# Values that stand for no class; a logger may be any of them.
+NO_CLASS = {"null": None, "None": None, "true": True, "True": True, "false": False, "False": False}
+
 
 # Nothing to choose: bases, and schedules that are made of others, which no option can name.
 _BASES = {
@@ -116,7 +119,9 @@ def as_spec(value: Any, slot: str) -> Any:
 
 
 def class_choice(value: str, slot: str) -> Any:
-    """What a word of the command line chooses: a name, or YAML with one class or a list of them."""
+    """What a word of the command line chooses: a name, none, or YAML with one class or a list of them."""
+    if value in NO_CLASS:
+        return NO_CLASS[value]
     if value.lstrip()[:1] not in ("{", "["):
         return as_spec(value, slot)
     try:

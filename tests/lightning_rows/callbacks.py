@@ -52,8 +52,7 @@ def pruned(trial: Trial) -> bool:
 
 
 def averaged(trial: Trial, expected: dict[str, torch.Tensor]) -> bool:
-    """Whether best, where the last epoch is the best, and last hold the average, and a resumed run ends alike."""
-    assert trial.results["best_epoch"] == 3, "the last epoch is not the best: choose other options for this test"
+    """Whether best and last hold the average, which is better than what it is of, and a resumed run ends alike."""
     assert close(trial.saved("last"), expected), "last.ckpt does not hold the average"
     assert close(trial.saved("best"), expected), "best.ckpt does not hold the average"
     return trial.resumed_exactly(stop=2) and trial.resumed_exactly(stop=10)
@@ -135,7 +134,9 @@ CALLBACKS: dict[str, Row] = {
     "LambdaCallback": Row(
         callback("LambdaCallback", on_train_start=f"{OWN}.touch"), lambda t: (t.here / "touched").exists()
     ),
-    "LearningRateFinder": Row(callback("LearningRateFinder", min_lr=1e-4, num_training_steps=20), found_rate),
+    "LearningRateFinder": Row(
+        callback("LearningRateFinder", "--data.batch_size 1", min_lr=1e-4, num_training_steps=25), found_rate
+    ),
     "LearningRateMonitor": Row("--trainer.callbacks LearningRateMonitor", lambda t: "lr-SGD" in t.events()),
     "ModelCheckpoint": Row(
         callback("ModelCheckpoint", monitor="val/loss", filename="mine"),
@@ -169,7 +170,7 @@ CALLBACKS: dict[str, Row] = {
         code=1,
     ),
     "StochasticWeightAveraging": Row(
-        (*callback("StochasticWeightAveraging", swa_lrs=0.05, swa_epoch_start=2), *FOUR_EPOCHS),
+        (*callback("StochasticWeightAveraging", swa_lrs=0.5, swa_epoch_start=2, annealing_epochs=1), *FOUR_EPOCHS),
         lambda t: averaged(t, mean(t.seen.starts[1:4])),
     ),
     "ThroughputMonitor": Row(

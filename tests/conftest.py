@@ -81,15 +81,18 @@ def data_root(tmp_path_factory) -> Path:
 @pytest.fixture
 def only_parsed(monkeypatch):
     """A command ends where its words are parsed, with exit code 77."""
-    from vision_zoo.cli.parser import VisionZooCLI
+    from vision_zoo.cli import main as cli
+    from vision_zoo.cli.parser import Parser
 
-    parse = VisionZooCLI.parse_arguments
+    def then_exit(parse):
+        def only_parse(*args):
+            parse(*args)
+            sys.exit(77)
 
-    def only_parse(self, parser, args):
-        parse(self, parser, args)
-        sys.exit(77)
+        return only_parse
 
-    monkeypatch.setattr(VisionZooCLI, "parse_arguments", only_parse)
+    monkeypatch.setattr(Parser, "parse_arguments", then_exit(Parser.parse_arguments))
+    monkeypatch.setattr(cli, "_options_of", then_exit(cli._options_of))
 
 
 # LeNet-5 on the embedded images, ten batches an epoch.

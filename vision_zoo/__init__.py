@@ -1,7 +1,6 @@
 """Image classification with PyTorch Lightning."""
 
-__version__ = "0.1.0"
-
 from vision_zoo.api import Run, fit, load, predict, runs, test
+from vision_zoo.version import __version__
 
 __all__ = ["Run", "__version__", "fit", "load", "predict", "runs", "test"]

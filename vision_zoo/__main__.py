@@ -4,9 +4,9 @@ import contextlib
 import os
 import sys
 
-from vision_zoo import __version__
 from vision_zoo.cli.commands import COMMANDS, command_help, overview
 from vision_zoo.errors import VisionZooError, did_you_mean
+from vision_zoo.version import __version__
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,7 +18,7 @@ import torch
 from tests.conftest import QUICK
 from tests.training.runs import rows, same, state, stop_at
 from vision_zoo.__main__ import main
-from vision_zoo.cli.parser import VisionZooCLI
+from vision_zoo.cli.main import execute
 from vision_zoo.data import MNIST5k
 from vision_zoo.training.processes import lost_process
 
@@ -58,10 +58,9 @@ if "SIGNALLED" in os.environ:
 FIGURES = """
 import json, sys
 from pathlib import Path
-from vision_zoo.cli.parser import VisionZooCLI
+from vision_zoo.cli.main import execute
 
-trainer = VisionZooCLI(sys.argv[2:]).trainer
-figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
+figures = execute(sys.argv[2:])
 (Path(sys.argv[1]) / f"{sys.argv[2]}.figures").write_text(json.dumps(figures))
 """
 
@@ -196,8 +195,8 @@ def test_processes_validate_one_network_between_accumulated_batches(words, tmp_p
     best = last_of(tmp_path).with_name("best.ckpt")
     state_of_best = torch.load(best, weights_only=True)
     assert state_of_best["global_step"] == int(first["step"]) == 1
-    trainer = VisionZooCLI(["validate", "--ckpt_path", str(best), *CPU]).trainer
-    assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(float(first["val/loss"]), rel=1e-5)
+    metrics = execute(["validate", "--ckpt_path", str(best), *CPU])
+    assert metrics["val/loss"] == pytest.approx(float(first["val/loss"]), rel=1e-5)
 
 
 def test_batch_norm_joined_over_processes_on_a_cpu_is_refused_by_name(here, capsys):

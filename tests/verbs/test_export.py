@@ -246,7 +246,7 @@ def test_an_output_that_cannot_be_written_is_refused(checkpoint, here, capsys, o
 
 
 def test_a_device_is_never_replaced_by_a_file(checkpoint, here, capsys):
-    os.mkfifo(here / "device")  # for one that whoever runs the tests could replace
+    os.mkfifo(here / "device")  # for a device that the tests have the right to replace
     for output in ("device", "/dev/stdout", "/dev/fd/1"):
         assert main(["export", "--ckpt_path", str(checkpoint), "--format", "state_dict", "--output", output]) == 2
         assert f"--output {output} cannot be written: it is not a regular file" in capsys.readouterr().err
@@ -256,10 +256,10 @@ def test_a_device_is_never_replaced_by_a_file(checkpoint, here, capsys):
 
 def test_a_file_of_the_default_name_is_kept_and_a_link_stays_one(checkpoint, here, capsys):
     words = ["export", "--ckpt_path", str(checkpoint), "--format", "state_dict"]
-    (here / "default.pt").write_bytes(b"somebody's")
+    (here / "default.pt").write_bytes(b"of another origin")
     assert main(words) == 2
     assert "default.pt is there already: --output default.pt replaces it" in capsys.readouterr().err
-    assert (here / "default.pt").read_bytes() == b"somebody's"
+    assert (here / "default.pt").read_bytes() == b"of another origin"
     (here / "link.pt").symlink_to("default.pt")
     assert main([*words, "--output", "link.pt"]) == 0
     assert (here / "link.pt").is_symlink()
@@ -311,23 +311,23 @@ def test_the_data_may_be_in_a_folder_that_cannot_be_entered(monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(CIFAR10, "sample", refuse)
-    images, said = verb.sample_images(Classifier(SmallCNN, (3, 32, 32), DIGITS), CIFAR10())
-    assert said.startswith("16 embedded MNIST images brought to 3 x 32 x 32")
+    images, described = verb.sample_images(Classifier(SmallCNN, (3, 32, 32), DIGITS), CIFAR10())
+    assert described.startswith("16 embedded MNIST images brought to 3 x 32 x 32")
     assert images.shape == (16, 3, 32, 32)
 
 
 def test_outputs_are_compared_on_the_most_real_images_there_are(tmp_path):
     colour = Classifier(SmallCNN, (3, 32, 32), DIGITS)
-    images, said = verb.sample_images(colour, CIFAR10(root=str(tmp_path)))
-    assert said == "16 embedded MNIST images brought to 3 x 32 x 32; the run's data is not here"
+    images, described = verb.sample_images(colour, CIFAR10(root=str(tmp_path)))
+    assert described == "16 embedded MNIST images brought to 3 x 32 x 32; the run's data is not here"
     assert (images.shape, images.dtype) == ((16, 3, 32, 32), torch.uint8)
     assert images.float().std() > 20
     tiny.write_cifar10(tmp_path, 10, 3)
-    images, said = verb.sample_images(colour, CIFAR10(root=str(tmp_path)))
-    assert said == "16 test images of CIFAR10"
+    images, described = verb.sample_images(colour, CIFAR10(root=str(tmp_path)))
+    assert described == "16 test images of CIFAR10"
     assert images.shape == (16, 3, 32, 32)
-    images, said = verb.sample_images(Classifier(SmallCNN, (2, 32, 32), DIGITS), None)
-    assert said == "16 random images; the run's data is not here"
+    images, described = verb.sample_images(Classifier(SmallCNN, (2, 32, 32), DIGITS), None)
+    assert described == "16 random images; the run's data is not here"
     assert images.shape == (16, 2, 32, 32)
 
 

@@ -27,7 +27,7 @@ def lines_of(capsys) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_backbones_and_data_sets_are_those_that_can_be_imported():
+def test_backbones_and_datasets_are_those_that_can_be_imported():
     assert {row["name"] for row in listing.backbones()} == set(vision_zoo.backbones.__all__)
     assert {row["name"] for row in listing.datasets()} == set(vision_zoo.data.__all__) - {"ImageDataModule"}
     for row in (*listing.backbones(), *listing.datasets()):
@@ -35,10 +35,10 @@ def test_backbones_and_data_sets_are_those_that_can_be_imported():
         assert (Path(vision_zoo.__file__).parent / row["file"]).is_file()
 
 
-def test_a_data_set_comes_with_its_paper():
+def test_a_dataset_comes_with_its_paper():
     rows = {row["name"]: row for row in listing.datasets()}
     assert rows["FashionMNIST"]["source"] == "Xiao et al. 2017, https://arxiv.org/abs/1708.07747"
-    assert rows["FashionMNIST"]["description"] == "Pictures of clothes, 60,000 + 10,000."
+    assert rows["FashionMNIST"]["description"] == "Photos of clothes, 60,000 + 10,000."
     assert rows["CIFAR100"]["source"].startswith("Krizhevsky 2009")
     assert rows["ImageFolder"]["source"] is None
 

@@ -342,7 +342,7 @@ def test_a_stopped_run_leaves_the_old_table_and_no_temporary_file(trained_run, h
 
 
 @pytest.mark.parametrize("kind", ["csv", "json"])
-def test_a_table_that_somebody_else_wrote_is_replaced_only_by_name(kind, trained_run, here, digits, capsys):
+def test_a_table_of_another_origin_is_replaced_only_by_name(kind, trained_run, here, digits, capsys):
     save(here / "a.png", digits[0])
     table = here / f"predictions.{kind}"
     table.write_text("my own predictions")

@@ -150,7 +150,7 @@ def test_a_card_that_was_edited_is_not_replaced(run, capsys):
     assert card.read_text() == edited
 
 
-def test_somebody_elses_page_is_not_replaced_unless_it_is_named(run, here, capsys):
+def test_a_page_of_another_origin_is_not_replaced_unless_it_is_named(run, here, capsys):
     (here / "report.html").write_text("coverage")
     assert main(["report", "--ckpt_path", str(run), "--output", "."]) == 2
     assert "report.html is there and was not written by report" in capsys.readouterr().err
@@ -164,7 +164,7 @@ def test_the_commands_of_a_run_that_was_moved_name_where_it_is(run, here):
     assert f"vision_zoo test --ckpt_path {run}" in Page((run / "report.html").read_text()).text
 
 
-def test_somebody_elses_readme_is_never_replaced(run, here, capsys):
+def test_a_readme_of_another_origin_is_never_replaced(run, here, capsys):
     (here / "README.md").write_text("my project")
     assert main(["report", "--ckpt_path", str(run), "--output", "."]) == 2
     assert "README.md is there and was not written by report" in capsys.readouterr().err
@@ -321,7 +321,7 @@ def test_the_interval_is_wilsons():
 @pytest.mark.parametrize(
     ("seconds", "text"), [(1.84, "1.8 s"), (59.9, "59.9 s"), (75, "1 min 15 s"), (7260, "2 h 1 min")]
 )
-def test_durations_are_said_as_people_say_them(seconds, text):
+def test_durations_are_written_as_people_say_them(seconds, text):
     assert duration(seconds) == text
 
 
@@ -355,12 +355,12 @@ def test_figures_of_other_images_or_averaged_ones_are_not_taken_for_the_runs_own
 def test_a_run_whose_own_test_averages_views_is_reported_with_a_later_one(here):
     assert main([*QUICK, "--trainer.max_epochs", "1", "--tta", "flip", "--test_after_fit", "false"]) == 0
     run = here / "runs" / "default" / "version_0"
-    for words, told in ((["--tta", "none"], False), ([], True)):
+    for words, reported in ((["--tta", "none"], False), ([], True)):
         assert main(["test", "--ckpt_path", "best", *words]) == 0
         report("--ckpt_path", "best")
         card = (run / "README.md").read_text()
-        assert ("This run was never tested" in card) is not told
-        assert ("flip: predictions averaged over views" in card) is told
+        assert ("This run was never tested" in card) is not reported
+        assert ("flip: predictions averaged over views" in card) is reported
 
 
 def test_figures_of_a_test_part_that_was_cut_otherwise_are_not_taken_for_the_runs_own(here):
@@ -368,10 +368,10 @@ def test_figures_of_a_test_part_that_was_cut_otherwise_are_not_taken_for_the_run
     words = ["--data", "ImageFolder", "--data.root", "images", "--data.image_size", "28"]
     words += ["--trainer.max_epochs", "1", "--test_after_fit", "false"]
     assert main([*QUICK, *words]) == 0
-    for change, told in ((["--data.seed", "7"], True), (["--data.test_split", "0.5"], True), ([], False)):
+    for change, untested in ((["--data.seed", "7"], True), (["--data.test_split", "0.5"], True), ([], False)):
         assert main(["test", "--ckpt_path", "best", *change]) == 0
         report("--ckpt_path", "best")
-        assert ("This run was never tested" in (here / "runs/default/version_0/README.md").read_text()) is told
+        assert ("This run was never tested" in (here / "runs/default/version_0/README.md").read_text()) is untested
 
 
 def test_figures_of_a_checkpoint_that_training_has_replaced_are_not_taken_for_the_new_ones(here):
@@ -383,7 +383,7 @@ def test_figures_of_a_checkpoint_that_training_has_replaced_are_not_taken_for_th
     assert "This run was never tested" in (here / "runs/default/version_0/README.md").read_text()
 
 
-def test_where_the_images_of_a_later_test_lay_is_said(here):
+def test_where_the_images_of_a_later_test_lay_is_reported(here):
     for seed, name in enumerate(("mine", "other")):
         tiny.write_npz(here / f"{name}.npz", 100, 20 + seed)
     words = ["--data", "ArrayFile", "--data.path", "mine.npz", "--trainer.max_epochs", "1", "--test_after_fit", "false"]
@@ -394,7 +394,7 @@ def test_where_the_images_of_a_later_test_lay_is_said(here):
     assert f"Measured on 21 test images of {here / 'other.npz'}" in page.text
 
 
-def test_whose_figures_they_are_is_said_of_the_last_checkpoint(run):
+def test_whose_figures_they_are_is_reported_for_the_last_checkpoint(run):
     report("--ckpt_path", str(run / "checkpoints" / "last.ckpt"))
     assert "The validation and test metrics are of best.ckpt, not of last.ckpt" in (run / "README.md").read_text()
 
@@ -408,3 +408,12 @@ def test_a_page_of_the_last_checkpoint_claims_no_other_figures_for_the_best_one(
     assert "Measured on 1,000 test images" in page.text
     assert "are of best.ckpt, not of last.ckpt" not in page.text
     assert "the others are of best.ckpt" not in page.text
+
+
+def test_odd_values_in_a_checkpoint_that_others_made_are_left_out(run):
+    file = run / "checkpoints" / "best.ckpt"
+    content = torch.load(file, weights_only=True)
+    content["vision_zoo"]["config"]["trainer"] = {"default_root_dir": 3, "odd": torch.zeros(1)}
+    content["vision_zoo"]["config"]["data"]["init_args"] = ["x"]
+    _, card = write_report(Classifier.from_checkpoint(content), Checkpoint(file, content))
+    assert "LeNet5" in card.read_text()

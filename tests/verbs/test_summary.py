@@ -116,7 +116,7 @@ def test_every_parameter_is_counted_once_and_every_call_shown():
 def test_looking_changes_nothing():
     model = classifier(Odd)
     model.backbone.train()
-    model.backbone.norm.eval()  # as somebody who freezes its statistics would
+    model.backbone.norm.eval()  # its statistics are frozen
     before = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
     torch.manual_seed(3)
     state = torch.get_rng_state()

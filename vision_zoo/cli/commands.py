@@ -11,7 +11,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from vision_zoo import __version__
+from vision_zoo.version import __version__
 
 WIDTH = 80  # columns of the smallest terminal that the texts are written for
 _PACKAGE = Path(__file__).parents[1]

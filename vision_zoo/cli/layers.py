@@ -1,6 +1,7 @@
 """One configuration out of many places: defaults < checkpoint < --config files < command line."""
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +96,11 @@ def read_request(argv: Argv, verb: Callable[..., Any]) -> Request:
         if isinstance(config.get("model"), dict):
             config["model"].pop("weights", None)
     config = _with_classes(config, argv)
-    if checkpoint is not None and isinstance(config.get("model"), dict):
-        config["model"]["backbone"] = without_downloads(config["model"].get("backbone"))
+    if isinstance(model := config.get("model"), dict) and isinstance(backbone := model.get("backbone"), dict):
+        if checkpoint is not None:
+            model["backbone"] = without_downloads(backbone)
+        if backbone.keys() == {"class_path"} and not inspect.isclass(import_path(backbone["class_path"])):
+            model["backbone"] = backbone["class_path"]  # as the parser wants a function
     # A recipe, or config.yaml of a run, holds options that other commands lack.
     lacks = {"model", "data", "trainer", *options_of(fit)} - {*SECTIONS[argv.verb], *options_of(verb)}
     config = {name: value for name, value in config.items() if name not in lacks}

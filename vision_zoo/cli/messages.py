@@ -112,6 +112,7 @@ def suggest_option(message: str, names: Sequence[str], verb: str) -> str:
             known = list(options_of(import_path(owners[-1])))
             hint = did_you_mean(option, known) or (f"; it takes {', '.join(known)}" if known else "; it takes none")
             return f"--{'.'.join(slots)}: {owners[-1].rpartition('.')[2]} has no option {option}{hint}"
+        slots = slots or re.findall(r"Group '([\w.]+)'", message)
         if slots and not option.startswith(f"{slots[0]}."):
             option = f"{slots[0]}.{option}"
     else:

@@ -30,10 +30,9 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
 }
 
 
+# Values that stand for "no class"; a logger may be any of them.
+NO_CLASS = ("null", "None", "true", "True", "false", "False")
 LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")
-
-# Values that stand for no class; a logger may be any of them.
-NO_CLASS = {"null": None, "None": None, "true": True, "True": True, "false": False, "False": False}
 
 
 # Nothing to choose: bases, and schedules that are made of others, which no option can name.
@@ -81,7 +80,7 @@ def find_class(name: str, slot: str) -> str:
 
 
 def _ours(class_: Any, slot: str) -> str | None:
-    """Our subclass of a library's class, of the same name, where there is one: it works in a run and resumes exactly."""
+    """Our subclass of a library's class, of the same name, where there is one: it resumes exactly."""
     for package in CLASS_SLOTS[slot]:
         found = getattr(importlib.import_module(package), getattr(class_, "__name__", ""), None)
         if inspect.isclass(found) and found is not class_ and class_ in found.__mro__:
@@ -119,9 +118,9 @@ def as_spec(value: Any, slot: str) -> Any:
 
 
 def class_choice(value: str, slot: str) -> Any:
-    """What a word of the command line chooses: a name, none, or YAML with one class or a list of them."""
+    """What a word of the command line chooses: a name, or YAML with one class or a list of them."""
     if value in NO_CLASS:
-        return NO_CLASS[value]
+        return yaml.safe_load(value) if value != "None" else None
     if value.lstrip()[:1] not in ("{", "["):
         return as_spec(value, slot)
     try:

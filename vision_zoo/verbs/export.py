@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vision_zoo import __version__
 from vision_zoo.checkpoints import Checkpoint, open_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.data import ImageFolder
@@ -20,8 +19,10 @@ from vision_zoo.data.base import ImageDataModule, described_data
 from vision_zoo.data.decode import resize_images
 from vision_zoo.data.mnist5k import MNIST5k
 from vision_zoo.errors import ConfigError, InputError, VisionZooError, refuse
+from vision_zoo.files import expanded
 from vision_zoo.verbs.formats import FORMATS, Format, Forward, Metadata
 from vision_zoo.verbs.output import output_file
+from vision_zoo.version import __version__
 
 BATCHES = (1, 7, 8)  # images; the file must not have kept the batch size of its making
 TOLERANCE = 1e-4  # of the largest logit
@@ -46,7 +47,7 @@ def export(
     output: str | None = None,
     trusted_packages: Sequence[str] = (),
 ) -> None:
-    """Write a checkpoint's network as one file for other programs, and compare it with the original.
+    """Write a network as one file for other programs.
 
     Args:
         ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
@@ -60,7 +61,7 @@ def export(
     endings: dict[str, Format] = {"": "onnx", ".pth": "state_dict", **{k.suffix: name for name, k in FORMATS.items()}}
     ending = Path(output or "").suffix.lower()
     kind = format or endings.get(ending, "onnx")
-    path = Path(output or f"{checkpoint.run_name or checkpoint.path.stem}{FORMATS[kind].suffix}")
+    path = expanded(output or f"{checkpoint.run_name or checkpoint.path.stem}{FORMATS[kind].suffix}")
     unknown, taken = format is None and ending not in endings, output is None and path.exists()
     refuse(
         ConfigError,

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vision_zoo.data.decode import picture_extensions, unreadable_extensions
+from vision_zoo.data.decode import image_extensions, unreadable_extensions
 from vision_zoo.errors import InputError, refuse
 from vision_zoo.files import expanded
 
@@ -32,7 +32,7 @@ def find_images(given: Sequence[str]) -> list[Path]:
 
 def _expand(word: str) -> list[Path]:
     path = expanded(word)
-    endings = picture_extensions() | unreadable_extensions()  # those are named as unread, not passed over
+    endings = image_extensions() | unreadable_extensions()  # those are named as unread, not passed over
     is_pattern = not path.exists() and set("*?[") & set(word)
     if path.is_dir():
         files, problem = list(_walk(path, endings)), f"no images in {path.absolute()} or the folders in it"

@@ -9,7 +9,6 @@ from lightning.pytorch import Trainer
 from rich.markup import escape
 from rich.table import Table
 
-from vision_zoo import __version__
 from vision_zoo.classifier import Classifier
 from vision_zoo.files import write_file
 from vision_zoo.formatting import duration, metric_text
@@ -19,6 +18,7 @@ from vision_zoo.training.performance import Performance
 from vision_zoo.training.run_folder import RunFolder
 from vision_zoo.training.saving import Saving
 from vision_zoo.verbs.trainer import say
+from vision_zoo.version import __version__
 
 
 def write_results(

@@ -102,7 +102,7 @@ class Summary:
 
 
 def summary(model: Classifier, depth: int | None = None) -> None:
-    """Show a network's layers: output shape, parameters, multiply-adds and memory of each.
+    """Show a network's layers: shapes, parameters, multiply-adds.
 
     Args:
         model: the classifier.

@@ -7,19 +7,19 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from vision_zoo import __version__
 from vision_zoo.checkpoints import Checkpoint, open_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.files import expanded, write_file
 from vision_zoo.formatting import metric_text
 from vision_zoo.verbs.report.facts import Facts, collect, run_folder
+from vision_zoo.version import __version__
 
 MARK = re.compile(r"<!-- written by vision_zoo report(?:, ([0-9a-f]{8}))? -->")  # with the text's checksum
 
 
 def report(ckpt_path: str, output: str | None = None, trusted_packages: Sequence[str] = ()) -> None:
-    """Write report.html, one page that needs no other file, and the model card README.md of a run.
+    """Write an HTML report and a model card of a run.
 
     Args:
         ckpt_path: a run folder, a checkpoint in it, or best or last of the newest run.

@@ -1,6 +1,7 @@
 """What a run folder and its checkpoint say, as far as they say it: the values that the templates show."""
 
 import base64
+import contextlib
 import csv
 import json
 import math
@@ -174,9 +175,10 @@ def collect(model: Classifier, checkpoint: Checkpoint) -> Facts:
     path, config = checkpoint.path, checkpoint.config
     run = run_folder(path)
     facts = Facts(model, run.parent.name if run else path.stem, str(path), str(path))
-    facts.config = yaml.safe_dump(_without_nulls(config), sort_keys=False, allow_unicode=True) if config else ""
+    with contextlib.suppress(yaml.YAMLError):  # of a file that others made, with values that YAML cannot hold
+        facts.config = yaml.safe_dump(_without_nulls(config), sort_keys=False, allow_unicode=True) if config else ""
     facts.foreign = foreign_packages(config)
-    data: dict[str, Any] = config.get("data", {})
+    data = _mapping(config.get("data"))
     facts.dataset = str(data.get("class_path") or facts.dataset).rpartition(".")[2]
     if run is None:
         facts.missing.append("The checkpoint lies outside a run folder, so nothing is known about its results.")
@@ -187,7 +189,7 @@ def collect(model: Classifier, checkpoint: Checkpoint) -> Facts:
     if not facts.results:
         facts.missing.append("The run has no results: it was stopped before its end, or is still training.")
     facts.name = str(facts.results.get("config") or facts.name)
-    tested = _take_metrics(facts, run, checkpoint, data.get("init_args") or {})
+    tested = _take_metrics(facts, run, checkpoint, _mapping(data.get("init_args")))
     facts.epochs = by_epoch(_read_csv(run / "metrics.csv", facts, {"epoch", "step"}))
     for name, folder in (("curves", run), ("confusion_matrix", tested), ("mistakes", tested)):
         file = folder / f"{name}.png" if folder else None
@@ -208,8 +210,7 @@ def run_folder(checkpoint: Path) -> Path | None:
 
 def _place(run: Path, config: dict[str, Any]) -> str:
     """The run folder as named from where the run was started, unless it was moved since."""
-    trainer = config.get("trainer")
-    root = expanded((trainer.get("default_root_dir") if isinstance(trainer, dict) else None) or "")
+    root = expanded(str(_mapping(config.get("trainer")).get("default_root_dir") or ""))
     moved = root.is_absolute() and root.resolve() != run.parents[2]
     return str(run if run.parent.parent.name != "runs" or moved else Path(root, *run.parts[-3:]))
 
@@ -221,8 +222,7 @@ def _take_metrics(facts: Facts, run: Path, checkpoint: Checkpoint, data: dict[st
         The folder of the test's other files, if there was a test.
     """
     facts.views = str(facts.results.get("test_time_augmentation", "none"))
-    stored = facts.results.get("metrics")
-    metrics = stored = stored if isinstance(stored, dict) else {}
+    metrics = stored = _mapping(facts.results.get("metrics"))
     tested = next((folder for folder in (run, run / "test") if (folder / "per_class.csv").is_file()), None)
     if tested is not None and "test/accuracy" not in stored:
         later = _read_json(tested / "test.json", facts)
@@ -257,7 +257,11 @@ def _read_json(path: Path, facts: Facts) -> dict[str, Any]:
     except ValueError as error:
         facts.missing.append(f"{path.name} is broken: {error}")
         return {}
-    return content if isinstance(content, dict) else {}
+    return _mapping(content)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _read_csv(path: Path, facts: Facts, columns: set[str]) -> list[dict[str, str]]:

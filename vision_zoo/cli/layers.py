@@ -30,8 +30,11 @@ SHARED_DATA_OPTIONS = (
     "root", "batch_size", "val_split", "seed", "num_workers", "augmentation", "image_size", "shuffle", "mean", "std",
 )  # fmt: skip
 # The sections of a configuration that a command has.
-SECTIONS = dict.fromkeys(("fit", "validate", "test"), ("model", "data", "trainer"))
-SECTIONS |= {"summary": ("model", "data"), "show": ("data",)}
+SECTIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("fit", "validate", "test"), ("model", "data", "trainer")),
+    "summary": ("model", "data"),
+    "show": ("data",),
+}
 # Options with the weights that a network begins with; those of a checkpoint replace them.
 FIRST_WEIGHTS = ("model.weights", "model.backbone.weights", "model.backbone.init_args.weights")
 
@@ -314,7 +317,7 @@ def kept_data_options(class_path: str, options: Mapping[str, Any]) -> Config:
         value = options.get(name)
         count = name == "val_split" and isinstance(value, (int, float)) and value > 1
         per_channel = name in ("mean", "std") and isinstance(value, list) and len(value) > 1
-        foreign = per_channel and (not isinstance(channels, tuple) or len(channels) != len(value))
+        foreign = per_channel and (not isinstance(channels, tuple) or len(channels) != len(value or ()))
         if name in options and name in known and not count and not foreign:
             kept[name] = value
     return kept

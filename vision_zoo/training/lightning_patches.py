@@ -88,6 +88,12 @@ def resume_only_what_is_named(trainer: Trainer) -> None:
     connector._parse_ckpt_path = lambda fn, path, **more: None if path is None else parse(fn, path, **more)
 
 
+def forget_trial(trainer: Trainer) -> None:
+    """Begin as if no finder had trained before: it leaves its metrics, and a loop that believes to be resumed."""
+    trainer.fit_loop.restarting = False
+    trainer._logger_connector.reset_metrics()
+
+
 # --------------------------------------------------------------------------------------------------- several processes
 
 

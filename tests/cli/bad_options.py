@@ -343,21 +343,6 @@ OPTIONS = [
         lambda here: np.savez(here / "a.npz", images=np.zeros((40, 28, 28), np.uint8), labels=np.zeros(40, int)),
     ),
     Case("no time at all", (*FIT, "--trainer.max_time", "00:00:00:00"), r"--trainer\.max_time is 0"),
-    Case(
-        "a callback for another kind of module",
-        (*FIT, "--trainer.callbacks", "LearningRateFinder"),
-        r"--trainer\.callbacks LearningRateFinder does not work here: try some values of --model\.optimizer\.lr",
-    ),
-    Case(
-        "a callback that looks for a backbone and a head",
-        (*FIT, "--trainer.callbacks", "BackboneFinetuning"),
-        r"--trainer\.callbacks BackboneFinetuning does not work here: .* Derive a class of your own",
-    ),
-    Case(
-        "a callback without its logger",
-        (*FIT, "--trainer.callbacks", "DeviceStatsMonitor"),
-        r"--trainer\.callbacks DeviceStatsMonitor needs a logger that is named: add --trainer\.logger",
-    ),
     Case("an optimizer for other gradients", (*FIT, "--model.optimizer", "SparseAdam"), r"SparseAdam is for sparse"),
     Case(
         "an optimizer for the plain order only",

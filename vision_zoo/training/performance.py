@@ -104,6 +104,7 @@ class Performance(Callback):
         stock = isinstance(plugin, MixedPrecision) and not isinstance(plugin, TrainingPrecision)
         choices["fused"] = choices["fused"] and not (stock and trainer.gradient_clip_val)
         patches.share_gradient_memory(trainer.strategy)
+        patches.note_hooks_fast(Classifier)
         pl_module.fuses_optimizer = choices["fused"]
         pl_module.set_memory_format(choices["channels_last"])
         self.choices = choices

@@ -14,6 +14,7 @@ from vision_zoo.classifier import Classifier
 from vision_zoo.errors import TrainingError
 from vision_zoo.files import write_file
 from vision_zoo.training import AtomicCheckpointIO, Saving
+from vision_zoo.training.saving import hard_link
 
 
 def test_checkpoints_of_a_callback_of_ones_own_are_kept_with_the_run(here):
@@ -198,3 +199,19 @@ def test_a_checkpoint_is_complete_or_the_old_one(tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="No space left"):
         write_file(tmp_path / "results.json", b"{}")
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_two_names_of_a_checkpoint_are_replaced_one_by_one_also_without_hard_links(links, tmp_path, monkeypatch):
+    if not links:
+        monkeypatch.delattr("os.link")
+    best, last = tmp_path / "best.ckpt", tmp_path / "last.ckpt"
+    best.write_bytes(b"first")
+    hard_link(best, last)
+    hard_link(best, last)
+    assert last.read_bytes() == b"first"
+    best.unlink()
+    best.write_bytes(b"second")
+    hard_link(best, last)
+    assert last.read_bytes() == b"second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from os import _exit as exit_at_once
 from typing import Any
 
 import torch
@@ -171,7 +172,7 @@ class Launcher(patches.SubprocessScriptLauncher):
         time.sleep(GRACE)
         sys.stderr.write(f"vision_zoo: {LostProcessError(ended)}\n")
         self._end_children()
-        os._exit(1)
+        exit_at_once(1)
 
     def _first_ended(self, patience: float = 0) -> str:
         until = time.monotonic() + patience
@@ -196,4 +197,4 @@ def _watch_launcher() -> None:
         time.sleep(0.5)
     time.sleep(GRACE)
     sys.stderr.write(f"vision_zoo: {LostProcessError('the first process of this machine')}\n")
-    os._exit(1)
+    exit_at_once(1)

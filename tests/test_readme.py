@@ -63,7 +63,8 @@ def commands(page: Path) -> list[str]:
         found += [line for line in lines if line] if kind == "bash" else [s[2:] for s in lines if s.startswith("$ ")]
     inline = [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", page.read_text())]
     found += [code for code in inline if code.startswith(("vision_zoo ", "python ", "bash ", "pytest "))]
-    return found + [f"vision_zoo fit {code}" for code in inline if code.startswith("--trainer.") and " " in code]
+    options = [code for code in inline if code.startswith("--trainer.") and " " in code]
+    return list(dict.fromkeys([*found, *(f"vision_zoo fit {code} --print_config" for code in options)]))
 
 
 @pytest.fixture

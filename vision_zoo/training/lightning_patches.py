@@ -104,11 +104,6 @@ def replace_launcher(strategy: Strategy, launcher: Any) -> None:
     strategy._launcher = launcher
 
 
-def joins_batch_statistics(trainer: Trainer) -> bool:
-    """Whether sync_batchnorm is on; the trainer keeps it nowhere else."""
-    return trainer._accelerator_connector._layer_sync is not None
-
-
 def set_timeout(strategy: Strategy, timeout: timedelta) -> None:
     """Wait for the other processes this long, unless the user has given the strategy a timeout."""
     if getattr(strategy, "_timeout", None) == default_pg_timeout:

@@ -107,7 +107,7 @@ def test_the_best_checkpoint_survives_a_crash_between_the_two(undisturbed, tmp_p
         assert main([*STATEFUL, *root]) == 1
     run = tmp_path / "runs" / "default" / "version_0"
     best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["callbacks"]["Saving"]
-    assert best["best_score"] == min(float(row["val/loss"]) for row in rows(run) if row["val/loss"])
+    assert best["best_score"] == pytest.approx(min(float(row["val/loss"]) for row in rows(run) if row["val/loss"]))
 
 
 def test_checkpoints_without_the_rest_of_their_run_can_be_continued(here):

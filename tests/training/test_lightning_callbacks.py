@@ -126,7 +126,7 @@ def test_the_head_is_trained_first_and_the_backbone_from_its_epoch_on(scheduler,
     groups = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
     assert len(groups) == 2
     if scheduler == "null":
-        assert [group["lr"] for group in groups] == pytest.approx([0.001, 0.0004])
+        assert [group["lr"] for group in groups] == pytest.approx([0.002, 0.0004])
 
 
 # -------------------------------------------------------------------------------------------------------------- finders

@@ -182,10 +182,8 @@ def _stored(checkpoint: Checkpoint, verb: str) -> Config:
     hparams = checkpoint.content["hyper_parameters"]
     names = ("backbone", "optimizer", "scheduler", "label_smoothing")
     stored: Config = {"model": {name: hparams[name] for name in names if hparams.get(name) is not None}}
-    data = checkpoint.content.get("datamodule_hyper_parameters") or {}
-    if "_class_path" in data:
-        options = {name: value for name, value in data.items() if not name.startswith("_")}
-        stored["data"] = {"class_path": data["_class_path"], "init_args": options}
+    if checkpoint.data:
+        stored["data"] = checkpoint.data
     elif verb == "summary":  # which needs no data, but the parser does
         stored["data"] = {"class_path": "vision_zoo.data.MNIST5k"}
     return stored

@@ -44,7 +44,8 @@ LIMITS = (
     Limit(
         "strategy ModelParallelStrategy",
         lambda options: isinstance(options.get("strategy"), ModelParallelStrategy),
-        "it asks the module how to cut its network, which a module around any network cannot tell. Take fsdp",
+        "it asks the module's configure_model how to cut the network, which a module around any network "
+        "cannot know. Take fsdp",
     ),
     Limit(
         "callbacks ModelCheckpoint with save_last, or with filename best or last, and without dirpath",

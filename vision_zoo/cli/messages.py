@@ -33,9 +33,11 @@ def explain(error: BaseException) -> tuple[str, int]:
     for link in chain:
         if isinstance(link, ModuleNotFoundError):  # of a logger, a strategy, or the user's own code
             return f"a package is missing: {link}".strip(), 2
+        if isinstance(link, MisconfigurationException):
+            return tidy(str(link)), 2
         if lost := lost_process(link):
             return str(lost), lost.exit_code
-    if isinstance(error, (ArgumentError, MisconfigurationException)):
+    if isinstance(error, ArgumentError):
         return tidy(str(error)), 2
     if isinstance(error, ValueError) and "does not match the world size" in str(error):
         return processes_to_count(), 2

@@ -169,7 +169,7 @@ class ScoredModule(LightningModule):
         self._counted_batch = batch_idx
         self.train_metrics.update(logits, labels, loss)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # which Lightning sets from outside
-        if (self.global_step + 1) % every or not steps_after(self.trainer, batch_idx):
+        if not every or (self.global_step + 1) % every or not steps_after(self.trainer, batch_idx):  # barebones: 0
             return
         self.log("train/loss_step", self._count_losses(), prog_bar=True, on_step=True, on_epoch=False)
         self.train_metrics.count_outputs()

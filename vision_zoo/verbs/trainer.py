@@ -9,6 +9,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
+from lightning.pytorch.plugins import CheckpointIO
 from rich.console import Console
 
 from vision_zoo.errors import ConfigError
@@ -76,10 +77,12 @@ class TrainerMaker:
         if self.options.get("logger") in (None, True):
             options["logger"] = False  # RunFolder opens TensorBoard's file in its folder; Lightning would, elsewhere
         options["callbacks"] = list(callbacks)
-        options["plugins"] = [*listed(self.options.get("plugins")), self.checkpoint_io]
+        options["plugins"] = plugins = [*listed(self.options.get("plugins"))]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(self.checkpoint_io)
         try:
             trainer = Trainer(**{**self.options, **options})
-        except (ValueError, MisconfigurationException) as error:
+        except (TypeError, ValueError, MisconfigurationException) as error:
             raise ConfigError(f"these --trainer options do not work here: {error}") from error
         if "TORCHELASTIC_RUN_ID" in os.environ and trainer.world_size < int(os.environ["WORLD_SIZE"]):
             raise ConfigError(processes_to_count())  # each would train a network of its own

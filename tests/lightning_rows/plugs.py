@@ -85,9 +85,6 @@ PROFILERS: dict[str, Row] = {
         profile("SimpleProfiler", dirpath=".", filename="time"),
         lambda t: "run_training_epoch" in (t.here / "fit-time.txt").read_text(),
     ),
-    "SimpleProfiler, in the run": Row(
-        profile("SimpleProfiler", filename="time"), lambda t: (t.run / "fit-time.txt").exists()
-    ),
     "AdvancedProfiler": Row(profile("AdvancedProfiler"), reported),
     "PyTorchProfiler": Row(
         profile("PyTorchProfiler", dirpath=".", filename="ops"),

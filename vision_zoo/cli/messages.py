@@ -51,6 +51,8 @@ def explain(error: BaseException) -> tuple[str, int]:
             "a process that decodes images was lost, often for lack of (shared) memory: set --data.num_workers lower, "
             f"0 for none ({first_line(error)})"
         ), 1
+    if isinstance(error, RuntimeError) and "returned nan values" in str(error):  # of --trainer.detect_anomaly
+        return str(error), 1
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or 'a file'} cannot be read or written: {error.strerror}", 1
     return (

@@ -76,6 +76,7 @@ class TrainerMaker:
             options["enable_progress_bar"] = True  # with false Lightning would refuse our callback
         if self.options.get("logger") in (None, True):
             options["logger"] = False  # RunFolder opens TensorBoard's file in its folder; Lightning would, elsewhere
+        options["enable_model_summary"] = bool(self.options.get("enable_model_summary"))  # else fit prints our table
         options["callbacks"] = list(callbacks)
         options["plugins"] = plugins = [*listed(self.options.get("plugins"))]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):

@@ -31,13 +31,11 @@ def explain(error: BaseException) -> tuple[str, int]:
         if isinstance(link, VisionZooError):
             return str(link), link.exit_code
     for link in chain:
+        if isinstance(link, ModuleNotFoundError):  # of a logger, a strategy, or the user's own code
+            return f"a package is missing: {link}".strip(), 2
         if lost := lost_process(link):
             return str(lost), lost.exit_code
-    if isinstance(chain[-1], ModuleNotFoundError):  # of a class that the options name
-        return f"a package is missing: {chain[-1]}".strip(), 2
-    if isinstance(chain[-1], MisconfigurationException):  # of the constructor of such a class
-        return str(chain[-1]), 2
-    if isinstance(error, ArgumentError):
+    if isinstance(error, (ArgumentError, MisconfigurationException)):
         return tidy(str(error)), 2
     if isinstance(error, ValueError) and "does not match the world size" in str(error):
         return processes_to_count(), 2
@@ -51,7 +49,7 @@ def explain(error: BaseException) -> tuple[str, int]:
             "a process that decodes images was lost, often for lack of (shared) memory: set --data.num_workers lower, "
             f"0 for none ({first_line(error)})"
         ), 1
-    if isinstance(error, RuntimeError) and "returned nan values" in str(error):  # of --trainer.detect_anomaly
+    if "returned nan values" in str(error):  # with --trainer.detect_anomaly true
         return str(error), 1
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or 'a file'} cannot be read or written: {error.strerror}", 1
@@ -149,7 +147,7 @@ def quiet() -> None:
     warnings.formatwarning = _warning_text
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for name in ("profilers", "callbacks.model_summary"):  # whose reports were asked for
+    for name in ("profilers", "callbacks.model_summary"):  # what they print was asked for
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
 
 

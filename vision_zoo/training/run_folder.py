@@ -106,6 +106,7 @@ class RunFolder(Callback):
         patches.validate_last_weights(trainer)
         if self.events and not trainer.loggers:
             trainer.loggers = [EventFiles(self.path, name="", version="", flush_secs=EVENTS_FLUSHED_SECONDS)]
+            trainer.profiler.setup("fit", trainer.local_rank, str(self.path))  # whose report was to lie elsewhere
         for callback in callbacks_of(trainer) if not trainer.loggers else ():
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(self.path / "checkpoints")  # else a folder that all runs share

@@ -103,7 +103,7 @@ def predict(
     from vision_zoo.verbs.predict import predict_images  # noqa: PLC0415
 
     checkpoint = open_checkpoint(str(path), trusted_packages)
-    resize = getattr(described_data(checkpoint.config), "resize", "crop")
+    resize = getattr(described_data(checkpoint.data), "resize", "crop")
     model, files = Classifier.from_checkpoint(checkpoint.content), find_images([str(image) for image in images])
     return [row.as_dict() for row in predict_images(model, files, top_k, resize, invert) if not row.problem]
 

@@ -161,6 +161,17 @@ class Checkpoint(NamedTuple):
         return dict((self.content.get("vision_zoo") or {}).get("config", {}))
 
     @property
+    def data(self) -> Config:
+        """Class and options of the data, as class_path and init_args; empty where it names none."""
+        options = self.content.get("datamodule_hyper_parameters") or {}
+        of_plain_python: Config = {}
+        if "_class_path" in options:
+            init_args = {name: value for name, value in options.items() if not name.startswith("_")}
+            of_plain_python = {"class_path": options["_class_path"], "init_args": init_args}
+        spec: Config = self.config.get("data", of_plain_python)
+        return spec
+
+    @property
     def run_name(self) -> str | None:
         """The name of its run, or None for one that plain Python wrote."""
         return (self.content.get("vision_zoo") or {}).get("name")

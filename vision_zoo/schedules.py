@@ -18,7 +18,7 @@ Schedule = Callable[..., LRScheduler | ReduceLROnPlateau]
 class OneCycleLR(lr_scheduler.OneCycleLR):
     """torch's one cycle, up to the optimizer's learning rate and down to almost zero (Smith and Topin 2017).
 
-    https://arxiv.org/abs/1708.07120
+    https://arxiv.org/abs/1708.07120. A parameter group that a callback adds on the way keeps its own learning rate.
 
     Args:
         optimizer: its learning rates are the peak.
@@ -51,12 +51,24 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
         cycle_momentum = cycle_momentum and not {"momentum", "betas"}.isdisjoint(optimizer.defaults)
         super().__init__(optimizer, peak, total_steps, pct_start=pct_start, cycle_momentum=cycle_momentum, **options)
 
+    def get_lr(self) -> list[float | Tensor]:
+        """The learning rate of each parameter group at the present step; momentum moves along."""
+        late = [group for group in self.optimizer.param_groups if "max_lr" not in group]
+        for group in late:  # torch asks each group for its course
+            momentum = group["betas"][0] if "betas" in group else group.get("momentum")
+            group.update(dict.fromkeys(("initial_lr", "max_lr", "min_lr"), group["lr"]))
+            group.update(dict.fromkeys(("max_momentum", "base_momentum"), momentum))
+        rates = super().get_lr()
+        for group in late:
+            del group["max_lr"]
+        return rates
+
     def set_peak(self, lr: float) -> None:
         """Scale the whole course, so that its peak is another one."""
         for group in self.optimizer.param_groups:
-            scale = lr / group["max_lr"]
-            for name in ("initial_lr", "max_lr", "min_lr"):
-                group[name] *= scale
+            if "max_lr" in group:
+                scale = lr / group["max_lr"]
+                group.update({name: scale * group[name] for name in ("initial_lr", "max_lr", "min_lr")})
 
 
 class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):

@@ -7,13 +7,11 @@ script is plain text, made in a tenth of a second; a new backbone shows after th
 
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 from vision_zoo.cli.commands import COMMANDS, Option
-from vision_zoo.errors import ConfigError, did_you_mean
+from vision_zoo.errors import ConfigError, did_you_mean, refuse
 from vision_zoo.verbs import list_ as listing
 
-SHELLS = ("bash", "zsh", "fish")
 # The names become part of a script that a shell evaluates.
 _SAFE = re.compile(r"[\w./+=-]+")
 
@@ -28,22 +26,22 @@ def main(words: Sequence[str]) -> int:
         ConfigError: if no known shell is named.
     """
     shell = words[0] if words else ""
-    if len(words) != 1 or shell not in SHELLS:
-        given = f", not {' '.join(words)!r}{did_you_mean(shell, SHELLS)}" if words else ""
-        raise ConfigError(
-            f'completion takes bash, zsh or fish{given}\nFor bash, in ~/.bashrc: eval "$(vision_zoo completion bash)"'
-        )
+    given = f", not {' '.join(words)!r}{did_you_mean(shell, SHELLS)}" if words else ""
+    bashrc = 'For bash, in ~/.bashrc: eval "$(vision_zoo completion bash)"'
+    refuse(
+        ConfigError, (len(words) != 1 or shell not in SHELLS, f"completion takes bash, zsh or fish{given}\n{bashrc}")
+    )
     print(completion(shell))
     return 0
 
 
-def completion(shell: Literal["bash", "zsh", "fish"]) -> str:
+def completion(shell: str) -> str:
     """Print a completion script for bash, zsh or fish.
 
     Args:
         shell: bash, zsh or fish.
     """
-    return {"bash": bash, "zsh": zsh, "fish": fish}[shell]()
+    return SHELLS[shell]()
 
 
 def _values(option: Option) -> tuple[list[str], str]:
@@ -147,3 +145,6 @@ def fish() -> str:
 def _quote(text: str) -> str:
     r"""One word for zsh and fish, which both read \' outside single quotes."""
     return "'" + text.replace("'", "'\\''") + "'"
+
+
+SHELLS = {"bash": bash, "zsh": zsh, "fish": fish}

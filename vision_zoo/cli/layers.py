@@ -30,8 +30,11 @@ SHARED_DATA_OPTIONS = (
     "root", "batch_size", "val_split", "seed", "num_workers", "augmentation", "image_size", "shuffle", "mean", "std",
 )  # fmt: skip
 # The sections of a configuration that a command has.
-SECTIONS = dict.fromkeys(("fit", "validate", "test"), ("model", "data", "trainer"))
-SECTIONS |= {"summary": ("model", "data"), "show": ("data",)}
+SECTIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("fit", "validate", "test"), ("model", "data", "trainer")),
+    "summary": ("model", "data"),
+    "show": ("data",),
+}
 # Options with the weights that a network begins with; those of a checkpoint replace them.
 FIRST_WEIGHTS = ("model.weights", "model.backbone.weights", "model.backbone.init_args.weights")
 
@@ -179,10 +182,8 @@ def _stored(checkpoint: Checkpoint, verb: str) -> Config:
     hparams = checkpoint.content["hyper_parameters"]
     names = ("backbone", "optimizer", "scheduler", "label_smoothing")
     stored: Config = {"model": {name: hparams[name] for name in names if hparams.get(name) is not None}}
-    data = checkpoint.content.get("datamodule_hyper_parameters") or {}
-    if "_class_path" in data:
-        options = {name: value for name, value in data.items() if not name.startswith("_")}
-        stored["data"] = {"class_path": data["_class_path"], "init_args": options}
+    if checkpoint.data:
+        stored["data"] = checkpoint.data
     elif verb == "summary":  # which needs no data, but the parser does
         stored["data"] = {"class_path": "vision_zoo.data.MNIST5k"}
     return stored
@@ -314,7 +315,7 @@ def kept_data_options(class_path: str, options: Mapping[str, Any]) -> Config:
         value = options.get(name)
         count = name == "val_split" and isinstance(value, (int, float)) and value > 1
         per_channel = name in ("mean", "std") and isinstance(value, list) and len(value) > 1
-        foreign = per_channel and (not isinstance(channels, tuple) or len(channels) != len(value))
+        foreign = per_channel and (not isinstance(channels, tuple) or len(channels) != len(value or ()))
         if name in options and name in known and not count and not foreign:
             kept[name] = value
     return kept

@@ -70,7 +70,7 @@ def tidy(message: str) -> str:
         if keys:
             names = [f"{option}.{name.strip()}" for name in needed[1].split(",")]
         else:
-            names = [f"--{name.strip().split('.', 1)[1]}" for name in needed[1].split(",")]
+            names = [f"--{name.strip()}" for name in needed[1].split(",")]
         return f"{' and '.join(names)} must be given, on the command line or in a --config file"
     if keys:
         inner: list[str] = []  # lines about the innermost option: those that are indented further than its own

@@ -324,14 +324,13 @@ class ImageDataModule(LightningDataModule):
             raise DataError(f"{type(self).__name__}: {path} is broken ({reason}). {self.way_out}") from error
 
 
-def described_data(config: Mapping[str, Any]) -> ImageDataModule | None:
-    """The data module of a checkpoint's vetted configuration, without its augmentation; its files are not looked at.
+def described_data(spec: Mapping[str, Any]) -> ImageDataModule | None:
+    """The data module of a vetted class_path and init_args, without its augmentation; its files are not looked at.
 
     Returns:
-        None if the configuration names none, or one that cannot be made here.
+        None if they name none, or one that cannot be made here.
     """
-    spec = config.get("data")
-    if not isinstance(spec, Mapping) or "class_path" not in spec:
+    if "class_path" not in spec:
         return None
     options = {name: value for name, value in (spec.get("init_args") or {}).items() if name != "augmentation"}
     try:

@@ -69,7 +69,7 @@ def export(
         (taken, f"{path.absolute()} is there already: --output {path} replaces it, another name keeps it"),
         (path.resolve() == checkpoint.path, f"--output {path} is the checkpoint itself: choose another file"),
     )
-    model, datamodule = Classifier.from_checkpoint(checkpoint.content), described_data(checkpoint.config)
+    model, datamodule = Classifier.from_checkpoint(checkpoint.content), described_data(checkpoint.data)
     images, described = sample_images(model, datamodule)
     difference = export_model(model, path, kind, images, metadata(model, datamodule, checkpoint))
     print(

@@ -88,21 +88,26 @@ def predict(
         accelerator: cpu, cuda, mps, gpu for either of these two, or auto for the fastest that there is.
         trusted_packages: packages whose classes the checkpoint may name.
     """
-    refuse(ConfigError, (not images, "predict needs images: --images with files, folders or patterns: scans/*.png"))
     kind: Format = format or ("json" if (output or "").lower().endswith(".json") else "csv")
-    if output is None:
-        output = f"predictions.{kind}"
-        _refuse_foreign(Path(output), kind)
-    device, paths = find_device(accelerator), find_images(images)
+    foreign = output is None and _is_foreign(Path(f"predictions.{kind}"), kind)
+    output = output or f"predictions.{kind}"
+    way_out = "move it away, or give another name with --output"
+    refuse(
+        ConfigError,
+        (not images, "predict needs images: --images with files, folders or patterns: scans/*.png"),
+        (foreign, f"{Path(output).absolute()} is there and was not written by predict: {way_out}"),
+    )
+    device, paths = _device(accelerator), find_images(images)
     checkpoint = open_checkpoint(ckpt_path, trusted_packages)
-    model, datamodule = Classifier.from_checkpoint(checkpoint.content), described_data(checkpoint.config)
-    in_training = getattr(datamodule, "batch_size", CACHED)
-    size = batch_size if batch_size is not None else min(in_training, CACHED) if device.type == "cpu" else in_training
-    predictions = predict_images(model.to(device), paths, top_k, getattr(datamodule, "resize", "crop"), invert, size)
+    model, datamodule = Classifier.from_checkpoint(checkpoint.content).to(device), described_data(checkpoint.data)
+    if batch_size is None:
+        batch_size = getattr(datamodule, "batch_size", CACHED)
+        batch_size = min(batch_size, CACHED) if device.type == "cpu" else batch_size
+    predictions = predict_images(model, paths, top_k, getattr(datamodule, "resize", "crop"), invert, batch_size)
     console = Console(file=sys.stderr if output == "-" else sys.stdout, highlight=False, soft_wrap=True)
+    bar = Progress(console=console, transient=True, refresh_per_second=2, disable=not console.is_terminal)
     start, brightness = time.monotonic(), 0.0
     shown, failures = list[Prediction](), list[Prediction]()
-    bar = Progress(console=console, transient=True, refresh_per_second=2, disable=not console.is_terminal)
     try:
         with bar, text_output(output) as file, warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\b")  # odd but readable files
@@ -111,7 +116,7 @@ def predict(
                 if prediction.problem:
                     failures.append(prediction)
                     continue
-                writer.write(prediction)
+                writer.write(prediction.as_dict())
                 brightness += prediction.brightness
                 if len(shown) < SHOWN:
                     shown.append(prediction)
@@ -123,12 +128,13 @@ def predict(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     done, seconds = len(paths) - len(failures), time.monotonic() - start
+    unread = ""
     if failures:
+        unread = f", {len(failures):,} could not be read"
         sys.stderr.write(f"could not be read as images, {len(failures):,}:\n{_list_unreadable(failures)}\n")
     sys.stderr.write(_inversion_hint(brightness / done, training_mean(model, datamodule), invert))
     if output != "-" and done <= SHOWN:
         console.print(_results_table(shown))
-    unread = f", {len(failures):,} could not be read" if failures else ""
     what = f"{done:,} image{'s' * (done != 1)}"
     console.print(f"classified {what} in {seconds:.1f} s ({done / seconds:,.0f} images/s){unread}")
     if output != "-":
@@ -143,7 +149,7 @@ def predict_images(
     invert: bool = False,
     batch_size: int = CACHED,
 ) -> Iterator[Prediction]:
-    """Classify image files, in order.
+    """Classify image files, in order; a file that cannot be read gives a prediction without labels.
 
     Args:
         model: the classifier, with its weights, on the device that is to do the work.
@@ -152,9 +158,6 @@ def predict_images(
         resize: how an image gets the network's shape, see ``decode_image``.
         invert: turn dark into light first.
         batch_size: images that the network takes at a time.
-
-    Yields:
-        What the network makes of each image; a file that cannot be read gives one without labels.
 
     Raises:
         ConfigError: if there cannot be as many labels, or such batches.
@@ -169,28 +172,25 @@ def predict_images(
     )
     model.eval()
     names = np.asarray(model.class_names, dtype=object)
-    files = decoded(paths, model, resize, invert, batch_size)
+    files = _decoded(paths, model, resize, invert, batch_size)
     for batch in iter(lambda: list(islice(files, batch_size)), []):
-        good = [(path, image) for path, image in batch if isinstance(image, Tensor)]
-        found: Iterator[Prediction] = iter(())
+        good, found = {path: image for path, image in batch if isinstance(image, Tensor)}, dict[Path, Prediction]()
         if good:
-            pixels = torch.stack([image for _, image in good]).to(model.device)  # uint8 (B, C, H, W)
+            pixels = torch.stack(list(good.values())).to(model.device)  # uint8 (B, C, H, W)
             with torch.inference_mode():
                 probabilities = model.predict_step(pixels, 0).float()  # (B, K)
-            if not probabilities.isfinite().all():
-                raise CheckpointError("the network's output is not finite: the checkpoint's weights cannot be used")
+            broken = "the network's output is not finite: the checkpoint's weights cannot be used"
+            refuse(CheckpointError, (not probabilities.isfinite().all(), broken))
             top, order = (part.cpu().numpy() for part in probabilities.topk(top_k))  # (B, top_k)
             shortest = top.astype(str).astype(float)  # with the digits that tell a float32 from its neighbours
-            columns = (names[order].tolist(), shortest.tolist(), (pixels.flatten(1).float().mean(1) / 255).tolist())
-            found = (
-                Prediction(path, tuple(labels), tuple(values), mean)
-                for (path, _), labels, values, mean in zip(good, *columns, strict=True)
-            )
+            means = (pixels.flatten(1).float().mean(1) / 255).tolist()
+            columns = zip(good, names[order].tolist(), shortest.tolist(), means, strict=True)
+            found = {path: Prediction(path, tuple(labels), tuple(p), mean) for path, labels, p, mean in columns}
         for path, image in batch:
-            yield next(found) if isinstance(image, Tensor) else Prediction(path, problem=image)
+            yield found[path] if isinstance(image, Tensor) else Prediction(path, problem=image)
 
 
-def decoded(
+def _decoded(
     paths: Sequence[Path], model: Classifier, resize: Resize, invert: bool, batch_size: int
 ) -> Iterator[tuple[Path, Tensor | str]]:
     """Each file with its pixels, uint8 (C, H, W), or the reason why it cannot be read; decoded ahead by threads."""
@@ -210,20 +210,13 @@ def decoded(
     return chain.from_iterable(parts)
 
 
-def find_device(accelerator: str) -> torch.device:
-    """The device of an accelerator's name: auto, cpu, gpu, cuda or mps.
-
-    Raises:
-        ConfigError: if there is none of this kind.
-    """
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+def _device(accelerator: str) -> torch.device:
+    """The device of an accelerator's name: auto, cpu, gpu, cuda or mps."""
     devices = {"cpu": torch.device("cpu"), "auto": torch.device("cpu")}
-    if found is not None:
+    if torch.accelerator.is_available() and (found := torch.accelerator.current_accelerator()):
         devices |= {"gpu": found, found.type: found, "auto": found}
-    refuse(
-        ConfigError,
-        (accelerator not in devices, f"--accelerator {accelerator}: there is none here; there is {', '.join(devices)}"),
-    )
+    there_is = f"--accelerator {accelerator}: there is none here; there is {', '.join(devices)}"
+    refuse(ConfigError, (accelerator not in devices, there_is))
     return devices[accelerator]
 
 
@@ -257,32 +250,26 @@ def _inversion_hint(brightness: float, mean: float | None, invert: bool) -> str:
 class _Writer:
     """Rows of a table or a list of objects, written one by one; nothing before the first."""
 
-    def __init__(self, file: TextIO, file_format: Format) -> None:
-        self.file = file
-        self.format = file_format
-        self.table = csv.writer(file, lineterminator="\n")
-        self.begun = False
+    def __init__(self, file: TextIO, kind: Format) -> None:
+        self.file, self.kind, self.begun = file, kind, False
 
-    def write(self, prediction: Prediction) -> None:
-        row = prediction.as_dict()
-        if self.format == "csv":
-            self.table.writerows([row.values()] if self.begun else [row.keys(), row.values()])
+    def write(self, row: dict[str, str | float]) -> None:
+        if self.kind == "csv":
+            lines = [row.values()] if self.begun else [row.keys(), row.values()]
+            csv.writer(self.file, lineterminator="\n").writerows(lines)
         else:
             self.file.write((",\n" if self.begun else "[\n") + json.dumps(row))
         self.begun = True
 
     def end(self) -> None:
-        if self.format == "json":
-            self.file.write("\n]\n")
+        self.file.write("\n]\n" if self.kind == "json" else "")
         self.file.flush()
 
 
-def _refuse_foreign(path: Path, file_format: Format) -> None:
-    """Refuse to replace, under a name that the user did not give, a file that predict did not write."""
+def _is_foreign(path: Path, kind: Format) -> bool:
+    """Whether there is a file that predict did not write, which it must not replace under a name of its own choice."""
     beginning = path.read_bytes()[:100] if path.is_file() else b""
-    foreign = beginning and not beginning.startswith(BEGINNINGS[file_format])
-    way_out = "move it away, or give another name with --output"
-    refuse(ConfigError, (foreign, f"{path.absolute()} is there and was not written by predict: {way_out}"))
+    return bool(beginning) and not beginning.startswith(BEGINNINGS[kind])
 
 
 def _results_table(predictions: Sequence[Prediction]) -> Table:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from vision_zoo.errors import ConfigError
 from vision_zoo.specs import listed
-from vision_zoo.training.lightning_patches import NoProfiler, resume_only_what_is_named, skip_idle_hooks
+from vision_zoo.training.lightning_patches import NoProfiler, resume_only_what_is_named
 from vision_zoo.training.processes import start_by_command
 from vision_zoo.training.progress import ProgressBar
 from vision_zoo.training.saving import AtomicCheckpointIO
@@ -85,8 +85,6 @@ class TrainerMaker:
             raise ConfigError(processes_to_count())  # each would train a network of its own
         start_by_command(trainer, self.words)
         resume_only_what_is_named(trainer)
-        for callback in callbacks:
-            skip_idle_hooks(callback)
         return trainer
 
 

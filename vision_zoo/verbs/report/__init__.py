@@ -1,9 +1,11 @@
 """report: a run as one self-contained HTML page, and a model card beside it."""
 
 import re
+import shlex
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
@@ -11,8 +13,9 @@ from vision_zoo.checkpoints import Checkpoint, open_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.files import expanded, write_file
-from vision_zoo.formatting import metric_text
-from vision_zoo.verbs.report.facts import Facts, collect, run_folder
+from vision_zoo.formatting import duration, metric_text
+from vision_zoo.trust import trusting
+from vision_zoo.verbs.report.facts import Facts, collect, interval, run_folder
 from vision_zoo.version import __version__
 
 MARK = re.compile(r"<!-- written by vision_zoo report(?:, ([0-9a-f]{8}))? -->")  # with the text's checksum
@@ -32,15 +35,7 @@ def report(ckpt_path: str, output: str | None = None, trusted_packages: Sequence
 
 
 def write_report(model: Classifier, checkpoint: Checkpoint, output: str | None = None) -> tuple[Path, Path]:
-    """Write report.html and README.md.
-
-    Args:
-        model: the checkpoint's classifier.
-        checkpoint: of a run folder, or from anywhere else.
-        output: folder, or name of the HTML file; by default the run folder.
-
-    Returns:
-        The two files.
+    """Write report.html and README.md, and give the two files.
 
     Raises:
         ConfigError: if a README.md or report.html of another origin is in the way, or the README.md was edited.
@@ -65,34 +60,31 @@ def write_report(model: Classifier, checkpoint: Checkpoint, output: str | None =
     except OSError as error:
         raise ConfigError(f"--output {output}: {page.parent.resolve()} cannot be made: {error.strerror}") from error
     # Names of folders and classes may be any bytes.
-    write_file(page, render("page.html", facts).encode(errors="replace"))
-    text = f"{render('card.md', facts).strip()}\n\n"
+    write_file(page, _render("page.html", facts).encode(errors="replace"))
+    text = f"{_render('card.md', facts).strip()}\n\n"
     text += f"<!-- written by vision_zoo report, {_checksum(text)} -->\n"
     write_file(card, text.encode(errors="replace"))
     return page.resolve(), card.resolve()
 
 
-def render(template: str, run: Facts) -> str:
+def _render(template: str, run: Facts) -> str:
     """Fill in a template of this folder: every value is escaped in HTML, and by the filter md in Markdown."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"md": markdown, "fenced": fenced, "share": lambda text: metric_text("f1", float(text))}
+    blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=select_autoescape(["html"]), **blocks)
+    environment.filters |= {"md": _markdown, "fenced": _fenced, "quote": shlex.quote, "duration": duration}
+    environment.globals |= {"metric": metric_text, "interval": interval, "trusting": trusting}
     return environment.get_template(template).render(run=run, model=run.model, version=__version__)
 
 
-def markdown(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    escaped = re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", " ".join(text.split()))
+def _markdown(value: object) -> str:
+    """A value as text that Markdown shows as it is, on one line."""
+    escaped = re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", " ".join(str(value).split()))
     escaped = escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"://", ":&#47;/", escaped)  # addresses do not become links
 
 
-def fenced(text: str, language: str) -> str:
+def _fenced(text: str, language: str) -> str:
     """Text as a block of code in Markdown, whatever it holds."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}"

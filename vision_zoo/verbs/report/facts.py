@@ -7,7 +7,7 @@ import json
 import math
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import yaml
 from vision_zoo.checkpoints import Checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.files import expanded
-from vision_zoo.formatting import duration, metric_text
+from vision_zoo.formatting import metric_text
 from vision_zoo.plots import plot_curves
 from vision_zoo.trust import foreign_packages, trusting
 
@@ -77,86 +77,28 @@ class Facts:
         """Number of parameters."""
         return sum(p.numel() for p in self.model.parameters())
 
-    def figures(self) -> list[tuple[str, str]]:
-        """The few figures at the top, each with its name."""
-        figures: list[tuple[str, str]] = []
-        for name in ("test/accuracy", "test/top5_accuracy", "test/f1", "val/accuracy"):
-            if name in self.metrics and len(figures) < 3:
-                split, _, metric = name.partition("/")
-                label = f"{SPLITS[split]} {LABELS[metric].split(',')[0]}"
-                figures.append((metric_text(name, self.metrics[name]), label))
-        figures.append((f"{self.parameters:,}", "parameters"))
-        if isinstance(self.results.get("epochs"), int):
-            figures.append((str(self.results["epochs"]), "epoch" if self.results["epochs"] == 1 else "epochs"))
-        if isinstance(self.results.get("fit_seconds"), int | float):
-            figures.append((duration(self.results["fit_seconds"]), "training time"))
-        return figures
+    @property
+    def tested(self) -> int:
+        """Number of test images, where the accuracy of each class is known."""
+        return sum(int(row["images"]) for row in self.per_class) if "test/accuracy" in self.metrics else 0
 
     def results_table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of the metrics by split."""
         splits = [split for split in SPLITS if any(name.startswith(f"{split}/") for name in self.metrics)]
-        rows = []
-        for name, label in LABELS.items():
-            values = [self.metrics.get(f"{split}/{name}") for split in splits]
-            if any(value is not None for value in values):
-                rows.append([label, *("" if value is None else metric_text(name, value) for value in values)])
+        names = [name for name in LABELS if any(f"{split}/{name}" in self.metrics for split in splits)]
+        rows = [[LABELS[name], *_texts(self.metrics, [f"{split}/{name}" for split in splits])] for name in names]
         return ["", *(SPLITS[split] for split in splits)], rows
-
-    def certainty(self) -> str:
-        """How far the test accuracy can be trusted, a sentence, or nothing."""
-        count, accuracy = sum(int(row["images"]) for row in self.per_class), self.metrics.get("test/accuracy")
-        if not count or accuracy is None:
-            return ""
-        low, high = interval(accuracy, count)
-        source = f" of {self.test_source}" if self.test_source else ""
-        return (
-            f"Measured on {count:,} test images{source}: the 95 % interval of the test accuracy is {100 * low:.2f} to "
-            f"{100 * high:.2f} %. It does not include how much training with another seed would change."
-        )
 
     def epochs_table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of the metrics by epoch."""
         logged = dict.fromkeys(name for row in self.epochs for name in row)
         names = [name for part in (*SPLITS, "lr") for name in logged if name.partition("/")[0] == part]
-        rows = []
-        for row in self.epochs:
-            number = row.get("epoch", "")
-            values = (metric_text(name, float(row[name])) if name in row else "" for name in names)
-            rows.append([str(int(number) + 1) if number.isdecimal() else number, *values])
+        rows = [[f"{float(row['epoch']) + 1:.0f}", *_texts(row, names)] for row in self.epochs]
         return ["epoch", *(name.replace("/", " ").replace("_", " ") for name in names)], rows
 
-    def circumstances(self) -> list[list[str]]:
-        """What the results depend on, name and value."""
-        results, (channels, height, width) = self.results, self.model.image_shape
-        best = "of the last epoch, since there was no validation" if results else None
-        if isinstance(results.get("best_epoch"), int):
-            best = f"of epoch {results['best_epoch'] + 1}, by the lowest validation loss"
-        speed, versions = results.get("train_images_per_second"), results.get("versions")
-        averaged = f"{self.views}: predictions averaged over views of each test image"
-        rows = {
-            "network": self.model.network_name,
-            "dataset": self.dataset,
-            "images": f"{height} x {width} pixels, {channels} channel{'s' if channels > 1 else ''}",
-            "classes": self.model.num_classes,
-            "seed": results.get("seed"),
-            "device": results.get("device"),
-            "processes": results.get("devices"),
-            "precision": results.get("precision"),
-            "speed": f"{speed:,.0f} training images/s" if isinstance(speed, int | float) else None,
-            "test-time augmentation": averaged if self.views != "none" else None,
-            "best.ckpt": best,
-            "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else None,
-        }
-        return [[name, str(value)] for name, value in rows.items() if value is not None]
 
-    def commands(self) -> str:
-        """Command lines that repeat and use the run."""
-        place = shlex.quote(self.place) + trusting(self.foreign)
-        again = f"vision_zoo fit --config {shlex.quote(f'{self.place}/config.yaml')}\n"
-        return (
-            f"{again if self.config and self.place != self.weights else ''}vision_zoo test --ckpt_path {place}\n"
-            f"vision_zoo predict --ckpt_path {place} --images FILE_OR_FOLDER"
-        )
+def _texts(metrics: Mapping[str, str | float], names: Sequence[str]) -> list[str]:
+    return [metric_text(name, float(metrics[name])) if name in metrics else "" for name in names]
 
 
 def interval(share: float, count: int) -> tuple[float, float]:
@@ -178,8 +120,7 @@ def collect(model: Classifier, checkpoint: Checkpoint) -> Facts:
     with contextlib.suppress(yaml.YAMLError):  # of a file that others made, with values that YAML cannot hold
         facts.config = yaml.safe_dump(_without_nulls(config), sort_keys=False, allow_unicode=True) if config else ""
     facts.foreign = foreign_packages(config)
-    data = _mapping(config.get("data"))
-    facts.dataset = str(data.get("class_path") or facts.dataset).rpartition(".")[2]
+    facts.dataset = str(checkpoint.data.get("class_path") or facts.dataset).rpartition(".")[2]
     if run is None:
         facts.missing.append("The checkpoint lies outside a run folder, so nothing is known about its results.")
         return facts
@@ -189,17 +130,17 @@ def collect(model: Classifier, checkpoint: Checkpoint) -> Facts:
     if not facts.results:
         facts.missing.append("The run has no results: it was stopped before its end, or is still training.")
     facts.name = str(facts.results.get("config") or facts.name)
-    tested = _take_metrics(facts, run, checkpoint, _mapping(data.get("init_args")))
+    tested = _take_metrics(facts, run, checkpoint)
     facts.epochs = by_epoch(_read_csv(run / "metrics.csv", facts, {"epoch", "step"}))
-    for name, folder in (("curves", run), ("confusion_matrix", tested), ("mistakes", tested)):
-        file = folder / f"{name}.png" if folder else None
-        content = file.read_bytes() if file and file.is_file() else b""
-        if name == "curves" and not content and facts.epochs:  # a stopped run has none yet
-            with tempfile.TemporaryDirectory() as scratch:
-                plot_curves(run / "metrics.csv", Path(scratch, "c.png"), f"{facts.name}: {model.network_name}")
-                content = Path(scratch, "c.png").read_bytes()
-        if content.startswith(PNG):
-            facts.images[name] = base64.b64encode(content).decode()
+    files = {"curves": run / "curves.png"}
+    if tested is not None:
+        files |= {name: tested / f"{name}.png" for name in ("confusion_matrix", "mistakes")}
+    with tempfile.TemporaryDirectory() as scratch:
+        if facts.epochs and not files["curves"].is_file():  # a stopped run has none yet
+            files["curves"] = Path(scratch, "curves.png")
+            plot_curves(run / "metrics.csv", files["curves"], f"{facts.name}: {model.network_name}")
+        contents = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
+    facts.images = {n: base64.b64encode(png).decode() for n, png in contents.items() if png.startswith(PNG)}
     return facts
 
 
@@ -215,7 +156,7 @@ def _place(run: Path, config: dict[str, Any]) -> str:
     return str(run if run.parent.parent.name != "runs" or moved else Path(root, *run.parts[-3:]))
 
 
-def _take_metrics(facts: Facts, run: Path, checkpoint: Checkpoint, data: dict[str, Any]) -> Path | None:
+def _take_metrics(facts: Facts, run: Path, checkpoint: Checkpoint) -> Path | None:
     """Take the metrics of the test that ended the run, or of a later test of the same weights, images and views.
 
     Returns:
@@ -225,7 +166,7 @@ def _take_metrics(facts: Facts, run: Path, checkpoint: Checkpoint, data: dict[st
     metrics = stored = _mapping(facts.results.get("metrics"))
     tested = next((folder for folder in (run, run / "test") if (folder / "per_class.csv").is_file()), None)
     if tested is not None and "test/accuracy" not in stored:
-        later = _read_json(tested / "test.json", facts)
+        later, data = _read_json(tested / "test.json", facts), _mapping(checkpoint.data.get("init_args"))
         views = str(checkpoint.config.get("tta") or "none")
         ours: dict[str, Any] = {"checkpoint": checkpoint.path.name, "step": checkpoint.step, "data": facts.dataset}
         if later.get("images") in (data.get("root"), data.get("path")):
@@ -249,19 +190,16 @@ def _take_metrics(facts: Facts, run: Path, checkpoint: Checkpoint, data: dict[st
     return tested
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _read_json(path: Path, facts: Facts) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return _mapping(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     except ValueError as error:
         facts.missing.append(f"{path.name} is broken: {error}")
         return {}
-    return _mapping(content)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _read_csv(path: Path, facts: Facts, columns: set[str]) -> list[dict[str, str]]:
@@ -271,16 +209,14 @@ def _read_csv(path: Path, facts: Facts, columns: set[str]) -> list[dict[str, str
     try:
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             rows = list(csv.DictReader(file))
-        lacking = columns - rows[0].keys() if rows else ()
-        problem = f"it lacks columns: {', '.join(sorted(lacking))}" if lacking else ""
+        if rows and (lacking := columns - rows[0].keys()):
+            raise ValueError(f"it lacks columns: {', '.join(sorted(lacking))}")
         for row in rows:
             for name, text in row.items():
                 if name != "class" and (text or name in columns):
                     float(text)
     except (ValueError, TypeError, csv.Error) as error:
-        problem = str(error)
-    if problem:
-        facts.missing.append(f"{path.name} is broken: {problem}")
+        facts.missing.append(f"{path.name} is broken: {error}")
         return []
     return rows
 

@@ -22,10 +22,9 @@ def build_backbone(backbone: Backbone, image_shape: ImageShape, num_classes: int
     """Call a backbone with image shape and number of classes; one not made to be called so is a ConfigError."""
     target, arguments = class_and_arguments(backbone)
     path = f"{target.__module__}.{target.__qualname__}" if hasattr(target, "__qualname__") else repr(target)
-    expected = (
-        f"backbone {path} must be an nn.Module class (or a function annotated '-> nn.Module') whose first two "
-        "parameters are the image shape (channels, height, width) and the number of classes"
-    )
+    what = f"backbone {path} must be an nn.Module class (or a function annotated '-> nn.Module')"
+    parameters = "the image shape (channels, height, width) and the number of classes"
+    expected = f"{what} whose first two parameters are {parameters}"
     # jsonargparse gives functions no options; a checkpoint must not call just any function of a package.
     made = target if inspect.isclass(target) else returned_class(target)
     if made is None or not issubclass(made, nn.Module):
@@ -42,10 +41,8 @@ def build_backbone(backbone: Backbone, image_shape: ImageShape, num_classes: int
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ConfigError(
-            f"backbone {path} for images of shape {tuple(image_shape)} does not fit into the memory: set "
-            "--data.image_size or the options of the network lower"
-        ) from error
+        what = f"backbone {path} for images of shape {tuple(image_shape)} does not fit into the memory"
+        raise ConfigError(f"{what}: set --data.image_size or the options of the network lower") from error
     if not isinstance(module, nn.Module):
         raise ConfigError(f"{expected}; it gave a {type(module).__name__}")
     return module

@@ -49,9 +49,8 @@ def read_torch_file(path: str | Path) -> Any:
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the weights of a state dict, a safetensors file, or a checkpoint's backbone, by the backbone's own names."""
     file, begin = Path(path), b""
-    if file.is_file():
-        with suppress(OSError), file.open("rb") as stream:  # the reader below says what is wrong
-            begin = stream.read(9)
+    with suppress(OSError), file.open("rb") as stream:  # the reader below says what is wrong
+        begin = stream.read(9)
     # https://huggingface.co/docs/safetensors: a length of eight bytes, then JSON
     state: Any = _read_safetensors(file) if begin[8:] == b"{" else read_torch_file(file)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
@@ -164,12 +163,9 @@ class Checkpoint(NamedTuple):
     def data(self) -> Config:
         """Class and options of the data, as class_path and init_args; empty where it names none."""
         options = self.content.get("datamodule_hyper_parameters") or {}
-        of_plain_python: Config = {}
-        if "_class_path" in options:
-            init_args = {name: value for name, value in options.items() if not name.startswith("_")}
-            of_plain_python = {"class_path": options["_class_path"], "init_args": init_args}
-        spec: Config = self.config.get("data", of_plain_python)
-        return spec
+        init_args = {name: value for name, value in options.items() if not name.startswith("_")}
+        of_python = {"class_path": options["_class_path"], "init_args": init_args} if "_class_path" in options else {}
+        return dict(self.config.get("data", of_python))
 
     @property
     def run_name(self) -> str | None:

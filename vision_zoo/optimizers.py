@@ -96,8 +96,8 @@ def _check_plain(option: str, state: Any) -> None:
         file.seek(0)
         torch.load(file, weights_only=True)
     except (pickle.PickleError, AttributeError, TypeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ConfigError(
             f"{option} has a state that no checkpoint could be continued from, for it is not plain data: numpy's "
-            "numbers are to be made Python's with float() or int(), and functions are not to be kept in attributes "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            f"numbers are to be made Python's with float() or int(), functions not to be kept in attributes ({reason})"
         ) from error

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.utilities.types import LRSchedulerConfigType
 from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
-from torch.optim.lr_scheduler import CyclicLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from vision_zoo.errors import ConfigError
 from vision_zoo.specs import class_and_arguments, options_of
@@ -105,12 +105,8 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
         step, fall = self.last_epoch - self.warmup, max(self.T_max - self.warmup, 1)
         rise = min(1 + step / (self.warmup + 1), 1.0)  # step 0 of n: 1 / (n + 1)
         share = (1 + math.cos(math.pi * max(step, 0) / fall)) / 2
-        return [
-            rise * (self.eta_min + (group["initial_lr"] - self.eta_min) * share)
-            if "initial_lr" in group
-            else group["lr"]
-            for group in self.optimizer.param_groups
-        ]
+        rates = [(group["lr"], group.get("initial_lr")) for group in self.optimizer.param_groups]  # now and at the peak
+        return [lr if peak is None else rise * (self.eta_min + (peak - self.eta_min) * share) for lr, peak in rates]
 
     def set_peak(self, lr: float) -> None:
         """Scale the whole course, so that its peak is another one."""
@@ -142,7 +138,7 @@ def build_schedule(build: Schedule, optimizer: Optimizer, steps: float) -> LRSch
     if isinstance(scheduler, lr_scheduler.OneCycleLR) and scheduler.total_steps < steps:
         ends = f"--model.scheduler OneCycleLR ends after {scheduler.total_steps:,} steps, and the run has {steps:,}"
         raise ConfigError(f"{ends}: leave its total_steps out, so that it takes those of the run")
-    per_step = length is not None or isinstance(scheduler, lr_scheduler.OneCycleLR | CyclicLR)
+    per_step = length is not None or isinstance(scheduler, lr_scheduler.OneCycleLR | lr_scheduler.CyclicLR)
     config: LRSchedulerConfigType = {"scheduler": scheduler, "interval": "step" if per_step else "epoch"}
     if isinstance(scheduler, ReduceLROnPlateau):
         config |= {"monitor": "train/loss", "strict": False}

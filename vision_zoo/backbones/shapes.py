@@ -11,11 +11,7 @@ from vision_zoo.types import ImageShape
 
 
 def num_features(network: str, features: nn.Sequential, image_shape: ImageShape) -> int:
-    """Channels times height times width after the last of the layers that make feature maps of images.
-
-    Raises:
-        ImageShapeError: if nothing is left of the image on the way.
-    """
+    """Values of an image after convolutions and poolings; if nothing is left of it, that is an ImageShapeError."""
     channels, height, width = image_shape
     if length := _output_length(features, image_shape):
         return length
@@ -28,11 +24,7 @@ def num_features(network: str, features: nn.Sequential, image_shape: ImageShape)
 
 
 def require(network: str, **options: float) -> None:
-    """Refuse a drop rate that is not in [0, 1), and any other option below one.
-
-    Raises:
-        ConfigError: if there is one.
-    """
+    """A drop rate that is not in [0, 1), or any other option below one, is a ConfigError."""
     for name, value in options.items():
         is_rate = name == "drop_rate"
         if not (0 <= value < 1 if is_rate else value >= 1):

@@ -57,10 +57,9 @@ class Torchvision(nn.Module):
         self.name = name
         chosen = _find_weights(name, weights)
         _require_shape(name, image_shape)  # before anything is downloaded
-        if chosen is None:
-            self.network = _build(name, image_shape, num_classes)
-        else:
-            self.network = _build(name, image_shape, len(chosen.meta["categories"]))
+        outputs = num_classes if chosen is None else len(chosen.meta["categories"])
+        self.network = _build(name, image_shape, outputs)
+        if chosen is not None:
             _load(self.network, name, chosen, image_shape)
             _fit_classes(self.network, num_classes)
         for module in self.network.modules():

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from vision_zoo.errors import ConfigError, TrainingError
+from vision_zoo.errors import ConfigError, TrainingError, refuse
 from vision_zoo.files import expanded, new_file
 
 
@@ -19,10 +19,9 @@ def output_file(output: str | Path) -> Iterator[Path]:
         TrainingError: if it could not be written.
     """
     path = expanded(output)
-    reason = "it is a folder" if path.is_dir() else ""
     # A file that takes its name when it is complete would replace a device or a pipe.
-    if not reason and (path.parts[:2] == ("/", "dev") or (path.exists() and not path.is_file())):
-        reason = "it is not a regular file"
+    special = path.parts[:2] == ("/", "dev") or (path.exists() and not path.is_file())
+    reason = "it is a folder" if path.is_dir() else "it is not a regular file" if special else ""
     with contextlib.ExitStack() as stack:
         try:
             if not reason:
@@ -31,8 +30,7 @@ def output_file(output: str | Path) -> Iterator[Path]:
                 place.touch()
         except OSError as error:
             reason = error.strerror or str(error)
-        if reason:
-            raise ConfigError(f"--output {output} cannot be written: {reason}. Choose another place")
+        refuse(ConfigError, (reason, f"--output {output} cannot be written: {reason}. Choose another place"))
         try:
             with stack.pop_all():
                 yield place
@@ -42,12 +40,7 @@ def output_file(output: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def text_output(output: str) -> Iterator[TextIO]:
-    """Such a file, open for text, or standard output for a dash.
-
-    Raises:
-        ConfigError: before any work, if there can be no such file.
-        TrainingError: if it could not be written.
-    """
+    """Such a file, open for text, or standard output for a dash; raises as `output_file` does."""
     how: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}  # names may be any bytes
     if output != "-":
         with output_file(output) as path, path.open("w", newline="", **how) as file:
@@ -57,7 +50,7 @@ def text_output(output: str) -> Iterator[TextIO]:
         sys.stdout.reconfigure(**how)
     try:
         yield sys.stdout
-    except BrokenPipeError:
-        raise
     except OSError as error:
+        if isinstance(error, BrokenPipeError):  # its reader has seen enough
+            raise
         raise TrainingError(f"standard output could not be written ({error.strerror or error})") from error

@@ -154,8 +154,8 @@ def _why_ended(trainer: Trainer, plan: Plan, run: RunFolder) -> str:
     if trainer.early_stopping_callback is not None and trainer.early_stopping_callback.stopping_reason.value:
         return "the run had stopped early; leave EarlyStopping out with --trainer.callbacks null to continue"
     in_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
-    done = trainer.fit_loop.epoch_progress.current.processed
-    if not in_steps and (trainer.max_epochs == -1 or done < (trainer.max_epochs or 0)):
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    if not in_steps and (trainer.max_epochs == -1 or progress.processed < (trainer.max_epochs or 0)):
         return "its time was up; raise --trainer.max_time to continue"
     if any(c.interval == "step" and not isinstance(c.scheduler, CyclicLR) for c in trainer.lr_scheduler_configs):
         last = run.path / "checkpoints" / "last.ckpt"

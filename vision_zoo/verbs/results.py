@@ -57,7 +57,8 @@ def write_results(
 
 def _epochs_trained(trainer: Trainer, run: RunFolder) -> int:
     """How many epochs were begun; unlike `trainer.current_epoch`, right also where nothing was left to train."""
-    epochs = int(trainer.fit_loop.epoch_progress.current.started)
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    epochs = int(progress.started)
     if run.trained and trainer.max_epochs not in (None, -1):
         return min(epochs, trainer.max_epochs or 0)  # averaging weights ends with an epoch that trains nothing
     return epochs

@@ -18,24 +18,26 @@ def output_file(output: str | Path) -> Iterator[Path]:
         ConfigError: before any work, if there can be no such file.
         TrainingError: if it could not be written.
     """
-    path = expanded(output)
+    path, begun = expanded(output), False
+    cannot, way_out = f"--output {output} cannot be written", "Choose another place"
     # A file that takes its name when it is complete would replace a device or a pipe.
     special = path.parts[:2] == ("/", "dev") or (path.exists() and not path.is_file())
-    reason = "it is a folder" if path.is_dir() else "it is not a regular file" if special else ""
-    with contextlib.ExitStack() as stack:
-        try:
-            if not reason:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                place = stack.enter_context(new_file(path.resolve()))  # a link stays one
-                place.touch()
-        except OSError as error:
-            reason = error.strerror or str(error)
-        refuse(ConfigError, (reason, f"--output {output} cannot be written: {reason}. Choose another place"))
-        try:
-            with stack.pop_all():
-                yield place
-        except OSError as error:
-            raise TrainingError(f"{path} could not be written: {error.strerror or error}") from error
+    refuse(
+        ConfigError,
+        (path.is_dir(), f"{cannot}: it is a folder. {way_out}"),
+        (special, f"{cannot}: it is not a regular file. {way_out}"),
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path.resolve()) as place:  # a link stays one
+            place.touch()
+            begun = True
+            yield place
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if begun:
+            raise TrainingError(f"{path} could not be written: {reason}") from error
+        raise ConfigError(f"{cannot}: {reason}. {way_out}") from error
 
 
 @contextlib.contextmanager
@@ -50,7 +52,7 @@ def text_output(output: str) -> Iterator[TextIO]:
         sys.stdout.reconfigure(**how)
     try:
         yield sys.stdout
+    except BrokenPipeError:  # its reader has seen enough
+        raise
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # its reader has seen enough
-            raise
         raise TrainingError(f"standard output could not be written ({error.strerror or error})") from error

@@ -195,19 +195,18 @@ def _decoded(
 ) -> Iterator[tuple[Path, Tensor | str]]:
     """Each file with its pixels, uint8 (C, H, W), or the reason why it cannot be read; decoded ahead by threads."""
 
-    def pixels(path: Path) -> Tensor | str:
+    def pixels(path: Path) -> tuple[Path, Tensor | str]:
         try:
-            return decode_image(path, model.image_shape, resize, invert)
+            return path, decode_image(path, model.image_shape, resize, invert)
         except DataError as error:
             cause = error.__cause__ or error
             reason = getattr(cause, "strerror", None) or str(cause).replace(f" {str(path)!r}", "")
-            return reason or type(cause).__name__
+            return path, reason or type(cause).__name__
 
     threads, size, shared = decoding_threads(), min(CHUNK, batch_size), model.device.type == "cpu"
     ahead = TURN * batch_size // size if shared else 2 * threads + batch_size // size
     chunks = (paths[start : start + size] for start in range(0, len(paths), size))
-    parts = pump(lambda chunk: [(path, pixels(path)) for path in chunk], chunks, threads, ahead, take_turns=shared)
-    return chain.from_iterable(parts)
+    return chain.from_iterable(pump(lambda chunk: list(map(pixels, chunk)), chunks, threads, ahead, take_turns=shared))
 
 
 def _device(accelerator: str) -> torch.device:

@@ -67,14 +67,8 @@ def show(
             plot_images(images, titles, path, f"{title}, then four draws of each" if augmented else title)
     except OSError as error:
         raise ConfigError(f"--output {path} cannot be written ({error.strerror or error})") from error
-    print(f"{_describe(datamodule)}\n{path}")
-
-
-def _describe(datamodule: ImageDataModule) -> str:
-    """One line: shape, sizes of the splits that were read, and class names."""
     channels, height, width = datamodule.image_shape
     colour = {1: "gray", 3: "colour"}.get(channels, f"{channels} channels")
     sizes = ", ".join(f"{split} {size:,}" for split, size in datamodule.sizes.items())
-    names = textwrap.shorten(", ".join(datamodule.class_names), 400, placeholder=" ...")
-    name, classes = type(datamodule).__name__, len(datamodule.class_names)
-    return f"{name}: {height} x {width} {colour}; {sizes}; {classes} classes: {names}"
+    classes = textwrap.shorten(", ".join(datamodule.class_names), 400, placeholder=" ...")
+    print(f"{name}: {height} x {width} {colour}; {sizes}; {datamodule.num_classes} classes: {classes}\n{path}")

@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from vision_zoo import probe
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError, refuse
-from vision_zoo.types import ImageShape
 
 MB = 1_000_000  # bytes
 
@@ -70,12 +69,10 @@ class Summary:
 
     Attributes:
         calls: in the order in which they began, so that those inside a call follow it.
-        image_shape: (channels, height, width) of the image.
         trainable: number of parameters that an optimizer changes.
     """
 
     calls: list[Layer]
-    image_shape: ImageShape
     trainable: int
 
     @property
@@ -92,8 +89,7 @@ class Summary:
         """
         deepest = max(1, *(call.depth for call in self.calls))
         if max_rows is not None:
-            fitting = (d for d in range(deepest, 1, -1) if len(self.rows(d)) <= max_rows)
-            depth = next(fitting, 1)
+            depth = next((d for d in range(deepest, 1, -1) if len(self.rows(d)) <= max_rows), 1)
         depth = deepest if depth is None else depth
         rows: list[Layer] = []
         for call in self.calls:
@@ -128,11 +124,9 @@ def summarise(model: Classifier, bf16: bool = False) -> Summary:
         ConfigError: if the backbone cannot classify images of the classifier's shape.
     """
     calls: list[Layer] = []
-    devices = [model.scale.device] if model.scale.is_cuda else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng([model.scale.device] if model.scale.is_cuda else []):
         probe.check(model, bf16=bf16, around=lambda: _watching(model.backbone, calls))
-    trainable = sum(p.numel() for p in model.backbone.parameters() if p.requires_grad)
-    return Summary(calls, model.image_shape, trainable)
+    return Summary(calls, sum(p.numel() for p in model.backbone.parameters() if p.requires_grad))
 
 
 @contextmanager
@@ -197,7 +191,7 @@ def layer_table(model: Classifier, depth: int | None = None, max_rows: int | Non
     rows, total = found.rows(depth, max_rows), found.total
     frozen = total.parameters - found.trainable
     trainable = f"{found.trainable:,} trainable, {frozen:,} frozen" if frozen else "all trainable"
-    title = f"{total.kind}, one image of {' x '.join(map(str, found.image_shape))}"
+    title = f"{total.kind}, one image of {' x '.join(map(str, model.image_shape))}"
     caption = (
         f"{total.parameters:,} parameters ({trainable}), {total.multiply_adds:,} multiply-adds per image\n"
         f"memory: parameters {total.parameter_bytes / MB:,.3f} MB, outputs of the layers "

@@ -78,10 +78,9 @@ def fit(
     """
     options = make_trainer.options
     check_fit(options, datamodule, test_after_fit, save_every_minutes)
-    if plan.checkpoint is not None:
-        check_data(model, datamodule)
     stored = None
     if plan.checkpoint is not None:
+        check_data(model, datamodule)
         states = plan.checkpoint.content.get("callbacks") or {}
         stored = states.get("Performance", states.get("Speed", {}))
     performance = Performance(options.get("precision") is not None, stored, channels_last)

@@ -59,11 +59,7 @@ class TrainerMaker:
         return self.options.get("enable_progress_bar") is not False
 
     def __call__(self, callbacks: Sequence[Callback], **options: Any) -> Trainer:
-        """Build the trainer.
-
-        Args:
-            callbacks: all of them, the user's too.
-            options: of the trainer, in place of those of the command line.
+        """Build the trainer with these callbacks, the user's among them, and options in place of the command line's.
 
         Raises:
             ConfigError: if Lightning refuses the options.
@@ -109,12 +105,7 @@ def processes_to_count() -> str:
 
 
 def determinism(options: Mapping[str, Any], exact: bool) -> dict[str, Any]:
-    """Options of the trainer that make two runs equal on a GPU, or let it choose faster algorithms.
-
-    Args:
-        options: of the trainer, which go before these.
-        exact: whether two runs must be the same bit for bit; a CPU has no choice.
-    """
+    """Options that make runs on a GPU the same bit for bit, or let it choose faster algorithms; the given go first."""
     if options.get("deterministic") is not None or not torch.cuda.is_available():
         return {}
     benchmark = {} if options.get("benchmark") is not None else {"benchmark": not exact}

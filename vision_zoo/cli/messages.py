@@ -51,6 +51,9 @@ def explain(error: BaseException) -> tuple[str, int]:
             "a process that decodes images was lost, often for lack of (shared) memory: set --data.num_workers lower, "
             f"0 for none ({first_line(error)})"
         ), 1
+    if isinstance(error, ValueError) and "any of the Union subtypes" in str(error):  # of a class that cannot be built
+        reasons = re.findall(r"^ +- (?!Expected an? )(.+(?:\n {6,}.+)*)", str(error), re.MULTILINE)
+        return " ".join("; ".join(reasons).split()) or str(error), 2
     if "returned nan values" in str(error):  # with --trainer.detect_anomaly true
         return str(error), 1
     if isinstance(error, OSError) and error.errno is not None:

@@ -85,6 +85,9 @@ PROFILERS: dict[str, Row] = {
         profile("SimpleProfiler", dirpath=".", filename="time"),
         lambda t: any("run_training_epoch" in path.read_text() for path in t.here.glob("fit-time*.txt")),
     ),
+    "SimpleProfiler, in the run": Row(
+        profile("SimpleProfiler", filename="time"), lambda t: bool(list(t.run.glob("fit-time*.txt")))
+    ),
     "AdvancedProfiler": Row(profile("AdvancedProfiler"), reported),
     "PyTorchProfiler": Row(
         profile("PyTorchProfiler", dirpath=".", filename="ops"),

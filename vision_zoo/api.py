@@ -103,9 +103,10 @@ def predict(
     from vision_zoo.verbs.predict import predict_images  # noqa: PLC0415
 
     checkpoint = open_checkpoint(str(path), trusted_packages)
-    resize = getattr(described_data(checkpoint.data), "resize", "crop")
-    model, files = Classifier.from_checkpoint(checkpoint.content), find_images([str(image) for image in images])
-    return [row.as_dict() for row in predict_images(model, files, top_k, resize, invert) if not row.problem]
+    model, data = Classifier.from_checkpoint(checkpoint.content), described_data(checkpoint.data)
+    files = find_images([str(image) for image in images])
+    found = predict_images(model, files, top_k, getattr(data, "resize", "crop"), invert)
+    return [prediction.as_dict() for prediction in found if not prediction.problem]
 
 
 def test(path: str | Path, **options: Any) -> dict[str, float]:
@@ -121,16 +122,11 @@ def test(path: str | Path, **options: Any) -> dict[str, float]:
     Raises:
         VisionZooError: if the checkpoint or the data cannot be used.
     """
-    metrics: dict[str, float] = _execute("test", "--ckpt_path", str(path), *_words(options))
-    return metrics
+    return dict(_execute("test", "--ckpt_path", str(path), *_words(options)))
 
 
 def runs(root: str | Path = ".") -> list[Run]:
-    """The runs below a folder, the oldest first.
-
-    Args:
-        root: folder that holds "runs".
-    """
+    """The runs below a folder that holds "runs", the oldest first."""
     folders = [folder for folder in Path(root).glob("runs/*/version_*") if folder.is_dir()]
     return [Run.at(folder) for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns)]
 

@@ -235,6 +235,12 @@ def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = N
     raise CheckpointError(f"--ckpt_path {name}: {reason}")
 
 
+def run_folder(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint lies in, or None for one that lies elsewhere."""
+    folder = checkpoint.resolve().parent
+    return folder.parent if folder.name == "checkpoints" else None
+
+
 def _written(folder: Path) -> tuple[int, str]:
     """When the newest file in a folder of checkpoints was written."""
     return max(file.stat().st_mtime_ns for file in (folder, *folder.glob("*.ckpt"))), str(folder)

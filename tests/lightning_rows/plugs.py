@@ -70,7 +70,7 @@ LOGGERS: dict[str, Row] = {
         Row(logger("WandbLogger", offline="true"), lambda t: bool(list(t.here.glob("wandb/offline-*")))),
     ),
     "CometLogger": needs("comet", logger("CometLogger")),
-    "LitLogger": needs("litlogger", logger("LitLogger")),
+    "LitLogger": Row(logger("LitLogger"), says("LitLogger"), code=2),  # no subclass of lightning's own Logger
 }
 
 
@@ -84,9 +84,6 @@ PROFILERS: dict[str, Row] = {
     "SimpleProfiler": Row(
         profile("SimpleProfiler", dirpath=".", filename="time"),
         lambda t: "run_training_epoch" in (t.here / "fit-time.txt").read_text(),
-    ),
-    "SimpleProfiler, in the run": Row(
-        profile("SimpleProfiler", filename="time"), lambda t: (t.run / "fit-time.txt").exists()
     ),
     "AdvancedProfiler": Row(profile("AdvancedProfiler"), reported),
     "PyTorchProfiler": Row(

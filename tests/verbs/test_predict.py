@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from PIL import Image
 
+import vision_zoo
 from tests import tiny
 from tests.conftest import QUICK
 from vision_zoo.__main__ import main
+from vision_zoo.backbones import SmallCNN
 from vision_zoo.classifier import Classifier
-from vision_zoo.data import MNIST5k
+from vision_zoo.data import ImageFolder, MNIST5k
 from vision_zoo.data.decode import decode_image
 from vision_zoo.verbs import predict
 
@@ -375,3 +378,19 @@ def test_from_python_predictions_come_in_order_with_those_that_could_not_be_read
     assert [len(prediction.labels) for prediction in found] == [3, 3, 0, 3, 3]
     assert [bool(prediction.problem) for prediction in found] == [False, False, True, False, False]
     assert found[0].brightness == pytest.approx(float(digits[0].float().mean()) / 255)
+
+
+def test_the_data_of_a_plain_trainers_checkpoint_says_how_images_are_resized(here):
+    folder = tiny.write_image_folder(here / "data", size=(90, 30))
+    data = ImageFolder(str(folder), image_size=32, resize="pad", val_split=0)
+    model = Classifier(SmallCNN, data.image_shape, data.class_names, optimizer=torch.optim.Adam)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = Trainer(max_epochs=1, limit_train_batches=1, enable_checkpointing=False, **quiet)
+    trainer.fit(model, datamodule=data)
+    trainer.save_checkpoint("plain.ckpt")
+    image = folder / "cat" / "0000.png"
+    with torch.inference_mode():
+        expected = model.eval()(decode_image(image, model.image_shape, "pad")[None]).softmax(1).max()
+    assert main(["predict", "--ckpt_path", "plain.ckpt", "--images", str(image)]) == 0
+    assert np.float32(rows()[0]["probability"]) == expected.numpy()
+    assert np.float32(vision_zoo.predict("plain.ckpt", [image])[0]["probability"]) == expected.numpy()

@@ -70,7 +70,7 @@ class Parser(LightningCLI):
             ImageDataModule,
             save_config_callback=None,
             trainer_class=Trainer,
-            trainer_defaults={"enable_model_summary": False, "num_sanity_val_steps": 0},
+            trainer_defaults={"num_sanity_val_steps": 0},
             seed_everything_default=0,
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "prog": f"vision_zoo {request.verb}"},
             subclass_mode_data=True,

@@ -1,7 +1,7 @@
 """ImageDataModule: what all datasets share, from files on a disk to augmented batches on a device."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -76,6 +76,9 @@ class ImageDataModule(LightningDataModule):
     note: str = ""
 
     folder: ClassVar[str] = ""  # below root, where the files are
+    names: Mapping[str, Sequence[str]] = {}  # of the files of "train" and "test"; a bar between alternatives
+    torchvision_class: ClassVar[Callable[..., object]]  # which downloads them
+    torchvision_options: Sequence[Mapping[str, object]] = ({},)  # of its calls
     way_out: ClassVar[str] = (
         "Delete the broken files so that they are downloaded again, set --data.root to a good copy, "
         f"{NO_NETWORK_NEEDED}"
@@ -162,11 +165,12 @@ class ImageDataModule(LightningDataModule):
 
     def files(self) -> Sequence[str]:
         """Names of the files that must be there, below root/folder; alternatives are separated by a bar."""
-        return ()
+        return [name for names in self.names.values() for name in names]
 
     def download(self, root: Path) -> None:
         """Fetch the files into a root of their own; may raise what is in `fetch.DOWNLOAD_ERRORS`."""
-        raise NotImplementedError
+        for options in self.torchvision_options:
+            type(self).torchvision_class(root, download=True, **options)
 
     def prepare_data(self) -> None:
         """Download what is missing; called in one process per machine.

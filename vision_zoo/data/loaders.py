@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,7 @@ from vision_zoo.types import Batch, LabelledImages
 _AT_ONCE = 64  # images that a thread decodes
 
 
+@dataclass(eq=False)
 class Loader:
     """Batches of a source: ordered by (seed, epoch), sharded over processes, continued after a restart.
 
@@ -35,29 +37,19 @@ class Loader:
         world_size: how many processes there are.
     """
 
+    source: Source
+    indices: Tensor
+    batch_size: int
+    threads: int = 0
+    training: bool = False
+    shuffle: bool = False
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
     batch_sampler = None
 
-    def __init__(
-        self,
-        source: Source,
-        indices: Tensor,
-        batch_size: int,
-        threads: int = 0,
-        training: bool = False,
-        shuffle: bool = False,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.source = source
-        self.indices = indices
-        self.batch_size = batch_size
-        self.threads = threads
-        self.training = training
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+    def __post_init__(self) -> None:
         self.epoch = 0
         self._handed_out = 0  # batches of this epoch
         self._restored: dict[str, int] = {}
@@ -78,7 +70,7 @@ class Loader:
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continue the epoch of the state at the next batch; other epochs start at their first."""
         self.check_state(state_dict)
-        self._restored = dict(state_dict)
+        self._restored = state_dict
 
     def check_state(self, state_dict: dict[str, int]) -> None:
         """Refuse the state of another number of images with a DataError."""
@@ -93,8 +85,7 @@ class Loader:
     def __len__(self) -> int:
         """Batches of one epoch in this process."""
         count = self._shard_size()
-        batches = math.ceil(count / self.batch_size)
-        return batches - 1 if self._joins_last(count) else batches
+        return math.ceil(count / self.batch_size) - self._joins_last(count)
 
     def __iter__(self) -> Iterator[Batch]:
         # Lightning calls iter() before it sets the epoch, so nothing may be looked at before the first next().
@@ -118,9 +109,7 @@ class Loader:
             mixed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
             order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(mixed))]
         shard = order[self.rank :: self.world_size][: self._shard_size()]
-        if not len(shard):
-            return []
-        batches = list(torch.split(shard, self.batch_size))
+        batches = list(torch.split(shard, self.batch_size)) if len(shard) else []
         if self._joins_last(len(shard)):
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches

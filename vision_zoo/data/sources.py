@@ -4,6 +4,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vision_zoo.data.decode import UNREADABLE, Resize, decode
-from vision_zoo.errors import DataError
+from vision_zoo.errors import DataError, refuse
 from vision_zoo.types import ImageShape
 
 B = TypeVar("B")
@@ -35,12 +36,11 @@ class Fetched(NamedTuple):
 class Source:
     """Labelled images, of which any few can be fetched.
 
-    Args:
+    Attributes:
         labels: int64 (N,) in [0, K).
     """
 
-    def __init__(self, labels: Tensor) -> None:
-        self.labels = labels
+    labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,18 +58,19 @@ class Source:
         """Name files that could not be decoded, each once."""
 
 
+@dataclass(eq=False)
 class InMemory(Source):
     """Images that are tensors, uint8 (N, C, H, W) in [0, 255]: a batch is one index_select."""
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        super().__init__(labels)
-        self.images = images
+    images: Tensor
+    labels: Tensor
 
     def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
         """The images of these indices; none can fail."""
         return Fetched(self.images.index_select(0, indices), self.labels.index_select(0, indices))
 
 
+@dataclass(eq=False)
 class Files(Source):
     """Images in files, decoded when they are fetched.
 
@@ -81,20 +82,12 @@ class Files(Source):
         strict: refuse files that cannot be decoded instead of leaving them out.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[str],
-        labels: Tensor,
-        image_shape: ImageShape,
-        resize: Resize = "crop",
-        strict: bool = False,
-    ) -> None:
-        super().__init__(labels)
-        self.paths = paths
-        self.image_shape = image_shape
-        self.resize: Resize = resize
-        self.strict = strict
-        self._reported: set[str] = set()
+    paths: Sequence[str]
+    labels: Tensor
+    image_shape: ImageShape
+    resize: Resize = "crop"
+    strict: bool = False
+    _reported: set[str] = field(default_factory=set)
 
     def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
         """Decode the files of these indices; called by several threads at once."""
@@ -117,15 +110,10 @@ class Files(Source):
         return Fetched(torch.from_numpy(images[: len(found)]), self.labels[found], failures)
 
     def report(self, failures: Sequence[tuple[str, str]]) -> None:
-        """Name files that could not be decoded, each once.
-
-        Raises:
-            DataError: if such files are not to be left out.
-        """
+        """Name files that could not be decoded, each once; refuse them with a DataError if `strict`."""
         for path, reason in failures:
-            if self.strict:
-                advice = "Repair or remove it, or leave such files out with --data.strict false"
-                raise DataError(f"{path} cannot be decoded ({reason}). {advice}")
+            advice = "Repair or remove it, or leave such files out with --data.strict false"
+            refuse(DataError, (self.strict, f"{path} cannot be decoded ({reason}). {advice}"))
             if path not in self._reported:
                 self._reported.add(path)
                 # By each process of its own files; no other one meets them.

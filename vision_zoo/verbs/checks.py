@@ -9,72 +9,55 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.errors import CheckpointError, ConfigError, did_you_mean
+from vision_zoo.errors import CheckpointError, ConfigError, did_you_mean, refuse
 from vision_zoo.specs import listed
 from vision_zoo.trainer_facts import callbacks_of
 from vision_zoo.trust import TRUSTED_PACKAGES
 
 # Options of the trainer of which 0 leaves nothing to train on.
 NOT_ZERO = ("accumulate_grad_batches", "max_epochs", "max_steps", "limit_train_batches", "log_every_n_steps")
+SOME_CLASSES = {  # what else helps where the data lack some of the classes
+    "--data.root": ", or make an empty folder for a class of which there are no images to score",
+    "--data.path": ", or name all classes in class_names",
+}
 
 
 def check_fit(
     options: Mapping[str, Any], datamodule: ImageDataModule, test_after_fit: bool, save_every_minutes: float
 ) -> None:
-    """Refuse options of fit that leave nothing to train on or to test.
-
-    Args:
-        options: of the trainer.
-        datamodule: the data.
-        test_after_fit: whether the best checkpoint is tested in the end.
-        save_every_minutes: minutes between saves.
+    """Refuse options of the trainer and of fit that leave nothing to train on or to test.
 
     Raises:
         ConfigError: naming the option.
     """
-    name = type(datamodule).__name__
+    name, nothing = type(datamodule).__name__, "is 0, so that nothing would be"
     out = "leave the test out with --test_after_fit false"
-    refusals = {
-        f"--trainer.{o} is 0, so that nothing would be trained: set it to at least 1": options.get(o) == 0
-        and options.get(o) is not False
-        for o in NOT_ZERO
-    }
-    refusals |= {
-        f"--save_every_minutes must be positive, got {save_every_minutes}": save_every_minutes <= 0,
-        "--trainer.max_time is 0, so that nothing would be trained: set it higher": _no_time(options),
-        f"{name} has no test images: {out}; where they come from: vision_zoo fit --data.help {name}": test_after_fit
-        and not datamodule.has_test,
-        f"--trainer.limit_test_batches is 0, so that nothing would be scored: set it higher, or {out}": test_after_fit
-        and options.get("limit_test_batches") == 0,
-    }
-    for message, applies in refusals.items():
-        if applies:
-            raise ConfigError(message)
-
-
-def _no_time(options: Mapping[str, Any]) -> bool:
-    if options.get("max_time") is None and not any(isinstance(c, Timer) for c in listed(options.get("callbacks"))):
-        return False
-    timers = [c for c in listed(options.get("callbacks")) if isinstance(c, Timer)]
+    no_test = f"{name} has no test images: {out}; where they come from: vision_zoo fit --data.help {name}"
+    zeros = [o for o in NOT_ZERO if options.get(o) == 0 and options.get(o) is not False]
+    timers = [callback for callback in listed(options.get("callbacks")) if isinstance(callback, Timer)]
     timers += [] if options.get("max_time") is None else [Timer(options["max_time"])]
-    return any(timer.time_remaining() == 0 for timer in timers)
+    no_time = any(timer.time_remaining() == 0 for timer in timers)
+    not_scored = test_after_fit and options.get("limit_test_batches") == 0
+    refuse(
+        ConfigError,
+        *((True, f"--trainer.{option} {nothing} trained: set it to at least 1") for option in zeros),
+        (save_every_minutes <= 0, f"--save_every_minutes must be positive, got {save_every_minutes}"),
+        (no_time, f"--trainer.max_time {nothing} trained: set it higher"),
+        (test_after_fit and not datamodule.has_test, no_test),
+        (not_scored, f"--trainer.limit_test_batches {nothing} scored: set it higher, or {out}"),
+    )
 
 
 def check_strategy(trainer: Trainer, test_after_fit: bool) -> None:
     """Refuse the final test of a network that lies in pieces."""
-    if test_after_fit and not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-        raise ConfigError(
-            f"{type(trainer.strategy).__name__} shards the network, which can only be tested whole: set "
-            "--test_after_fit false, and test the best checkpoint on one device"
-        )
+    whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    what = f"{type(trainer.strategy).__name__} shards the network, which can only be tested whole"
+    way_out = "set --test_after_fit false, and test the best checkpoint on one device"
+    refuse(ConfigError, (test_after_fit and not whole, f"{what}: {way_out}"))
 
 
 def check_monitors(trainer: Trainer, model: Classifier, datamodule: ImageDataModule) -> None:
-    """Refuse callbacks that wait for a metric which no run has, such as val_loss for val/loss, or take the worst one.
-
-    Raises:
-        ConfigError: naming the callback and close metrics.
-    """
+    """Refuse callbacks that wait for a metric which no run has, such as val_loss for val/loss, or take the worst."""
     known = ["lr", "train/loss_step", *map(str, model.train_metrics.keys())]
     validates = (datamodule.val_split or datamodule.has_val) and trainer.limit_val_batches
     known += map(str, model.val_metrics.keys() if validates else ())
@@ -85,25 +68,26 @@ def check_monitors(trainer: Trainer, model: Classifier, datamodule: ImageDataMod
         wanted, option = getattr(callback, "monitor", None), f"--trainer.callbacks {type(callback).__name__}"
         if not isinstance(wanted, str) or (isinstance(callback, ModelCheckpoint) and wanted in ("epoch", "step")):
             continue
-        problem = ""
         better = "min" if "loss" in wanted else "max"
-        if wanted not in known and wanted.startswith("val/") and not validates:
-            none = "--trainer.limit_val_batches is 0" if datamodule.val_split else "--data.val_split is 0"
-            problem = f"there is no metric {wanted}, for nothing is validated: {none}"
-        elif wanted not in known:
-            there_are = did_you_mean(wanted, known) or f". There are {', '.join(known)}"
-            problem = f"there is no metric {wanted}{there_are}"
-        elif wanted != "lr" and getattr(callback, "mode", better) not in (better, "auto"):
-            taken = "lowest" if better == "max" else "highest"
-            problem = f"it takes the {taken} {wanted} for the best: set --trainer.callbacks.mode {better}"
-        if problem:
-            raise ConfigError(f"{option}: {problem}")
+        taken = "lowest" if better == "max" else "highest"
+        wrong_mode = wanted != "lr" and getattr(callback, "mode", better) not in (better, "auto")
+        none = "--trainer.limit_val_batches is 0" if datamodule.val_split else "--data.val_split is 0"
+        there_are = did_you_mean(wanted, known) or f". There are {', '.join(known)}"
+        if wanted.startswith("val/") and not validates:
+            there_are = f", for nothing is validated: {none}"
+        best = f"it takes the {taken} {wanted} for the best: set --trainer.callbacks.mode {better}"
+        refuse(
+            ConfigError,
+            (wanted not in known, f"{option}: there is no metric {wanted}{there_are}"),
+            (wrong_mode, f"{option}: {best}"),
+        )
 
 
 def check_part(trainer: Trainer, part: Literal["val", "test"], way_out: str) -> None:
     """Refuse to score no batches."""
-    if getattr(trainer, f"limit_{part}_batches") == 0:
-        raise ConfigError(f"--trainer.limit_{part}_batches is 0, so that nothing would be scored: {way_out}")
+    option = f"limit_{part}_batches"
+    nothing = f"--trainer.{option} is 0, so that nothing would be scored: {way_out}"
+    refuse(ConfigError, (getattr(trainer, option) == 0, nothing))
 
 
 def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
@@ -112,55 +96,40 @@ def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
     Raises:
         CheckpointError: if image shape or number of classes differ, or both have names for them, and other ones.
     """
-    problem = _other_shape(model, datamodule) or _other_count(model, datamodule) or _other_names(model, datamodule)
-    if problem:
-        raise CheckpointError(problem)
-
-
-def _other_shape(model: Classifier, datamodule: ImageDataModule) -> str:
+    name, option, place = type(datamodule).__name__, _option_of(datamodule), data_place(datamodule)
     channels, height, width = model.image_shape
-    if datamodule.image_shape == model.image_shape:
-        return ""
     turns = "" if datamodule.image_shape[0] == channels else f"--data.channels {channels} "
-    can = height == width and (not turns or "channels" in datamodule.hparams)
-    way_out = f"set {turns}--data.image_size {height}" if can else "choose another --data"
-    return (
-        f"the checkpoint's network takes images of shape {model.image_shape}, {type(datamodule).__name__} has "
-        f"{datamodule.image_shape}: {way_out}"
-    )
+    can_turn = height == width and (not turns or "channels" in datamodule.hparams)
+    resize = f"set {turns}--data.image_size {height}" if can_turn else "choose another --data"
 
-
-def _other_count(model: Classifier, datamodule: ImageDataModule) -> str:
-    if datamodule.num_classes == model.num_classes:
-        return ""
-    option = _option_of(datamodule)
-    odd = sorted(set(model.class_names) ^ set(datamodule.class_names))
-    where = way_out = ""
-    if option != "--data":
-        where = f" in {data_place(datamodule)} (only one of them has {', '.join(odd[:5])})"
-        if set(datamodule.class_names) < set(model.class_names):
-            way_out = {
-                "--data.root": ", or make an empty folder for a class of which there are no images to score",
-                "--data.path": ", or name all classes in class_names",
-            }[option]
-    return (
-        f"the checkpoint knows {model.num_classes} classes, {type(datamodule).__name__} has "
-        f"{datamodule.num_classes}{where}: choose another {option}{way_out}"
-    )
-
-
-def _other_names(model: Classifier, datamodule: ImageDataModule) -> str:
     ours, theirs = model.class_names, tuple(datamodule.class_names)
-    numbered = tuple(str(label) for label in range(model.num_classes))  # stands for classes without names
+    where, other = "", f"choose another {option}"
+    if option != "--data":
+        where = f" in {place} (only one of them has {', '.join(sorted(set(ours) ^ set(theirs))[:5])})"
+        if set(theirs) < set(ours):
+            other += SOME_CLASSES[option]
+
+    numbered = tuple(map(str, range(len(ours))))  # stands for classes without names
     reordered = set(ours) == set(theirs)  # such as folders 0, 1, 10, 2, which are sorted as text
-    if ours == theirs or (numbered in (ours, theirs) and not reordered):
-        return ""
-    known, found = next(pair for pair in zip(ours, theirs, strict=True) if pair[0] != pair[1])
-    option = _option_of(datamodule)
-    where = type(datamodule).__name__ if option == "--data" else data_place(datamodule)
-    return (
-        f"the classes of {where} are not those of the checkpoint: it has {found!r} where the checkpoint knows "
-        f"{known!r}. " + ("Choose another --data" if option == "--data" else f"Rename them, or choose another {option}")
+    other_names = ours != theirs and (reordered or numbered not in (ours, theirs))
+    known, found = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), ("", ""))
+    rename = "Choose another --data" if option == "--data" else f"Rename them, or choose another {option}"
+    refuse(
+        CheckpointError,
+        (
+            datamodule.image_shape != model.image_shape,
+            f"the checkpoint's network takes images of shape {model.image_shape}, {name} has "
+            f"{datamodule.image_shape}: {resize}",
+        ),
+        (
+            len(ours) != len(theirs),
+            f"the checkpoint knows {len(ours)} classes, {name} has {len(theirs)}{where}: {other}",
+        ),
+        (
+            other_names,
+            f"the classes of {name if option == '--data' else place} are not those of the checkpoint: it has "
+            f"{found!r} where the checkpoint knows {known!r}. {rename}",
+        ),
     )
 
 

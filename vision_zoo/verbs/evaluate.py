@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
-from vision_zoo.checkpoints import Checkpoint
+from vision_zoo.checkpoints import Checkpoint, run_folder
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.errors import ConfigError
+from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.files import expanded
+from vision_zoo.formatting import metric_text
 from vision_zoo.training.evaluation import TestArtifacts, to_floats
 from vision_zoo.types import TTA
 from vision_zoo.verbs.checks import check_data, check_part, data_place
@@ -39,11 +40,8 @@ def validate(
     check_part(trainer, "val", "set it higher")
     check_data(model, datamodule)
     trainer.validate(model, datamodule=datamodule, verbose=False)
-    if not datamodule.sizes.get("val"):
-        raise ConfigError(
-            "there are no validation images: --data.val_split is 0, so all of them were trained with. To score the "
-            "test images: vision_zoo test"
-        )
+    nothing = "there are no validation images: --data.val_split is 0, so all of them were trained with"
+    refuse(ConfigError, (not datamodule.sizes.get("val"), f"{nothing}. To score the test images: vision_zoo test"))
     metrics = to_floats(trainer.callback_metrics)
     say(trainer, results_table(metrics))
     return metrics
@@ -71,16 +69,12 @@ def test(
     Returns:
         The metrics, by name.
     """
-    folder = expanded(output) if output else run_folder_of(checkpoint.path) / "test"
+    folder = expanded(output) if output else (run_folder(checkpoint.path) or Path.cwd()) / "test"
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ConfigError(f"--output {output or folder}: {existing} is not a folder that can be written to")
-    about: dict[str, Any] = {
-        "checkpoint": checkpoint.path.name,
-        "step": checkpoint.step,
-        "data": type(datamodule).__name__,
-        "images": data_place(datamodule),
-    }
+    closed = not existing.is_dir() or not os.access(existing, os.W_OK)
+    refuse(ConfigError, (closed, f"--output {output or folder}: {existing} is not a folder that can be written to"))
+    about: dict[str, Any] = {"checkpoint": checkpoint.path.name, "step": checkpoint.step}
+    about |= {"data": type(datamodule).__name__, "images": data_place(datamodule)}
     if datamodule.cuts_test:
         about |= {name: datamodule.hparams[name] for name in ("test_split", "seed")}
     artifacts = TestArtifacts(folder, about)
@@ -95,25 +89,17 @@ def test(
         say(trainer, "on the part that --data.test_split cuts out; with 1.0, all images are tested")
     if tta != "none":
         say(trainer, f"with test-time augmentation: {tta}")
-    say(trainer, per_class_table(model.class_names, artifacts.rows))
+    say(trainer, _per_class_table(model.class_names, artifacts.rows))
     if (more := len(artifacts.rows) - SHOWN_CLASSES) > 0:
         say(trainer, f"and {more:,} more, in per_class.csv")
     say(trainer, escape(str(folder.resolve())))
     return metrics
 
 
-def run_folder_of(checkpoint: Path) -> Path:
-    """The run folder that a checkpoint lies in, or the working directory for one that lies elsewhere."""
-    checkpoint = checkpoint.resolve()
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else Path.cwd()
-
-
-def per_class_table(class_names: tuple[str, ...], rows: list[dict[str, float]]) -> Table:
+def _per_class_table(class_names: tuple[str, ...], rows: list[dict[str, float]]) -> Table:
     """Precision, recall and F1 of each class, or of the first hundred."""
-    table = Table("class", "precision", "recall", "F1", "images")
+    table = Table("class", *(Column(name, justify="right") for name in ("precision", "recall", "F1", "images")))
     for name, row in list(zip(class_names, rows, strict=True))[:SHOWN_CLASSES]:
-        shares = (f"{100 * row[key]:.2f} %" for key in ("precision", "recall", "f1"))
+        shares = (metric_text(key, row[key]) for key in ("precision", "recall", "f1"))
         table.add_row(escape(name), *shares, f"{row['images']:,}")
-    for column in table.columns[1:]:
-        column.justify = "right"
     return table

@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,13 +71,12 @@ def export(
     )
     model, datamodule = Classifier.from_checkpoint(checkpoint.content), described_data(checkpoint.data)
     images, described = sample_images(model, datamodule)
-    difference = export_model(model, path, kind, images, metadata(model, datamodule, checkpoint))
+    difference = export_model(model, path, kind, images, _metadata(model, datamodule, checkpoint))
     print(
         f"{path.name}, {path.stat().st_size / 1e6:,.2f} MB, gives the module's outputs for {described} in batches of "
         f"{', '.join(map(str, BATCHES[:-1]))} and {BATCHES[-1]}.\nLargest difference: {difference.logits:.1e} of "
-        f"logits, which reach {difference.scale:.1f}; {difference.probabilities:.1e} of probabilities"
+        f"logits, which reach {difference.scale:.1f}; {difference.probabilities:.1e} of probabilities\n{path.resolve()}"
     )
-    print(path.resolve())
 
 
 def export_model(
@@ -103,11 +102,8 @@ def export_model(
     except ImportError as error:
         raise ConfigError(f"{format_} needs a package: {error}. Run: pip install 'vision_zoo[export]'") from error
     size = sum(p.nbytes for p in model.backbone.parameters())
-    too_large = format_ == "onnx" and size >= ONNX_LIMIT
-    refuse(
-        ConfigError,
-        (too_large, f"an ONNX file holds less than 2 GiB, the network has {size / 2**30:.1f}: --format torch_export"),
-    )
+    too_large = f"an ONNX file holds less than 2 GiB, the network has {size / 2**30:.1f}: --format torch_export"
+    refuse(ConfigError, (format_ == "onnx" and size >= ONNX_LIMIT, too_large))
     model.cpu().eval()
     with output_file(path) as file:
         try:
@@ -119,21 +115,17 @@ def export_model(
                 "VISION_ZOO_DEBUG=1 shows the traceback; --format safetensors and state_dict take any network"
             ) from error
         file.write_bytes(content)
-        return compare(model, kind.load(file, model), images, format_)
+        return _compare(model, kind.load(file, model), images, format_)
 
 
-def metadata(model: Classifier, datamodule: ImageDataModule | None, checkpoint: Checkpoint) -> Metadata:
+def _metadata(model: Classifier, datamodule: ImageDataModule | None, checkpoint: Checkpoint) -> Metadata:
     """What a program needs besides the weights; lists as JSON."""
-    mean, std = (
-        torch.tensor(model.hparams[name], dtype=torch.float64).expand(model.image_shape[0]).tolist()
-        for name in ("mean", "std")
-    )
+    hparams, channels = model.hparams, model.image_shape[0]
+    values: dict[str, Any] = {"class_names": model.class_names, "image_shape": model.image_shape}
+    for name in ("mean", "std"):
+        values[name] = torch.tensor(hparams[name], dtype=torch.float64).expand(channels).tolist()
     return {
-        "class_names": json.dumps(model.class_names),
-        "image_shape": json.dumps(model.image_shape),
-        "mean": json.dumps(mean),
-        "std": json.dumps(std),
-        "backbone": json.dumps(model.hparams["backbone"]),
+        **{name: json.dumps(value) for name, value in {**values, "backbone": hparams["backbone"]}.items()},
         "resize": getattr(datamodule, "resize", "crop"),
         "checkpoint": checkpoint.path.name,
         "run": checkpoint.run_name or "",
@@ -145,11 +137,7 @@ def metadata(model: Classifier, datamodule: ImageDataModule | None, checkpoint: 
 
 
 def sample_images(model: Classifier, datamodule: ImageDataModule | None) -> tuple[Tensor, str]:
-    """Images to compare outputs on, as real as they can be had without any download.
-
-    Returns:
-        uint8 (N, C, H, W) in [0, 255], as many as the batches need, and what they are.
-    """
+    """Images to compare on, uint8 (16, C, H, W), as real as there are without a download, and what they are."""
     count, shape = sum(BATCHES), model.image_shape
     if datamodule is not None:
         # Whatever is wrong with the data (not here, moved, changed) is no reason not to export.
@@ -158,8 +146,7 @@ def sample_images(model: Classifier, datamodule: ImageDataModule | None) -> tupl
                 datamodule.in_memory = False  # decode what is compared, not the whole folder
             images = datamodule.sample("test", count).images
             if tuple(images.shape[1:]) == shape:
-                images = images[torch.arange(count) % len(images)]
-                return images, f"{count} test images of {type(datamodule).__name__}"
+                return images[torch.arange(count) % len(images)], f"{count} test images of {type(datamodule).__name__}"
     missing = "; the run's data is not here"
     if shape[0] in (1, 3):
         with contextlib.suppress(InputError):
@@ -167,17 +154,13 @@ def sample_images(model: Classifier, datamodule: ImageDataModule | None) -> tupl
             changed = "" if shape == MNIST5k.image_shape else f" brought to {' x '.join(map(str, shape))}"
             images = resize_images(images.expand(-1, shape[0], -1, -1), shape)
             return images, f"{count} embedded MNIST images{changed}{missing}"
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=generator)
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=random)
     return images, f"{count} random images{missing}"
 
 
-def compare(model: Classifier, forward: Forward, images: Tensor, format_: str) -> Difference:
-    """Compare what a written file computes with the module, batch by batch.
-
-    Raises:
-        ExportError: if the file cannot compute, or a difference is above the tolerance.
-    """
+def _compare(model: Classifier, forward: Forward, images: Tensor, format_: str) -> Difference:
+    """Compare what a written file computes with the module, batch by batch."""
     with torch.no_grad():
         batches = torch.split(images, list(BATCHES))
         expected = torch.cat([model(batch) for batch in batches])
@@ -186,9 +169,8 @@ def compare(model: Classifier, forward: Forward, images: Tensor, format_: str) -
             if got.shape != expected.shape:
                 raise ValueError(f"it gives {tuple(got.shape)}, not {tuple(expected.shape)}")
         except Exception as error:  # each runtime has its own kinds
-            raise ExportError(
-                f"the {format_} file cannot classify batches of {BATCHES} images and was removed: {_first_line(error)}"
-            ) from error
+            cannot = f"the {format_} file cannot classify batches of {BATCHES} images and was removed"
+            raise ExportError(f"{cannot}: {_first_line(error)}") from error
     probabilities = (got.softmax(1) - expected.softmax(1)).abs().max()
     difference = Difference(float((got - expected).abs().max()), float(probabilities), float(expected.abs().max()))
     wrong = not difference.logits <= TOLERANCE * difference.scale + 1e-6  # not a number is a failure too

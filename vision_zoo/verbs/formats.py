@@ -24,13 +24,14 @@ METADATA_FILE = "metadata.json"  # inside a torch.export archive
 class Images(nn.Module):
     """The part of a classifier that is exported: raw images in, logits out, nothing of training."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, model: Classifier) -> None:
         super().__init__()
         self.backbone = model.backbone
         self.register_buffer("scale", model.scale)
         self.register_buffer("shift", model.shift)
-        self.scale: Tensor
-        self.shift: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float (B, K), of raw images, uint8 (B, C, H, W) in [0, 255]."""
@@ -46,11 +47,10 @@ def _graph_arguments(model: Classifier) -> tuple[nn.Module, tuple[Tensor], dict[
 def _make_onnx(model: Classifier, facts: Metadata) -> bytes:
     module, images, shapes = _graph_arguments(model)
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
-    program = torch.onnx.export(module, images, dynamo=True, dynamic_shapes=shapes, **names, verbose=False)
+    program = torch.onnx.export(module, images, dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
     assert program is not None  # as it is where a file is named
     program.model.metadata_props.update(facts)
-    content: bytes = program.model_proto.SerializeToString()
-    return content
+    return bytes(program.model_proto.SerializeToString())
 
 
 def _load_onnx(path: Path, model: Classifier) -> Forward:
@@ -78,8 +78,7 @@ def _load_torch_export(path: Path, model: Classifier) -> Forward:
 def _make_safetensors(model: Classifier, facts: Metadata) -> bytes:
     from safetensors.torch import save  # noqa: PLC0415  of an extra
 
-    content: bytes = save(_own_tensors(model), {"format": "pt", **facts})
-    return content
+    return bytes(save(_own_tensors(model), {"format": "pt", **facts}))
 
 
 def _make_state_dict(model: Classifier, facts: Metadata) -> bytes:
@@ -102,10 +101,8 @@ def _load_weights(path: Path, model: Classifier) -> Forward:
             tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
         return empty
 
-    hparams = model.hparams
-    return Classifier(
-        backbone, model.image_shape, model.class_names, hparams["mean"], hparams["std"], weights=str(path)
-    ).eval()
+    facts = (model.image_shape, model.class_names, model.hparams["mean"], model.hparams["std"])
+    return Classifier(backbone, *facts, weights=str(path)).eval()
 
 
 class Kind(NamedTuple):

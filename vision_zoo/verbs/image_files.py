@@ -22,35 +22,33 @@ def find_images(given: Sequence[str]) -> list[Path]:
     found: dict[str, Path] = {}
     for word in given:
         try:
-            files = _expand(word)
+            files, problem = _expand(expanded(word))
         except OSError as error:
-            raise InputError(f"--images {word}: {error}") from error
+            files, problem = [], str(error)
+        refuse(InputError, (not files, f"--images {word}: {problem}"))
         for path in files:
             found.setdefault(str(path.absolute()), path)
     return list(found.values())
 
 
-def _expand(word: str) -> list[Path]:
-    path = expanded(word)
-    endings = image_extensions() | unreadable_extensions()  # those are named as unread, not passed over
-    is_pattern = not path.exists() and set("*?[") & set(word)
+def _expand(path: Path) -> tuple[list[Path], str]:
+    """The files that a word stands for, and what is wrong where there are none."""
     if path.is_dir():
-        files, problem = list(_walk(path, endings)), f"no images in {path.absolute()} or the folders in it"
-    elif is_pattern:
-        problem = f"no images match this pattern in {Path.cwd()}"
-        files = []
-        for match in map(Path, sorted(glob.glob(str(path), recursive=True))):  # noqa: PTH207  # takes absolute patterns
-            if match.is_dir():
-                files += _walk(match, endings)
-            elif match.suffix.lower() in endings:
-                files.append(match)
-    else:
-        files, problem = [path] if path.exists() else [], f"{path.absolute()} not found"
-    refuse(InputError, (not files, f"--images {word}: {problem}"))
-    return files
+        return list(_walk(path)), f"no images in {path.absolute()} or the folders in it"
+    if path.exists() or not set("*?[") & set(str(path)):
+        return [path] if path.exists() else [], f"{path.absolute()} not found"
+    matches = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207  # takes absolute patterns
+    files = [file for match in matches for file in (_walk(match) if match.is_dir() else [match])]
+    return [file for file in files if _is_image(file.name)], f"no images match this pattern in {Path.cwd()}"
 
 
-def _walk(folder: Path, endings: frozenset[str], above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+def _is_image(name: str) -> bool:
+    """Whether a file has an image's ending, also one that cannot be read: those are named, not passed over."""
+    ending = os.path.splitext(name)[1].lower()  # noqa: PTH122  # a Path for every file is slow
+    return ending in image_extensions() or ending in unreadable_extensions()
+
+
+def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
     real = folder.resolve()
     if real in above:  # a link back to a folder that holds it
         return
@@ -60,6 +58,6 @@ def _walk(folder: Path, endings: frozenset[str], above: frozenset[Path] = frozen
         if name.startswith((".", "__MACOSX")):
             continue
         if is_folder:
-            yield from _walk(folder / name, endings, above | {real})
-        elif os.path.splitext(name)[1].lower() in endings:  # noqa: PTH122  # a Path for every file is slow
+            yield from _walk(folder / name, above | {real})
+        elif _is_image(name):
             yield folder / name

@@ -146,7 +146,8 @@ def _past_runs(root: Path) -> tuple[list[Row], list[str]]:
     """
     rows, broken = [], []
     for folder in root.glob("runs/*/version_*/"):
-        file, row = folder / "results.json", {"config": folder.parent.name, "version": folder.name[len("version_") :]}
+        file = folder / "results.json"
+        row: Row = {"config": folder.parent.name, "version": folder.name.removeprefix("version_")}
         try:
             results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
             row |= {name: results.get(name) for name in ("network", "seed", "epochs", "parameters")}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from vision_zoo.errors import ConfigError, TrainingError
+from vision_zoo.errors import ConfigError, TrainingError, refuse
 from vision_zoo.files import expanded, new_file
 
 
@@ -18,36 +18,31 @@ def output_file(output: str | Path) -> Iterator[Path]:
         ConfigError: before any work, if there can be no such file.
         TrainingError: if it could not be written.
     """
-    path = expanded(output)
-    reason = "it is a folder" if path.is_dir() else ""
+    path, begun = expanded(output), False
+    cannot, way_out = f"--output {output} cannot be written", "Choose another place"
     # A file that takes its name when it is complete would replace a device or a pipe.
-    if not reason and (path.parts[:2] == ("/", "dev") or (path.exists() and not path.is_file())):
-        reason = "it is not a regular file"
-    with contextlib.ExitStack() as stack:
-        try:
-            if not reason:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                place = stack.enter_context(new_file(path.resolve()))  # a link stays one
-                place.touch()
-        except OSError as error:
-            reason = error.strerror or str(error)
-        if reason:
-            raise ConfigError(f"--output {output} cannot be written: {reason}. Choose another place")
-        try:
-            with stack.pop_all():
-                yield place
-        except OSError as error:
-            raise TrainingError(f"{path} could not be written: {error.strerror or error}") from error
+    special = path.parts[:2] == ("/", "dev") or (path.exists() and not path.is_file())
+    refuse(
+        ConfigError,
+        (path.is_dir(), f"{cannot}: it is a folder. {way_out}"),
+        (special, f"{cannot}: it is not a regular file. {way_out}"),
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path.resolve()) as place:  # a link stays one
+            place.touch()
+            begun = True
+            yield place
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if begun:
+            raise TrainingError(f"{path} could not be written: {reason}") from error
+        raise ConfigError(f"{cannot}: {reason}. {way_out}") from error
 
 
 @contextlib.contextmanager
 def text_output(output: str) -> Iterator[TextIO]:
-    """Such a file, open for text, or standard output for a dash.
-
-    Raises:
-        ConfigError: before any work, if there can be no such file.
-        TrainingError: if it could not be written.
-    """
+    """Such a file, open for text, or standard output for a dash; raises as `output_file` does."""
     how: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}  # names may be any bytes
     if output != "-":
         with output_file(output) as path, path.open("w", newline="", **how) as file:
@@ -57,7 +52,7 @@ def text_output(output: str) -> Iterator[TextIO]:
         sys.stdout.reconfigure(**how)
     try:
         yield sys.stdout
-    except BrokenPipeError:
+    except BrokenPipeError:  # its reader has seen enough
         raise
     except OSError as error:
         raise TrainingError(f"standard output could not be written ({error.strerror or error})") from error

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from torch import Tensor
 
@@ -195,19 +195,18 @@ def _decoded(
 ) -> Iterator[tuple[Path, Tensor | str]]:
     """Each file with its pixels, uint8 (C, H, W), or the reason why it cannot be read; decoded ahead by threads."""
 
-    def pixels(path: Path) -> Tensor | str:
+    def pixels(path: Path) -> tuple[Path, Tensor | str]:
         try:
-            return decode_image(path, model.image_shape, resize, invert)
+            return path, decode_image(path, model.image_shape, resize, invert)
         except DataError as error:
             cause = error.__cause__ or error
             reason = getattr(cause, "strerror", None) or str(cause).replace(f" {str(path)!r}", "")
-            return reason or type(cause).__name__
+            return path, reason or type(cause).__name__
 
     threads, size, shared = decoding_threads(), min(CHUNK, batch_size), model.device.type == "cpu"
     ahead = TURN * batch_size // size if shared else 2 * threads + batch_size // size
     chunks = (paths[start : start + size] for start in range(0, len(paths), size))
-    parts = pump(lambda chunk: [(path, pixels(path)) for path in chunk], chunks, threads, ahead, take_turns=shared)
-    return chain.from_iterable(parts)
+    return chain.from_iterable(pump(lambda chunk: list(map(pixels, chunk)), chunks, threads, ahead, take_turns=shared))
 
 
 def _device(accelerator: str) -> torch.device:
@@ -226,13 +225,11 @@ def training_mean(model: Classifier, datamodule: ImageDataModule | None) -> floa
     The dataset's published mean goes first: recipes that scale to [0, 1] have 0 in the checkpoint. If its classes
     differ, the dataset is only a placeholder and is ignored.
     """
-    if model.image_shape[0] != 1:
-        return None
     published = getattr(type(datamodule), "mean", None)  # no tuple where it is computed from the user's files
     mean = tuple(model.hparams["mean"])
     if datamodule is not None and isinstance(published, tuple) and datamodule.class_names == model.class_names:
         mean = published
-    return float(mean[0]) if mean[0] > 0 else None
+    return float(mean[0]) if model.image_shape[0] == 1 and mean[0] > 0 else None
 
 
 def _inversion_hint(brightness: float, mean: float | None, invert: bool) -> str:
@@ -240,10 +237,10 @@ def _inversion_hint(brightness: float, mean: float | None, invert: bool) -> str:
     if mean is None or abs(1 - 2 * mean) < 0.3 or 2 * abs(brightness - (1 - mean)) >= abs(brightness - mean):
         return ""  # not known, too near to the middle to tell, or no nearer to the negatives
     kind, trained = ("light", "dark") if brightness > 0.5 else ("dark", "light")
-    advice = "leave out --invert" if invert else "try --invert"
+    after, advice = (" after --invert", "leave out --invert") if invert else ("", "try --invert")
     return (
-        f"hint: the images{' after --invert' if invert else ''} are {kind} on average ({brightness:.2f} of full "
-        f"brightness) and the training images were {trained} ({mean:.2f}). If yours are their negatives, {advice}\n"
+        f"hint: the images{after} are {kind} on average ({brightness:.2f} of full brightness) and the training images "
+        f"were {trained} ({mean:.2f}). If yours are their negatives, {advice}\n"
     )
 
 
@@ -255,8 +252,10 @@ class _Writer:
 
     def write(self, row: dict[str, str | float]) -> None:
         if self.kind == "csv":
-            lines = [row.values()] if self.begun else [row.keys(), row.values()]
-            csv.writer(self.file, lineterminator="\n").writerows(lines)
+            table = csv.DictWriter(self.file, row, lineterminator="\n")
+            if not self.begun:
+                table.writeheader()
+            table.writerow(row)
         else:
             self.file.write((",\n" if self.begun else "[\n") + json.dumps(row))
         self.begun = True
@@ -273,9 +272,8 @@ def _is_foreign(path: Path, kind: Format) -> bool:
 
 
 def _results_table(predictions: Sequence[Prediction]) -> Table:
-    table = Table("image", "label", "probability")
-    table.columns[0].overflow = "fold"  # the end of a path tells it from others
-    table.columns[2].justify = "right"
+    image = Column("image", overflow="fold")  # the end of a path tells it from others
+    table = Table(image, "label", Column("probability", justify="right"))
     for path, labels, probabilities, *_ in predictions:
         table.add_row(Text(str(path)), Text(labels[0]), f"{100 * probabilities[0]:.2f} %")
     return table

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from vision_zoo.classifier import Classifier
 from vision_zoo.files import write_file
@@ -29,26 +29,14 @@ def write_results(
     performance: Performance,
     metrics: dict[str, float],
 ) -> dict[str, Any]:
-    """Write results.json and curves.png.
-
-    Args:
-        trainer: of the run.
-        model: the classifier, as it was tested.
-        run: the run folder.
-        saving: the run's checkpoints, where it has some.
-        performance: the choices that made it fast.
-        metrics: of training, validation and test, by name.
-
-    Returns:
-        The content of results.json.
-    """
+    """Write results.json and curves.png; gives the content of the former."""
     data = datamodule_of(trainer)
     results = {
         "config": run.name,
         "network": model.network_name,
         "data": {"name": type(data).__name__, "note": getattr(data, "note", "")},
         "parameters": sum(p.numel() for p in model.parameters()),
-        "epochs": epochs_trained(trainer, run),
+        "epochs": _epochs_trained(trainer, run),
         "fit_seconds": round(run.fit_seconds, 3),
         "train_images_per_second": round(run.images_seen / run.train_seconds, 1) if run.train_seconds else None,
         "metrics": {name: metrics[name] for name in sorted(metrics)},
@@ -59,7 +47,7 @@ def write_results(
         "devices": trainer.world_size,
         "precision": str(trainer.precision),
         "speed": performance.choices,
-        "versions": versions(),
+        "versions": _versions(),
     }
     write_file(run.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
     if (run.path / "metrics.csv").exists():
@@ -67,7 +55,7 @@ def write_results(
     return results
 
 
-def epochs_trained(trainer: Trainer, run: RunFolder) -> int:
+def _epochs_trained(trainer: Trainer, run: RunFolder) -> int:
     """How many epochs were begun; unlike `trainer.current_epoch`, right also where nothing was left to train."""
     progress: Any = trainer.fit_loop.epoch_progress.current
     epochs = int(progress.started)
@@ -88,11 +76,10 @@ def say_results(trainer: Trainer, run: RunFolder, saving: Saving | None, results
         trained = f"{trainer.global_step:,} step{'s' * (trainer.global_step != 1)}"
     line = f"trained {trained} in {duration(run.fit_seconds)}"
     line += "" if speed is None else f", {speed:,.0f} images/s"
-    if saving is not None:
-        which = "last.ckpt, for there was no validation"
-        if saving.best_epoch is not None:
-            which = f"of the lowest validation loss, epoch {saving.best_epoch + 1}"
-        line += f"; best.ckpt is {which}"
+    if saving is not None and saving.best_epoch is not None:
+        line += f"; best.ckpt is of the lowest validation loss, epoch {saving.best_epoch + 1}"
+    elif saving is not None:
+        line += "; best.ckpt is last.ckpt, for there was no validation"
     say(trainer, line)
     if results["test_time_augmentation"] != "none":
         say(trainer, f"tested with test-time augmentation: {results['test_time_augmentation']}")
@@ -102,16 +89,14 @@ def results_table(metrics: dict[str, float]) -> Table:
     """Metrics by split."""
     splits = [split for split in ("train", "val", "test") if any(name.startswith(f"{split}/") for name in metrics)]
     names = dict.fromkeys(name.split("/", 1)[1] for name in metrics if "/" in name and not name.endswith("_step"))
-    table = Table("", *splits)
+    table = Table("", *(Column(split, justify="right") for split in splits))
     for name in names:
         values = [metrics.get(f"{split}/{name}") for split in splits]
         table.add_row(name, *("" if value is None else metric_text(name, value) for value in values))
-    for column in table.columns[1:]:
-        column.justify = "right"
     return table
 
 
-def versions() -> dict[str, str]:
+def _versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     packages = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse")
     own = {"python": platform.python_version(), "vision_zoo": __version__}

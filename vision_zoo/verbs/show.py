@@ -37,24 +37,22 @@ def show(
     Raises:
         ConfigError: if an option cannot be used.
     """
-    name = type(datamodule).__name__
+    name, given = type(datamodule).__name__, datamodule.augmentation
     path = expanded(output or f"{name}_{split}.png").absolute()
+    way_out = "Give --data.augmentation, a --config that has one, or the --ckpt_path of a network trained with one"
     refuse(
         ConfigError,
         (not 1 <= count <= MOST, f"--count must be between 1 and {MOST}, got {count}"),
         (augmented and split != "train", f"--augmented goes with --split train: {split} images are never augmented"),
-        (
-            augmented and not datamodule.augmentation,
-            f"--augmented: no augmentation is set for {name}. Give --data.augmentation, a --config that has one, or "
-            "the --ckpt_path of a network that was trained with one",
-        ),
+        (augmented and not given, f"--augmented: no augmentation is set for {name}. {way_out}"),
         (path.suffix.lower() != ".png", f"--output {output} must end in .png"),
     )
     if isinstance(datamodule, ImageFolder):
         datamodule.in_memory = False  # decode the images that are shown, not the whole folder
     datamodule.prepare_data()
     images, labels = datamodule.sample(split, -(-count // COLUMNS) if augmented else count)
-    titles = [_wrapped(datamodule.class_names[label]) for label in labels.tolist()]
+    names = [textwrap.wrap(n, WIDTH, max_lines=LINES, placeholder=" ...") for n in datamodule.class_names]
+    titles = ["\n".join(names[label]) for label in labels.tolist()]
     if augmented:
         datamodule.check_augmentation()
         draws = [images, *(apply_transforms(datamodule.augmentation, images) for _ in range(COLUMNS - 1))]
@@ -69,20 +67,8 @@ def show(
             plot_images(images, titles, path, f"{title}, then four draws of each" if augmented else title)
     except OSError as error:
         raise ConfigError(f"--output {path} cannot be written ({error.strerror or error})") from error
-    print(describe(datamodule))
-    print(path)
-
-
-def describe(datamodule: ImageDataModule) -> str:
-    """One line: shape, sizes of the splits that were read, and class names."""
     channels, height, width = datamodule.image_shape
     colour = {1: "gray", 3: "colour"}.get(channels, f"{channels} channels")
     sizes = ", ".join(f"{split} {size:,}" for split, size in datamodule.sizes.items())
-    names = textwrap.shorten(", ".join(datamodule.class_names), 400, placeholder=" ...")
-    name, classes = type(datamodule).__name__, len(datamodule.class_names)
-    return f"{name}: {height} x {width} {colour}; {sizes}; {classes} classes: {names}"
-
-
-def _wrapped(label: str) -> str:
-    """A label in lines that fit the width of an image."""
-    return "\n".join(textwrap.wrap(label, WIDTH, max_lines=LINES, placeholder=" ..."))
+    classes = textwrap.shorten(", ".join(datamodule.class_names), 400, placeholder=" ...")
+    print(f"{name}: {height} x {width} {colour}; {sizes}; {datamodule.num_classes} classes: {classes}\n{path}")

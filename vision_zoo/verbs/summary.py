@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from vision_zoo import probe
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError, refuse
-from vision_zoo.types import ImageShape
 
 MB = 1_000_000  # bytes
 
@@ -53,6 +52,11 @@ class Layer:
         """Bytes of parameters and output."""
         return self.parameter_bytes + self.output_bytes
 
+    @property
+    def texts(self) -> tuple[str, str, str]:
+        """Parameters, multiply-adds and memory in MB, as a table shows them."""
+        return f"{self.parameters:,}", f"{self.multiply_adds:,}", f"{self.memory / MB:,.3f}"
+
     def add(self, other: "Layer") -> None:
         """Take the counts of another call into this one."""
         for count in ("parameters", "parameter_bytes", "multiply_adds", "output_bytes"):
@@ -65,12 +69,10 @@ class Summary:
 
     Attributes:
         calls: in the order in which they began, so that those inside a call follow it.
-        image_shape: (channels, height, width) of the image.
         trainable: number of parameters that an optimizer changes.
     """
 
     calls: list[Layer]
-    image_shape: ImageShape
     trainable: int
 
     @property
@@ -87,8 +89,7 @@ class Summary:
         """
         deepest = max(1, *(call.depth for call in self.calls))
         if max_rows is not None:
-            at_depths = [self.rows(d) for d in range(1, deepest + 1)]
-            return next((rows for rows in reversed(at_depths) if len(rows) <= max_rows), at_depths[0])
+            depth = next((d for d in range(deepest, 1, -1) if len(self.rows(d)) <= max_rows), 1)
         depth = deepest if depth is None else depth
         rows: list[Layer] = []
         for call in self.calls:
@@ -113,21 +114,19 @@ def summary(model: Classifier, depth: int | None = None) -> None:
 
 
 def summarise(model: Classifier, bf16: bool = False) -> Summary:
-    """Send one black image through a classifier and note what each layer does; see `probe.check`, whose pass it is.
+    """Send one black image through a classifier, which stays as it is, and note what each layer does.
 
     Args:
-        model: the classifier; it stays as it is, and random states are put back.
+        model: the classifier.
         bf16: try bfloat16 autocast with it; memory is that of float32.
 
     Raises:
         ConfigError: if the backbone cannot classify images of the classifier's shape.
     """
     calls: list[Layer] = []
-    devices = [model.scale.device] if model.scale.is_cuda else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng([model.scale.device] if model.scale.is_cuda else []):
         probe.check(model, bf16=bf16, around=lambda: _watching(model.backbone, calls))
-    trainable = sum(p.numel() for p in model.backbone.parameters() if p.requires_grad)
-    return Summary(calls, model.image_shape, trainable)
+    return Summary(calls, sum(p.numel() for p in model.backbone.parameters() if p.requires_grad))
 
 
 @contextmanager
@@ -156,7 +155,8 @@ def _watching(backbone: nn.Module, calls: list[Layer]) -> Iterator[None]:
         layer.output_shape = tuple(outputs[0].shape) if outputs else ()
         inputs = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
         if not inside and not isinstance(module, nn.Flatten):  # shares its input's memory, but in channels_last
-            layer.output_bytes = sum(_bytes(o) for o in outputs if o.untyped_storage().data_ptr() not in inputs)
+            made = (o for o in outputs if o.untyped_storage().data_ptr() not in inputs)
+            layer.output_bytes = sum(o.numel() * (4 if o.dtype == torch.bfloat16 else o.element_size()) for o in made)
 
     hooks = [module.register_forward_pre_hook(enter) for module in names]
     hooks += [module.register_forward_hook(leave, with_kwargs=True) for module in names]
@@ -191,46 +191,28 @@ def layer_table(model: Classifier, depth: int | None = None, max_rows: int | Non
     rows, total = found.rows(depth, max_rows), found.total
     frozen = total.parameters - found.trainable
     trainable = f"{found.trainable:,} trainable, {frozen:,} frozen" if frozen else "all trainable"
-    deep = depth is None and len(rows) < len(found.rows())
-    shortened = "\nblocks stand for their layers; for each layer: vision_zoo summary" if deep else ""
-    channels, height, width = found.image_shape
-    table = Table(
-        box=box.SIMPLE,
-        pad_edge=False,
-        collapse_padding=True,
-        title=f"{total.kind}, one image of {channels} x {height} x {width}",
-        title_justify="left",
-        title_style="bold",
-        caption=(
-            f"{total.parameters:,} parameters ({trainable}), {total.multiply_adds:,} multiply-adds per image\n"
-            f"memory: parameters {total.parameter_bytes / MB:,.3f} MB, outputs of the layers "
-            f"{total.output_bytes / MB:,.3f} MB per image{shortened}"
-        ),
-        caption_justify="left",
-        caption_style="",
+    title = f"{total.kind}, one image of {' x '.join(map(str, model.image_shape))}"
+    caption = (
+        f"{total.parameters:,} parameters ({trainable}), {total.multiply_adds:,} multiply-adds per image\n"
+        f"memory: parameters {total.parameter_bytes / MB:,.3f} MB, outputs of the layers "
+        f"{total.output_bytes / MB:,.3f} MB per image"
     )
+    if depth is None and len(rows) < len(found.rows()):
+        caption += "\nblocks stand for their layers; for each layer: vision_zoo summary"
+    table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True, title=title, caption=caption)
+    table.title_justify = table.caption_justify = "left"
+    table.title_style, table.caption_style = "bold", ""
     for heading in ("layer", "type", "output shape"):
         table.add_column(heading, no_wrap=True)
     for heading in ("parameters", "multiply-adds", "memory, MB"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in [*rows, total]:
-        last = row is total
-        table.add_row(
-            "total" if last else row.name or row.kind,
-            "" if last else row.kind,
-            str(row.output_shape) if row.output_shape and not last else "",
-            f"{row.parameters:,}",
-            f"{row.multiply_adds:,}",
-            f"{row.memory / MB:,.3f}",
-            end_section=row is rows[-1],
-        )
+    for row in rows:
+        shape = str(row.output_shape) if row.output_shape else ""
+        table.add_row(row.name or row.kind, row.kind, shape, *row.texts, end_section=row is rows[-1])
+    table.add_row("total", "", "", *total.texts)
     # A table is not squeezed into a narrow terminal: cut numbers would be worse than long lines.
     table.width = Console(width=10_000).measure(table).maximum
     return table
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * (4 if tensor.dtype == torch.bfloat16 else tensor.element_size())
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -9,6 +9,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
+from lightning.pytorch.plugins import AsyncCheckpointIO, CheckpointIO
 from rich.console import Console
 
 from vision_zoo.errors import ConfigError
@@ -58,11 +59,7 @@ class TrainerMaker:
         return self.options.get("enable_progress_bar") is not False
 
     def __call__(self, callbacks: Sequence[Callback], **options: Any) -> Trainer:
-        """Build the trainer.
-
-        Args:
-            callbacks: all of them, the user's too.
-            options: of the trainer, in place of those of the command line.
+        """Build the trainer with these callbacks, the user's among them, and options in place of the command line's.
 
         Raises:
             ConfigError: if Lightning refuses the options.
@@ -75,17 +72,28 @@ class TrainerMaker:
             options["enable_progress_bar"] = True  # with false Lightning would refuse our callback
         if self.options.get("logger") in (None, True):
             options["logger"] = False  # RunFolder opens TensorBoard's file in its folder; Lightning would, elsewhere
+        if self.options.get("enable_model_summary") is None:
+            options["enable_model_summary"] = False  # fit prints one of its own
         options["callbacks"] = list(callbacks)
-        options["plugins"] = [*listed(self.options.get("plugins")), self.checkpoint_io]
+        options["plugins"] = self._plugins()
         try:
             trainer = Trainer(**{**self.options, **options})
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, TypeError, MisconfigurationException) as error:
             raise ConfigError(f"these --trainer options do not work here: {error}") from error
         if "TORCHELASTIC_RUN_ID" in os.environ and trainer.world_size < int(os.environ["WORLD_SIZE"]):
             raise ConfigError(processes_to_count())  # each would train a network of its own
         start_by_command(trainer, self.words)
         resume_only_what_is_named(trainer)
         return trainer
+
+    def _plugins(self) -> list[Any]:
+        """The user's plugins, and safe checkpoints: within a plugin that wraps others, in place of none."""
+        plugins = listed(self.options.get("plugins"))
+        for plugin in plugins:
+            if isinstance(plugin, AsyncCheckpointIO):
+                plugin.checkpoint_io = self.checkpoint_io
+        theirs = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
+        return plugins if theirs else [*plugins, self.checkpoint_io]
 
 
 def processes_to_count() -> str:
@@ -97,12 +105,7 @@ def processes_to_count() -> str:
 
 
 def determinism(options: Mapping[str, Any], exact: bool) -> dict[str, Any]:
-    """Options of the trainer that make two runs equal on a GPU, or let it choose faster algorithms.
-
-    Args:
-        options: of the trainer, which go before these.
-        exact: whether two runs must be the same bit for bit; a CPU has no choice.
-    """
+    """Options that make runs on a GPU the same bit for bit, or let it choose faster algorithms; the given go first."""
     if options.get("deterministic") is not None or not torch.cuda.is_available():
         return {}
     benchmark = {} if options.get("benchmark") is not None else {"benchmark": not exact}

@@ -9,13 +9,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from vision_zoo.checkpoints import Checkpoint, open_checkpoint
+from vision_zoo.checkpoints import Checkpoint, open_checkpoint, run_folder
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.files import expanded, write_file
 from vision_zoo.formatting import duration, metric_text
 from vision_zoo.trust import trusting
-from vision_zoo.verbs.report.facts import Facts, collect, interval, run_folder
+from vision_zoo.verbs.report.facts import Facts, collect, interval
 from vision_zoo.version import __version__
 
 MARK = re.compile(r"<!-- written by vision_zoo report(?:, ([0-9a-f]{8}))? -->")  # with the text's checksum

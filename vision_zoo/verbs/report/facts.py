@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from vision_zoo.checkpoints import Checkpoint
+from vision_zoo.checkpoints import Checkpoint, run_folder
 from vision_zoo.classifier import Classifier
 from vision_zoo.files import expanded
 from vision_zoo.formatting import metric_text
@@ -142,11 +142,6 @@ def collect(model: Classifier, checkpoint: Checkpoint) -> Facts:
         contents = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
     facts.images = {n: base64.b64encode(png).decode() for n, png in contents.items() if png.startswith(PNG)}
     return facts
-
-
-def run_folder(checkpoint: Path) -> Path | None:
-    """The run folder that a checkpoint lies in."""
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
 
 
 def _place(run: Path, config: dict[str, Any]) -> str:

@@ -114,8 +114,7 @@ def plot_confusion_matrix(matrix: Tensor, class_names: Sequence[str], output: Pa
             size = 9 if count < 1000 else 8
             cell = axes.text(column, row, f"{count}", ha="center", va="center", fontsize=size, color=colour)
             cell.set_in_layout(False)  # inside the axes: measuring each would take longer than drawing
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(title, fontsize=11, parse_math=False)
     _save(figure, output, 130)
 

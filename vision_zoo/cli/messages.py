@@ -42,11 +42,6 @@ def explain(error: BaseException) -> tuple[str, int]:
             "there is not enough memory: set --data.batch_size or --data.image_size lower, or take a smaller network "
             f"({first_line(error)})"
         ), 1
-    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-        return (
-            "a process that decodes images was lost, often for lack of (shared) memory: set --data.num_workers lower, "
-            f"0 for none ({first_line(error)})"
-        ), 1
     if isinstance(error, ModuleNotFoundError):  # of a callback or of the user's own code
         return f"a package is missing: {error}".strip(), 1
     if isinstance(error, OSError) and error.errno is not None:

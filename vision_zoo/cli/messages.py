@@ -46,11 +46,6 @@ def explain(error: BaseException) -> tuple[str, int]:
             "there is not enough memory: set --data.batch_size or --data.image_size lower, or take a smaller network "
             f"({first_line(error)})"
         ), 1
-    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-        return (
-            "a process that decodes images was lost, often for lack of (shared) memory: set --data.num_workers lower, "
-            f"0 for none ({first_line(error)})"
-        ), 1
     if isinstance(error, ValueError) and "any of the Union subtypes" in str(error):  # of a class that cannot be built
         reasons = re.findall(r"^ +- (?!Expected an? )(.+(?:\n {6,}.+)*)", str(error), re.MULTILINE)
         return " ".join("; ".join(reasons).split()) or str(error), 2

@@ -95,15 +95,12 @@ class Files(Source):
         images = np.empty((len(indices), *self.image_shape), dtype=np.uint8)
         found: list[int] = []
         failures: list[tuple[str, str]] = []
-        for first in indices.tolist():
-            index = first
-            while index is not None:
+        for wanted in indices.tolist():
+            for index in (wanted,) if among is None else _with_others(wanted, among):
                 try:
                     images[len(found)] = decode(self.paths[index], self.image_shape, self.resize)
                 except UNREADABLE as error:
                     failures.append((self.paths[index], str(error)))
-                    following = None if among is None else _another(index, among)
-                    index = None if following == first else following
                 else:
                     found.append(index)
                     break
@@ -120,11 +117,11 @@ class Files(Source):
                 warnings.warn(f"{path} cannot be decoded ({reason}) and is left out", stacklevel=2)
 
 
-def _another(index: int, among: Tensor) -> int:
-    """A fixed other image: the next file may well be broken too, and it is of the same class."""
+def _with_others(index: int, among: Tensor) -> Iterator[int]:
+    """An image, then others in a fixed order that is mixed: the next file may well be broken too, and of its class."""
+    yield index
     mixed = among[torch.randperm(len(among), generator=torch.Generator().manual_seed(0))]
-    place = int((mixed == index).nonzero()[0])
-    return int(mixed[(place + 1) % len(mixed)])
+    yield from mixed.roll(-int((mixed == index).nonzero()[0]))[1:].tolist()
 
 
 def pump(

@@ -75,7 +75,7 @@ class ArrayFile(OwnImages):
         self._refuse_empty(len(chosen), split, self.path, "it has none of its own")
         return LabelledImages(images[chosen], labels[chosen])
 
-    @cached_property
+    @lazy
     def _facts(self) -> Facts:
         options = [self.image_size, self.val_split, self.test_split, self.seed]
         self._names  # noqa: B018  # refuses a file that is missing or broken, before its size is asked for
@@ -135,7 +135,7 @@ class ArrayFile(OwnImages):
         with self._reading(self.path, _BROKEN), zipfile.ZipFile(self.path) as archive:
             return tuple(name.removesuffix(".npy") for name in archive.namelist())
 
-    @cached_property
+    @lazy
     def _parts(self) -> dict[str, tuple[str, str]]:
         """The keys of the images and of the labels of each split, and of all images where splits are cut from them."""
         pairs = {"all": ("images", "labels")}
@@ -156,7 +156,7 @@ class ArrayFile(OwnImages):
         fits = images.dtype == np.uint8 and len(shape) == 3 and shape[0] in (1, 3) and 0 not in shape
         of_images = (
             f"{images_key} in {self.path} is {images.dtype} of shape {images.shape}, but uint8 in [0, 255] of shape "
-            "(N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels is needed. Save fractions as "
+            "(N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels is needed. Save values in [0, 1] as "
             "(255 * images).round().astype('uint8')"
         )
         whole = labels.dtype.kind in "iu" and labels.ndim > 0 and labels.size == len(labels)

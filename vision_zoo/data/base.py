@@ -85,10 +85,7 @@ class ImageDataModule(LightningDataModule):
     names: Mapping[str, Sequence[str]] = {}  # of the files of "train" and "test"; a bar between alternatives
     torchvision_class: ClassVar[Callable[..., object]]  # which downloads them
     torchvision_options: Sequence[Mapping[str, object]] = ({},)  # of its calls
-    way_out: ClassVar[str] = (
-        "Delete the broken files so that they are downloaded again, set --data.root to a good copy, "
-        f"{NO_NETWORK_NEEDED}"
-    )
+    way_out = f"Delete the broken files to download them again, set --data.root to a good copy, {NO_NETWORK_NEEDED}"
 
     def __init__(
         self,
@@ -256,10 +253,8 @@ class ImageDataModule(LightningDataModule):
         few = f"{len(indices)} {'training' if training else split} images are too few for {processes} processes"
         # A process without images would leave the others waiting for its counts.
         refuse(ConfigError, (len(indices) < processes, f"{few}: each needs one. Set --trainer.devices lower"))
-        threads = self.num_workers
-        if threads is None:
-            threads = decoding_threads(getattr(trainer, "num_devices", 1))
-        threads = threads if isinstance(source, Files) else 0
+        per_device = decoding_threads(getattr(trainer, "num_devices", 1))
+        threads = 0 if isinstance(source, InMemory) else per_device if self.num_workers is None else self.num_workers
         shuffle = training and self.shuffle and not getattr(trainer, "overfit_batches", 0)
         return Loader(source, indices, self.batch_size, threads, training, shuffle, self.seed, rank, processes)
 
@@ -302,10 +297,9 @@ class ImageDataModule(LightningDataModule):
 
 
 def described_data(spec: Mapping[str, Any]) -> ImageDataModule | None:
-    """The data module of a vetted class_path and init_args, without its augmentation; its files are not looked at.
+    """The data module of a vetted class_path and init_args, without augmentation; None if none can be made here.
 
-    Returns:
-        None if they name none, or one that cannot be made here.
+    Its files are not looked at.
     """
     try:
         class_path, options = spec["class_path"], spec.get("init_args") or {}

@@ -43,23 +43,18 @@ def fetch(download: Callable[[Path], None], root: Path, missing: Callable[[], Se
                 shutil.rmtree(leftover, ignore_errors=True)
             if missing():
                 # On the same disk, so that moving a file out of it is a rename.
-                with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=root, ignore_cleanup_errors=True) as folder:
+                with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=root, ignore_cleanup_errors=True) as own:
                     with _careful():
-                        download(Path(folder))
-                    _move(Path(folder), root)
+                        download(Path(own))
+                    for path in sorted(Path(own).rglob("*")):
+                        place = root / path.relative_to(own)
+                        if path.is_file() and not place.exists():
+                            place.parent.mkdir(parents=True, exist_ok=True)
+                            path.replace(place)
     finally:
         for folder in made:
             with contextlib.suppress(OSError):  # not empty, so not in vain
                 folder.rmdir()
-
-
-def _move(source: Path, target: Path) -> None:
-    for path in sorted(source.rglob("*")):
-        place = target / path.relative_to(source)
-        if path.is_dir() and not path.is_symlink():
-            place.mkdir(exist_ok=True)
-        elif not place.exists():
-            path.replace(place)
 
 
 @contextlib.contextmanager

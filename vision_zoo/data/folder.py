@@ -89,12 +89,12 @@ class ImageFolder(OwnImages):
         self._refuse_empty(len(paths), split, self.root, f"there is no folder {split}")
         return Files([str(path) for path in paths], labels, self.image_shape, self.resize, self.strict)
 
-    @cached_property
+    @lazy
     def _facts(self) -> Facts:
         options = [self.image_shape, self.resize, _SAMPLE]
         return cached_facts(self._splits["train"][0], options, lambda: statistics(self.sample("train", _SAMPLE).images))
 
-    @property
+    @lazy
     def _parts(self) -> Mapping[Split, Listing]:
         return self._scan[1]
 

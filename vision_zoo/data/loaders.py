@@ -22,28 +22,18 @@ class Loader:
 
     Lightning sees a sized iterable with a sampler, which gets the epoch, and with a state, which goes into checkpoints.
     A file that cannot be decoded is named once. In training another one takes its place; in evaluation it is left out.
-
-    Args:
-        source: the images, in memory or in files.
-        indices: int64 (N,), the images of this part, in file order.
-        batch_size: images per batch and process.
-        threads: how many fetch batches ahead of time; 0 fetches each batch when it is asked for.
-        training: every process gets the same number of batches and no image twice; a last batch of one image joins the
-            one before it, since batch norm cannot train on one. Otherwise every image is handed out exactly once.
-        shuffle: draw a new order for each epoch.
-        seed: the order of epoch e is drawn from (seed, e).
-        rank: which of the processes this is.
-        world_size: how many processes there are.
     """
 
     source: Source
-    indices: Tensor
-    batch_size: int
-    threads: int = 0
+    indices: Tensor  # int64 (N,), the images of this part, in file order
+    batch_size: int  # images per batch and process
+    threads: int = 0  # that fetch batches ahead of time; 0 fetches each batch when it is asked for
+    # To train, every process gets the same number of batches and no image twice; a last batch of one image joins the
+    # one before it, since batch norm cannot train on one. Otherwise every image is handed out exactly once.
     training: bool = False
-    shuffle: bool = False
+    shuffle: bool = False  # whether the order of epoch e is drawn from (seed, e)
     seed: int = 0
-    rank: int = 0
+    rank: int = 0  # which of the processes this is
     world_size: int = 1
 
     batch_sampler = None
@@ -112,7 +102,7 @@ class Loader:
         """What this process gets of the images in their order, int64 (N,), in batches."""
         shard = order[self.rank :: self.world_size]
         shard = shard[: len(order) // self.world_size] if self.training else shard
-        batches = list(shard.split(self.batch_size)) if len(shard) else []
+        batches = list(torch.split(shard, self.batch_size)) if len(shard) else []
         if self.training and self.batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches

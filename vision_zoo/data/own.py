@@ -1,7 +1,6 @@
 """OwnImages: what is common to your own images, whether they come in a folder or in one file."""
 
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +21,8 @@ class OwnImages(ImageDataModule):
     """
 
     resize: Resize  # how predict brings image files to the size that the network was trained with
+    _facts: Facts  # what was computed from the files, or kept from an earlier run: mean, std and more
+    _parts: Mapping[Any, Any]  # what the files hold, such as "train", before anything is cut from it
     _cut_from: ClassVar[str]  # the part that the test images are cut from
 
     def __init__(self, *, test_split: int | float = 0.1, **options: Any) -> None:
@@ -53,18 +54,8 @@ class OwnImages(ImageDataModule):
         return "test" in self._parts or self.cuts_test
 
     @property
-    def _parts(self) -> Mapping[Any, Any]:
-        """What the files hold, such as "train", before anything is cut from it."""
-        raise NotImplementedError
-
-    @property
     def _tests_all(self) -> bool:
         return self.cuts_test and is_everything(self.test_split)
-
-    @cached_property
-    def _facts(self) -> Facts:
-        """What was computed from the files, or kept from an earlier run: mean, std and more."""
-        raise NotImplementedError
 
     def _statistic(self, name: str) -> tuple[float, ...]:
         given = self._given[name]

@@ -20,27 +20,17 @@ T = TypeVar("T")
 
 
 class Fetched(NamedTuple):
-    """A batch as it comes from its source.
+    """A batch as it comes from its source."""
 
-    Attributes:
-        images: uint8 (B, C, H, W) in [0, 255].
-        labels: int64 (B,) in [0, K).
-        failures: the files that could not be decoded, each with the reason.
-    """
-
-    images: Tensor
-    labels: Tensor
-    failures: Sequence[tuple[str, str]] = ()
+    images: Tensor  # uint8 (B, C, H, W) in [0, 255]
+    labels: Tensor  # int64 (B,) in [0, K)
+    failures: Sequence[tuple[str, str]] = ()  # the files that could not be decoded, each with the reason
 
 
 class Source:
-    """Labelled images, of which any few can be fetched.
+    """Labelled images, of which any few can be fetched."""
 
-    Attributes:
-        labels: int64 (N,) in [0, K).
-    """
-
-    labels: Tensor
+    labels: Tensor  # int64 (N,) in [0, K)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,21 +62,13 @@ class InMemory(Source):
 
 @dataclass(eq=False)
 class Files(Source):
-    """Images in files, decoded when they are fetched.
-
-    Args:
-        paths: the files.
-        labels: int64 (N,) in [0, K).
-        image_shape: (channels, height, width) of every decoded image.
-        resize: see `decode_image`.
-        strict: refuse files that cannot be decoded instead of leaving them out.
-    """
+    """Images in files, decoded when they are fetched."""
 
     paths: Sequence[str]
     labels: Tensor
-    image_shape: ImageShape
-    resize: Resize = "crop"
-    strict: bool = False
+    image_shape: ImageShape  # of every decoded image
+    resize: Resize = "crop"  # see `decode_image`
+    strict: bool = False  # refuse files that cannot be decoded instead of leaving them out
     _reported: set[str] = field(default_factory=set)
 
     def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:

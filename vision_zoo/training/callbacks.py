@@ -22,17 +22,10 @@ def run_callbacks(
     saving: Saving | None = None,
     show_bar: bool = True,
 ) -> list[Callback]:
-    """The callbacks of a training or an evaluation, in the order that they need.
+    """The callbacks of a run, in the order that they need; the progress bar is left out where the user has another.
 
     The folder comes first, for the loggers that others look for; Performance before what tells its choices; Saving
     before other checkpoint callbacks, which Lightning moves behind all that are none.
-
-    Args:
-        own: the user's.
-        run: the folder; None leaves nothing on the disk, as for fast_dev_run and barebones.
-        performance: chooses what is fast; None in an evaluation.
-        saving: the checkpoints; None saves none.
-        show_bar: whether our progress bar draws one; it is left out where the user has another.
     """
     ours: list[Callback] = [callback for callback in (run, performance, saving) if callback is not None]
     if any(isinstance(callback, FINDERS) for callback in own) and run is not None:

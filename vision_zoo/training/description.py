@@ -12,11 +12,7 @@ from vision_zoo.trainer_facts import callbacks_of, datamodule_of, device_name, v
 
 @runtime_checkable
 class Described(Protocol):
-    """A callback with a row of its own in the table.
-
-    Attributes:
-        topic: head of the row, one word.
-    """
+    """A callback with a row of its own in the table: its topic is the head of the row, one word."""
 
     topic: str
 
@@ -29,10 +25,8 @@ def describe_run(trainer: Trainer, model: Classifier) -> Table:
     facts = Table.grid(padding=(0, 2))
     parameters = sum(p.numel() for p in model.parameters())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    facts.add_row(
-        "network",
-        f"{model.network_name}, {parameters:,} parameters" + (f", {frozen:,} of them frozen" if frozen else ""),
-    )
+    still = f", {frozen:,} of them frozen" if frozen else ""
+    facts.add_row("network", f"{model.network_name}, {parameters:,} parameters{still}")
     data = datamodule_of(trainer)
     channels, height, width = model.image_shape
     sizes = ", ".join(f"{size:,} {split}" for split, size in getattr(data, "sizes", {}).items())

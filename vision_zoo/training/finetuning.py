@@ -37,14 +37,8 @@ class BackboneFinetuning(callbacks.BackboneFinetuning):
         should_align: bool = True,
         train_bn: bool = True,
     ) -> None:
-        super().__init__(
-            unfreeze_backbone_at_epoch,
-            lambda epoch: growth,
-            backbone_initial_ratio_lr,
-            backbone_initial_lr,
-            should_align,
-            train_bn=train_bn,
-        )
+        rates = (backbone_initial_ratio_lr, backbone_initial_lr, should_align)
+        super().__init__(unfreeze_backbone_at_epoch, lambda epoch: growth, *rates, train_bn=train_bn)
 
     def freeze_before_training(self, pl_module: LightningModule) -> None:
         """Freeze all but the last layer that has weights."""

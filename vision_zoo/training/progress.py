@@ -7,15 +7,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar as RichBar
 from rich.text import Text
 
@@ -57,7 +49,6 @@ class ProgressBar(callbacks.ProgressBar):
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._enabled = True
         self._progress: Progress | None = None
-        self._task: TaskID | None = None
         self._drawn = self._started = 0.0
         self._lowest: float | None = None  # validation loss
         self._validated = False  # at the end of the epoch
@@ -88,44 +79,38 @@ class ProgressBar(callbacks.ProgressBar):
     # The bar is drawn by hand, once a second at most: a drawing thread would compete with the training.
 
     def _start(self, text: str, total: float) -> None:
-        if not self._enabled or not self._bar or not self.console.is_terminal:
-            return
-        if self._progress is None:
-            self._progress = _Line(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[speed]}"),
-                TextColumn("{task.fields[metrics]}"),
-                console=self.console,
-                auto_refresh=False,
-                transient=True,
-            )
+        self._stop()
+        if self._enabled and self._bar and self.console.is_terminal:
+            fields = [TextColumn(f"{{task.fields[{name}]}}") for name in ("speed", "metrics")]
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True), *fields)
+            options: dict[str, Any] = {"console": self.console, "auto_refresh": False, "transient": True}
+            self._progress = _Line(TextColumn("{task.description}"), *columns, **options)
             self._progress.start()
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        size = None if total == float("inf") else int(total)
-        self._task = self._progress.add_task(text, total=size, metrics="", speed="")
-        self._started, self._seen = time.monotonic(), 0
-
-    def _advance(self, done: int, images: int) -> None:
-        if self._progress is None or self._task is None:
-            return
-        self._seen += images
-        now = time.monotonic()
-        if now - self._drawn < REFRESH_SECONDS:
-            return
-        self._drawn = now
-        shown = {k: v for k, v in self.trainer.progress_bar_metrics.items() if isinstance(v, (int, float))}
-        text = "  ".join(f"{name} {metric_text(name, value)}" for name, value in shown.items())
-        speed = f"{self._seen / max(now - self._started, 1e-9):,.0f} images/s"
-        self._progress.update(self._task, completed=done, metrics=text, speed=speed, refresh=True)
+            size = None if total == float("inf") else int(total)
+            self._progress.add_task(text, total=size, metrics="", speed="")
+            self._started, self._seen = time.monotonic(), 0
 
     def _stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()
-            self._progress = self._task = None
+            self._progress = None
+
+    def _advance(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._progress is None or (trainer.state.fn == "fit" and not trainer.training):
+            return  # validations within a training are short, and its bar stays
+        self._seen += len(batch[1]) * trainer.world_size
+        now = time.monotonic()
+        if now - self._drawn >= REFRESH_SECONDS:
+            self._drawn = now
+            metrics = trainer.progress_bar_metrics.items()
+            text = "  ".join(f"{k} {metric_text(k, v)}" for k, v in metrics if isinstance(v, (int, float)))
+            speed = f"{self._seen / max(now - self._started, 1e-9):,.0f} images/s"
+            task = self._progress.task_ids[0]
+            self._progress.update(task, completed=batch_idx + 1, metrics=text, speed=speed, refresh=True)
+
+    on_train_batch_end = on_validation_batch_end = on_test_batch_end = _advance
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what is about to happen: network, data, optimizer, loss, device."""
@@ -136,7 +121,7 @@ class ProgressBar(callbacks.ProgressBar):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the epoch's bar."""
-        self.epoch_line(trainer)
+        self._print_epoch(trainer)
         self._start(self._epoch(trainer), self.total_train_batches)
 
     @staticmethod
@@ -144,18 +129,11 @@ class ProgressBar(callbacks.ProgressBar):
         total = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
         return f"epoch {trainer.current_epoch + 1}{total}"
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Move the bar."""
-        if self._progress is not None:
-            self._advance(batch_idx + 1, len(batch[1]) * trainer.world_size)
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember which epoch ended: its metrics are known after this hook, and saving comes before printing."""
         self._ended_epoch = self._epoch(trainer)
 
-    def epoch_line(self, trainer: Trainer) -> None:
+    def _print_epoch(self, trainer: Trainer) -> None:
         """Print the line of the epoch that has ended, once."""
         head, self._ended_epoch = self._ended_epoch, ""
         if head:
@@ -173,26 +151,24 @@ class ProgressBar(callbacks.ProgressBar):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the bar."""
-        self.epoch_line(trainer)
+        self._print_epoch(trainer)
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was."""
         if isinstance(exception, StoppedBySignalError):  # at the end of an epoch
-            self.epoch_line(trainer)
+            self._print_epoch(trainer)
         self._stop()
 
-    # (Validations within a training are short, and its bar stays.)
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the bar of the validation images."""
-        if trainer.state.fn == "validate":
-            self._start("validate", sum(trainer.num_val_batches))
+        """Begin the bar of the validation or test images; that of a training stays."""
+        if trainer.state.fn != "fit":
+            what, counts = (
+                ("test", trainer.num_test_batches) if trainer.testing else ("validate", trainer.num_val_batches)
+            )
+            self._start(what, sum(counts))
 
-    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Move the bar."""
-        if trainer.state.fn == "validate":
-            self.on_test_batch_end(trainer, *args, **kwargs)
+    on_test_start = on_validation_start
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the bar; within an epoch, print a line."""
@@ -204,23 +180,6 @@ class ProgressBar(callbacks.ProgressBar):
             self._validated = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
             if not self._validated:
                 self._line(trainer, f"step {trainer.global_step}", ("val/loss", "val/accuracy"))
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the bar of the test images."""
-        self._start("test", sum(trainer.num_test_batches))
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Move the bar."""
-        if self._progress is not None:
-            self._advance(batch_idx + 1, len(batch[1]) * trainer.world_size)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the bar."""

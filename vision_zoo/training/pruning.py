@@ -45,9 +45,9 @@ class ModelPruning(callbacks.ModelPruning):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune again what was; not before the optimizer has its weights, whose order this changes."""
+        custom_from_mask: Any = prune.custom_from_mask  # which has no types
         for name, mask in self._masks.items():
             place, _, weight = name.removesuffix("_mask").rpartition(".")
-            custom_from_mask: Any = prune.custom_from_mask  # which has no types
             custom_from_mask(pl_module.get_submodule(place), weight, mask.to(pl_module.device))
         self._masks = {}
 

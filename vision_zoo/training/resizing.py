@@ -44,10 +44,9 @@ class ProgressiveResizing(Callback):
             raise ConfigError(f"ProgressiveResizing: initial_scale must lie between 0 and 1, got {initial_scale}")
         if not 0 < full_size_from <= 1:
             raise ConfigError(f"ProgressiveResizing: full_size_from must be above 0, at most 1, got {full_size_from}")
-        self.initial_scale = initial_scale
-        self.full_size_from = full_size_from
+        self.initial_scale, self.full_size_from = initial_scale, full_size_from
         self._steps = 0  # of the run as it began
-        self._first_size = (0, 0)  # height and width
+        self._first_size: tuple[int, int] | None = None  # height and width
         self._hook: RemovableHandle | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,11 +58,7 @@ class ProgressiveResizing(Callback):
         self._steps = state_dict["steps"]
 
     def scale(self, step: int) -> float:
-        """Side of the images as a share of the full one.
-
-        Args:
-            step: how many steps are made.
-        """
+        """Side of the images, as a share of the full one, after a number of steps."""
         stage = int(STAGES * step / (self._steps * self.full_size_from) + 1e-9)  # 2.4 / 0.8 is less than 3
         return self._scale_of(stage)
 
@@ -72,7 +67,7 @@ class ProgressiveResizing(Callback):
 
     def describe(self) -> str:
         """The sizes of the images in one line."""
-        height, width = self._first_size
+        height, width = self._first_size or (0, 0)
         return f"{height} x {width} pixels at first, whole after {100 * self.full_size_from:g} % of the steps"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -84,15 +79,14 @@ class ProgressiveResizing(Callback):
         if stage != "fit" or not isinstance(pl_module, Classifier):
             return
         whole = torch.zeros(1, *pl_module.image_shape, device=pl_module.device)
-        height, width = _resized(whole, self.initial_scale).shape[2:]
-        self._first_size = height, width
         for number in range(STAGES):
             images = _resized(whole, self._scale_of(number))
+            height, width = images.shape[2:]
+            self._first_size = self._first_size or (height, width)
             try:
                 with pl_module.evaluation_mode():
                     pl_module.backbone(images)
             except REFUSALS as error:
-                height, width = images.shape[2:]
                 raise ConfigError(
                     f"ProgressiveResizing: {pl_module.network_name} cannot take images of {height} x {width} pixels; "
                     f"this is for networks that take any size, such as ResNet ({error})"
@@ -110,9 +104,8 @@ class ProgressiveResizing(Callback):
             raise ConfigError("ProgressiveResizing: GradientAccumulationScheduler changes how many steps a run has")
         steps = trainer.estimated_stepping_batches
         if not 0 < steps < math.inf:
-            raise ConfigError(
-                "ProgressiveResizing divides the steps of the run: set --trainer.max_epochs or --trainer.max_steps"
-            )
+            limits = "set --trainer.max_epochs or --trainer.max_steps"
+            raise ConfigError(f"ProgressiveResizing divides the steps of the run: {limits}")
         self._steps = self._steps or int(steps)
 
         def resize(network: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
@@ -126,9 +119,7 @@ class ProgressiveResizing(Callback):
         if self._hook is not None:
             self._hook.remove()
             if self.scale(trainer.global_step) < 1:
-                rank_zero_warn(
-                    "ProgressiveResizing: the run ended before it saw whole images, which are what is tested"
-                )
+                rank_zero_warn("ProgressiveResizing: the run ended before it saw whole images, which are tested")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the network as it was."""

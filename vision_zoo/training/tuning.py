@@ -23,9 +23,6 @@ class Findings(Callback):
 
     config.yaml and checkpoints get the values, and the folder gets lr_finder.png and lr_finder.json. A run that goes on
     has its values already, so `run_callbacks` leaves the finders out.
-
-    Args:
-        run: the folder.
     """
 
     def __init__(self, run: RunFolder) -> None:

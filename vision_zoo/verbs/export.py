@@ -84,12 +84,7 @@ def export_model(
 ) -> Difference:
     """Write a classifier into one file, load the file again and compare its outputs with the module's.
 
-    Args:
-        model: the classifier with its weights; left in eval mode, on the CPU.
-        path: the file to write or replace.
-        format_: kind of the file.
-        images: to compare on, uint8 (16, C, H, W) in [0, 255].
-        facts: written into the file, where its format has a place for them.
+    The classifier is left in eval mode, on the CPU; images are uint8 (16, C, H, W) in [0, 255].
 
     Raises:
         ConfigError: if packages are missing or the file cannot be written there.
@@ -110,10 +105,9 @@ def export_model(
             with _quiet():
                 content = kind.make(model, facts or {})
         except Exception as error:  # the exporters raise whatever they meet in a network that they cannot follow
-            raise ExportError(
-                f"{model.network_name} cannot be exported as {format_}: {_first_line(error)}. "
-                "VISION_ZOO_DEBUG=1 shows the traceback; --format safetensors and state_dict take any network"
-            ) from error
+            cannot = f"{model.network_name} cannot be exported as {format_}: {_first_line(error)}"
+            way_out = "VISION_ZOO_DEBUG=1 shows the traceback; --format safetensors and state_dict take any network"
+            raise ExportError(f"{cannot}. {way_out}") from error
         file.write_bytes(content)
         return _compare(model, kind.load(file, model), images, format_)
 
@@ -182,13 +176,10 @@ def _compare(model: Classifier, forward: Forward, images: Tensor, format_: str) 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporters, whose notices are about their own making."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(before)
+    with warnings.catch_warnings(action="ignore"), contextlib.ExitStack() as stack:
+        stack.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(logging.ERROR)
+        yield
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelSummary
 from rich.markup import escape
 from torch.optim.lr_scheduler import CyclicLR
 
-from vision_zoo.checkpoints import Checkpoint, read_torch_file
+from vision_zoo.checkpoints import Checkpoint, read_torch_file, run_folder
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import ConfigError
@@ -29,22 +29,16 @@ from vision_zoo.verbs.trainer import TrainerMaker, determinism, say
 
 
 class Plan(NamedTuple):
-    """The run that fit begins or continues.
+    """The run that fit begins or continues."""
 
-    Attributes:
-        name: of its configuration.
-        config: the whole configuration, as config.yaml and checkpoints keep it.
-        checkpoint: that it continues from; None for a new run.
-    """
-
-    name: str
-    config: Config
-    checkpoint: Checkpoint | None = None
+    name: str  # of its configuration
+    config: Config  # the whole, as config.yaml and checkpoints keep it
+    checkpoint: Checkpoint | None = None  # that it continues from
 
     @property
     def folder(self) -> Path | None:
         """Of the run that continues."""
-        return None if self.checkpoint is None else self.checkpoint.path.parent.parent
+        return run_folder(self.checkpoint.path) if self.checkpoint else None
 
 
 def fit(

@@ -64,8 +64,7 @@ def _load_onnx(path: Path, model: Classifier) -> Forward:
 
 def _make_torch_export(model: Classifier, facts: Metadata) -> bytes:
     module, images, shapes = _graph_arguments(model)
-    program = torch.export.export(module, images, dynamic_shapes=shapes, strict=False)
-    file = io.BytesIO()
+    file, program = io.BytesIO(), torch.export.export(module, images, dynamic_shapes=shapes, strict=False)
     torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(facts)})
     return file.getvalue()
 

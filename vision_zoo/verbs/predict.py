@@ -39,21 +39,13 @@ BEGINNINGS: dict[Format, bytes] = {"csv": b"path,label,probability", "json": b'[
 
 
 class Prediction(NamedTuple):
-    """What a network makes of one image.
-
-    Attributes:
-        path: the file.
-        labels: names of classes, the most probable first; none where the file could not be read.
-        probabilities: of these, in [0, 1]; each is the shortest number that is nearest to the network's float32.
-        brightness: mean of the pixels that the network was given, in [0, 1].
-        problem: why the file could not be read, or nothing.
-    """
+    """What a network makes of one image."""
 
     path: Path
-    labels: tuple[str, ...] = ()
-    probabilities: tuple[float, ...] = ()
-    brightness: float = 0.0
-    problem: str = ""
+    labels: tuple[str, ...] = ()  # the most probable first; none where the file could not be read
+    probabilities: tuple[float, ...] = ()  # in [0, 1], each the shortest number that is nearest to the float32
+    brightness: float = 0.0  # mean of the pixels that the network was given, in [0, 1]
+    problem: str = ""  # why the file could not be read
 
     def as_dict(self) -> dict[str, str | float]:
         """The row of a table: path, label, probability, label_2, probability_2, ..."""
@@ -144,20 +136,12 @@ def predict(
 def predict_images(
     model: Classifier,
     paths: Sequence[Path],
-    top_k: int | None = None,
-    resize: Resize = "crop",
+    top_k: int | None = None,  # labels for each image; by default 5, or as many as there are
+    resize: Resize = "crop",  # see `decode_image`
     invert: bool = False,
     batch_size: int = CACHED,
 ) -> Iterator[Prediction]:
     """Classify image files, in order; a file that cannot be read gives a prediction without labels.
-
-    Args:
-        model: the classifier, with its weights, on the device that is to do the work.
-        paths: the files.
-        top_k: labels for each image; by default 5, or as many as there are.
-        resize: how an image gets the network's shape, see ``decode_image``.
-        invert: turn dark into light first.
-        batch_size: images that the network takes at a time.
 
     Raises:
         ConfigError: if there cannot be as many labels, or such batches.

@@ -22,30 +22,17 @@ MB = 1_000_000  # bytes
 
 @dataclass
 class Layer:
-    """One call of a module; counts are those of the module itself, without the calls inside it.
+    """One call of a module; counts are those of the module itself, without the calls inside it."""
 
-    Attributes:
-        name: dotted, as in the state dict.
-        kind: name of the class.
-        depth: how many calls it is inside of; 0 for the backbone.
-        contains: whether there are calls of other modules inside.
-        output_shape: shape of the output, the batch of one image included.
-        parameters: number of parameters first used by this call.
-        parameter_bytes: memory of these.
-        multiply_adds: of convolutions and matrix products.
-        output_bytes: memory of the output; 0 where it shares that of the input, as after flattening, and where it is
-            the output of a call inside.
-    """
-
-    name: str
-    kind: str
-    depth: int = 0
-    contains: bool = False
-    output_shape: tuple[int, ...] = ()
-    parameters: int = 0
+    name: str  # dotted, as in the state dict
+    kind: str  # name of the class
+    depth: int = 0  # how many calls it is inside of; 0 for the backbone
+    contains: bool = False  # whether there are calls of other modules inside
+    output_shape: tuple[int, ...] = ()  # the batch of one image included
+    parameters: int = 0  # first used by this call
     parameter_bytes: int = 0
-    multiply_adds: int = 0
-    output_bytes: int = 0
+    multiply_adds: int = 0  # of convolutions and matrix products
+    output_bytes: int = 0  # 0 where it shares the input's memory, as after flattening, or is that of a call inside
 
     @property
     def memory(self) -> int:
@@ -65,15 +52,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Summary:
-    """What one image met on its way through a network.
+    """What one image met on its way through a network."""
 
-    Attributes:
-        calls: in the order in which they began, so that those inside a call follow it.
-        trainable: number of parameters that an optimizer changes.
-    """
-
-    calls: list[Layer]
-    trainable: int
+    calls: list[Layer]  # in the order in which they began, so that those inside a call follow it
+    trainable: int  # number of parameters that an optimizer changes
 
     @property
     def total(self) -> Layer:
@@ -176,17 +158,7 @@ def _watching(backbone: nn.Module, calls: list[Layer]) -> Iterator[None]:
 
 
 def layer_table(model: Classifier, depth: int | None = None, max_rows: int | None = None, bf16: bool = False) -> Table:
-    """A table of a classifier's layers in order of execution, with totals.
-
-    Args:
-        model: the classifier; it stays as it is.
-        depth: show blocks nested this deep as one row; None shows every layer.
-        max_rows: shorten the table to about this many rows.
-        bf16: see `summarise`.
-
-    Raises:
-        ConfigError: if the backbone cannot classify images of the classifier's shape.
-    """
+    """A table of a classifier's layers in order of execution, with totals; see `Summary.rows` and `summarise`."""
     found = summarise(model, bf16)
     rows, total = found.rows(depth, max_rows), found.total
     frozen = total.parameters - found.trainable

@@ -21,17 +21,11 @@ from vision_zoo.training.saving import AtomicCheckpointIO
 
 @dataclass(frozen=True)
 class TrainerMaker:
-    """Builds the trainer of a command.
+    """Builds the trainer of a command."""
 
-    Attributes:
-        options: of the trainer, as the command line gave them.
-        checkpoint_io: writes and reads its checkpoints.
-        words: the command line, which further processes are started with.
-    """
-
-    options: Mapping[str, Any]
-    checkpoint_io: AtomicCheckpointIO = field(default_factory=AtomicCheckpointIO)
-    words: Sequence[str] = ()
+    options: Mapping[str, Any]  # of the trainer, as the command line gave them
+    checkpoint_io: AtomicCheckpointIO = field(default_factory=AtomicCheckpointIO)  # writes and reads its checkpoints
+    words: Sequence[str] = ()  # the command line, which further processes are started with
 
     @property
     def own(self) -> list[Callback]:

@@ -36,41 +36,23 @@ NOT_TESTED = "This run was never tested, so there are no metrics of the test ima
 
 @dataclass
 class Facts:
-    """A run, ready to be shown.
-
-    Attributes:
-        model: the checkpoint's classifier.
-        name: of the configuration.
-        place: the run folder as a command line may name it; the checkpoint where there is no folder.
-        weights: the checkpoint, likewise.
-        dataset: name of the dataset's class.
-        config: the configuration as YAML, without options that are null.
-        foreign: packages of the user that a command on the checkpoint must trust.
-        results: results.json.
-        metrics: by name, fractions.
-        per_class: rows of per_class.csv.
-        epochs: by epoch, the last value of each metric.
-        images: content of the PNG files in base64, by name.
-        test_source: folder or file of the test images, where the run was tested by itself.
-        views: which the test averaged over; none, flip, shift or flip+shift.
-        missing: what could not be read, a sentence each.
-    """
+    """A run, ready to be shown."""
 
     model: Classifier
-    name: str
-    place: str
-    weights: str
-    dataset: str = "data of your own"
-    config: str = ""
-    foreign: Sequence[str] = ()
-    results: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    per_class: list[dict[str, str]] = field(default_factory=list)
-    epochs: list[dict[str, str]] = field(default_factory=list)
-    images: dict[str, str] = field(default_factory=dict)
-    test_source: str = ""
-    views: str = "none"
-    missing: list[str] = field(default_factory=list)
+    name: str  # of the configuration
+    place: str  # the run folder as a command line may name it; the checkpoint where there is no folder
+    weights: str  # the checkpoint, likewise
+    dataset: str = "data of your own"  # name of its class
+    config: str = ""  # as YAML, without options that are null
+    foreign: Sequence[str] = ()  # packages of the user that a command on the checkpoint must trust
+    results: dict[str, Any] = field(default_factory=dict)  # results.json
+    metrics: dict[str, float] = field(default_factory=dict)  # by name, fractions
+    per_class: list[dict[str, str]] = field(default_factory=list)  # rows of per_class.csv
+    epochs: list[dict[str, str]] = field(default_factory=list)  # the last value of each metric
+    images: dict[str, str] = field(default_factory=dict)  # PNG files in base64, by name
+    test_source: str = ""  # folder or file of the test images, where the run was tested by itself
+    views: str = "none"  # which the test averaged over: none, flip, shift or flip+shift
+    missing: list[str] = field(default_factory=list)  # what could not be read, a sentence each
 
     @property
     def parameters(self) -> int:

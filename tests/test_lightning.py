@@ -12,13 +12,12 @@ import lightning.pytorch as pl
 import pytest
 from lightning.pytorch import callbacks, loggers, profilers, strategies
 
-from tests.lightning_rows.callbacks import CALLBACKS
+from tests.lightning_rows.callbacks import CALLBACKS, callback
 from tests.lightning_rows.options import OPTIONS
-from tests.lightning_rows.plugs import LOGGERS, PROCESSES, PROFILERS, STRATEGIES
+from tests.lightning_rows.plugs import LOGGERS, PROCESSES, PROFILERS, STRATEGIES, a_strategy
 from tests.lightning_rows.trial import Row, Trial, try_out
-from vision_zoo.cli import limits
+from vision_zoo.cli.limits import LIMITS
 
-LIMITS = getattr(limits, "LIMITS", ())
 MOST_LIMITS = 12
 
 NAMES = {
@@ -51,6 +50,27 @@ def test_what_cannot_work_is_little_and_has_reasons():
     assert len(LIMITS) <= MOST_LIMITS
     assert len({limit.name for limit in LIMITS}) == len(LIMITS)
     assert all(len(limit.reason.split()) >= 4 for limit in LIMITS)
+
+
+# The words that ask for what cannot work; None where only some versions of torch cannot.
+REFUSED: dict[str, tuple[str, ...] | None] = {
+    "strategy ModelParallelStrategy": ("--trainer.strategy", a_strategy("ModelParallelStrategy")),
+    "callbacks ModelCheckpoint with save_last, or with filename best or last, and without dirpath": callback(
+        "ModelCheckpoint", save_last=True
+    ),
+    "callbacks StochasticWeightAveraging": None,
+    "precision 16-mixed on a CPU": ("--trainer.accelerator", "cpu", "--trainer.precision", "16-mixed"),
+    "sync_batchnorm on a CPU": ("--trainer.accelerator", "cpu", "--trainer.sync_batchnorm", "true"),
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS, ids=[limit.name for limit in LIMITS])
+def test_what_cannot_work_is_refused_with_its_reason(limit, tmp_path, other):
+    if (words := REFUSED[limit.name]) is not None:
+        trial = try_out(tmp_path, Row(words, lambda _: True, code=2), other)
+        assert trial.code == 2, trial.text
+        assert limit.reason in trial.text
+        assert not list(tmp_path.glob("runs"))
 
 
 _trials: dict[tuple[str, ...], Trial] = {}

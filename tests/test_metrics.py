@@ -77,6 +77,13 @@ def test_a_state_is_plain_and_continues(tmp_path):
     assert resumed.compute() == whole.compute()
 
 
+def test_sums_of_an_old_checkpoint_continue():
+    metrics = Metrics("train", 3)
+    sums = {"mean_value": torch.tensor(6.0).double(), "weight": torch.tensor(4.0).double()}
+    metrics.load_state({"states": {"loss": sums}, "pending_losses": [(torch.tensor(0.5), 4)]})
+    assert metrics.compute()["train/loss"] == 1.0
+
+
 def test_no_images_have_no_loss():
     metrics = Metrics("train", 3)
     assert metrics.count_losses()[0] == []

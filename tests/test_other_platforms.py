@@ -25,13 +25,13 @@ NAMES = {
 
 # Other packages have their own ways on Windows, which they choose when they are imported: so they come first.
 PROGRAM = """
-import json, sys
+import json, signal, sys, types
 import filelock, jsonargparse, lightning, matplotlib.pyplot, numpy, PIL.Image, rich.progress, scipy.io, tensorboard
 import torch, torch.utils.tensorboard, torchmetrics, torchvision.transforms.v2
 import lightning.pytorch.trainer.connectors.signal_connector as connector
 
 modules, names, commands = json.loads(sys.argv[1])
-connector._IS_WINDOWS = True
+connector.signal = types.SimpleNamespace(**vars(signal))  # Lightning goes by the name of the platform
 for module in modules:
     sys.modules[module] = None
 for module, gone in names.items():

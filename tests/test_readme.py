@@ -17,6 +17,7 @@ from scripts.benchmark import table
 from scripts.benchmark.bench import Row
 from tests import tiny
 from vision_zoo.__main__ import main
+from vision_zoo.trust import TRUSTED_PACKAGES
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -63,7 +64,8 @@ def commands(page: Path) -> list[str]:
         found += [line for line in lines if line] if kind == "bash" else [s[2:] for s in lines if s.startswith("$ ")]
     inline = [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", page.read_text())]
     found += [code for code in inline if code.startswith(("vision_zoo ", "python ", "bash ", "pytest "))]
-    return found + [f"vision_zoo fit {code}" for code in inline if code.startswith("--trainer.") and " " in code]
+    options = [code for code in inline if code.startswith("--trainer.") and " " in code]
+    return list(dict.fromkeys([*found, *(f"vision_zoo fit {code} --print_config" for code in options)]))
 
 
 @pytest.fixture
@@ -167,3 +169,8 @@ def test_the_headline_figures_are_those_of_the_rows():
         f"(geometric mean of {len(ratios)} networks",
     ):
         assert claim in readme
+
+
+def test_the_readme_names_the_packages_that_a_checkpoint_may_name():
+    listed = re.search(r"may name classes of ([\w, ]+) only", " ".join(README.read_text().split()))[1]
+    assert re.split(", | and ", listed) == list(TRUSTED_PACKAGES)

@@ -67,14 +67,20 @@ def test_a_cosine_rises_by_equal_steps_then_falls():
     assert course(partial(CosineAnnealingLR, T_max=10, warmup=0.4), 10) == pytest.approx(rates)
 
 
-def test_a_group_that_a_callback_adds_keeps_its_rate_beside_a_cosine():
-    optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = CosineAnnealingLR(optimizer, 10)
-    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": 0.5})
-    optimizer.step()
-    scheduler.step()
-    assert optimizer.param_groups[0]["lr"] < 1
-    assert optimizer.param_groups[1]["lr"] == 0.5
+@pytest.mark.parametrize("schedule", [partial(CosineAnnealingLR, T_max=10), partial(OneCycleLR, total_steps=10)])
+@pytest.mark.parametrize("optimizer", [partial(SGD, momentum=0.9), Adam, SGD])
+def test_a_group_that_a_callback_adds_keeps_the_rate_that_it_is_given(schedule, optimizer):
+    chosen = optimizer([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = schedule(chosen)
+    chosen.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": 0.5})
+    seen = []
+    for given in (0.5, 0.5, 0.25, 0.25):
+        chosen.param_groups[1]["lr"] = given
+        chosen.step()
+        scheduler.step()
+        seen.append(chosen.param_groups[0]["lr"])
+        assert chosen.param_groups[1]["lr"] == given
+    assert len(set(seen)) == 4
 
 
 @pytest.mark.parametrize(

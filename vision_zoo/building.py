@@ -6,29 +6,25 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vision_zoo.checkpoints import read_state_dict
 from vision_zoo.errors import CheckpointError, ConfigError, is_out_of_memory
-from vision_zoo.specs import class_and_arguments, has_classes, parsed, rebuild, returned_class, without_downloads
+from vision_zoo.specs import class_and_arguments, rebuild, returned_class, without_downloads
 from vision_zoo.types import ImageShape
 
+Backbone = Callable[[ImageShape, int], nn.Module]
 
-def build_backbone(
-    backbone: Callable[[ImageShape, int], nn.Module], image_shape: ImageShape, num_classes: int
-) -> nn.Module:
-    """Call a backbone class or function with the image shape and the number of classes.
 
-    Raises:
-        ConfigError: if it is not made to be called so, or does not give an ``nn.Module``.
-    """
+def build_backbone(backbone: Backbone, image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """Call a backbone with image shape and number of classes; one not made to be called so is a ConfigError."""
     target, arguments = class_and_arguments(backbone)
     path = f"{target.__module__}.{target.__qualname__}" if hasattr(target, "__qualname__") else repr(target)
-    expected = (
-        f"backbone {path} must be an nn.Module class (or a function annotated '-> nn.Module') whose first two "
-        "parameters are the image shape (channels, height, width) and the number of classes"
-    )
+    what = f"backbone {path} must be an nn.Module class (or a function annotated '-> nn.Module')"
+    parameters = "the image shape (channels, height, width) and the number of classes"
+    expected = f"{what} whose first two parameters are {parameters}"
     # jsonargparse gives functions no options; a checkpoint must not call just any function of a package.
     made = target if inspect.isclass(target) else returned_class(target)
     if made is None or not issubclass(made, nn.Module):
@@ -45,44 +41,26 @@ def build_backbone(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ConfigError(
-            f"backbone {path} for images of shape {tuple(image_shape)} does not fit into the memory: set "
-            "--data.image_size or the options of the network lower"
-        ) from error
+        what = f"backbone {path} for images of shape {tuple(image_shape)} does not fit into the memory"
+        raise ConfigError(f"{what}: set --data.image_size or the options of the network lower") from error
     if not isinstance(module, nn.Module):
         raise ConfigError(f"{expected}; it gave a {type(module).__name__}")
     return module
 
 
 def load_backbone_weights(backbone: nn.Module, path: str, name: str) -> None:
-    """Load the weights of a file into a backbone.
-
-    Args:
-        backbone: the network.
-        path: a checkpoint, or a file written by ``torch.save(backbone.state_dict(), path)`` or by ``export`` as
-            ``state_dict`` or ``safetensors``.
-        name: what to call the network.
-
-    Raises:
-        CheckpointError: if the file cannot be read safely or holds other keys or shapes.
-    """
+    """Load a file of weights, see `read_state_dict`; those of another network are a CheckpointError."""
     state, own = read_state_dict(path), backbone.state_dict()
-    problems = [
-        f"{what} {', '.join(map(str, keys[:5]))}{' ...' if len(keys) > 5 else ''}"
-        for what, keys in (
-            ("lacks", sorted(own.keys() - state.keys())),
-            ("has foreign keys", sorted(state.keys() - own.keys())),
-        )
-        if keys
-    ]
-    wrong = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in own.items()
-        if not problems and state[key].shape != value.shape
-    ]
-    if problems or wrong:
-        hint = ". It serves as many classes, and images of the size, that it was trained with" if wrong else ""
-        raise CheckpointError(f"{path} does not fit {name}: {'; '.join(problems or wrong[:5])}{hint}")
+    problems, hint = [], ""
+    for what, keys in (("lacks", own.keys() - state.keys()), ("has foreign keys", state.keys() - own.keys())):
+        if keys:
+            problems.append(f"{what} {', '.join(sorted(map(str, keys))[:5])}{' ...' if len(keys) > 5 else ''}")
+    if not problems:
+        wrong = [(key, state[key].shape, value.shape) for key, value in own.items() if state[key].shape != value.shape]
+        problems = [f"{key} {tuple(found)} instead of {tuple(wanted)}" for key, found, wanted in wrong[:5]]
+        hint = ". It serves as many classes, and images of the size, that it was trained with"
+    if problems:
+        raise CheckpointError(f"{path} does not fit {name}: {'; '.join(problems)}{hint}")
     backbone.load_state_dict(state)
 
 
@@ -109,15 +87,21 @@ def without_random_weights() -> Iterator[None]:
 
 
 def described_options(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that a checkpoint's classifier was made with.
-
-    Args:
-        checkpoint: what `read_checkpoint` gave, which has vetted it.
-    """
+    """The arguments that the classifier of a checkpoint, which `read_checkpoint` has vetted, was made with."""
     described = checkpoint["hyper_parameters"]
     options = {name: rebuild(value) for name, value in described.items()}
     about = checkpoint.get("vision_zoo")
     spec = about["config"]["model"].get("backbone") if about is not None else None
-    if isinstance(spec, Mapping) and has_classes(described["backbone"].get("init_args")):
-        options["backbone"] = parsed(without_downloads(spec))
+    if isinstance(spec, Mapping) and _has_classes(described["backbone"].get("init_args")):
+        # As the command line makes it, of classes that the annotations of the network admit.
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--backbone", type=Backbone)
+        parsed = parser.parse_object({"backbone": dict(without_downloads(spec))})
+        options["backbone"] = parser.instantiate_classes(parsed).backbone
     return options
+
+
+def _has_classes(options: Any) -> bool:
+    """Whether there are classes among the options of a class, with options of their own."""
+    values = options.values() if isinstance(options, Mapping) else options if isinstance(options, list) else ()
+    return (isinstance(options, Mapping) and "class_path" in options) or any(map(_has_classes, values))

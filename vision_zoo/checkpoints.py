@@ -1,8 +1,10 @@
 """Reading files that may come from anywhere: nothing in them is run, and they name trusted classes only."""
 
 import glob
+import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,80 +17,47 @@ from vision_zoo.specs import import_path, without_downloads
 from vision_zoo.trust import WEIGHTS_ALONE, endless, untrusted
 from vision_zoo.types import Config
 
-HYPERPARAMETERS = {
-    *("backbone", "image_shape", "class_names", "mean", "std"),
-    *("optimizer", "scheduler", "label_smoothing"),
-}
+OPTIONS = {"backbone", "image_shape", "class_names", "mean", "std", "optimizer", "scheduler", "label_smoothing"}
 MOST_SIDE, MOST_VALUES, MOST_CLASSES = 2**15, 2**28, 10**6  # of an image, in an image, of a network
 
 
-# -------------------------------------------------------------------------------------------------------------- files
-
-
 def read_torch_file(path: str | Path) -> Any:
-    """Read a file written by ``torch.save`` without running anything that it holds.
-
-    Raises:
-        CheckpointError: if it is missing, broken, or needs more than tensors and plain types.
-    """
+    """Read a file of ``torch.save`` without running anything in it; what is wrong with it is a CheckpointError."""
     file = Path(path)
     if not file.is_file():
         raise CheckpointError(f"{file.resolve()} not found")
-    cause: Exception | None = None
     try:
-        if not (reason := _compressed(file)):
-            return torch.load(file, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
+            size = sum(entry.file_size for entry in entries)
+            if size > file.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ValueError(f"a compressed archive of {size:,} bytes, which torch.save does not write")
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the zip or pickle reader meets in a broken file
-        cause, lines = error, str(error).splitlines() or [type(error).__name__]
+        lines = str(error).splitlines() or [type(error).__name__]
         telling = [line for line in lines if "Unsupported" in line or "WeightsUnpickler error" in line]
-        reason = (telling or lines[:1])[-1].strip()
-    what = (
-        "is not a checkpoint that can be loaded safely (truncated, of another kind, or holding more than tensors and "
-        f"plain data): {reason}"
-    )
-    if isinstance(cause, PermissionError):
-        what = f"cannot be read: {cause.strerror}"
-    raise CheckpointError(f"{file.resolve()} {what}") from cause
-
-
-def _compressed(file: Path) -> str:
-    """Why an archive unpacks to more than it is, for torch.save compresses nothing; otherwise empty."""
-    if not zipfile.is_zipfile(file):
-        return ""
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-    size = sum(entry.file_size for entry in entries)
-    if size <= file.stat().st_size and all(entry.compress_type == zipfile.ZIP_STORED for entry in entries):
-        return ""
-    return f"a compressed archive of {size:,} bytes, which torch.save does not write"
+        what = (
+            "is not a checkpoint that can be loaded safely (truncated, of another kind, or holding more than tensors "
+            f"and plain data): {(telling or lines[:1])[-1].strip()}"
+        )
+        if isinstance(error, PermissionError):
+            what = f"cannot be read: {error.strerror}"
+        raise CheckpointError(f"{file.resolve()} {what}") from error
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read a file of weights: a state dict written by ``torch.save``, a safetensors file, or a whole checkpoint.
-
-    Returns:
-        Names and tensors; of a checkpoint those of the backbone, by the backbone's own names.
-
-    Raises:
-        CheckpointError: if it is missing, broken, or holds anything else.
-        ConfigError: if it is of the safetensors format and that package is not installed.
-    """
-    file = Path(path)
-    state: Any = _read_safetensors(file) if _is_safetensors(file) else read_torch_file(file)
+    """Read the weights of a state dict, a safetensors file, or a checkpoint's backbone, by the backbone's own names."""
+    file, begin = Path(path), b""
+    with suppress(OSError), file.open("rb") as stream:  # the reader below says what is wrong
+        begin = stream.read(9)
+    # https://huggingface.co/docs/safetensors: a length of eight bytes, then JSON
+    state: Any = _read_safetensors(file) if begin[8:] == b"{" else read_torch_file(file)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = {str(name).removeprefix("backbone."): value for name, value in state["state_dict"].items()}
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} is neither a state dict (names with tensors) nor a checkpoint")
     return state
-
-
-def _is_safetensors(file: Path) -> bool:
-    """Whether a file begins as https://huggingface.co/docs/safetensors says: a length of eight bytes, then JSON."""
-    try:
-        with file.open("rb") as stream:
-            return stream.read(9)[8:] == b"{"
-    except OSError:  # the next reader says what is wrong
-        return False
 
 
 def _read_safetensors(file: Path) -> Any:
@@ -97,22 +66,14 @@ def _read_safetensors(file: Path) -> Any:
 
         return load_file(file)
     except ImportError as error:
-        raise ConfigError(
-            f"{file} needs the package safetensors ({error}). Run: pip install 'vision_zoo[export]'"
-        ) from error
+        what = f"{file} needs the package safetensors ({error}). Run: pip install 'vision_zoo[export]'"
+        raise ConfigError(what) from error
     except Exception as error:  # safetensors has an exception of its own, and others for what its header may hold
         raise CheckpointError(f"{file.resolve()} is not a whole safetensors file: {error}") from error
 
 
-# -------------------------------------------------------------------------------------------------------- checkpoints
-
-
 def read_checkpoint(path: str | Path, trusted_packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a training checkpoint and check that it is one, and that it holds nothing but what `trust` allows.
-
-    Raises:
-        CheckpointError: if it is missing, broken, no vision_zoo checkpoint, or names a class of another package.
-    """
+    """Read a training checkpoint; one that holds more than `trust` allows is a CheckpointError."""
     checkpoint: dict[str, Any] = read_torch_file(path)
     if (problem := next(_problems(checkpoint, trusted_packages), None)) is not None:
         raise CheckpointError(f"{Path(path).resolve()} {problem}")
@@ -123,8 +84,9 @@ def _problems(checkpoint: Any, trusted_packages: Sequence[str]) -> Iterator[str]
     """What is wrong with a checkpoint, as predicates of one sentence each; each check relies on those before it."""
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
         yield "is not a vision_zoo checkpoint (a bare state dict goes to --model.weights)"
-    for problem in _of_form(checkpoint):
-        yield f"was not written by vision_zoo: {problem}. {WEIGHTS_ALONE}"
+    for wrong, problem in _form(checkpoint):
+        if wrong:
+            yield f"was not written by vision_zoo: {problem}. {WEIGHTS_ALONE}"
     yield from untrusted(checkpoint, trusted_packages)
     config = (checkpoint.get("vision_zoo") or {"config": {"model": {}}})["config"]
     for backbone in (checkpoint["hyper_parameters"]["backbone"], config["model"].get("backbone")):
@@ -132,46 +94,42 @@ def _problems(checkpoint: Any, trusted_packages: Sequence[str]) -> Iterator[str]
             yield from _too_large(backbone, checkpoint)
 
 
-def _of_form(checkpoint: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the form and the size of a checkpoint's plain data."""
-    if endless({name: part for name, part in checkpoint.items() if name != "state_dict"}):
-        yield "its data are nested without an end"
-    hparams, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
-    if not isinstance(hparams, dict) or not {"backbone", "image_shape", "class_names"} <= hparams.keys():
-        yield "it describes no backbone"
-    if not isinstance(hparams["backbone"], dict) or "class_path" not in hparams["backbone"]:
-        yield f"{str(hparams['backbone'])[:80]!r} describes no backbone"
-    shape, names = hparams["image_shape"], hparams["class_names"]
-    if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
-        yield "its state_dict is not one"
-    if not isinstance(shape, (list, tuple)) or len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
-        yield f"image_shape is {str(shape)[:80]}, not (channels, height, width)"
-    if max(shape) > MOST_SIDE or shape[0] * shape[1] * shape[2] > MOST_VALUES:
-        yield f"images of shape {tuple(shape)} are beyond all measure"
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        yield "class_names is not a list of names"
-    if not 1 <= len(names) <= MOST_CLASSES:
-        yield f"it has {len(names):,} classes"
-    for name in ("mean", "std"):
-        values = hparams.get(name, [0.0])
-        if not isinstance(values, (list, tuple)) or not all(isinstance(x, (int, float)) for x in values):
-            yield f"{name} is not a list of numbers"
-        if len(values) not in (1, shape[0]):
-            yield f"{name} has {len(values)} values for {shape[0]} channels"
-    about = checkpoint.get("vision_zoo")
-    if about is not None:
-        sections = about.get("config") if isinstance(about, dict) else None
-        if not isinstance(sections, dict) or not all(isinstance(sections.get(n), dict) for n in ("model", "data")):
-            yield "its configuration has no model and data"
-        name = about.get("name")
-        if not isinstance(name, str) or not name or Path(name).name != name:
-            yield f"it names its run {str(name)[:80]!r}"
+def _form(checkpoint: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
+    """The form and the size of a checkpoint's plain data: whether something is wrong, and what; in turn, as above."""
+    yield endless({k: v for k, v in checkpoint.items() if k != "state_dict"}), "its data are nested without an end"
+    hparams, state, about = checkpoint["hyper_parameters"], checkpoint["state_dict"], checkpoint.get("vision_zoo")
+    has = isinstance(hparams, dict) and {"backbone", "image_shape", "class_names"} <= hparams.keys()
+    yield not has, "it describes no backbone"
     for section in ("hyper_parameters", "datamodule_hyper_parameters"):
         options = checkpoint.get(section)
-        if options is not None and not (isinstance(options, dict) and all(isinstance(key, str) for key in options)):
-            yield f"its {section} are not options"
-    if foreign := sorted(hparams.keys() - HYPERPARAMETERS):
-        yield f"it has the hyperparameters {', '.join(foreign)[:80]}"
+        well = options is None or (isinstance(options, dict) and _are(str, list(options)))
+        yield not well, f"its {section} are not options"
+    backbone, shape, names = hparams["backbone"], hparams["image_shape"], hparams["class_names"]
+    described = isinstance(backbone, dict) and "class_path" in backbone
+    yield not described, f"{str(backbone)[:80]!r} describes no backbone"
+    yield not isinstance(state, Mapping) or not _are(Tensor, list(state.values())), "its state_dict is not one"
+    sizes = _are(int, shape) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)
+    yield not sizes, f"image_shape is {str(shape)[:80]}, not (channels, height, width)"
+    large = max(shape) > MOST_SIDE or math.prod(shape) > MOST_VALUES
+    yield large, f"images of shape {tuple(shape)} are beyond all measure"
+    yield not _are(str, names), "class_names is not a list of names"
+    yield not 1 <= len(names) <= MOST_CLASSES, f"it has {len(names):,} classes"
+    for name in ("mean", "std"):
+        values = hparams.get(name, [0.0])
+        yield not _are((int, float), values), f"{name} is not a list of numbers"
+        yield len(values) not in (1, shape[0]), f"{name} has {len(values)} values for {shape[0]} channels"
+    if about is not None:
+        sections = about.get("config") if isinstance(about, dict) else None
+        complete = isinstance(sections, dict) and _are(dict, [sections.get(part) for part in ("model", "data")])
+        yield not complete, "its configuration has no model and data"
+        run = about.get("name")
+        yield not (isinstance(run, str) and run and Path(run).name == run), f"it names its run {str(run)[:80]!r}"
+    foreign = sorted(hparams.keys() - OPTIONS)
+    yield bool(foreign), f"it has the hyperparameters {', '.join(foreign)[:80]}"
+
+
+def _are(kind: type | tuple[type, ...], values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and all(isinstance(value, kind) for value in values)
 
 
 def _too_large(backbone: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Iterator[str]:
@@ -186,22 +144,12 @@ def _too_large(backbone: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> It
     own = sum(tensor.numel() for tensor in network.state_dict().values()) if isinstance(network, nn.Module) else 0
     held = sum(tensor.untyped_storage().nbytes() for tensor in state.values())
     if own > max(held, 2**20):  # values against bytes
-        yield (
-            f"was not written by vision_zoo: its network has {own:,} values, and its weights hold {held:,} bytes. "
-            f"{WEIGHTS_ALONE}"
-        )
-
-
-# ------------------------------------------------------------------------------------------------ finding checkpoints
+        sizes = f"its network has {own:,} values, and its weights hold {held:,} bytes"
+        yield f"was not written by vision_zoo: {sizes}. {WEIGHTS_ALONE}"
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that was read and vetted.
-
-    Attributes:
-        path: the file, absolute.
-        content: what it holds, see `read_checkpoint`.
-    """
+    """A checkpoint that was read and vetted: its absolute path, and what `read_checkpoint` gave."""
 
     path: Path
     content: dict[str, Any]
@@ -209,19 +157,15 @@ class Checkpoint(NamedTuple):
     @property
     def config(self) -> Config:
         """The whole configuration of its run; empty for one that plain Python wrote."""
-        config: Config = (self.content.get("vision_zoo") or {}).get("config", {})
-        return config
+        return dict((self.content.get("vision_zoo") or {}).get("config", {}))
 
     @property
     def data(self) -> Config:
         """Class and options of the data, as class_path and init_args; empty where it names none."""
         options = self.content.get("datamodule_hyper_parameters") or {}
-        of_plain_python: Config = {}
-        if "_class_path" in options:
-            init_args = {name: value for name, value in options.items() if not name.startswith("_")}
-            of_plain_python = {"class_path": options["_class_path"], "init_args": init_args}
-        spec: Config = self.config.get("data", of_plain_python)
-        return spec
+        init_args = {name: value for name, value in options.items() if not name.startswith("_")}
+        of_python = {"class_path": options["_class_path"], "init_args": init_args} if "_class_path" in options else {}
+        return dict(self.config.get("data", of_python))
 
     @property
     def run_name(self) -> str | None:
@@ -242,7 +186,7 @@ def open_checkpoint(
     prefer: str = "best",
     run_name: str | None = None,
 ) -> Checkpoint:
-    """Find a checkpoint, read it once and vet what it names.
+    """Find a checkpoint, read it once and vet what it names; if it is broken, name the next older good one of its run.
 
     Args:
         name: a checkpoint, a run folder, or best or last of the newest run.
@@ -255,32 +199,36 @@ def open_checkpoint(
         CheckpointError: if there is none, or it cannot be used.
     """
     path = find_checkpoint(name, root, prefer, run_name)
-    return Checkpoint(path, read_or_offer(path, trusted_packages))
+    try:
+        return Checkpoint(path, read_checkpoint(path, trusted_packages))
+    except CheckpointError as error:
+        if path.parent.name != "checkpoints":
+            raise
+        hint = f"There is no other good checkpoint in {path.parent}"
+        others = set(path.parent.glob("*.ckpt")) - {path}
+        for other in sorted(others, key=lambda p: p.stat().st_mtime_ns, reverse=True):
+            with suppress(CheckpointError):
+                read_checkpoint(other, trusted_packages)
+                hint = f"The next older good checkpoint is {other}: --ckpt_path {other}"
+                break
+        raise CheckpointError(f"{error}. {hint}") from error
 
 
 def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = None) -> Path:
-    """The checkpoint that a path, a run folder, or best or last stands for; see `open_checkpoint`.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
+    """The file that a path, a run folder, or best or last stands for, or a CheckpointError; see `open_checkpoint`."""
     path = expanded(name)
+    candidates, reason = [path], f"{path.resolve()} not found"
     if name in ("best", "last"):
-        runs = root.resolve() / "runs"
+        runs, named = root.resolve() / "runs", f"of {run_name} " if run_name else ""
         found = runs.glob(f"{glob.escape(run_name) if run_name else '*'}/version_*/checkpoints")
         candidates = [f / f"{name}.ckpt" for f in sorted((f for f in found if f.is_dir()), key=_written)[-1:]]
-        reason = (
-            f"no run {f'of {run_name} ' if run_name else ''}with a checkpoint below {runs}. Train first with "
-            "vision_zoo fit, or give the checkpoint's path"
-        )
+        reason = f"no run {named}with a checkpoint below {runs}. Train first with vision_zoo fit, or give its path"
         if candidates:
             newest = candidates[0].parent.parent
             reason = f"the newest run, {newest}, has no {name}.ckpt yet: give the folder of another run"
     elif path.is_dir():
         candidates = [path / "checkpoints" / f"{prefer}.ckpt", path / f"{prefer}.ckpt", path / "checkpoints/last.ckpt"]
         reason = f"{path.resolve()} holds no checkpoints/{prefer}.ckpt"
-    else:
-        candidates, reason = [path], f"{path.resolve()} not found"
     for candidate in candidates:
         if candidate.is_file():
             return candidate.resolve()
@@ -296,30 +244,3 @@ def run_folder(checkpoint: Path) -> Path | None:
 def _written(folder: Path) -> tuple[int, str]:
     """When the newest file in a folder of checkpoints was written."""
     return max(file.stat().st_mtime_ns for file in (folder, *folder.glob("*.ckpt"))), str(folder)
-
-
-def read_or_offer(path: Path, trusted_packages: Sequence[str]) -> dict[str, Any]:
-    """Read a checkpoint, or say which other one of the same run is good.
-
-    Raises:
-        CheckpointError: if it cannot be used, with the path of the next older good one.
-    """
-    try:
-        return read_checkpoint(path, trusted_packages)
-    except CheckpointError as error:
-        if path.parent.name != "checkpoints":
-            raise
-        others = sorted(set(path.parent.glob("*.ckpt")) - {path}, key=lambda p: p.stat().st_mtime_ns, reverse=True)
-        good = next((other for other in others if _is_good(other, trusted_packages)), None)
-        hint = f"There is no other good checkpoint in {path.parent}"
-        if good is not None:
-            hint = f"The next older good checkpoint is {good}: --ckpt_path {good}"
-        raise CheckpointError(f"{error}. {hint}") from error
-
-
-def _is_good(path: Path, trusted_packages: Sequence[str]) -> bool:
-    try:
-        read_checkpoint(path, trusted_packages)
-    except CheckpointError:
-        return False
-    return True

@@ -41,12 +41,7 @@ class TrainingError(VisionZooError):
 
 
 def refuse(kind: type[Exception], *problems: tuple[object, str]) -> None:
-    """Raise the first problem that there is.
-
-    Args:
-        kind: the class of the error.
-        problems: a condition, true where there is the problem, and the message.
-    """
+    """Raise the first problem, a condition and a message, whose condition holds."""
     for wrong, message in problems:
         if wrong:
             raise kind(message)
@@ -54,10 +49,8 @@ def refuse(kind: type[Exception], *problems: tuple[object, str]) -> None:
 
 def diverged(what: str, step: int, epoch: int) -> TrainingError:
     """What ends a training whose numbers are not finite any more."""
-    return TrainingError(
-        f"{what} at step {step} (epoch {epoch}). What was saved before is kept; a smaller --model.optimizer.lr or "
-        "--trainer.gradient_clip_val 1 often helps"
-    )
+    helps = "What was saved before is kept; a smaller --model.optimizer.lr or --trainer.gradient_clip_val 1 often helps"
+    return TrainingError(f"{what} at step {step} (epoch {epoch}). {helps}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

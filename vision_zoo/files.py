@@ -37,11 +37,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file or replace it.
-
-    Raises:
-        TrainingError: if the disk is full or the folder cannot be written.
-    """
+    """Write a file or replace it; a full disk or a read-only folder is a TrainingError."""
     try:
         with new_file(path) as temporary:
             temporary.write_bytes(content)
@@ -59,14 +55,7 @@ def flush(path: Path) -> None:
 
 
 def lock_file(path: Path, *, wait: bool) -> BaseFileLock | None:
-    """Take the lock that a file stands for; the file is made if need be. `release` gives it back.
-
-    Returns:
-        The lock, or None if another process has it and we do not wait.
-
-    Raises:
-        OSError: if the file cannot be made, FileNotFoundError if its folder is gone.
-    """
+    """Take the lock that a file, made if need be, stands for; None if another process has it and we do not wait."""
     lock = FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=-1 if wait else 0.1)  # time to try again where its owner has just removed the file

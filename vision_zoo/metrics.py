@@ -169,7 +169,7 @@ class ScoredModule(LightningModule):
         self._counted_batch = batch_idx
         self.train_metrics.update(logits, labels, loss)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # which Lightning sets from outside
-        if (self.global_step + 1) % every or not steps_after(self.trainer, batch_idx):
+        if not every or (self.global_step + 1) % every or not steps_after(self.trainer, batch_idx):
             return
         self.log("train/loss_step", self._count_losses(), prog_bar=True, on_step=True, on_epoch=False)
         self.train_metrics.count_outputs()
@@ -181,7 +181,7 @@ class ScoredModule(LightningModule):
         """Count the losses of the last batches; their mean over images."""
         losses, mean = self.train_metrics.count_losses()
         first = next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
-        if first is not None:
+        if first is not None and not torch.is_anomaly_enabled():  # which finds the operation
             ago = (len(losses) - 1 - first) // self.trainer.accumulate_grad_batches
             raise diverged(f"the training loss is {losses[first]}", self.global_step - ago, self.current_epoch)
         return mean

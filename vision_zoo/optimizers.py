@@ -6,28 +6,24 @@ import math
 import pickle
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer, SparseAdam
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim import Optimizer, SparseAdam, lr_scheduler
 
 from vision_zoo.errors import ConfigError
 from vision_zoo.schedules import Schedule, build_schedule
-from vision_zoo.specs import class_and_arguments, takes
+from vision_zoo.specs import class_and_arguments, options_of
 
 Build = Callable[..., Optimizer]
 TRIAL_STEPS = 1000  # of a run whose length is not known yet
 
 
 def learning_rate(build: Build | None) -> float:
-    """The learning rate of an optimizer's options, or its default.
-
-    Raises:
-        AttributeError: if there is none.
-    """
+    """The learning rate of an optimizer's options, or its default; an AttributeError if there is none."""
     class_, options = class_and_arguments(build)
     parameter = inspect.signature(class_).parameters.get("lr") if callable(class_) else None
     rate = options.get("lr", parameter.default if parameter else None)
@@ -43,44 +39,22 @@ def with_learning_rate(build: Build | None, rate: float) -> Build:
 
 
 def build_optimizer(build: Build | None, parameters: Iterable[nn.Parameter], fused: bool) -> Optimizer:
-    """Build an optimizer, where torch has one in a form that updates all weights by one call.
-
-    Args:
-        build: called with the parameters.
-        parameters: of the network.
-        fused: use that form, unless the optimizer's own options choose another.
-
-    Raises:
-        ConfigError: if there is no optimizer.
-    """
-    build = _required(build)
+    """Build an optimizer; if `fused` and its options leave that open, one that updates all weights by one call."""
+    if build is None:
+        raise ConfigError("training needs an optimizer: set --model.optimizer, for example to torch.optim.Adam")
+    weights = list(parameters)
     class_, given = class_and_arguments(build)
     free = all(given.get(name) is None for name in ("fused", "foreach")) and not given.get("differentiable")
-    weights = list(parameters)
-    if fused and free and takes(class_, "fused"):
-        try:
+    if fused and free and "fused" in options_of(class_):
+        with suppress(RuntimeError):  # a weight of a type or on a device that torch has no fused step for
             return build(weights, fused=True)
-        except RuntimeError:  # a weight of a type or on a device that torch has no fused step for
-            pass
     return build(weights)
 
 
-def _required(build: Build | None) -> Build:
-    if build is None:
-        raise ConfigError("training needs an optimizer: set --model.optimizer, for example to torch.optim.Adam")
-    return build
-
-
 def check_optimizer(build: Build | None, schedule: Schedule | None, parameters: Iterable[nn.Parameter]) -> None:
-    """Build optimizer and schedule for a trial, so that values they cannot take are refused before any work.
-
-    Raises:
-        ConfigError: if there is no optimizer, or options cannot be used, nothing would be learned, or no checkpoint
-            could hold their state.
-    """
-    build = _required(build)
+    """Build optimizer and schedule for a trial; values that teach nothing, or cannot be saved, are a ConfigError."""
     try:
-        optimizer = build(parameters)
+        optimizer = build_optimizer(build, parameters, fused=False)
         rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"--model.optimizer cannot be used so: {error}") from error
@@ -88,36 +62,29 @@ def check_optimizer(build: Build | None, schedule: Schedule | None, parameters: 
         raise ConfigError("--model.optimizer SparseAdam is for sparse gradients, which no network has here: say Adam")
     useless = [rate for rate in rates if not math.isfinite(rate) or rate < 0 or max(rates) == 0]
     if useless:
-        raise ConfigError(
-            f"--model.optimizer.lr is {useless[0]:g}, so that nothing would be learned: set it to a positive number, "
-            "such as 0.001"
-        )
+        lr = f"--model.optimizer.lr is {useless[0]:g}"
+        raise ConfigError(f"{lr}, so that nothing would be learned: set it to a positive number, such as 0.001")
     _check_plain("--model.optimizer", optimizer.state_dict())
     if schedule is not None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a schedule that moves before the optimizer does
-            _check_schedule(schedule, optimizer)
+        _check_schedule(schedule, optimizer)
 
 
 def _check_schedule(build: Schedule, optimizer: Optimizer) -> None:
     _, given = class_and_arguments(build)
     try:
-        scheduler = build_schedule(build, optimizer, given.get("total_steps") or TRIAL_STEPS)["scheduler"]
-        if not isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step()
+        with warnings.catch_warnings(action="ignore"):  # of a schedule that moves before the optimizer does
+            scheduler = build_schedule(build, optimizer, given.get("total_steps") or TRIAL_STEPS)["scheduler"]
+            if not isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+                scheduler.step()
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"--model.scheduler cannot be used so: {error}") from error
-    if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "max":
-        raise ConfigError(
-            "--model.scheduler.mode max: it watches the loss, which is better the lower it is; leave it out"
-        )
+    if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) and scheduler.mode == "max":
+        raise ConfigError("--model.scheduler.mode max: it watches the loss, which is better the lower it is: say min")
     try:
         state = scheduler.state_dict()
     except AttributeError as error:  # LambdaLR looks into its function, unless Python wrote it
-        raise ConfigError(
-            "--model.scheduler cannot be saved with a function that is built into Python: write one of your own "
-            f"around it ({error})"
-        ) from error
+        what = "--model.scheduler cannot be saved with a function that is built into Python"
+        raise ConfigError(f"{what}: write one of your own around it ({error})") from error
     _check_plain("--model.scheduler", [state, [group.get("lr") for group in optimizer.param_groups]])
 
 
@@ -129,8 +96,8 @@ def _check_plain(option: str, state: Any) -> None:
         file.seek(0)
         torch.load(file, weights_only=True)
     except (pickle.PickleError, AttributeError, TypeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ConfigError(
             f"{option} has a state that no checkpoint could be continued from, for it is not plain data: numpy's "
-            "numbers are to be made Python's with float() or int(), and functions are not to be kept in attributes "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            f"numbers are to be made Python's with float() or int(), functions not to be kept in attributes ({reason})"
         ) from error

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
@@ -19,14 +18,6 @@ TRAIN, VAL = "#4c78a8", "#e45756"
 LOG_FROM = 20  # a loss that falls to less than a twentieth shows its end on a logarithmic axis only
 
 
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#888888")
-    axes.tick_params(colors="#444444", labelsize=9)
-    axes.grid(visible=True, color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-
-
 def _short(text: str, limit: int = 24) -> str:
     """Text that fits, on the lines that it has; names of classes may hold anything."""
     lines = ["".join(c if c.isprintable() else " " for c in line) for line in text.split("\n")]
@@ -34,19 +25,12 @@ def _short(text: str, limit: int = 24) -> str:
 
 
 def _series(rows: Sequence[dict[str, str]], name: str) -> tuple[list[int], list[float]]:
-    points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-    points = [(step, value) for step, value in points if math.isfinite(value)]
+    points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name) and math.isfinite(float(row[name]))]
     return [step for step, _ in points], [value for _, value in points]
 
 
 def plot_curves(metrics: Path, output: Path, title: str) -> None:
-    """Draw loss and accuracy against iterations, training beside validation; the legend holds the best values.
-
-    Args:
-        metrics: metrics.csv of a run.
-        output: PNG file to write.
-        title: above the figure.
-    """
+    """Draw loss and accuracy of a metrics.csv against iterations as a PNG file; the legend holds the best values."""
     with metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
     figure = Figure(figsize=(10, 4))  # with margins of its own: finding them would take as long as drawing
@@ -77,7 +61,11 @@ def plot_curves(metrics: Path, output: Path, title: str) -> None:
         axes.set_xlim(0, 1.02 * max([1, *(int(row["step"]) for row in rows)]))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        _tidy(axes)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#888888")
+        axes.tick_params(colors="#444444", labelsize=9)
+        axes.grid(visible=True, color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
         if axes.get_legend_handles_labels()[0]:
             corner = "upper right" if metric == "loss" else "lower right"
             place = "best" if len(rows) <= 100 else corner  # matplotlib searches slowly among many points
@@ -95,14 +83,7 @@ def plot_curves(metrics: Path, output: Path, title: str) -> None:
 
 
 def plot_confusion_matrix(matrix: Tensor, class_names: Sequence[str], output: Path, title: str) -> None:
-    """Draw a confusion matrix, rows coloured by the share of their class.
-
-    Args:
-        matrix: counts, int (K, K); rows are the true classes.
-        class_names: K names.
-        output: PNG file to write.
-        title: above the figure.
-    """
+    """Draw a confusion matrix, int (K, K), as a PNG file; rows are true classes, coloured by their shares."""
     classes = len(class_names)
     share = (matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
     names = [_short(name) for name in class_names]
@@ -127,28 +108,21 @@ def plot_confusion_matrix(matrix: Tensor, class_names: Sequence[str], output: Pa
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if classes <= 20:
-        for row in range(classes):
-            for column in range(classes):
-                count = int(matrix[row, column])
-                if count:
-                    colour = "white" if share[row, column] > 0.3 else "#333333" if row == column else "#a02020"
-                    size = 9 if count < 1000 else 8
-                    cell = axes.text(column, row, f"{count}", ha="center", va="center", fontsize=size, color=colour)
-                    cell.set_in_layout(False)  # inside the axes: measuring each would take longer than drawing
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+        for row, column in matrix.nonzero().tolist():
+            count = int(matrix[row, column])
+            colour = "white" if share[row, column] > 0.3 else "#333333" if row == column else "#a02020"
+            size = 9 if count < 1000 else 8
+            cell = axes.text(column, row, f"{count}", ha="center", va="center", fontsize=size, color=colour)
+            cell.set_in_layout(False)  # inside the axes: measuring each would take longer than drawing
+    axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(title, fontsize=11, parse_math=False)
     _save(figure, output, 130)
 
 
 def plot_images(images: Tensor, titles: Sequence[str], output: Path, title: str = "") -> None:
-    """Draw a grid of images with a line of text above each.
+    """Draw a grid of images, each below its title, as a PNG file.
 
-    Args:
-        images: uint8 (N, C, H, W) in [0, 255]; where C is neither 1 nor 3, the mean of the channels is shown.
-        titles: N texts.
-        output: PNG file to write.
-        title: above the figure.
+    The images are uint8 (N, C, H, W) in [0, 255]; where C is neither 1 nor 3, the mean of the channels is shown.
     """
     count, _, height, width = images.shape
     columns = min(5, count)
@@ -166,15 +140,11 @@ def plot_images(images: Tensor, titles: Sequence[str], output: Path, title: str 
             row, column = divmod(index, columns)
             centre = figure_width / 2 + cell_width * (column + 0.5 - columns / 2)
             bottom = top + cell_height * (row + 1)
-            axes.imshow(
-                image.transpose(1, 2, 0) if len(image) == 3 else image.mean(0),
-                extent=(centre - scale * width / 2, centre + scale * width / 2, bottom, bottom - scale * height),
-                cmap="gray", vmin=0, vmax=255,  # where there is one channel
-            )  # fmt: skip
-            axes.text(
-                centre, bottom - scale * height - 0.04, _short(titles[index], 28),
-                fontsize=8, ha="center", va="bottom", parse_math=False,
-            )  # fmt: skip
+            left, right, upper = centre - scale * width / 2, centre + scale * width / 2, bottom - scale * height
+            shown = image.transpose(1, 2, 0) if len(image) == 3 else image.mean(0)  # which is shown in gray
+            axes.imshow(shown, extent=(left, right, bottom, upper), cmap="gray", vmin=0, vmax=255)
+            name = _short(titles[index], 28)
+            axes.text(centre, upper - 0.04, name, fontsize=8, ha="center", va="bottom", parse_math=False)
         axes.text(figure_width / 2, 0.12, title, fontsize=12, ha="center", va="top", parse_math=False)
         _save(figure, output, 110)
 

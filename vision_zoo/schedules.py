@@ -7,10 +7,10 @@ from typing import Any
 from lightning.pytorch.utilities.types import LRSchedulerConfigType
 from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
-from torch.optim.lr_scheduler import CyclicLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from vision_zoo.errors import ConfigError
-from vision_zoo.specs import class_and_arguments, takes
+from vision_zoo.specs import class_and_arguments, options_of
 
 Schedule = Callable[..., LRScheduler | ReduceLROnPlateau]
 
@@ -18,7 +18,7 @@ Schedule = Callable[..., LRScheduler | ReduceLROnPlateau]
 class OneCycleLR(lr_scheduler.OneCycleLR):
     """torch's one cycle, up to the optimizer's learning rate and down to almost zero (Smith and Topin 2017).
 
-    https://arxiv.org/abs/1708.07120
+    https://arxiv.org/abs/1708.07120. A parameter group that a callback adds on the way keeps its own learning rate.
 
     Args:
         optimizer: its learning rates are the peak.
@@ -45,18 +45,30 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
         peak = [group["lr"] for group in optimizer.param_groups] if max_lr is None else max_lr
         if warmup and total_steps:
             # torch reaches the peak a step before this fraction, and divides by zero where that is the first one.
-            pct_start = min(warmup_steps(warmup, total_steps) + 1, total_steps - 0.5) / total_steps
+            pct_start = min(_warmup_steps(warmup, total_steps) + 1, total_steps - 0.5) / total_steps
         elif warmup is not None:
             pct_start = 0.0
         cycle_momentum = cycle_momentum and not {"momentum", "betas"}.isdisjoint(optimizer.defaults)
         super().__init__(optimizer, peak, total_steps, pct_start=pct_start, cycle_momentum=cycle_momentum, **options)
 
+    def get_lr(self) -> list[float | Tensor]:
+        """The learning rate of each parameter group at the present step; momentum moves along."""
+        late = [group for group in self.optimizer.param_groups if "max_lr" not in group]
+        for group in late:  # torch asks each group for its course
+            momentum = group["betas"][0] if "betas" in group else group.get("momentum")
+            group.update(dict.fromkeys(("initial_lr", "max_lr", "min_lr"), group["lr"]))
+            group.update(dict.fromkeys(("max_momentum", "base_momentum"), momentum))
+        rates = super().get_lr()
+        for group in late:
+            del group["max_lr"]
+        return rates
+
     def set_peak(self, lr: float) -> None:
         """Scale the whole course, so that its peak is another one."""
         for group in self.optimizer.param_groups:
-            scale = lr / group["max_lr"]
-            for name in ("initial_lr", "max_lr", "min_lr"):
-                group[name] *= scale
+            if "max_lr" in group:
+                scale = lr / group["max_lr"]
+                group.update({name: scale * group[name] for name in ("initial_lr", "max_lr", "min_lr")})
 
 
 class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
@@ -85,7 +97,7 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
     ) -> None:
         if not T_max:
             raise ValueError("CosineAnnealingLR needs T_max where nothing else tells the length of the run")
-        self.warmup = min(warmup_steps(warmup, T_max), float(T_max))
+        self.warmup = min(_warmup_steps(warmup, T_max), float(T_max))
         super().__init__(optimizer, T_max, eta_min, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
@@ -93,12 +105,8 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
         step, fall = self.last_epoch - self.warmup, max(self.T_max - self.warmup, 1)
         rise = min(1 + step / (self.warmup + 1), 1.0)  # step 0 of n: 1 / (n + 1)
         share = (1 + math.cos(math.pi * max(step, 0) / fall)) / 2
-        return [
-            rise * (self.eta_min + (group["initial_lr"] - self.eta_min) * share)
-            if "initial_lr" in group
-            else group["lr"]
-            for group in self.optimizer.param_groups
-        ]
+        rates = [(group["lr"], group.get("initial_lr")) for group in self.optimizer.param_groups]  # now and at the peak
+        return [lr if peak is None else rise * (self.eta_min + (peak - self.eta_min) * share) for lr, peak in rates]
 
     def set_peak(self, lr: float) -> None:
         """Scale the whole course, so that its peak is another one."""
@@ -106,7 +114,7 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
             group["initial_lr"] = lr
 
 
-def warmup_steps(warmup: float, total: int) -> float:
+def _warmup_steps(warmup: float, total: int) -> float:
     """The length of a warm-up in steps, given as a number of steps, or below 1 as a fraction of all."""
     if warmup < 0:
         raise ValueError(f"warmup must be a fraction of the run or a number of steps, got {warmup}")
@@ -114,39 +122,23 @@ def warmup_steps(warmup: float, total: int) -> float:
 
 
 def open_length(schedule: Any, options: Mapping[str, Any]) -> str | None:
-    """The option of a schedule for its length, T_max or total_steps, if that is left to the run; else None.
-
-    Args:
-        schedule: its class, or a function that makes it.
-        options: those that it is called with.
-    """
-    name = next((name for name in ("total_steps", "T_max") if takes(schedule, name)), None)
+    """The option of a schedule, called with these options, for its length, if that is left to the run; else None."""
+    name = next((name for name in ("total_steps", "T_max") if name in options_of(schedule)), None)
     # Configurations of old runs say 0 for "left out".
     return None if name is None or options.get(name) or options.get("epochs") else name
 
 
 def build_schedule(build: Schedule, optimizer: Optimizer, steps: float) -> LRSchedulerConfigType:
-    """Build a schedule, its length filled in where that is left out, in the form that Lightning takes.
-
-    Args:
-        build: called with the optimizer.
-        optimizer: whose learning rates it moves.
-        steps: those of the run; infinite if that is not known.
-
-    Raises:
-        ConfigError: if the schedule does not fit the length of the run.
-    """
+    """Build a schedule for Lightning, as long as the run, whose `steps` may be infinite; a ConfigError if none fits."""
     class_, given = class_and_arguments(build)
     length = open_length(class_, given)
     if length and math.isinf(steps):
         raise ConfigError("the schedule needs an end: set --trainer.max_epochs, or its T_max or total_steps")
     scheduler = build(optimizer, **{length: int(steps)} if length else {})
     if isinstance(scheduler, lr_scheduler.OneCycleLR) and scheduler.total_steps < steps:
-        raise ConfigError(
-            f"--model.scheduler OneCycleLR ends after {scheduler.total_steps:,} steps, and the run has {steps:,}: "
-            "leave its total_steps out, so that it takes those of the run"
-        )
-    per_step = length is not None or isinstance(scheduler, lr_scheduler.OneCycleLR | CyclicLR)
+        ends = f"--model.scheduler OneCycleLR ends after {scheduler.total_steps:,} steps, and the run has {steps:,}"
+        raise ConfigError(f"{ends}: leave its total_steps out, so that it takes those of the run")
+    per_step = length is not None or isinstance(scheduler, lr_scheduler.OneCycleLR | lr_scheduler.CyclicLR)
     config: LRSchedulerConfigType = {"scheduler": scheduler, "interval": "step" if per_step else "epoch"}
     if isinstance(scheduler, ReduceLROnPlateau):
         config |= {"monitor": "train/loss", "strict": False}

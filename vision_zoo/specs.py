@@ -4,16 +4,16 @@ import importlib
 import importlib.util
 import inspect
 import keyword
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from torch import nn
 
 from vision_zoo.errors import ConfigError
-from vision_zoo.types import ImageShape
+
+_PLAIN = (bool, int, float, str, list, tuple, nn.ModuleList)
 
 
 def is_import_path(text: str) -> bool:
@@ -23,11 +23,7 @@ def is_import_path(text: str) -> bool:
 
 
 def import_path(path: str) -> Any:
-    """Import ``package.module.Name``.
-
-    Raises:
-        ConfigError: if there is no such thing.
-    """
+    """Import ``package.module.Name``; if there is no such thing, that is a ConfigError."""
     module_name, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module_name), name)
@@ -57,11 +53,10 @@ def is_package(name: str) -> bool:
 
 def class_and_arguments(target: Any) -> tuple[Any, dict[str, Any]]:
     """The class or function behind a callable and the arguments bound to it."""
-    if isinstance(target, partial):
-        if target.args:  # the command line's parser makes partial(instantiator, ..., class, **arguments)
-            return target.args[-1], target.keywords
-        return target.func, target.keywords
-    return target, {}
+    if not isinstance(target, partial):
+        return target, {}
+    # The command line's parser makes partial(instantiator, ..., class, **arguments).
+    return target.args[-1] if target.args else target.func, target.keywords
 
 
 def copyable(target: Any) -> Any:
@@ -71,13 +66,9 @@ def copyable(target: Any) -> Any:
 
 
 def options_of(target: Any) -> dict[str, Any]:
-    """The options of a class or function with their defaults, those that it hands to its base class included.
+    """The options of a function or class with their defaults, ``inspect.Parameter.empty`` where there is none.
 
-    Args:
-        target: a class, whose `__init__` may end in ``**options``, or a function.
-
-    Returns:
-        The default of each, by name; ``inspect.Parameter.empty`` where there is none.
+    Those of a base class are included, where `__init__` ends in ``**options``.
     """
     bases = inspect.getmro(target)[1:-1] if inspect.isclass(target) else ()
     found: dict[str, Any] = {}
@@ -88,11 +79,6 @@ def options_of(target: Any) -> dict[str, Any]:
         if all(p.kind is not p.VAR_KEYWORD for p in parameters):
             break
     return {name: default for name, default in found.items() if not name.startswith("_")}
-
-
-def takes(target: Any, name: str) -> bool:
-    """Whether a class or function has an option of this name."""
-    return name in options_of(target)
 
 
 def describe(target: Any) -> dict[str, Any] | None:
@@ -108,11 +94,8 @@ def describe(target: Any) -> dict[str, Any] | None:
         arguments = {name: value for name, value in kept.items() if value is None or isinstance(value, _PLAIN)}
     if not hasattr(class_, "__qualname__"):
         class_ = type(class_)
-    path = f"{class_.__module__}.{class_.__qualname__}"
-    description: dict[str, Any] = {"class_path": path}
-    if arguments:
-        description["init_args"] = {key: plain(value) for key, value in arguments.items()}
-    return description
+    path = {"class_path": f"{class_.__module__}.{class_.__qualname__}"}
+    return {**path, "init_args": plain(arguments)} if arguments else path
 
 
 def without_downloads(backbone: Any) -> Any:
@@ -120,9 +103,6 @@ def without_downloads(backbone: Any) -> Any:
     if isinstance(backbone, Mapping) and isinstance((backbone.get("init_args") or {}).get("weights"), str):
         return {**backbone, "init_args": {**backbone["init_args"], "weights": None}}
     return backbone
-
-
-_PLAIN = (bool, int, float, str, list, tuple, nn.ModuleList)
 
 
 def plain(value: Any) -> Any:
@@ -144,19 +124,6 @@ def rebuild(value: Any) -> Any:
         target = import_path(value["class_path"])
         return partial(target, **value["init_args"]) if value.get("init_args") else target
     return value
-
-
-def has_classes(options: Any) -> bool:
-    """Whether there are classes among the options of a class, with options of their own."""
-    values = options.values() if isinstance(options, Mapping) else options if isinstance(options, list) else ()
-    return (isinstance(options, Mapping) and "class_path" in options) or any(map(has_classes, values))
-
-
-def parsed(spec: Mapping[str, Any]) -> Any:
-    """The backbone of a configuration as the command line makes it, of classes that its own annotations admit."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--backbone", type=Callable[[ImageShape, int], nn.Module])
-    return parser.instantiate_classes(parser.parse_object({"backbone": dict(spec)})).backbone
 
 
 def listed(value: Any) -> list[Any]:

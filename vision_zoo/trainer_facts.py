@@ -63,10 +63,9 @@ def device_name(trainer: Trainer) -> str:
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return str(device)
-    model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    model = next(iter(names), platform.processor() or platform.machine())
     threads = torch.get_num_threads()
     return f"cpu ({model}, {threads} thread{'s' * (threads != 1)})"

@@ -7,11 +7,13 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import pad
 
-from vision_zoo.errors import ConfigError, refuse
+from vision_zoo.errors import ConfigError
 from vision_zoo.types import TTA, ImageShape
 
 PaddingMode = Literal["constant", "reflect", "edge"]
+Span = tuple[float, float]  # the least and the most
 
 
 class BatchTransform(nn.Module):
@@ -19,10 +21,6 @@ class BatchTransform(nn.Module):
 
     A subclass draws from torch's global generator on the images' device, once for each image.
     """
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Transform each image by a draw of its own."""
-        raise NotImplementedError
 
 
 class RandomHorizontalFlip(BatchTransform):
@@ -36,21 +34,18 @@ class RandomHorizontalFlip(BatchTransform):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        self.p = _probability(self, p)
+        _within(self, 1, p=p)
+        self.p = p
 
     def forward(self, images: Tensor) -> Tensor:
         """Mirror each image with probability p."""
-        chosen = torch.rand(len(images), device=images.device) < self.p
+        chosen = torch.rand(len(images), 1, device=images.device) < self.p
         mirrored = _by_eight(images.flip(self.dimension))
-        return torch.where(chosen[:, None], mirrored, _by_eight(images)).view(images.dtype).view(images.shape)
+        return torch.where(chosen, mirrored, _by_eight(images)).view(images.dtype).view(images.shape)
 
 
 class RandomVerticalFlip(RandomHorizontalFlip):
-    """Mirrors an image top to bottom.
-
-    Args:
-        p: probability of mirroring, in [0, 1].
-    """
+    """Mirrors an image top to bottom."""
 
     dimension = -2
 
@@ -66,32 +61,20 @@ class RandomCrop(BatchTransform):
 
     def __init__(self, padding: int = 4, padding_mode: PaddingMode = "constant", fill: int = 0) -> None:
         super().__init__()
-        mode = f"RandomCrop: padding_mode must be constant, reflect or edge, got {padding_mode!r}"
-        refuse(ConfigError, (padding < 0, f"RandomCrop: padding must be at least 0, got {padding}"))
-        refuse(ConfigError, (padding_mode not in get_args(PaddingMode), mode))
-        self.padding = padding
-        self.padding_mode = padding_mode
-        self.fill = _value(self, "fill", fill)
+        known = padding_mode in get_args(PaddingMode)
+        _require(self, padding >= 0, f"padding must be at least 0, got {padding}")
+        _require(self, known, f"padding_mode must be constant, reflect or edge, got {padding_mode!r}")
+        _within(self, 255, fill=fill)
+        self.padding, self.padding_mode, self.fill = padding, padding_mode, fill
 
     def forward(self, images: Tensor) -> Tensor:
         """Shift each image by up to `padding` pixels in both directions."""
         count, _, height, width = images.shape
-        too_small = self.padding_mode == "reflect" and self.padding >= min(height, width)
-        refuse(ConfigError, (too_small, f"RandomCrop: cannot reflect {self.padding} pixels of {height}x{width} images"))
-        places = 2 * self.padding + 1
-        top, left = torch.randint(places, (2, count), device=images.device)
-        return _windows(self._pad(images), top, left, height, width)
-
-    def _pad(self, images: Tensor) -> Tensor:
-        if self.padding_mode == "constant":
-            return F.pad(images, [self.padding] * 4, value=self.fill)
-        for dimension in (2, 3):
-            size = images.shape[dimension]
-            index = torch.arange(-self.padding, size + self.padding, device=images.device)
-            if self.padding_mode == "reflect":
-                index = size - 1 - (index.abs() - (size - 1)).abs()
-            images = images.index_select(dimension, index.clamp(0, size - 1))
-        return images
+        fits = self.padding_mode != "reflect" or self.padding < min(height, width)
+        _require(self, fits, f"cannot reflect {self.padding} pixels of {height}x{width} images")
+        top, left = torch.randint(2 * self.padding + 1, (2, count), device=images.device)
+        padded = pad(images, [self.padding] * 4, fill=self.fill, padding_mode=self.padding_mode)
+        return _windows(padded, top, left, height, width)
 
 
 class RandomAffine(BatchTransform):
@@ -106,21 +89,14 @@ class RandomAffine(BatchTransform):
     """
 
     def __init__(
-        self,
-        degrees: float = 0.0,
-        translate: float = 0.0,
-        scale: tuple[float, float] = (1.0, 1.0),
-        shear: float = 0.0,
-        fill: int = 0,
+        self, degrees: float = 0.0, translate: float = 0.0, scale: Span = (1.0, 1.0), shear: float = 0.0, fill: int = 0
     ) -> None:
         super().__init__()
-        rising = f"RandomAffine: scale must be two rising positive factors, got {list(scale)}"
-        least = "RandomAffine: degrees, translate and shear must be at least 0, shear below 90"
-        outside = min(degrees, translate, shear) < 0 or shear >= 90
-        refuse(ConfigError, (not 0 < scale[0] <= scale[1], rising), (outside, least))
-        self.degrees, self.translate, self.shear = degrees, translate, shear
-        self.scale = (float(scale[0]), float(scale[1]))
-        self.fill = _value(self, "fill", fill)
+        inside = min(degrees, translate, shear) >= 0 and shear < 90
+        _require(self, 0 < scale[0] <= scale[1], f"scale must be two rising positive factors, got {list(scale)}")
+        _require(self, inside, "degrees, translate and shear must be at least 0, shear below 90")
+        _within(self, 255, fill=fill)
+        self.degrees, self.translate, self.scale, self.shear, self.fill = degrees, translate, scale, shear, fill
 
     def forward(self, images: Tensor) -> Tensor:
         """Warp each image by a matrix of its own."""
@@ -128,18 +104,13 @@ class RandomAffine(BatchTransform):
         draws = torch.rand(5, count, device=images.device) * 2 - 1  # in [-1, 1)
         angle = draws[0] * math.radians(self.degrees)
         slope = torch.tan(draws[1] * math.radians(self.shear))
-        low, high = (math.log(factor) for factor in self.scale)
-        zoom = torch.exp(low + (high - low) * (draws[2] + 1) / 2)
+        zoom = _log_uniform((draws[2] + 1) / 2, self.scale)
         shift = draws[3:] * 2 * self.translate  # grid coordinates run from -1 to 1
         cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
         # grid_sample asks where each output pixel comes from, in units of half a side: hence the ratios of sides.
-        matrix = torch.stack(
-            [
-                torch.stack([cos, (sin + slope * cos) * height / width, shift[0]], dim=1),
-                torch.stack([-sin * width / height, cos - slope * sin, shift[1]], dim=1),
-            ],
-            dim=1,
-        )  # (B, 2, 3)
+        first = torch.stack([cos, (sin + slope * cos) * height / width, shift[0]], dim=1)
+        second = torch.stack([-sin * width / height, cos - slope * sin, shift[1]], dim=1)
+        matrix = torch.stack([first, second], dim=1)  # (B, 2, 3)
         grid = F.affine_grid(matrix, list(images.shape), align_corners=False)  # (B, H, W, 2)
         warped = F.grid_sample(images.float() - self.fill, grid, align_corners=False) + self.fill
         return warped.round_().clamp_(0, 255).to(images.dtype)
@@ -158,28 +129,21 @@ class RandomErasing(BatchTransform):
     attempts = 10
 
     def __init__(
-        self,
-        p: float = 0.5,
-        scale: tuple[float, float] = (0.02, 0.33),
-        ratio: tuple[float, float] = (0.3, 3.3),
-        value: int | Literal["random"] = 0,
+        self, p: float = 0.5, scale: Span = (0.02, 0.33), ratio: Span = (0.3, 3.3), value: int | Literal["random"] = 0
     ) -> None:
         super().__init__()
-        wrong = not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]
-        given = f"{list(scale)} and {list(ratio)}"
-        refuse(ConfigError, (wrong, f"RandomErasing: scale must rise within (0, 1] and ratio above 0, got {given}"))
-        self.p = _probability(self, p)
-        self.scale = (float(scale[0]), float(scale[1]))
-        self.ratio = (float(ratio[0]), float(ratio[1]))
-        self.value: int | Literal["random"] = "random" if value == "random" else _value(self, "value", value)
+        rising, given = 0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1], f"{list(scale)} and {list(ratio)}"
+        _require(self, rising, f"scale must rise within (0, 1] and ratio above 0, got {given}")
+        _within(self, 1, p=p)
+        _within(self, 255, value=0 if value == "random" else value)
+        self.p, self.scale, self.ratio, self.value = p, scale, ratio, value
 
     def forward(self, images: Tensor) -> Tensor:
         """Erase a rectangle of each image with probability p."""
         count, _, height, width = images.shape
         area, shape, down, right = torch.rand(4, self.attempts, count, device=images.device)
         area = (self.scale[0] + (self.scale[1] - self.scale[0]) * area) * height * width
-        low, high = (math.log(side) for side in self.ratio)
-        shape = torch.exp(low + (high - low) * shape)
+        shape = _log_uniform(shape, self.ratio)
         tall, wide = torch.sqrt(area * shape).round(), torch.sqrt(area / shape).round()
         fits = (tall < height) & (wide < width)
         first = fits.float().argmax(0, keepdim=True)  # the first attempt that fits, for each image
@@ -202,9 +166,9 @@ class Cutout(BatchTransform):
 
     def __init__(self, size: int = 8, fill: int = 0) -> None:
         super().__init__()
-        refuse(ConfigError, (size < 1, f"Cutout: size must be at least 1, got {size}"))
-        self.size = size
-        self.fill = _value(self, "fill", fill)
+        _require(self, size >= 1, f"size must be at least 1, got {size}")
+        _within(self, 255, fill=fill)
+        self.size, self.fill = size, fill
 
     def forward(self, images: Tensor) -> Tensor:
         """Erase one square of each image."""
@@ -216,18 +180,10 @@ class Cutout(BatchTransform):
 
 
 def apply_transforms(transforms: Iterable[nn.Module], images: Tensor) -> Tensor:
-    """Apply the transforms one after the other to a batch.
+    """Apply the transforms to a batch, uint8 (B, C, H, W); one that changes shape or type is a ConfigError.
 
-    Args:
-        transforms: a BatchTransform acts on the batch, any other module (torchvision.transforms.v2) image by image, so
-            that it draws once for each image.
-        images: uint8 (B, C, H, W).
-
-    Returns:
-        uint8 (B, C, H, W), the same shape.
-
-    Raises:
-        ConfigError: if a transform changes the shape or the type of the images.
+    A BatchTransform acts on the batch, any other module (torchvision.transforms.v2) image by image, so that it draws
+    once for each image.
     """
     for transform in transforms:
         whole = isinstance(transform, BatchTransform)
@@ -246,11 +202,7 @@ def apply_transforms(transforms: Iterable[nn.Module], images: Tensor) -> Tensor:
 
 
 def check_transforms(transforms: Iterable[nn.Module], image_shape: ImageShape) -> None:
-    """Apply the transforms to two black images; the random numbers of the run stay what they are.
-
-    Raises:
-        ConfigError: if a transform fails, or changes the shape or the type of the images.
-    """
+    """Apply the transforms to two black images: one that fails is a ConfigError. The random numbers of the run stay."""
     try:
         with torch.random.fork_rng(devices=[]):
             apply_transforms(transforms, torch.zeros(2, *image_shape, dtype=torch.uint8))
@@ -259,15 +211,10 @@ def check_transforms(transforms: Iterable[nn.Module], image_shape: ImageShape) -
 
 
 def views(images: Tensor, kind: TTA) -> list[Tensor]:
-    """The views of each image whose predictions test-time augmentation averages, the image itself first.
+    """The views, each uint8 (B, C, H, W), whose predictions test-time augmentation averages, the images first.
 
-    Args:
-        images: uint8 (B, C, H, W).
-        kind: "flip" adds the mirror image, "shift" the image moved by one pixel to each side (the edge repeated),
-            "flip+shift" both and the moved mirror images; "none" adds nothing.
-
-    Returns:
-        One batch for each view, uint8 (B, C, H, W).
+    "flip" adds the mirror images, "shift" the images moved by one pixel to each side (the edge repeated), "flip+shift"
+    both and the moved mirror images; "none" adds nothing.
     """
     found = [images]
     if "shift" in kind:
@@ -300,19 +247,23 @@ def _by_eight(images: Tensor) -> Tensor:
 
 def _rectangles(images: Tensor, top: Tensor, left: Tensor, tall: Tensor, wide: Tensor) -> Tensor:
     """True inside of one rectangle per image, bool (B, 1, H, W)."""
-    rows = torch.arange(images.shape[2], device=images.device)
-    columns = torch.arange(images.shape[3], device=images.device)
+    rows, columns = (torch.arange(size, device=images.device) for size in images.shape[2:])
     in_rows = (rows >= top[:, None]) & (rows < (top + tall)[:, None])  # (B, H)
     in_columns = (columns >= left[:, None]) & (columns < (left + wide)[:, None])  # (B, W)
     return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
 
 
-def _probability(transform: nn.Module, p: float) -> float:
-    refuse(ConfigError, (not 0 <= p <= 1, f"{type(transform).__name__}: p must be between 0 and 1, got {p}"))
-    return p
+def _log_uniform(draws: Tensor, span: Span) -> Tensor:
+    """Draws in [0, 1) spread over a span so that a factor and its inverse are as likely."""
+    low, high = math.log(span[0]), math.log(span[1])
+    return torch.exp(low + (high - low) * draws)
 
 
-def _value(transform: nn.Module, name: str, value: int) -> int:
-    name = f"{type(transform).__name__}: {name}"
-    refuse(ConfigError, (not 0 <= value <= 255, f"{name} must be between 0 and 255, got {value}"))
-    return value
+def _require(transform: nn.Module, right: bool, message: str) -> None:
+    if not right:
+        raise ConfigError(f"{type(transform).__name__}: {message}")
+
+
+def _within(transform: nn.Module, most: int, **options: float) -> None:
+    for name, value in options.items():
+        _require(transform, 0 <= value <= most, f"{name} must be between 0 and {most}, got {value}")

@@ -29,15 +29,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 from lightning import LightningDataModule
 from lightning.fabric.plugins import ClusterEnvironment
-from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins import CheckpointIO, LayerSync, Precision
-from lightning.pytorch.profilers import Profiler
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch import accelerators, callbacks, loggers, plugins, profilers, strategies
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim import Optimizer, lr_scheduler
 
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path, is_import_path, is_package, returned_class
@@ -49,15 +43,15 @@ TRUSTED_PACKAGES = ("vision_zoo", "torch", "torchvision", "lightning", "timm")
 KINDS: dict[str, tuple[type, ...]] = {
     "model.backbone": (nn.Module,),
     "model.optimizer": (Optimizer,),
-    "model.scheduler": (LRScheduler, ReduceLROnPlateau),
+    "model.scheduler": (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau),
     "data": (LightningDataModule,),
     "data.augmentation": (nn.Module,),
-    "trainer.accelerator": (Accelerator,),
-    "trainer.callbacks": (Callback,),
-    "trainer.logger": (Logger,),
-    "trainer.plugins": (Precision, ClusterEnvironment, CheckpointIO, LayerSync),
-    "trainer.profiler": (Profiler,),
-    "trainer.strategy": (Strategy,),
+    "trainer.accelerator": (accelerators.Accelerator,),
+    "trainer.callbacks": (callbacks.Callback,),
+    "trainer.logger": (loggers.Logger,),
+    "trainer.plugins": (plugins.Precision, ClusterEnvironment, plugins.CheckpointIO, plugins.LayerSync),
+    "trainer.profiler": (profilers.Profiler,),
+    "trainer.strategy": (strategies.Strategy,),
 }
 PURE_FUNCTIONS = ("torch.nn.functional", "torch._C._nn", "torch.nn.init")  # such as a network's activation
 CLASS_KEYS = ("class_path", "_class_path", "_instantiator")
@@ -79,8 +73,7 @@ class Allowlist:
     """The rule: which classes, functions and texts an option may hold.
 
     Args:
-        trusted_packages: further packages, of which classes of the right kind and, among the options of a class, any
-            functions are allowed.
+        trusted_packages: further ones: their classes of the right kind and, among options, their functions are allowed.
     """
 
     def __init__(self, trusted_packages: Sequence[str]) -> None:
@@ -88,12 +81,9 @@ class Allowlist:
         self.admitted = (*(name for name in TRUSTED_PACKAGES if not _lies_beside(name)), *self.own)
 
     def option(self, value: Any, place: str, *, is_text: bool = False) -> Iterator[str]:
-        """What is wrong with the value of an option.
+        """What is wrong with a value, plain data with classes in it, in a place such as "model.backbone.width".
 
-        Args:
-            value: plain data with classes in it.
-            place: where it stands, such as "model.backbone.width".
-            is_text: whether the parser keeps a text in this place as it is, see `_keeps_texts`.
+        A text is free to say anything where `is_text`, for the parser keeps it as it is, see `_keeps_texts`.
         """
         if isinstance(value, Mapping) and "class_path" in value:
             yield from self._class_with_options(value, place)
@@ -137,27 +127,26 @@ class Allowlist:
 
     def _name(self, name: str, place: str) -> Iterator[str]:
         """What is wrong with the path of a class or function in a place."""
-        package, slot = name.partition(".")[0], place.rpartition(".")[2]
-        found = self._found(name)
+        package, slot, found = name.partition(".")[0], place.rpartition(".")[2], self._found(name)
         if package not in self.admitted:
             yield _not_trusted(name, package)
-        elif found is None:
+            return
+        if found is None:
             # What only `fit` builds may be missing elsewhere, and there the parser says so.
             if not place.startswith("trainer.") or ".__" in name:
                 yield f"names {name} as {slot}, but {name} cannot be imported. {WEIGHTS_ALONE}"
-        else:
-            module = found.__name__ if inspect.ismodule(found) else getattr(found, "__module__", None) or name
-            home = str(module).partition(".")[0]
-            kinds = KINDS.get(place, (nn.Module,))
-            made = returned_class(found) if home in self.own and not inspect.isclass(found) else found
-            pure = callable(found) and name.rpartition(".")[0] in PURE_FUNCTIONS
-            harmless = home in self.own or pure or isinstance(found, torch.dtype)
-            if home not in self.admitted:
-                called = module if inspect.ismodule(found) else f"{module}.{getattr(found, '__name__', '')}"
-                yield _not_trusted(f"{name}, which is {called}", home)
-            elif not (inspect.isclass(made) and issubclass(made, kinds)) and (place in KINDS or not harmless):
-                expected = " or ".join(kind.__name__ for kind in kinds)
-                yield f"names {name} as {slot}, which is no {expected} class. {WEIGHTS_ALONE}"
+            return
+        module = found.__name__ if inspect.ismodule(found) else getattr(found, "__module__", None) or name
+        home, kinds = str(module).partition(".")[0], KINDS.get(place, (nn.Module,))
+        made = returned_class(found) if home in self.own and not inspect.isclass(found) else found
+        pure = callable(found) and name.rpartition(".")[0] in PURE_FUNCTIONS
+        harmless = home in self.own or pure or isinstance(found, torch.dtype)
+        if home not in self.admitted:
+            called = module if inspect.ismodule(found) else f"{module}.{getattr(found, '__name__', '')}"
+            yield _not_trusted(f"{name}, which is {called}", home)
+        elif not (inspect.isclass(made) and issubclass(made, kinds)) and (place in KINDS or not harmless):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            yield f"names {name} as {slot}, which is no {expected} class. {WEIGHTS_ALONE}"
 
     def _text(self, text: str, place: str, is_text: bool) -> Iterator[str]:
         """What is wrong with a text: where the parser may import or read what it names, it must be one plain line."""
@@ -176,12 +165,7 @@ class Allowlist:
 
 
 def untrusted(checkpoint: Mapping[str, Any], trusted_packages: Sequence[str]) -> Iterator[str]:
-    """What a checkpoint holds beyond what it may, as predicates of one sentence each.
-
-    Args:
-        checkpoint: of the right form, see `vision_zoo.checkpoints`; not `endless`.
-        trusted_packages: further packages, see `Allowlist`.
-    """
+    """What a checkpoint of the right form holds beyond what it may, as predicates of one sentence each."""
     allowlist = Allowlist(trusted_packages)
     facts = ("image_shape", "class_names", "mean", "std")  # which name nothing
     yield from allowlist.option({k: v for k, v in checkpoint["hyper_parameters"].items() if k not in facts}, "model")
@@ -200,13 +184,12 @@ def endless(node: Any) -> bool:
 
 def foreign_packages(config: Any) -> list[str]:
     """Packages of the classes and functions that a configuration names, save those that are trusted by themselves."""
-    found = set()
+    found: set[str] = set()
     for key, value, _ in _walk(config):
         if isinstance(value, str) and is_import_path(value):
             package = value.partition(".")[0]
-            if package not in TRUSTED_PACKAGES and (key in CLASS_KEYS or is_package(package)):
-                found.add(package)
-    return sorted(found)
+            found |= {package} if key in CLASS_KEYS or is_package(package) else set()
+    return sorted(found.difference(TRUSTED_PACKAGES))
 
 
 def trusting(packages: Iterable[str]) -> str:
@@ -241,13 +224,13 @@ def _walk(node: Any) -> Iterator[tuple[str, Any, int]]:
 def _keeps_texts(hint: Any) -> bool:
     """Whether the parser keeps a text as it is for this type: one of plain values, without a class or function."""
     origin = get_origin(hint)
-    return origin is Literal or (
-        all(map(_keeps_texts, get_args(hint))) if origin in _CONTAINERS else any(hint is t for t in _PLAIN_TYPES)
-    )
+    if origin in _CONTAINERS:
+        return all(map(_keeps_texts, get_args(hint)))
+    return origin is Literal or any(hint is plain for plain in _PLAIN_TYPES)
 
 
 def _hints(found: Any) -> dict[str, Any]:
-    """Types of the options of a class, with those that it hands on to the classes that it is derived from."""
+    """Types of the options of a class and of the classes that it is derived from, to which it may hand them on."""
     hints: dict[str, Any] = {}
     for base in reversed(found.__mro__) if inspect.isclass(found) else ():
         init: Any = getattr(base, "__init__", None)
@@ -267,7 +250,5 @@ def _lies_beside(package: str) -> bool:
 
 
 def _not_trusted(what: str, package: str) -> str:
-    return (
-        f"names {what}, code of a package that is not trusted. If you trust it, admit it with "
-        f"--trusted_packages {package}"
-    )
+    admit = f"If you trust it, admit it with --trusted_packages {package}"
+    return f"names {what}, code of a package that is not trusted. {admit}"

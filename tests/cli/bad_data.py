@@ -230,7 +230,7 @@ DATA = [
     Case(
         "folder with one picture each",
         FOLDER,
-        r"--data\.test_split 0\.1 needs at least one image of each class in both parts",
+        r"--data\.test_split needs at least one image of each class in both parts",
         lambda here: tiny.write_image_folder(here / "pictures", count=1),
     ),
     Case(

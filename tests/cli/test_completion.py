@@ -16,7 +16,7 @@ from vision_zoo.verbs import list_ as listing
 def complete(folder, *words: str) -> list[str]:
     """What bash offers for the last of the words."""
     ask = r"""COMP_WORDS=(vision_zoo "$@"); COMP_CWORD=$#; _vision_zoo; printf '%s\n' "${COMPREPLY[@]}" """
-    program = f"{completion.bash()}\n{ask}"
+    program = f"{completion.completion('bash')}\n{ask}"
     done = subprocess.run(
         ["bash", "-c", program, "bash", *words], cwd=folder, env={**os.environ, "LC_ALL": "C"}, capture_output=True,
         text=True, check=True,
@@ -68,6 +68,6 @@ def test_the_script_is_valid_and_names_what_there_is(shell, tmp_path, capsys):
 
 def test_a_name_that_a_shell_would_run_is_left_out(monkeypatch):
     monkeypatch.setattr(listing, "recipes", lambda: [{"name": "$(touch hacked)"}, {"name": "good"}])
-    script = completion.bash()
+    script = completion.completion("bash")
     assert "hacked" not in script
     assert "good" in script

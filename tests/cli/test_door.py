@@ -100,7 +100,7 @@ def test_every_common_option_is_one_of_the_full_parser(name, only_parsed, traine
     [
         (["fit", "--data.help", "MNIST5k"], "--data.batch_size"),
         (["fit", "--model.backbone.help", "ResNet"], "--model.backbone.depth"),
-        (["report", "--help_all"], "Write report.html"),
+        (["report", "--help_all"], "write an HTML report"),
     ],
 )
 def test_the_full_help_is_at_hand(words, expected, here, capsys):

@@ -150,20 +150,16 @@ LABELS = "MNIST/raw/train-labels-idx1-ubyte"
     ("name", "damage", "message"),
     [
         (IMAGES, lambda old: b"", "is broken .the file is empty"),
-        (
-            IMAGES,
-            lambda old: old[:-9],
-            r"is broken .156791 bytes of data instead of 156800 for the shape \(200, 28, 28\)",
-        ),
-        (IMAGES, lambda old: old + b"x", "156801 bytes of data instead of 156800"),
+        (IMAGES, lambda old: old[:-9], r"is broken .*array of size 156791 into shape \(200,\s?28,\s?28\)"),
+        (IMAGES, lambda old: old + b"x", "array of size 156801 into shape"),
         (IMAGES, lambda old: b"<html>" + old, "not an IDX file of 3 dimension.*: it starts with 3c68746d"),
-        (IMAGES, lambda old: old[:7], "cut short within its header"),
+        (IMAGES, lambda old: old[:7], "is broken .*buffer is smaller than requested size"),
         (
             IMAGES,
             lambda old: b"\0\0\x08\x03" + np.array([200, 14, 56], ">u4").tobytes() + old[16:],
             "14x56 instead of 28x28",
         ),
-        (LABELS, lambda old: old[:8] + b"\x0a" * 200, "labels from 10 to 10 in .*, but the 10 classes have 0 to 9"),
+        (LABELS, lambda old: old[:8] + b"\x0a" * 200, "labels from 10 to 10, but the 10 classes have 0 to 9"),
         (
             LABELS,
             lambda old: b"\0\0\x08\x01" + np.array([5], ">u4").tobytes() + old[8:13],

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 from unittest import mock
 
+import pytest
 import torch
 
 from tests.lightning_rows.options import OUR_SUMMARY, OWN, TWO_EPOCHS, column, plain, trained_alike
@@ -32,10 +33,9 @@ def found_rate(trial: Trial) -> bool:
     """The rate stands in the folder, in the configuration, and was trained with."""
     found = json.loads((trial.run / "lr_finder.json").read_text())
     rate = trial.config["model"]["optimizer"]["init_args"]["lr"]
-    used = {float(row["lr"]) for row in trial.rows if row.get("lr")}
-    return (
-        rate in found.values() and rate != 0.1 and used == {rate} and (trial.run / "lr_finder.png").stat().st_size > 0
-    )
+    used = [float(row["lr"]) for row in trial.rows if row.get("lr")]
+    assert used == pytest.approx([rate] * 30), "another rate was trained with"
+    return rate in found.values() and rate != 0.1 and (trial.run / "lr_finder.png").stat().st_size > 0
 
 
 def found_size(trial: Trial) -> bool:
@@ -52,8 +52,7 @@ def pruned(trial: Trial) -> bool:
 
 
 def averaged(trial: Trial, expected: dict[str, torch.Tensor]) -> bool:
-    """Whether best, where the last epoch is the best, and last hold the average, and a resumed run ends alike."""
-    assert trial.results["best_epoch"] == 3, "the last epoch is not the best: choose other options for this test"
+    """Whether best and last hold the average, which is better than what it is of, and a resumed run ends alike."""
     assert close(trial.saved("last"), expected), "last.ckpt does not hold the average"
     assert close(trial.saved("best"), expected), "best.ckpt does not hold the average"
     return trial.resumed_exactly(stop=2) and trial.resumed_exactly(stop=10)
@@ -74,9 +73,7 @@ def replaces_our_summary(trial: Trial) -> bool:
 def saves_beside_and_is_ignored(trial: Trial) -> bool:
     """The file of a crash is there, and a run that is continued is as if it were not."""
     assert (trial.here / "keep/on_exception.ckpt").exists(), "no file was saved at the crash"
-    (trial.here / "keep/on_exception.ckpt").rename(trial.here / "on_exception.ckpt")
     assert trial.checkpoint()["global_step"] == STEPS
-    (trial.here / "on_exception.ckpt").rename(trial.here / "keep/on_exception.ckpt")
     assert trial.main("fit", "--ckpt_path", "last", "--test_after_fit", "false") == 0, trial.text
     return trained_alike(trial, *TWO_EPOCHS)
 
@@ -135,7 +132,9 @@ CALLBACKS: dict[str, Row] = {
     "LambdaCallback": Row(
         callback("LambdaCallback", on_train_start=f"{OWN}.touch"), lambda t: (t.here / "touched").exists()
     ),
-    "LearningRateFinder": Row(callback("LearningRateFinder", min_lr=1e-4, num_training_steps=20), found_rate),
+    "LearningRateFinder": Row(
+        callback("LearningRateFinder", "--data.batch_size 1", min_lr=1e-4, num_training_steps=25), found_rate
+    ),
     "LearningRateMonitor": Row("--trainer.callbacks LearningRateMonitor", lambda t: "lr-SGD" in t.events()),
     "ModelCheckpoint": Row(
         callback("ModelCheckpoint", monitor="val/loss", filename="mine"),
@@ -169,7 +168,7 @@ CALLBACKS: dict[str, Row] = {
         code=1,
     ),
     "StochasticWeightAveraging": Row(
-        (*callback("StochasticWeightAveraging", swa_lrs=0.05, swa_epoch_start=2), *FOUR_EPOCHS),
+        (*callback("StochasticWeightAveraging", swa_lrs=0.5, swa_epoch_start=2, annealing_epochs=1), *FOUR_EPOCHS),
         lambda t: averaged(t, mean(t.seen.starts[1:4])),
     ),
     "ThroughputMonitor": Row(

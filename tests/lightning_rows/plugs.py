@@ -70,7 +70,7 @@ LOGGERS: dict[str, Row] = {
         Row(logger("WandbLogger", offline="true"), lambda t: bool(list(t.here.glob("wandb/offline-*")))),
     ),
     "CometLogger": needs("comet", logger("CometLogger")),
-    "LitLogger": needs("litlogger", logger("LitLogger")),
+    "LitLogger": Row(logger("LitLogger"), says("LitLogger"), code=2),  # no subclass of lightning's own Logger
 }
 
 
@@ -83,10 +83,10 @@ PROFILERS: dict[str, Row] = {
     "Profiler": Row(profile(f"{OWN}.Counter"), lambda t: int((t.here / "count.txt").read_text()) > 50),
     "SimpleProfiler": Row(
         profile("SimpleProfiler", dirpath=".", filename="time"),
-        lambda t: "run_training_epoch" in (t.here / "fit-time.txt").read_text(),
+        lambda t: any("run_training_epoch" in path.read_text() for path in t.here.glob("fit-time*.txt")),
     ),
     "SimpleProfiler, in the run": Row(
-        profile("SimpleProfiler", filename="time"), lambda t: (t.run / "fit-time.txt").exists()
+        profile("SimpleProfiler", filename="time"), lambda t: bool(list(t.run.glob("fit-time*.txt")))
     ),
     "AdvancedProfiler": Row(profile("AdvancedProfiler"), reported),
     "PyTorchProfiler": Row(
@@ -114,7 +114,7 @@ STRATEGIES: dict[str, Row] = {
             "fsdp": "GPU",
             "fsdp_cpu_offload": "GPU",
             "FSDPStrategy": "GPU",
-            "ModelParallelStrategy": "configure_model",
+            "ModelParallelStrategy": "ModelParallelStrategy",
             "deepspeed": "DeepSpeed",
             "deepspeed_stage_1": "DeepSpeed",
             "deepspeed_stage_2": "DeepSpeed",

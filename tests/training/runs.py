@@ -32,6 +32,7 @@ def state(path: Path) -> dict:
     checkpoint = torch.load(path, weights_only=True)
     for name in ("fit_seconds", "train_seconds"):
         checkpoint["callbacks"]["RunFolder"].pop(name)
+    checkpoint["callbacks"].pop("Timer", None)
     for name in ("vision_zoo", "datamodule_hyper_parameters"):
         checkpoint.pop(name)
     return checkpoint

@@ -13,7 +13,6 @@ from tests.conftest import QUICK
 from tests.training.runs import PLAIN, WITH_SWA, rows, same, state, stop_at
 from vision_zoo.__main__ import main
 from vision_zoo.classifier import Classifier
-from vision_zoo.specs import describe
 
 FASHION = [*PLAIN, "--model.backbone", "FashionCNN", "--data.image_size", "14", "--data.batch_size", "32"]
 SHORT = [*QUICK, "--trainer.max_epochs", "1", "--test_after_fit", "false"]
@@ -127,27 +126,12 @@ def test_the_head_is_trained_first_and_the_backbone_from_its_epoch_on(scheduler,
     groups = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
     assert len(groups) == 2
     if scheduler == "null":
-        assert [group["lr"] for group in groups] == pytest.approx([0.001, 0.0004])
+        assert [group["lr"] for group in groups] == pytest.approx([0.002, 0.0004])
 
 
 # -------------------------------------------------------------------------------------------------------------- finders
 
 
-@pytest.fixture
-def rate(monkeypatch):
-    """The classifier's learning rate, where it has no property for it yet."""
-    if not hasattr(Classifier, "lr"):
-
-        def set_lr(self, value):
-            self.optimizer.keywords["lr"] = value
-            self.hparams["optimizer"] = describe(self.optimizer)
-
-        monkeypatch.setattr(
-            Classifier, "lr", property(lambda self: self.optimizer.keywords["lr"], set_lr), raising=False
-        )
-
-
-@pytest.mark.usefixtures("rate")
 def test_a_learning_rate_that_is_found_is_the_runs_own(tmp_path, monkeypatch):
     finder = "[{class_path: LearningRateFinder, init_args: {min_lr: 0.0001, num_training_steps: 30}}]"
     words = [*PLAIN, "--trainer.callbacks", finder]
@@ -172,7 +156,7 @@ def test_a_learning_rate_that_is_found_is_the_runs_own(tmp_path, monkeypatch):
 
 def test_a_batch_size_that_is_found_is_the_runs_own(tmp_path, monkeypatch):
     finder = "[{class_path: BatchSizeFinder, init_args: {max_trials: 4, steps_per_trial: 1}}]"
-    words = [*PLAIN, "--trainer.callbacks", finder]
+    words = [*PLAIN, "--trainer.precision", "32-true", "--trainer.callbacks", finder]
     run = assert_a_stop_changes_nothing(words, tmp_path, monkeypatch, 8)
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]["batch_size"] == 16
     checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vision_zoo.__main__ import main
 from vision_zoo.classifier import Classifier
-from vision_zoo.training import lightning_patches, performance
+from vision_zoo.training import performance
 from vision_zoo.training.performance import TrainingPrecision, has_fast_bf16, match_layouts
 from vision_zoo.types import ImageShape
 
@@ -285,17 +285,6 @@ def test_the_layout_changes_no_logit_beyond_rounding():
         model.set_memory_format(channels_last=False)
         assert torch.equal(model(images), plain)
     assert F.cross_entropy(plain, torch.zeros(4, dtype=torch.long)).isfinite()
-
-
-def test_hooks_that_somebody_wrote_are_called_and_idle_ones_are_not():
-    class Watched(Classifier):
-        def on_train_batch_end(self, *arguments):
-            pytest.fail("asked for by nobody here")
-
-    model = Watched(Flattening, (3, 28, 28), "ab")
-    lightning_patches.skip_idle_hooks(model)
-    assert callable(model.on_train_batch_end)
-    assert model.on_train_batch_start is None
 
 
 # In a process of its own: one in which an allocation has failed, as it does in other tests, gets its memory elsewhere.

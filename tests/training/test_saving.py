@@ -14,6 +14,7 @@ from vision_zoo.classifier import Classifier
 from vision_zoo.errors import TrainingError
 from vision_zoo.files import write_file
 from vision_zoo.training import AtomicCheckpointIO, Saving
+from vision_zoo.training.saving import hard_link
 
 
 def test_checkpoints_of_a_callback_of_ones_own_are_kept_with_the_run(here):
@@ -106,7 +107,7 @@ def test_the_best_checkpoint_survives_a_crash_between_the_two(undisturbed, tmp_p
         assert main([*STATEFUL, *root]) == 1
     run = tmp_path / "runs" / "default" / "version_0"
     best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["callbacks"]["Saving"]
-    assert best["best_score"] == min(float(row["val/loss"]) for row in rows(run) if row["val/loss"])
+    assert best["best_score"] == pytest.approx(min(float(row["val/loss"]) for row in rows(run) if row["val/loss"]))
 
 
 def test_checkpoints_without_the_rest_of_their_run_can_be_continued(here):
@@ -198,3 +199,19 @@ def test_a_checkpoint_is_complete_or_the_old_one(tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="No space left"):
         write_file(tmp_path / "results.json", b"{}")
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_two_names_of_a_checkpoint_are_replaced_one_by_one_also_without_hard_links(links, tmp_path, monkeypatch):
+    if not links:
+        monkeypatch.delattr("os.link")
+    best, last = tmp_path / "best.ckpt", tmp_path / "last.ckpt"
+    best.write_bytes(b"first")
+    hard_link(best, last)
+    hard_link(best, last)
+    assert last.read_bytes() == b"first"
+    best.unlink()
+    best.write_bytes(b"second")
+    hard_link(best, last)
+    assert last.read_bytes() == b"second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]

@@ -1,10 +1,11 @@
 """Tutorial network for MNIST: five convolutional blocks with batch normalisation (Ioffe and Szegedy 2015)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
-from vision_zoo.backbones.shapes import num_features, require_at_least
+from vision_zoo.backbones.shapes import num_features, require
 from vision_zoo.types import ImageShape
 
 
@@ -31,30 +32,21 @@ class CNN(nn.Module):
         hidden: int = 50,
     ) -> None:
         super().__init__()
-        require_at_least("CNN", "widths", min(widths, default=0))
-        require_at_least("CNN", "hidden", hidden)
-        channels = [image_shape[0], *widths]
-        self.features = nn.Sequential(*(_block(channels[i], channels[i + 1]) for i in range(len(widths))))
+        require("CNN", widths=min(widths, default=0), hidden=hidden)
+        self.features = nn.Sequential(*(_block(*channels) for channels in pairwise((image_shape[0], *widths))))
+        fan_in = num_features("CNN", self.features, image_shape)
         self.head = nn.Sequential(
-            nn.Linear(num_features("CNN", self.features, image_shape), hidden),
-            nn.ReLU(),
-            nn.BatchNorm1d(hidden),
-            nn.Linear(hidden, num_classes),
+            nn.Linear(fan_in, hidden), nn.ReLU(), nn.BatchNorm1d(hidden), nn.Linear(hidden, num_classes)
         )
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images, float (B, C, H, W)."""
-        x: Tensor = self.features(images)  # (B, 512, 1, 1) for 28x28, by way of 14, 7, 4, 2
-        logits: Tensor = self.head(x.flatten(1))  # (B, num_classes)
-        return logits
+        x = self.features(images)  # (B, 512, 1, 1) for 28x28, by way of 14, 7, 4, 2
+        return self.head(x.flatten(1))  # (B, num_classes)
 
 
 def _block(in_channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(in_channels, width, 3, padding=1),  # (B, width, H, W)
-        nn.ReLU(),
-        nn.BatchNorm2d(width),
-        nn.Conv2d(width, width, 3, stride=2, padding=1),  # (B, width, ceil(H / 2), ceil(W / 2))
-        nn.ReLU(),
-        nn.BatchNorm2d(width),
+        *(nn.Conv2d(in_channels, width, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(width)),  # (B, width, H, W)
+        *(nn.Conv2d(width, width, 3, stride=2, padding=1), nn.ReLU(), nn.BatchNorm2d(width)),  # half of H and W
     )

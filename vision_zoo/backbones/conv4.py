@@ -1,8 +1,10 @@
 """Tutorial network for CIFAR-10: four convolutions whose sizes all follow from the image and a few numbers."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
-from vision_zoo.backbones.shapes import num_features, require_at_least, require_rate
+from vision_zoo.backbones.shapes import num_features, require
 from vision_zoo.types import ImageShape
 
 
@@ -30,24 +32,17 @@ class Conv4(nn.Module):
         drop_rate: float = 0.25,
     ) -> None:
         super().__init__()
-        require_at_least("Conv4", "initial_filters", initial_filters)
-        require_at_least("Conv4", "num_fc1", num_fc1)
-        require_rate("Conv4", drop_rate)
+        require("Conv4", initial_filters=initial_filters, num_fc1=num_fc1, drop_rate=drop_rate)
         layers: list[nn.Module] = []
-        in_channels = image_shape[0]
-        for width in (initial_filters * 2**i for i in range(4)):
+        for in_channels, width in pairwise((image_shape[0], *(initial_filters * 2**i for i in range(4)))):
             layers += [nn.Conv2d(in_channels, width, 3), nn.ReLU(), nn.MaxPool2d(2)]
-            in_channels = width
         self.features = nn.Sequential(*layers)
+        fan_in = num_features("Conv4", self.features, image_shape)
         self.head = nn.Sequential(
-            nn.Linear(num_features("Conv4", self.features, image_shape), num_fc1),
-            nn.ReLU(),
-            nn.Dropout(drop_rate),
-            nn.Linear(num_fc1, num_classes),
+            nn.Linear(fan_in, num_fc1), nn.ReLU(), nn.Dropout(drop_rate), nn.Linear(num_fc1, num_classes)
         )
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images, float (B, C, H, W)."""
-        x: Tensor = self.features(images)  # (B, 8 * initial_filters, 2, 2) for 64x64, by way of 31, 14, 6
-        logits: Tensor = self.head(x.flatten(1))  # (B, num_classes)
-        return logits
+        x = self.features(images)  # (B, 8 * initial_filters, 2, 2) for 64x64, by way of 31, 14, 6
+        return self.head(x.flatten(1))  # (B, num_classes)

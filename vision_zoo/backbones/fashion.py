@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor, nn
 
-from vision_zoo.backbones.shapes import num_features, require_rate
+from vision_zoo.backbones.shapes import num_features, require
 from vision_zoo.types import ImageShape
 
 
@@ -22,21 +22,17 @@ class DNN(nn.Module):
 
     def __init__(self, image_shape: ImageShape, num_classes: int, drop_rate: float = 0.25) -> None:
         super().__init__()
-        require_rate("DNN", drop_rate)
+        require("DNN", drop_rate=drop_rate)
         self.features = nn.Sequential(
-            nn.Linear(math.prod(image_shape), 256),
-            nn.ReLU(),
-            nn.Dropout(drop_rate),
-            nn.Linear(256, 128),
-            nn.ReLU(),
+            *(nn.Linear(math.prod(image_shape), 256), nn.ReLU(), nn.Dropout(drop_rate)),
+            *(nn.Linear(256, 128), nn.ReLU()),
         )
         self.head = nn.Linear(128, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images, float (B, C, H, W)."""
         x = self.features(images.flatten(1))  # (B, 128)
-        logits: Tensor = self.head(x)  # (B, num_classes)
-        return logits
+        return self.head(x)  # (B, num_classes)
 
 
 class FashionCNN(nn.Module):
@@ -56,26 +52,20 @@ class FashionCNN(nn.Module):
 
     def __init__(self, image_shape: ImageShape, num_classes: int, drop_rate: float = 0.25) -> None:
         super().__init__()
-        require_rate("FashionCNN", drop_rate)
+        require("FashionCNN", drop_rate=drop_rate)
         self.features = nn.Sequential(
-            nn.Conv2d(image_shape[0], 32, 3, padding=1),  # (B, 32, 28, 28) for 28x28
-            nn.BatchNorm2d(32),
-            nn.ReLU(),
+            *(nn.Conv2d(image_shape[0], 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()),  # (B, 32, 28, 28) for 28x28
             nn.MaxPool2d(2),  # (B, 32, 14, 14)
-            nn.Conv2d(32, 64, 3),  # (B, 64, 12, 12)
-            nn.BatchNorm2d(64),
-            nn.ReLU(),
+            *(nn.Conv2d(32, 64, 3), nn.BatchNorm2d(64), nn.ReLU()),  # (B, 64, 12, 12)
             nn.MaxPool2d(2),  # (B, 64, 6, 6)
         )
         self.head = nn.Sequential(
-            nn.Linear(num_features("FashionCNN", self.features, image_shape), 600),
-            nn.Dropout(drop_rate),
+            *(nn.Linear(num_features("FashionCNN", self.features, image_shape), 600), nn.Dropout(drop_rate)),
             nn.Linear(600, 120),
             nn.Linear(120, num_classes),
         )
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images, float (B, C, H, W)."""
-        x: Tensor = self.features(images)  # (B, 64, 6, 6) for 28x28
-        logits: Tensor = self.head(x.flatten(1))  # (B, num_classes)
-        return logits
+        x = self.features(images)  # (B, 64, 6, 6) for 28x28
+        return self.head(x.flatten(1))  # (B, num_classes)

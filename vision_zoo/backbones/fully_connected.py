@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from vision_zoo.backbones.shapes import require_at_least, require_rate
+from vision_zoo.backbones.shapes import require
 from vision_zoo.types import ImageShape
 
 
@@ -33,8 +33,7 @@ class FullyConnected(nn.Module):
         drop_rate: float = 0.5,
     ) -> None:
         super().__init__()
-        require_at_least("FullyConnected", "n_layers", n_layers)
-        require_rate("FullyConnected", drop_rate)
+        require("FullyConnected", n_layers=n_layers, drop_rate=drop_rate)
         in_features = math.prod(image_shape)
         step = int((in_features - num_classes) / n_layers)
         widths = [in_features - i * step for i in range(n_layers)]  # 784, 630, 476, 322, 168 for MNIST
@@ -50,7 +49,5 @@ class FullyConnected(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images, float (B, C, H, W)."""
-        x = images.flatten(1)  # (B, C * H * W)
-        x = self.features(x)  # (B, 168) for MNIST
-        logits: Tensor = self.head(x)  # (B, num_classes)
-        return logits
+        x = self.features(images.flatten(1))  # (B, 168) for MNIST
+        return self.head(x)  # (B, num_classes)

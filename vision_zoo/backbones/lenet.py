@@ -20,23 +20,14 @@ class LeNet5(nn.Module):
     def __init__(self, image_shape: ImageShape, num_classes: int) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(image_shape[0], 6, 5, padding=2),  # (B, 6, 28, 28) for 28x28
-            nn.Tanh(),
-            nn.AvgPool2d(2),  # (B, 6, 14, 14)
-            nn.Conv2d(6, 16, 5),  # (B, 16, 10, 10)
-            nn.Tanh(),
-            nn.AvgPool2d(2),  # (B, 16, 5, 5)
-            nn.Conv2d(16, 120, 5),  # (B, 120, 1, 1)
-            nn.Tanh(),
+            *(nn.Conv2d(image_shape[0], 6, 5, padding=2), nn.Tanh(), nn.AvgPool2d(2)),  # (B, 6, 14, 14) for 28x28
+            *(nn.Conv2d(6, 16, 5), nn.Tanh(), nn.AvgPool2d(2)),  # (B, 16, 5, 5)
+            *(nn.Conv2d(16, 120, 5), nn.Tanh()),  # (B, 120, 1, 1)
         )
-        self.head = nn.Sequential(
-            nn.Linear(num_features("LeNet5", self.features, image_shape), 84),
-            nn.Tanh(),
-            nn.Linear(84, num_classes),
-        )
+        fan_in = num_features("LeNet5", self.features, image_shape)
+        self.head = nn.Sequential(nn.Linear(fan_in, 84), nn.Tanh(), nn.Linear(84, num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images, float (B, C, H, W)."""
-        x: Tensor = self.features(images)  # (B, 120, 1, 1) for 28x28
-        logits: Tensor = self.head(x.flatten(1))  # (B, num_classes)
-        return logits
+        x = self.features(images)  # (B, 120, 1, 1) for 28x28
+        return self.head(x.flatten(1))  # (B, num_classes)

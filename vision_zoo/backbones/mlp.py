@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor, nn
 
-from vision_zoo.backbones.shapes import require_at_least
+from vision_zoo.backbones.shapes import require
 from vision_zoo.types import ImageShape
 
 
@@ -24,12 +24,11 @@ class MLP(nn.Module):
         super().__init__()
         in_features = math.prod(image_shape)
         width = in_features if hidden is None else hidden
-        require_at_least("MLP", "hidden", width)
+        require("MLP", hidden=width)
         self.features = nn.Sequential(nn.Linear(in_features, width), nn.ReLU())
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images, float (B, C, H, W)."""
         x = self.features(images.flatten(1))  # (B, hidden)
-        logits: Tensor = self.head(x)  # (B, num_classes)
-        return logits
+        return self.head(x)  # (B, num_classes)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from vision_zoo.backbones.shapes import num_features, require_rate
+from vision_zoo.backbones.shapes import num_features, require
 from vision_zoo.types import ImageShape
 
 
@@ -21,21 +21,15 @@ class SimpleCNN(nn.Module):
 
     def __init__(self, image_shape: ImageShape, num_classes: int, drop_rate: float = 0.2) -> None:
         super().__init__()
-        require_rate("SimpleCNN", drop_rate)
+        require("SimpleCNN", drop_rate=drop_rate)
         self.features = nn.Sequential(
-            nn.Conv2d(image_shape[0], 10, 5, padding=2),  # (B, 10, H, W)
-            nn.ReLU(),
-            nn.MaxPool2d(2, stride=1),  # (B, 10, H - 1, W - 1)
-            nn.Dropout(drop_rate),
+            *(nn.Conv2d(image_shape[0], 10, 5, padding=2), nn.ReLU()),  # (B, 10, H, W)
+            *(nn.MaxPool2d(2, stride=1), nn.Dropout(drop_rate)),  # (B, 10, H - 1, W - 1)
         )
-        self.head = nn.Sequential(
-            nn.Linear(num_features("SimpleCNN", self.features, image_shape), 128),
-            nn.ReLU(),
-            nn.Linear(128, num_classes),
-        )
+        fan_in = num_features("SimpleCNN", self.features, image_shape)
+        self.head = nn.Sequential(nn.Linear(fan_in, 128), nn.ReLU(), nn.Linear(128, num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images, float (B, C, H, W)."""
-        x: Tensor = self.features(images)  # (B, 10, 27, 27) for 28x28
-        logits: Tensor = self.head(x.flatten(1))  # (B, num_classes)
-        return logits
+        x = self.features(images)  # (B, 10, 27, 27) for 28x28
+        return self.head(x.flatten(1))  # (B, num_classes)

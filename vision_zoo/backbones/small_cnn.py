@@ -20,17 +20,12 @@ class SmallCNN(nn.Module):
     def __init__(self, image_shape: ImageShape, num_classes: int) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(image_shape[0], 6, 5),  # (B, 6, 24, 24) for 28x28
-            nn.ReLU(),
-            nn.MaxPool2d(2),  # (B, 6, 12, 12)
-            nn.Conv2d(6, 16, 5),  # (B, 16, 8, 8)
-            nn.ReLU(),
-            nn.MaxPool2d(2),  # (B, 16, 4, 4)
+            *(nn.Conv2d(image_shape[0], 6, 5), nn.ReLU(), nn.MaxPool2d(2)),  # (B, 6, 12, 12) for 28x28
+            *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),  # (B, 16, 4, 4)
         )
         self.head = nn.Linear(num_features("SmallCNN", self.features, image_shape), num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images, float (B, C, H, W)."""
-        x: Tensor = self.features(images)  # (B, 16, 4, 4)
-        logits: Tensor = self.head(x.flatten(1))  # (B, num_classes)
-        return logits
+        x = self.features(images)  # (B, 16, 4, 4)
+        return self.head(x.flatten(1))  # (B, num_classes)

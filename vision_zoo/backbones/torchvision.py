@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from vision_zoo.errors import ConfigError, ImageShapeError, did_you_mean, refuse
+from vision_zoo.errors import ConfigError, ImageShapeError, did_you_mean
 from vision_zoo.types import ImageShape
 
 _RGB = 3
@@ -54,14 +54,12 @@ class Torchvision(nn.Module):
         batch_norm_momentum: float | None = 0.1,
     ) -> None:
         super().__init__()
-        _require_name(name)
         self.name = name
-        chosen = None if weights is None else _find_weights(name, weights)
+        chosen = _find_weights(name, weights)
         _require_shape(name, image_shape)  # before anything is downloaded
-        if chosen is None:
-            self.network = _build(name, image_shape, num_classes)
-        else:
-            self.network = _build(name, image_shape, len(chosen.meta["categories"]))
+        outputs = num_classes if chosen is None else len(chosen.meta["categories"])
+        self.network = _build(name, image_shape, outputs)
+        if chosen is not None:
             _load(self.network, name, chosen, image_shape)
             _fit_classes(self.network, num_classes)
         for module in self.network.modules():
@@ -71,8 +69,7 @@ class Torchvision(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images, float (B, C, H, W)."""
-        logits: Tensor = self.network(images)  # (B, num_classes)
-        return logits
+        return self.network(images)  # (B, num_classes)
 
 
 class WithoutMemory(TorchFunctionMode):
@@ -82,11 +79,7 @@ class WithoutMemory(TorchFunctionMode):
     """
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         options = dict(kwargs or {})
         if func in (torch.empty, torch.ones, torch.zeros) and options.get("device") is None:
@@ -94,21 +87,19 @@ class WithoutMemory(TorchFunctionMode):
         return func(*args, **options)
 
 
-def _require_name(name: str) -> None:
+def _find_weights(name: str, weights: str | None) -> models.WeightsEnum | None:
+    """The pretrained weights of these names, or None for random ones; torchvision must know both names."""
     names = models.list_models(module=models)
-    hint = did_you_mean(name, names) or f"; there are {', '.join(names)}."
-    message = f"Torchvision: no network is named {name!r}{hint} Set --model.backbone.name to one of them"
-    refuse(ConfigError, (name not in names, message))
-
-
-def _find_weights(name: str, weights: str) -> models.WeightsEnum:
-    known = models.get_model_weights(name)
-    message = (
-        f"Torchvision: {name} has no weights named {weights!r}; "
-        f"set --model.backbone.weights to one of {', '.join(known.__members__)}, or leave it out for random weights"
-    )
-    refuse(ConfigError, (weights not in known.__members__, message))
-    return known[weights]
+    if name not in names:
+        hint = did_you_mean(name, names) or f"; there are {', '.join(names)}."
+        raise ConfigError(f"Torchvision: no network is named {name!r}{hint} Set --model.backbone.name to one of them")
+    known = models.get_model_weights(name).__members__
+    if weights is not None and weights not in known:
+        raise ConfigError(
+            f"Torchvision: {name} has no weights named {weights!r}; set --model.backbone.weights to one of "
+            f"{', '.join(known)}, or leave it out for random weights"
+        )
+    return None if weights is None else known[weights]
 
 
 def _build(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
@@ -121,8 +112,7 @@ def _build(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
     elif name in ("googlenet", "inception_v3"):
         # Their pretrained weights expect [-1, 1]; colour images normalised by ImageNet's mean are brought there.
         options |= {"aux_logits": False, "init_weights": True, "transform_input": channels == _RGB}
-    network: nn.Module = models.get_model(name, weights=None, **options)
-    return network
+    return models.get_model(name, weights=None, **options)
 
 
 def _load(network: nn.Module, name: str, weights: models.WeightsEnum, image_shape: ImageShape) -> None:
@@ -148,12 +138,10 @@ def _fit_classes(network: nn.Module, num_classes: int) -> None:
     """Replace the last linear layer (in SqueezeNet, the last convolution) by a fresh one."""
     layers = [(path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     path, last = layers[-1]
-    head: nn.Module
     if isinstance(last, nn.Linear):
-        head = nn.Linear(last.in_features, num_classes, bias=last.bias is not None)
+        network.set_submodule(path, nn.Linear(last.in_features, num_classes, bias=last.bias is not None))
     else:
-        head = nn.Conv2d(last.in_channels, num_classes, 1)
-    network.set_submodule(path, head)
+        network.set_submodule(path, nn.Conv2d(last.in_channels, num_classes, 1))
 
 
 def _fit_channels(network: nn.Module, channels: int) -> None:
@@ -162,18 +150,14 @@ def _fit_channels(network: nn.Module, channels: int) -> None:
         return
     first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
     rgb = first.weight.detach()  # (width, 3, k, k)
-    if channels == 1:
-        first.weight = nn.Parameter(rgb.sum(dim=1, keepdim=True))  # (width, 1, k, k)
-    else:
-        turns = [c % _RGB for c in range(channels)]
-        first.weight = nn.Parameter(rgb[:, turns] * (_RGB / channels))  # (width, channels, k, k)
+    turns = rgb[:, [c % _RGB for c in range(channels)]] * (_RGB / channels)  # (width, channels, k, k)
+    first.weight = nn.Parameter(rgb.sum(dim=1, keepdim=True) if channels == 1 else turns)
     first.in_channels = channels
 
 
 def _require_shape(name: str, image_shape: ImageShape) -> None:
     """Refuse images that the network cannot take, found by a dry run without computing."""
-    _, height, width = image_shape
-    failure = _dry_run(name, height, width)
+    failure = _dry_run(name, *image_shape[1:])
     if failure is None:
         return
     if _dry_run(name, _REFERENCE_SIZE, _REFERENCE_SIZE) is not None:

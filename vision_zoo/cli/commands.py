@@ -210,6 +210,7 @@ def _own_options(where: str, files: str) -> dict[str, Option]:
         name, kind = argument.arg, ast.unparse(argument.annotation) if argument.annotation else ""
         text = re.split(r"[.;:](?:\s|$)", " ".join(texts.get(name, "").split()))[0]
         values = " ".join(re.findall(r"'([^']+)'", _literals().get(kind, kind)))
+        values = {"shell": "bash zsh fish", "accelerator": "auto cpu gpu"}.get(name, values)
         plain = name in ("kind", "shell")  # words without a flag
         places = "FILES" if name == "images" else files if name == "output" else "FOLDERS" if name == "root" else ""
         bools = "true false" if "bool" in kind else ""

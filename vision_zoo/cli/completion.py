@@ -7,46 +7,39 @@ script is plain text, made in a tenth of a second; a new backbone shows after th
 
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 from vision_zoo.cli.commands import COMMANDS, Option
-from vision_zoo.errors import ConfigError, did_you_mean
+from vision_zoo.errors import ConfigError, did_you_mean, refuse
 from vision_zoo.verbs import list_ as listing
 
-SHELLS = ("bash", "zsh", "fish")
-# The names become part of a script that a shell evaluates.
-_SAFE = re.compile(r"[\w./+=-]+")
+_SAFE = re.compile(r"[\w./+=-]+")  # of names that become part of a script which a shell evaluates
 
 
 def main(words: Sequence[str]) -> int:
-    """Answer ``vision_zoo completion``.
-
-    Returns:
-        The exit code.
+    """Answer ``vision_zoo completion``; the exit code.
 
     Raises:
         ConfigError: if no known shell is named.
     """
     shell = words[0] if words else ""
-    if len(words) != 1 or shell not in SHELLS:
-        given = f", not {' '.join(words)!r}{did_you_mean(shell, SHELLS)}" if words else ""
-        raise ConfigError(
-            f'completion takes bash, zsh or fish{given}\nFor bash, in ~/.bashrc: eval "$(vision_zoo completion bash)"'
-        )
+    given = f", not {' '.join(words)!r}{did_you_mean(shell, SHELLS)}" if words else ""
+    bashrc = 'For bash, in ~/.bashrc: eval "$(vision_zoo completion bash)"'
+    problem = f"completion takes bash, zsh or fish{given}\n{bashrc}"
+    refuse(ConfigError, (len(words) != 1 or shell not in SHELLS, problem))
     print(completion(shell))
     return 0
 
 
-def completion(shell: Literal["bash", "zsh", "fish"]) -> str:
+def completion(shell: str) -> str:
     """Print a completion script for bash, zsh or fish.
 
     Args:
         shell: bash, zsh or fish.
     """
-    return {"bash": bash, "zsh": zsh, "fish": fish}[shell]()
+    return SHELLS[shell]()
 
 
-def _values(option: Option) -> tuple[list[str], str]:
+def _values(option: Option) -> tuple[str, str]:
     """The words that a shell offers for an option, and whether it adds FILES or FOLDERS."""
     words: list[str] = []
     files = ""
@@ -57,28 +50,24 @@ def _values(option: Option) -> tuple[list[str], str]:
             words += [row["name"] for row in getattr(listing, word)()]
         else:
             words.append(word)
-    return [word for word in words if _SAFE.fullmatch(word)], files
+    return " ".join(word for word in words if _SAFE.fullmatch(word)), files
 
 
 def _flags(name: str) -> list[Option]:
-    help_options = [Option("--help", "", "the common options")]
-    if not COMMANDS[name].light:
-        help_options.append(Option("--help_all", "", "all options"))
-    return [*(option for option in COMMANDS[name].options if option.flag), *help_options]
+    help_options = [Option("--help", "", "the common options"), Option("--help_all", "", "all options")]
+    shown = help_options[: 1 if COMMANDS[name].light else 2]
+    return [*(option for option in COMMANDS[name].options if option.flag), *shown]
 
 
-def bash() -> str:
+def _bash() -> str:
     """The script for bash; it also serves words of the form --option=value."""
-    cases = []
-    for name in COMMANDS:
-        for option in COMMANDS[name].options:
+    cases, flags = [], []
+    for name, command in COMMANDS.items():
+        for option in command.options:
             words, files = _values(option)
-            pattern = f"{name}:{option.flag}" if option.flag else f"{name}:{name}"
-            cases.append(f'        {pattern}) words="{" ".join(words)}" files={files or "none"} ;;')
-    flags = "\n".join(
-        f'            {name}) words="{" ".join(option.flag for option in _flags(name))}" ;;' for name in COMMANDS
-    )
-    values = "\n".join(cases)
+            cases.append(f'        {name}:{option.flag or name}) words="{words}" files={files or "none"} ;;')
+        flags.append(f'            {name}) words="{" ".join(option.flag for option in _flags(name))}" ;;')
+    lines = "\n"
     return f"""# bash completion of vision_zoo. In ~/.bashrc: eval "$(vision_zoo completion bash)"
 _vision_zoo() {{
     local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} words="" files=""
@@ -93,12 +82,12 @@ _vision_zoo() {{
         before=${{COMP_WORDS[COMP_CWORD-2]}}
     fi
     case ${{COMP_WORDS[1]}}:$before in
-{values}
+{lines.join(cases)}
     esac
     if [[ -z $files || ( $current == -* && $before != -* ) ]]; then
         files=none
         case ${{COMP_WORDS[1]}} in
-{flags}
+{lines.join(flags)}
         esac
     fi
     COMPREPLY=($(compgen -W "$words" -- "$current"))
@@ -112,38 +101,33 @@ _vision_zoo() {{
 complete -F _vision_zoo vision_zoo"""
 
 
-def zsh() -> str:
+def _zsh() -> str:
     """The script for zsh, which reads that of bash."""
     head = '# zsh completion of vision_zoo. In ~/.zshrc: eval "$(vision_zoo completion zsh)"'
-    return f"{head}\nautoload -Uz compinit bashcompinit && compinit && bashcompinit\n{bash()}"
+    return f"{head}\nautoload -Uz compinit bashcompinit && compinit && bashcompinit\n{_bash()}"
 
 
-def fish() -> str:
+def _fish() -> str:
     """The script for fish; commands and options come with their texts."""
-    lines = [
-        "# fish completion of vision_zoo. In ~/.config/fish/config.fish: vision_zoo completion fish | source",
-        "complete -c vision_zoo -f",
-    ]
+    lines = ["# fish completion of vision_zoo. In ~/.config/fish/config.fish: vision_zoo completion fish | source"]
+    lines.append("complete -c vision_zoo -f")
     for name, command in COMMANDS.items():
         lines.append(f"complete -c vision_zoo -n __fish_use_subcommand -a {name} -d {_quote(command.text)}")
-    for name in COMMANDS:
         seen = f"complete -c vision_zoo -n '__fish_seen_subcommand_from {name}'"
-        for option in COMMANDS[name].options:
+        plain = [option for option in command.options if not option.flag]
+        for option in [*plain, *_flags(name)]:
             words, files = _values(option)
-            offered = f" -a {_quote(' '.join(words))}" if words else ""
-            if files == "FOLDERS":
-                offered = " -a '(__fish_complete_directories)'"
-            if not option.flag:
-                lines.append(f"{seen}{offered}")
-            else:
-                kind = "-r -F" if files == "FILES" else "-x"
-                lines.append(f"{seen} -l {option.flag[2:]} {kind}{offered} -d {_quote(option.text)}")
-        lines += [
-            f"{seen} -l {option.flag[2:]} -d {_quote(option.text)}" for option in _flags(name) if not option.value
-        ]
+            offered = f" -a {_quote(words)}" if words else ""
+            offered = " -a '(__fish_complete_directories)'" if files == "FOLDERS" else offered
+            kind = "" if not option.value else " -r -F" if files == "FILES" else " -x"
+            about = f" -l {option.flag[2:]}{kind}{offered} -d {_quote(option.text)}" if option.flag else offered
+            lines.append(f"{seen}{about}")
     return "\n".join(lines)
 
 
 def _quote(text: str) -> str:
-    r"""One word for zsh and fish, which both read \' outside single quotes."""
+    r"""One word for fish, which reads \' outside single quotes."""
     return "'" + text.replace("'", "'\\''") + "'"
+
+
+SHELLS = {"bash": _bash, "zsh": _zsh, "fish": _fish}

@@ -13,6 +13,7 @@ from vision_zoo.checkpoints import Checkpoint, open_checkpoint
 from vision_zoo.cli.argv import Argv
 from vision_zoo.cli.names import CLASS_SLOTS, LIST_SLOTS, as_spec, class_choice, find_class, find_config, run_name_of
 from vision_zoo.cli.resuming import check_places, check_run_folder, resumed
+from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path, listed, options_of, without_downloads
@@ -26,12 +27,13 @@ DEFAULTS: Config = {  # of what a configuration leaves out
     "trainer": {"max_epochs": 10},
 }
 # What belongs to the experiment and stays when another dataset is named.
-SHARED_DATA_OPTIONS = (
-    "root", "batch_size", "val_split", "seed", "num_workers", "augmentation", "image_size", "shuffle", "mean", "std",
-)  # fmt: skip
+SHARED_DATA_OPTIONS = tuple(options_of(ImageDataModule))
 # The sections of a configuration that a command has.
-SECTIONS = dict.fromkeys(("fit", "validate", "test"), ("model", "data", "trainer"))
-SECTIONS |= {"summary": ("model", "data"), "show": ("data",)}
+SECTIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("fit", "validate", "test"), ("model", "data", "trainer")),
+    "summary": ("model", "data"),
+    "show": ("data",),
+}
 # Options with the weights that a network begins with; those of a checkpoint replace them.
 FIRST_WEIGHTS = ("model.weights", "model.backbone.weights", "model.backbone.init_args.weights")
 
@@ -312,7 +314,7 @@ def kept_data_options(class_path: str, options: Mapping[str, Any]) -> Config:
         value = options.get(name)
         count = name == "val_split" and isinstance(value, (int, float)) and value > 1
         per_channel = name in ("mean", "std") and isinstance(value, list) and len(value) > 1
-        foreign = per_channel and (not isinstance(channels, tuple) or len(channels) != len(value))
+        foreign = per_channel and (not isinstance(channels, tuple) or len(channels) != len(value or ()))
         if name in options and name in known and not count and not foreign:
             kept[name] = value
     return kept

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from lightning.pytorch import callbacks
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.optim.swa_utils import SWALR
 
 from vision_zoo.errors import ConfigError
@@ -40,6 +41,12 @@ def _on_cpu(options: Options) -> bool:
 
 
 LIMITS = (
+    Limit(
+        "strategy ModelParallelStrategy",
+        lambda options: isinstance(options.get("strategy"), ModelParallelStrategy),
+        "it asks the module's configure_model how to cut the network, which a module around any network "
+        "cannot know. Take fsdp",
+    ),
     Limit(
         "callbacks ModelCheckpoint with save_last, or with filename best or last, and without dirpath",
         _with(callbacks.ModelCheckpoint, _replaces_ours),

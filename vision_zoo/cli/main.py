@@ -87,7 +87,8 @@ def _options_of(function: Callable[..., Any], verb: str, argv: Argv) -> dict[str
     stray = argv.stray
     if verb == "predict":  # the parser takes a list only as a bracketed word
         by_hand["images"], stray = [*argv.values("images"), *argv.stray], ()
-    parser = ArgumentParser(prog=f"vision_zoo {verb}", exit_on_error=False, allow_abbrev=False)
+    about = COMMANDS[verb].text
+    parser = ArgumentParser(prog=f"vision_zoo {verb}", description=about, exit_on_error=False, allow_abbrev=False)
     added = parser.add_function_arguments(function, skip={*by_hand}, fail_untyped=True)
     for name in by_hand:
         parser.add_argument(f"--{name}", help="files, folders and patterns" if name == "images" else SHARED[name].text)

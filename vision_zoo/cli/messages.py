@@ -31,9 +31,13 @@ def explain(error: BaseException) -> tuple[str, int]:
         if isinstance(link, VisionZooError):
             return str(link), link.exit_code
     for link in chain:
+        if isinstance(link, ModuleNotFoundError):  # of a logger, a strategy, or the user's own code
+            return f"a package is missing: {link}".strip(), 2
+        if isinstance(link, MisconfigurationException):
+            return tidy(str(link)), 2
         if lost := lost_process(link):
             return str(lost), lost.exit_code
-    if isinstance(error, (ArgumentError, MisconfigurationException)):
+    if isinstance(error, ArgumentError):
         return tidy(str(error)), 2
     if isinstance(error, ValueError) and "does not match the world size" in str(error):
         return processes_to_count(), 2
@@ -42,13 +46,11 @@ def explain(error: BaseException) -> tuple[str, int]:
             "there is not enough memory: set --data.batch_size or --data.image_size lower, or take a smaller network "
             f"({first_line(error)})"
         ), 1
-    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-        return (
-            "a process that decodes images was lost, often for lack of (shared) memory: set --data.num_workers lower, "
-            f"0 for none ({first_line(error)})"
-        ), 1
-    if isinstance(error, ModuleNotFoundError):  # of a callback or of the user's own code
-        return f"a package is missing: {error}".strip(), 1
+    if isinstance(error, ValueError) and "any of the Union subtypes" in str(error):  # of a class that cannot be built
+        reasons = re.findall(r"^ +- (?!Expected an? )(.+(?:\n {6,}.+)*)", str(error), re.MULTILINE)
+        return " ".join("; ".join(reasons).split()) or str(error), 2
+    if "returned nan values" in str(error):  # with --trainer.detect_anomaly true
+        return str(error), 1
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or 'a file'} cannot be read or written: {error.strerror}", 1
     return (
@@ -70,7 +72,7 @@ def tidy(message: str) -> str:
         if keys:
             names = [f"{option}.{name.strip()}" for name in needed[1].split(",")]
         else:
-            names = [f"--{name.strip().split('.', 1)[1]}" for name in needed[1].split(",")]
+            names = [f"--{name.strip()}" for name in needed[1].split(",")]
         return f"{' and '.join(names)} must be given, on the command line or in a --config file"
     if keys:
         inner: list[str] = []  # lines about the innermost option: those that are indented further than its own
@@ -145,7 +147,8 @@ def quiet() -> None:
     warnings.formatwarning = _warning_text
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # the report of a profiler was asked for
+    for name in ("profilers", "callbacks.model_summary"):  # what they print was asked for
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
 
 
 def _warning_text(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch.loggers import Logger
 
 from vision_zoo.errors import ConfigError, did_you_mean
 from vision_zoo.files import expanded
@@ -67,6 +68,9 @@ def find_class(name: str, slot: str) -> str:
     for package in CLASS_SLOTS[slot]:
         classes = dict(inspect.getmembers(importlib.import_module(package), inspect.isclass))
         own = {key for key, value in classes.items() if key[0] != "_" and value.__module__.startswith(package)} - _BASES
+        if name in own and slot == "trainer.logger" and not issubclass(classes[name], Logger):
+            where = classes[name].__module__
+            raise ConfigError(f"--{slot} {name}: {where}.{name} is a logger of Fabric, not of the Trainer")
         if name in own:
             return f"{package}.{name}"
         known |= own

@@ -70,7 +70,7 @@ class Parser(LightningCLI):
             ImageDataModule,
             save_config_callback=None,
             trainer_class=Trainer,
-            trainer_defaults={"enable_model_summary": False, "num_sanity_val_steps": 0},
+            trainer_defaults={"num_sanity_val_steps": 0},
             seed_everything_default=0,
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "prog": f"vision_zoo {request.verb}"},
             subclass_mode_data=True,
@@ -128,10 +128,8 @@ class Parser(LightningCLI):
         if model is not None and isinstance(weights := model.get("weights"), str) and Path(weights).is_dir():
             model["weights"] = str(find_checkpoint(weights, Path(), "best"))
         if self.request.argv.values("data.root") and data and data["class_path"] == "vision_zoo.data.MNIST5k":
-            _warn(
-                "--data.root is not used, for the images of MNIST5k come with a package; a folder of images: --data "
-                "ImageFolder"
-            )
+            where = "a folder of images: --data ImageFolder"
+            _note(f"vision_zoo: --data.root is not used, for the images of MNIST5k come with a package; {where}")
 
     def _set_seed(self) -> None:
         seed = self.config.get("seed_everything")
@@ -146,7 +144,7 @@ class Parser(LightningCLI):
         checkpoint = self.request.checkpoint
         if checkpoint is not None and checkpoint.config and "model" in self.config:
             for line in changes(checkpoint, self.plain_config(), self.request.verb):
-                _warn(line)
+                _note(line)
 
     # -------------------------------------------------------------------------------------------------- configuration
 
@@ -222,8 +220,8 @@ def load_weights(model: Classifier, checkpoint: Checkpoint) -> None:
     model.eval()
 
 
-def _warn(text: str) -> None:
-    rank_zero_only(partial(print, file=sys.stderr))(f"vision_zoo: {text}")
+def _note(text: str) -> None:
+    rank_zero_only(partial(print, file=sys.stderr))(text)
 
 
 def _constant(value: Any, _: Any) -> Any:

@@ -11,18 +11,6 @@ from vision_zoo.data.svhn import SVHN
 from vision_zoo.data.usps import USPS
 
 __all__ = [
-    "CIFAR10",
-    "CIFAR100",
-    "EMNIST",
-    "KMNIST",
-    "MNIST",
-    "QMNIST",
-    "STL10",
-    "SVHN",
-    "USPS",
-    "ArrayFile",
-    "FashionMNIST",
-    "ImageDataModule",
-    "ImageFolder",
-    "MNIST5k",
-]
+    "CIFAR10", "CIFAR100", "EMNIST", "KMNIST", "MNIST", "QMNIST", "STL10", "SVHN", "USPS",
+    "ArrayFile", "FashionMNIST", "ImageDataModule", "ImageFolder", "MNIST5k",
+]  # fmt: skip

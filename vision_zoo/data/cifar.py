@@ -1,6 +1,7 @@
 """CIFAR-10 and CIFAR-100: 32x32 colour photos (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html)."""
 
 import pickle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,41 +32,31 @@ class CIFAR10(ImageDataModule):
     image_shape = (3, 32, 32)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
-    torchvision_class: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR10
+    torchvision_class = datasets.CIFAR10
     folder = "cifar-10-batches-py"
-    names: ClassVar[dict[str, list[str]]] = {
-        "train": [f"data_batch_{number}" for number in range(1, 6)],
+    names: Mapping[str, Sequence[str]] = {
+        "train": [f"data_batch_{n}" for n in range(1, 6)],
         "test": ["test_batch"],
     }
-    key: ClassVar[str] = "labels"
-
-    def files(self) -> list[str]:
-        """The pickled batches."""
-        return [*self.names["train"], *self.names["test"]]
-
-    def download(self, root: Path) -> None:
-        """Fetch and unpack the archive with torchvision."""
-        self.torchvision_class(root, download=True)
+    key: ClassVar[str] = "labels"  # of the labels in the pickled batches
 
     def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 3, 32, 32) in [0, 255] and int64 (N,) in [0, K)."""
         paths = [self.root / self.folder / name for name in self.names[split]]
-        parts = []
+        parts, filenames = [], None
         for path in paths:
             with self._reading(path, _BROKEN):
-                parts.append(_read_batch(path, self.key))
-        self._compare_checksums(paths, split)
-        return LabelledImages(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-
-    def _compare_checksums(self, paths: list[Path], split: str) -> None:
-        published = dict(getattr(self.torchvision_class, f"{split}_list"))
-        if not all(check_md5(str(path), published[path.name]) for path in paths):
-            self.note = "JPEG copy" if _from_jpeg(paths[0]) else "not the published files"
+                part, filenames = _read_batch(path, self.key)
+            parts.append(part)
+        checksums = dict(getattr(self.torchvision_class, f"{split}_list"))
+        if not all(check_md5(str(path), checksums[path.name]) for path in paths):
+            self.note = "JPEG copy" if _from_jpeg(filenames) else "not the published files"
             rank_zero_warn(
                 f"{type(self).__name__}: the {split} files in {paths[0].parent} are not the published ones (other "
                 "checksums), so results do not compare with published figures",
                 category=UserWarning,
             )
+        return LabelledImages(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
 class CIFAR100(CIFAR10):
@@ -87,7 +78,7 @@ class CIFAR100(CIFAR10):
 
     torchvision_class = datasets.CIFAR100
     folder = "cifar-100-python"
-    names: ClassVar[dict[str, list[str]]] = {"train": ["train"], "test": ["test"]}
+    names: Mapping[str, Sequence[str]] = {"train": ["train"], "test": ["test"]}
     key = "fine_labels"
 
 
@@ -95,17 +86,17 @@ class _ArraysOnly(pickle.Unpickler):
     """Admits numpy arrays among the plain values, and calls nothing else that a file may name."""
 
     def find_class(self, module: str, name: str) -> Any:
-        rebuild = np.empty(0).__reduce__()[0]  # numpy.core.multiarray._reconstruct, which moved in numpy 2
+        rebuild = np.empty(0).__reduce__()[0]
         admitted = {
-            ("numpy.core.multiarray", "_reconstruct"): rebuild,
-            ("numpy._core.multiarray", "_reconstruct"): rebuild,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("_codecs", "encode"): _latin1,
+            "numpy.core.multiarray._reconstruct": rebuild,
+            "numpy._core.multiarray._reconstruct": rebuild,  # where it moved to in numpy 2
+            "numpy.ndarray": np.ndarray,
+            "numpy.dtype": np.dtype,
+            "_codecs.encode": _latin1,
         }
         foreign = f"it names {module}.{name}, which has no place in this dataset"
-        refuse(pickle.UnpicklingError, ((module, name) not in admitted, foreign))
-        return admitted[module, name]
+        refuse(pickle.UnpicklingError, (f"{module}.{name}" not in admitted, foreign))
+        return admitted[f"{module}.{name}"]
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -113,14 +104,13 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _from_jpeg(path: Path) -> bool:
+def _from_jpeg(filenames: object) -> bool:
     """Whether a batch names its images as JPEGs; the published ones are PNGs."""
-    with path.open("rb") as file:
-        names = _ArraysOnly(file, encoding="latin1").load().get("filenames")
-    return isinstance(names, list) and bool(names) and str(names[0]).endswith((".jpg", ".jpeg"))
+    return isinstance(filenames, list) and str(filenames[:1]).endswith((".jpg']", ".jpeg']"))
 
 
-def _read_batch(path: Path, key: str) -> LabelledImages:
+def _read_batch(path: Path, key: str) -> tuple[LabelledImages, object]:
+    """The images and labels of a batch, and its names of the images."""
     with path.open("rb") as file:
         content = _ArraysOnly(file, encoding="latin1").load()
     absent = not isinstance(content, dict) or "data" not in content or key not in content
@@ -131,4 +121,5 @@ def _read_batch(path: Path, key: str) -> LabelledImages:
         (rows.dtype != np.uint8 or rows.shape[1:] != (3072,), "data is not a table of 3072 bytes per image"),
         (labels.shape != rows.shape[:1], f"{len(rows)} images but labels of shape {labels.shape}"),
     )
-    return LabelledImages(torch.from_numpy(rows.reshape(-1, 3, 32, 32).copy()), torch.from_numpy(labels))
+    images = torch.from_numpy(rows.reshape(-1, 3, 32, 32).copy())
+    return LabelledImages(images, torch.from_numpy(labels)), content.get("filenames")

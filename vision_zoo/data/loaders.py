@@ -1,7 +1,7 @@
 """The loader, which hands out whole batches, knows where it is in an epoch, and shares the work among processes."""
 
-import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from vision_zoo.data.decode import decoding_threads
-from vision_zoo.data.sources import InMemory, Source, pump
+from vision_zoo.data.sources import Files, Source, pump
 from vision_zoo.errors import DataError, refuse
 from vision_zoo.types import Batch, LabelledImages
 
 _AT_ONCE = 64  # images that a thread decodes
 
 
+@dataclass(eq=False)
 class Loader:
     """Batches of a source: ordered by (seed, epoch), sharded over processes, continued after a restart.
 
@@ -35,29 +36,19 @@ class Loader:
         world_size: how many processes there are.
     """
 
+    source: Source
+    indices: Tensor
+    batch_size: int
+    threads: int = 0
+    training: bool = False
+    shuffle: bool = False
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
     batch_sampler = None
 
-    def __init__(
-        self,
-        source: Source,
-        indices: Tensor,
-        batch_size: int,
-        threads: int = 0,
-        training: bool = False,
-        shuffle: bool = False,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.source = source
-        self.indices = indices
-        self.batch_size = batch_size
-        self.threads = threads
-        self.training = training
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+    def __post_init__(self) -> None:
         self.epoch = 0
         self._handed_out = 0  # batches of this epoch
         self._restored: dict[str, int] = {}
@@ -78,7 +69,7 @@ class Loader:
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continue the epoch of the state at the next batch; other epochs start at their first."""
         self.check_state(state_dict)
-        self._restored = dict(state_dict)
+        self._restored = state_dict
 
     def check_state(self, state_dict: dict[str, int]) -> None:
         """Refuse the state of another number of images with a DataError."""
@@ -92,9 +83,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches of one epoch in this process."""
-        count = self._shard_size()
-        batches = math.ceil(count / self.batch_size)
-        return batches - 1 if self._joins_last(count) else batches
+        return len(self._divided(self.indices))
 
     def __iter__(self) -> Iterator[Batch]:
         # Lightning calls iter() before it sets the epoch, so nothing may be looked at before the first next().
@@ -117,31 +106,25 @@ class Loader:
             # torch's CPU generator takes only 32 bits of a seed, so seed and epoch are mixed before.
             mixed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
             order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(mixed))]
-        shard = order[self.rank :: self.world_size][: self._shard_size()]
-        if not len(shard):
-            return []
-        batches = list(torch.split(shard, self.batch_size))
-        if self._joins_last(len(shard)):
+        return self._divided(order)
+
+    def _divided(self, order: Tensor) -> list[Tensor]:
+        """What this process gets of the images in their order, int64 (N,), in batches."""
+        shard = order[self.rank :: self.world_size]
+        shard = shard[: len(order) // self.world_size] if self.training else shard
+        batches = list(shard.split(self.batch_size)) if len(shard) else []
+        if self.training and self.batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches
-
-    def _shard_size(self) -> int:
-        if self.training:
-            return len(self.indices) // self.world_size
-        return len(range(self.rank, len(self.indices), self.world_size))
-
-    def _joins_last(self, count: int) -> bool:
-        return self.training and self.batch_size > 1 and count > self.batch_size and count % self.batch_size == 1
 
 
 def fetch_all(source: Source, indices: Tensor) -> LabelledImages:
     """These images, int64 (N,), in this order, without the files that cannot be decoded."""
-    if isinstance(source, InMemory):
+    if not isinstance(source, Files):
         return LabelledImages(*source.fetch(indices)[:2])
-    images, labels, done = None, torch.empty(len(indices), dtype=torch.int64), 0
+    images, labels = torch.empty((len(indices), *source.image_shape), dtype=torch.uint8), torch.empty_like(indices)
+    done = 0
     for part, part_labels in Loader(source, indices, _AT_ONCE, decoding_threads()):
-        if images is None:
-            images = torch.empty((len(indices), *part.shape[1:]), dtype=torch.uint8)
         images[done : done + len(part)], labels[done : done + len(part)] = part, part_labels
         done += len(part)
-    return LabelledImages(torch.empty(0) if images is None else images[:done], labels[:done])
+    return LabelledImages(images[:done], labels[:done])

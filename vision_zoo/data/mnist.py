@@ -1,11 +1,11 @@
 """MNIST and its successors in the IDX format: 28x28 gray images."""
 
 import gzip
-import math
 import string
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,31 +27,21 @@ class MNIST(ImageDataModule):
     image_shape = (1, 28, 28)
     mean, std = (0.1307,), (0.3081,)
 
-    torchvision_class: ClassVar[type[datasets.MNIST]] = datasets.MNIST
+    torchvision_class = datasets.MNIST
     folder = "MNIST/raw"
-    names: ClassVar[dict[str, tuple[str, str]]] = {
+    names: Mapping[str, Sequence[str]] = {
         "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
         "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
     }
 
     def files(self) -> list[str]:
         """The IDX files, plain or gzipped."""
-        return [f"{name}|{name}.gz" for split in ("train", "test") for name in self._names(split)]
-
-    def download(self, root: Path) -> None:
-        """Fetch all files with torchvision."""
-        self.torchvision_class(root, download=True)
+        return [f"{name}|{name}.gz" for name in super().files()]
 
     def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 1, 28, 28) in [0, 255] and int64 (N,) in [0, K)."""
-        images, labels = (self._read_idx(name) for name in self._names(split))
-        return LabelledImages(images[:, None], self._classes(labels.long()))
-
-    def _names(self, split: str) -> tuple[str, str]:
-        return self.names[split]
-
-    def _classes(self, labels: Tensor) -> Tensor:
-        return labels
+        images, labels = (self._read_idx(name) for name in self.names[split])
+        return LabelledImages(images[:, None], labels.long())
 
     def _read_idx(self, name: str) -> Tensor:
         path = self.root / self.folder / name
@@ -85,18 +75,17 @@ class KMNIST(MNIST):
 class QMNIST(MNIST):
     """MNIST rebuilt with all 60,000 test digits (Yadav and Bottou 2019, https://arxiv.org/abs/1905.10498)."""
 
+    torchvision_class = datasets.QMNIST
+    torchvision_options = ({"train": True}, {"train": False})
     folder = "QMNIST/raw"
-    names: ClassVar[dict[str, tuple[str, str]]] = {
+    names: Mapping[str, Sequence[str]] = {
         split: (f"qmnist-{split}-images-idx3-ubyte", f"qmnist-{split}-labels-idx2-int") for split in ("train", "test")
     }
 
-    def download(self, root: Path) -> None:
-        """Fetch all files with torchvision, which takes one split at a time."""
-        for train in (True, False):
-            datasets.QMNIST(root, train=train, download=True)
-
-    def _classes(self, labels: Tensor) -> Tensor:
-        return labels[:, 0]  # the other columns say who wrote the digit
+    def load(self, split: Split) -> LabelledImages:
+        """uint8 (N, 1, 28, 28) in [0, 255] and int64 (N,) in [0, 10)."""
+        images, labels = super().load(split)
+        return LabelledImages(images, labels[:, 0])  # the other columns say who wrote the digit
 
 
 class EMNIST(MNIST):
@@ -110,6 +99,7 @@ class EMNIST(MNIST):
 
     class_names = (*DIGITS, *string.ascii_uppercase, *"abdefghnqrt")
     mean, std = (0.174,), (0.332,)  # of all six selections, to three digits
+    torchvision_class = datasets.EMNIST
     folder = "EMNIST/raw"
 
     def __init__(
@@ -120,6 +110,11 @@ class EMNIST(MNIST):
         **options: Any,
     ) -> None:
         self.split_name = split_name
+        self.torchvision_options = [{"split": split_name}]
+        self.names = {
+            split: [f"emnist-{split_name}-{split}-{kind}" for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+            for split in ("train", "test")
+        }
         if split_name == "byclass":
             self.class_names = (*DIGITS, *string.ascii_uppercase, *string.ascii_lowercase)
         elif split_name == "letters":
@@ -128,21 +123,11 @@ class EMNIST(MNIST):
             self.class_names = DIGITS
         super().__init__(root=root, **options)
 
-    def download(self, root: Path) -> None:
-        """Fetch the one archive of all selections with torchvision."""
-        datasets.EMNIST(root, split=self.split_name, download=True)
-
     def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 1, 28, 28) in [0, 255], upright, and int64 (N,) in [0, K)."""
         images, labels = super().load(split)
-        return LabelledImages(images.transpose(2, 3), labels)  # the files hold columns
-
-    def _names(self, split: str) -> tuple[str, str]:
-        prefix = f"emnist-{self.split_name}-{split}"
-        return f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
-
-    def _classes(self, labels: Tensor) -> Tensor:
-        return labels - 1 if self.split_name == "letters" else labels  # letters are counted from 1
+        # The files hold columns, and letters are counted from 1.
+        return LabelledImages(images.transpose(2, 3), labels - int(self.split_name == "letters"))
 
 
 def read_idx(path: Path, dimensions: int, image_size: tuple[int, ...] = ()) -> Tensor:
@@ -153,27 +138,16 @@ def read_idx(path: Path, dimensions: int, image_size: tuple[int, ...] = ()) -> T
     """
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)  # a few packed kilobytes may unpack to more than any memory holds
-    kinds: dict[int, np.dtype[Any]] = {8: np.dtype(np.uint8), 12: np.dtype(">i4")}
-    header = 4 + 4 * dimensions
-    known = content[:2] == b"\0\0" and content[3:4] == bytes([dimensions])
-    kind = kinds.get(content[2] if known else 0)
-    complete = kind is not None and len(content) >= header
-    shape = tuple(np.frombuffer(content, ">u4", dimensions, 4).tolist()) if complete else ()
-    expected = header + math.prod(shape) * (kind.itemsize if kind else 0)
+    kinds: dict[bytes, np.dtype[Any]] = {b"\0\0\x08": np.dtype(np.uint8), b"\0\0\x0c": np.dtype(">i4")}
+    foreign = content[:3] not in kinds or content[3:4] != bytes([dimensions])
     refuse(
         ValueError,
         (len(content) > MOST_BYTES, f"more than {MOST_BYTES:,} bytes"),
         (not content, "the file is empty"),
-        (kind is None, f"not an IDX file of {dimensions} dimension(s): it starts with {content[:4].hex()}"),
-        (not complete, "cut short within its header"),
-        (
-            len(content) != expected,
-            f"{len(content) - header} bytes of data instead of {expected - header} for the shape {shape}",
-        ),
-        (
-            image_size and shape[1:] != image_size,
-            f"images of {'x'.join(map(str, shape[1:]))} instead of {'x'.join(map(str, image_size))}",
-        ),
+        (foreign, f"not an IDX file of {dimensions} dimension(s): it starts with {content[:4].hex()}"),
     )
-    array = np.frombuffer(content, kind, offset=header).reshape(shape)
+    shape = tuple(np.frombuffer(content, ">u4", dimensions, offset=4).tolist())
+    array = np.frombuffer(content, kinds[content[:3]], offset=4 + 4 * dimensions).reshape(shape)
+    other = f"images of {'x'.join(map(str, shape[1:]))} instead of {'x'.join(map(str, image_size))}"
+    refuse(ValueError, (image_size and shape[1:] != image_size, other))
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))

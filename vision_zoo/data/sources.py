@@ -4,6 +4,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vision_zoo.data.decode import UNREADABLE, Resize, decode
-from vision_zoo.errors import DataError
+from vision_zoo.errors import DataError, refuse
 from vision_zoo.types import ImageShape
 
 B = TypeVar("B")
@@ -35,12 +36,11 @@ class Fetched(NamedTuple):
 class Source:
     """Labelled images, of which any few can be fetched.
 
-    Args:
+    Attributes:
         labels: int64 (N,) in [0, K).
     """
 
-    def __init__(self, labels: Tensor) -> None:
-        self.labels = labels
+    labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,18 +58,19 @@ class Source:
         """Name files that could not be decoded, each once."""
 
 
+@dataclass(eq=False)
 class InMemory(Source):
     """Images that are tensors, uint8 (N, C, H, W) in [0, 255]: a batch is one index_select."""
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        super().__init__(labels)
-        self.images = images
+    images: Tensor
+    labels: Tensor
 
     def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
         """The images of these indices; none can fail."""
         return Fetched(self.images.index_select(0, indices), self.labels.index_select(0, indices))
 
 
+@dataclass(eq=False)
 class Files(Source):
     """Images in files, decoded when they are fetched.
 
@@ -81,20 +82,12 @@ class Files(Source):
         strict: refuse files that cannot be decoded instead of leaving them out.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[str],
-        labels: Tensor,
-        image_shape: ImageShape,
-        resize: Resize = "crop",
-        strict: bool = False,
-    ) -> None:
-        super().__init__(labels)
-        self.paths = paths
-        self.image_shape = image_shape
-        self.resize: Resize = resize
-        self.strict = strict
-        self._reported: set[str] = set()
+    paths: Sequence[str]
+    labels: Tensor
+    image_shape: ImageShape
+    resize: Resize = "crop"
+    strict: bool = False
+    _reported: set[str] = field(default_factory=set)
 
     def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
         """Decode the files of these indices; called by several threads at once."""
@@ -102,41 +95,33 @@ class Files(Source):
         images = np.empty((len(indices), *self.image_shape), dtype=np.uint8)
         found: list[int] = []
         failures: list[tuple[str, str]] = []
-        for first in indices.tolist():
-            index = first
-            while index is not None:
+        for wanted in indices.tolist():
+            for index in (wanted,) if among is None else _with_others(wanted, among):
                 try:
                     images[len(found)] = decode(self.paths[index], self.image_shape, self.resize)
                 except UNREADABLE as error:
                     failures.append((self.paths[index], str(error)))
-                    following = None if among is None else _another(index, among)
-                    index = None if following == first else following
                 else:
                     found.append(index)
                     break
         return Fetched(torch.from_numpy(images[: len(found)]), self.labels[found], failures)
 
     def report(self, failures: Sequence[tuple[str, str]]) -> None:
-        """Name files that could not be decoded, each once.
-
-        Raises:
-            DataError: if such files are not to be left out.
-        """
+        """Name files that could not be decoded, each once; refuse them with a DataError if `strict`."""
         for path, reason in failures:
-            if self.strict:
-                advice = "Repair or remove it, or leave such files out with --data.strict false"
-                raise DataError(f"{path} cannot be decoded ({reason}). {advice}")
+            advice = "Repair or remove it, or leave such files out with --data.strict false"
+            refuse(DataError, (self.strict, f"{path} cannot be decoded ({reason}). {advice}"))
             if path not in self._reported:
                 self._reported.add(path)
                 # By each process of its own files; no other one meets them.
                 warnings.warn(f"{path} cannot be decoded ({reason}) and is left out", stacklevel=2)
 
 
-def _another(index: int, among: Tensor) -> int:
-    """A fixed other image: the next file may well be broken too, and it is of the same class."""
+def _with_others(index: int, among: Tensor) -> Iterator[int]:
+    """An image, then others in a fixed order that is mixed: the next file may well be broken too, and of its class."""
+    yield index
     mixed = among[torch.randperm(len(among), generator=torch.Generator().manual_seed(0))]
-    place = int((mixed == index).nonzero()[0])
-    return int(mixed[(place + 1) % len(mixed)])
+    yield from mixed.roll(-int((mixed == index).nonzero()[0]))[1:].tolist()
 
 
 def pump(

@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,20 +20,15 @@ class SVHN(ImageDataModule):
     image_shape = (3, 32, 32)
     mean, std = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
 
-    def files(self) -> list[str]:
-        """Two MATLAB files."""
-        return ["train_32x32.mat", "test_32x32.mat"]
-
-    def download(self, root: Path) -> None:
-        """Fetch both files with torchvision."""
-        for split in ("train", "test"):
-            datasets.SVHN(root, split=split, download=True)
+    torchvision_class = datasets.SVHN
+    torchvision_options = ({"split": "train"}, {"split": "test"})
+    names: Mapping[str, Sequence[str]] = {"train": ["train_32x32.mat"], "test": ["test_32x32.mat"]}
 
     def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 3, 32, 32) in [0, 255] and int64 (N,) in [0, 10)."""
         from scipy.io import loadmat, matlab  # noqa: PLC0415  half a second, for this dataset alone
 
-        path = self.root / f"{split}_32x32.mat"
+        path = self.root / self.names[split][0]
         broken = (OSError, EOFError, ValueError, TypeError, KeyError, NotImplementedError, zlib.error, struct.error)
         with self._reading(path, (*broken, matlab.MatReadError)):
             content = loadmat(path, variable_names=["X", "y"])

@@ -2,7 +2,7 @@
 
 import bz2
 import re
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,18 +22,13 @@ class USPS(ImageDataModule):
     image_shape = (1, 16, 16)
     mean, std = (0.2469,), (0.2989,)
 
-    def files(self) -> list[str]:
-        """Two compressed text files."""
-        return ["usps.bz2", "usps.t.bz2"]
-
-    def download(self, root: Path) -> None:
-        """Fetch both files with torchvision."""
-        for train in (True, False):
-            datasets.USPS(root, train=train, download=True)
+    torchvision_class = datasets.USPS
+    torchvision_options = ({"train": True}, {"train": False})
+    names: Mapping[str, Sequence[str]] = {"train": ["usps.bz2"], "test": ["usps.t.bz2"]}
 
     def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 1, 16, 16) in [0, 255] and int64 (N,) in [0, 10)."""
-        path = self.root / ("usps.bz2" if split == "train" else "usps.t.bz2")
+        path = self.root / self.names[split][0]
         with self._reading(path, (OSError, EOFError, ValueError)):
             with bz2.open(path) as file:
                 content = file.read(MOST_BYTES + 1)

@@ -17,7 +17,34 @@ class BackboneFinetuning(callbacks.BackboneFinetuning):
     A run that goes on trains the same weights at the same rates as one that was never stopped, which Lightning's does
     not (https://github.com/Lightning-AI/pytorch-lightning/pull/21901). Where there is a schedule, it moves the rate of
     what was frozen in proportion to that of the head.
+
+    Args:
+        unfreeze_backbone_at_epoch: epoch, from 0 on, at which the rest of the network begins to be trained.
+        growth: factor of its rate from one epoch to the next, until it is that of the head. (A number, where Lightning
+            has a function, lambda_func: no checkpoint may name one.)
+        backbone_initial_ratio_lr: its first rate as a share of that of the head.
+        backbone_initial_lr: its first rate, in place of a share.
+        should_align: stay at the rate of the head.
+        train_bn: train batch normalisation from the start.
     """
+
+    def __init__(
+        self,
+        unfreeze_backbone_at_epoch: int = 10,
+        growth: float = 2.0,
+        backbone_initial_ratio_lr: float = 0.1,
+        backbone_initial_lr: float | None = None,
+        should_align: bool = True,
+        train_bn: bool = True,
+    ) -> None:
+        super().__init__(
+            unfreeze_backbone_at_epoch,
+            lambda epoch: growth,
+            backbone_initial_ratio_lr,
+            backbone_initial_lr,
+            should_align,
+            train_bn=train_bn,
+        )
 
     def freeze_before_training(self, pl_module: LightningModule) -> None:
         """Freeze all but the last layer that has weights."""

@@ -1,18 +1,20 @@
 """Every touch of a private part of Lightning and torch, each with its reason.
 
-What is here for speed says what it gains, in ms of a training step of a small MLP (28x28 images, 100 a batch, one core;
-the step of the fastest recipe takes 1.8 ms).
+What is here for speed says how long a step takes for it without and with the patch, of the 1.8 ms that a step of the
+fastest recipe takes. These gain less than 2 % and are left out: a cache of Lightning's choice between module and data
+module (0.010 ms), skipping callbacks where they do nothing (0.011 ms), a stored signature of training_step (0.006 ms),
+forgetting logged values after their step (0.004 ms), leaving out Adam's question for a CUDA graph (0.003 ms).
 """
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed as set_num_threads
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelPruning, WeightAveraging
+from lightning.pytorch.callbacks import ModelPruning, WeightAveraging
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher as MultiProcessingLauncher
@@ -88,17 +90,18 @@ def resume_only_what_is_named(trainer: Trainer) -> None:
     connector._parse_ckpt_path = lambda fn, path, **more: None if path is None else parse(fn, path, **more)
 
 
+def forget_trial(trainer: Trainer) -> None:
+    """Begin as if no finder had trained before: it leaves its metrics, and a loop that believes to be resumed."""
+    trainer.fit_loop.restarting = False
+    trainer._logger_connector.reset_metrics()
+
+
 # --------------------------------------------------------------------------------------------------- several processes
 
 
 def replace_launcher(strategy: Strategy, launcher: Any) -> None:
     """Start the processes by another launcher; there is no option for it."""
     strategy._launcher = launcher
-
-
-def joins_batch_statistics(trainer: Trainer) -> bool:
-    """Whether sync_batchnorm is on; the trainer keeps it nowhere else."""
-    return trainer._accelerator_connector._layer_sync is not None
 
 
 def set_timeout(strategy: Strategy, timeout: timedelta) -> None:
@@ -141,14 +144,8 @@ def has_cpu_bf16() -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
 
 
-STEP_HOOKS = (
-    "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward",
-    "on_before_optimizer_step", "on_train_batch_end",
-)  # fmt: skip
-
-
 class NoProfiler(PassThroughProfiler):
-    """Lightning's stand-in for a profiler without its cost: it builds a generator some forty times a step."""
+    """Lightning's stand-in for a profiler, which builds a generator some 54 times a step: 0.051 ms, and so 0.011 ms."""
 
     _nothing = nullcontext()
 
@@ -157,9 +154,18 @@ class NoProfiler(PassThroughProfiler):
         return self._nothing
 
 
-def skip_idle_hooks(target: Callback | LightningModule) -> None:
-    """Keep Lightning from calling a callback or module at each of the six places of a step where it does nothing."""
-    base = Callback if isinstance(target, Callback) else LightningModule
-    for name in STEP_HOOKS:
-        if getattr(type(target), name) is getattr(base, name) and name not in vars(target):
-            setattr(target, name, None)
+def note_hooks_fast(kind: type[LightningModule]) -> None:
+    """Let Lightning note the running hook's name in a module without torch's search for a parameter of that name.
+
+    It does so some 43 times a step, which takes 0.055 ms, and so 0.007 ms.
+    """
+    original = kind.__setattr__
+
+    def set_attribute(self: LightningModule, name: str, value: Any) -> None:
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            original(self, name, value)
+
+    if "__setattr__" not in vars(kind):
+        cast(Any, kind).__setattr__ = set_attribute

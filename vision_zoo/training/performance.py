@@ -104,6 +104,7 @@ class Performance(Callback):
         stock = isinstance(plugin, MixedPrecision) and not isinstance(plugin, TrainingPrecision)
         choices["fused"] = choices["fused"] and not (stock and trainer.gradient_clip_val)
         patches.share_gradient_memory(trainer.strategy)
+        patches.note_hooks_fast(Classifier)
         pl_module.fuses_optimizer = choices["fused"]
         pl_module.set_memory_format(choices["channels_last"])
         self.choices = choices
@@ -211,7 +212,7 @@ def keep_freed_memory() -> None:
     """
     if not os.environ.keys().isdisjoint(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None:
         return
     trim_threshold, mmap_threshold = -1, -3

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from os import _exit as exit_at_once
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 
-from vision_zoo.errors import ConfigError, TrainingError
+from vision_zoo.errors import TrainingError
 from vision_zoo.training import lightning_patches as patches
 
 # A process that stays silent this long is taken for lost: a host that vanished closes no connection.
@@ -78,16 +79,8 @@ def start_by_command(trainer: Trainer, words: Sequence[str]) -> None:
     Args:
         trainer: one that has not started yet.
         words: the command and its options, such as ["fit", "--trainer.devices", "2"].
-
-    Raises:
-        ConfigError: if batch norm is to be joined over processes on a CPU, where torch cannot.
     """
     strategy: Any = trainer.strategy
-    if trainer.world_size > 1 and strategy.root_device.type == "cpu" and patches.joins_batch_statistics(trainer):
-        raise ConfigError(
-            "--trainer.sync_batchnorm true: torch joins batch statistics on GPUs only, and this run is on the CPU. "
-            "Leave the option out (each process then normalises its own batch), or train on GPUs"
-        )
     if type(strategy.launcher) in (patches.SubprocessScriptLauncher, patches.MultiProcessingLauncher):
         command = [sys.executable, "-m", "vision_zoo", *words]
         launcher = Launcher(strategy.cluster_environment, strategy.num_processes, strategy.num_nodes, command)
@@ -171,7 +164,7 @@ class Launcher(patches.SubprocessScriptLauncher):
         time.sleep(GRACE)
         sys.stderr.write(f"vision_zoo: {LostProcessError(ended)}\n")
         self._end_children()
-        os._exit(1)
+        exit_at_once(1)
 
     def _first_ended(self, patience: float = 0) -> str:
         until = time.monotonic() + patience
@@ -196,4 +189,4 @@ def _watch_launcher() -> None:
         time.sleep(0.5)
     time.sleep(GRACE)
     sys.stderr.write(f"vision_zoo: {LostProcessError('the first process of this machine')}\n")
-    os._exit(1)
+    exit_at_once(1)

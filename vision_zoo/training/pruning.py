@@ -47,7 +47,8 @@ class ModelPruning(callbacks.ModelPruning):
         """Prune again what was; not before the optimizer has its weights, whose order this changes."""
         for name, mask in self._masks.items():
             place, _, weight = name.removesuffix("_mask").rpartition(".")
-            prune.custom_from_mask(pl_module.get_submodule(place), weight, mask.to(pl_module.device))
+            custom_from_mask: Any = prune.custom_from_mask  # which has no types
+            custom_from_mask(pl_module.get_submodule(place), weight, mask.to(pl_module.device))
         self._masks = {}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

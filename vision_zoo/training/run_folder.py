@@ -5,7 +5,7 @@ import copy
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -106,6 +106,8 @@ class RunFolder(Callback):
         patches.validate_last_weights(trainer)
         if self.events and not trainer.loggers:
             trainer.loggers = [EventFiles(self.path, name="", version="", flush_secs=EVENTS_FLUSHED_SECONDS)]
+        if str(trainer.profiler.dirpath) == trainer.default_root_dir:  # which it took for want of one
+            trainer.profiler.dirpath = str(self.path)
         for callback in callbacks_of(trainer) if not trainer.loggers else ():
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(self.path / "checkpoints")  # else a folder that all runs share
@@ -264,8 +266,7 @@ class RunFolder(Callback):
         step = trainer.global_step
         if step == trainer.max_steps:
             trainer.should_stop = True  # Lightning validates then, which it does not for the last of max_steps
-        log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set from outside
-        if step % log_every == 0 and "train/loss_step" in trainer.callback_metrics:
+        if step % cast(Any, trainer).log_every_n_steps == 0 and "train/loss_step" in trainer.callback_metrics:
             self._write(trainer, [name for name in STEP_METRICS if name in trainer.callback_metrics])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -306,7 +307,7 @@ class RunFolder(Callback):
 
     def _write(self, trainer: Trainer, names: Iterable[str], epoch: int | None = None, step: int | None = None) -> None:
         if trainer.is_global_zero:
-            row = {
+            row: dict[str, Any] = {
                 "epoch": trainer.current_epoch if epoch is None else epoch,
                 "step": trainer.global_step if step is None else step,
             }

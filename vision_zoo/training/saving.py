@@ -196,7 +196,9 @@ class Saving(CheckpointCallback):
         if not self._ended_within:  # which is saved
             # The best first: what dies between the two does this epoch again.
             self._save(trainer, self.best if improved else self.last)
-            if improved and trainer.is_global_zero:
+            if improved and not isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO):
+                self._save(trainer, self.last)  # the other may still be being written
+            elif improved and trainer.is_global_zero:
                 hard_link(self.best, self.last)
             self._last_save = time.monotonic()
         self._stop(most_urgent(self._signals.number, trainer))

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from vision_zoo.files import write_file
 from vision_zoo.trainer_facts import callbacks_of, datamodule_of
+from vision_zoo.training import lightning_patches as patches
 from vision_zoo.training.run_folder import RunFolder
 
 FINDERS = (LearningRateFinder, BatchSizeFinder)
@@ -44,7 +45,7 @@ class Findings(Callback):
                 self.run.change_option(value, *place)
         if found != self._given:
             trainer.strategy.setup_optimizers(trainer)  # the schedule is laid out for rate and number of steps
-        trainer.fit_loop.restarting = False  # the trial was loaded from a checkpoint
+        patches.forget_trial(trainer)
         for callback in callbacks_of(trainer):
             result = callback.optimal_lr if isinstance(callback, LearningRateFinder) else None
             if result is not None and trainer.is_global_zero:

@@ -88,7 +88,7 @@ def fit(
     check_strategy(trainer, test_after_fit)
     check_monitors(trainer, model, datamodule)
     table = None
-    if trainer.is_global_zero and not make_trainer.has(ModelSummary) and not options.get("enable_model_summary"):
+    if trainer.is_global_zero and not make_trainer.has(ModelSummary) and options.get("enable_model_summary") is None:
         # The pass of one image through the layers serves as the check.
         table = layer_table(model, max_rows=24, bf16=performance.tries_bf16(trainer, datamodule.batch_size))
     model.check(datamodule.batch_size)

@@ -9,11 +9,12 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
+from lightning.pytorch.plugins import AsyncCheckpointIO, CheckpointIO
 from rich.console import Console
 
 from vision_zoo.errors import ConfigError
 from vision_zoo.specs import listed
-from vision_zoo.training.lightning_patches import NoProfiler, resume_only_what_is_named, skip_idle_hooks
+from vision_zoo.training.lightning_patches import NoProfiler, resume_only_what_is_named
 from vision_zoo.training.processes import start_by_command
 from vision_zoo.training.progress import ProgressBar
 from vision_zoo.training.saving import AtomicCheckpointIO
@@ -65,19 +66,28 @@ class TrainerMaker:
             options["enable_progress_bar"] = True  # with false Lightning would refuse our callback
         if self.options.get("logger") in (None, True):
             options["logger"] = False  # RunFolder opens TensorBoard's file in its folder; Lightning would, elsewhere
+        if self.options.get("enable_model_summary") is None:
+            options["enable_model_summary"] = False  # fit prints one of its own
         options["callbacks"] = list(callbacks)
-        options["plugins"] = [*listed(self.options.get("plugins")), self.checkpoint_io]
+        options["plugins"] = self._plugins()
         try:
             trainer = Trainer(**{**self.options, **options})
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, TypeError, MisconfigurationException) as error:
             raise ConfigError(f"these --trainer options do not work here: {error}") from error
         if "TORCHELASTIC_RUN_ID" in os.environ and trainer.world_size < int(os.environ["WORLD_SIZE"]):
             raise ConfigError(processes_to_count())  # each would train a network of its own
         start_by_command(trainer, self.words)
         resume_only_what_is_named(trainer)
-        for callback in callbacks:
-            skip_idle_hooks(callback)
         return trainer
+
+    def _plugins(self) -> list[Any]:
+        """The user's plugins, and safe checkpoints: within a plugin that wraps others, in place of none."""
+        plugins = listed(self.options.get("plugins"))
+        for plugin in plugins:
+            if isinstance(plugin, AsyncCheckpointIO):
+                plugin.checkpoint_io = self.checkpoint_io
+        theirs = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
+        return plugins if theirs else [*plugins, self.checkpoint_io]
 
 
 def processes_to_count() -> str:

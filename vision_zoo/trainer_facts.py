@@ -2,6 +2,7 @@
 
 import math
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -63,10 +64,8 @@ def device_name(trainer: Trainer) -> str:
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return str(device)
-    model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
+    named = re.search(r"model name\s*: *(.*\S)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    model = named[1] if named else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return f"cpu ({model}, {threads} thread{'s' * (threads != 1)})"

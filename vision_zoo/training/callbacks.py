@@ -39,18 +39,17 @@ def run_callbacks(
     before other checkpoint callbacks, which Lightning moves behind all that are none.
     """
     ours: list[Callback] = [callback for callback in (run, performance, saving) if callback is not None]
-    if any(isinstance(callback, FINDERS) for callback in own) and run is not None:
-        if run.resumes:
-            own = [callback for callback in own if not isinstance(callback, FINDERS)]
-        else:
-            ours.append(Findings(run))
+    if run is not None and run.resumes:
+        own = [callback for callback in own if not isinstance(callback, FINDERS)]
+    if run is not None and any(isinstance(callback, FINDERS) for callback in own):
+        ours.append(_Findings(run))
     if any(isinstance(callback, WeightAveraging) for callback in own):
         ours.append(AverageInTime())
     shown = [] if any(isinstance(callback, AnyProgressBar) for callback in own) else [ProgressBar(show_bar)]
     return [*ours, *own, *shown, TestArtifacts(run)]
 
 
-class Findings(Callback):
+class _Findings(Callback):
     """Trains with what was found, as if the options had been given, and keeps it in the run.
 
     config.yaml and checkpoints get the values, and the folder gets lr_finder.png and lr_finder.json. A run that goes on

@@ -1,6 +1,5 @@
 """Lightning's callbacks that change the weights, such that what is validated is what is saved, also after a resume."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, callbacks
@@ -42,14 +41,12 @@ class AverageInTime(Callback):
                 callback.on_train_epoch_end(trainer, pl_module)  # which it does once in an epoch
             patches.begin_average(callback, pl_module)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Have an average to save."""
-        self.on_train_end(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have an average to end with."""
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
+        """Have an average to end with, and to save."""
         for callback in self._averaging(trainer):
             patches.begin_average(callback, pl_module)
+
+    on_save_checkpoint = on_train_end
 
     @staticmethod
     def _averaging(trainer: Trainer) -> list[WeightAveraging]:
@@ -118,8 +115,8 @@ class BackboneFinetuning(callbacks.BackboneFinetuning):
             if hasattr(schedule, "base_lrs"):
                 schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 
-    def _layers(self, pl_module: LightningModule) -> Iterator[nn.Module]:
-        yield from self.flatten_modules(pl_module.backbone)
+    def _layers(self, pl_module: Any) -> list[nn.Module]:
+        return self.flatten_modules(pl_module.backbone)
 
 
 class ModelPruning(callbacks.ModelPruning):

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 
 from vision_zoo.checkpoints import Checkpoint, read_checkpoint
-from vision_zoo.errors import ConfigError, TrainingError, diverged
+from vision_zoo.errors import TrainingError, diverged
 from vision_zoo.files import new_file
 from vision_zoo.trainer_facts import callbacks_of, steps_after, validates
 from vision_zoo.training import lightning_patches as patches
@@ -70,8 +70,6 @@ class Saving(CheckpointCallback):
     """
 
     def __init__(self, run: RunFolder, save_every_minutes: float = 10.0) -> None:
-        if save_every_minutes <= 0:
-            raise ConfigError(f"--save_every_minutes must be positive, got {save_every_minutes}")
         self.run, self.save_every_minutes = run, save_every_minutes
         self.best_score: float | None = None  # the lowest validation loss so far
         self.best_epoch: int | None = None  # None where nothing was validated

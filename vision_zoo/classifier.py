@@ -54,6 +54,9 @@ class Classifier(ScoredModule):
         RuntimeError: if mean or std has another number of values.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(
         self,
         backbone: Callable[[ImageShape, int], nn.Module],
@@ -90,10 +93,7 @@ class Classifier(ScoredModule):
             load_backbone_weights(self.backbone, weights, self.network_name)
         # One multiplication and one addition bring uint8 to normalised float. Both follow from the hyperparameters, so
         # the state dict holds the backbone's own keys and nothing else.
-        channels = self.image_shape[0]
-        mean_, std_ = (torch.tensor(list(values)).expand(channels).reshape(-1, 1, 1) for values in (mean, std))
-        self.scale: Tensor
-        self.shift: Tensor
+        mean_, std_ = (torch.tensor(list(v)).expand(image_shape[0]).reshape(-1, 1, 1) for v in (mean, std))
         self.register_buffer("scale", 1 / (255 * std_), persistent=False)
         self.register_buffer("shift", -mean_ / std_, persistent=False)
         # How a run computes on its machine, no part of the model: see training/performance.py.
@@ -213,9 +213,9 @@ class Classifier(ScoredModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue from what was saved, and refuse weights of another network by name."""
-        names = checkpoint.get("hyper_parameters", {}).get("class_names")
-        if names is not None and len(names) != self.num_classes:
-            raise CheckpointError(f"the checkpoint knows {len(names)} classes, the data has {self.num_classes}")
+        known = len(checkpoint.get("hyper_parameters", {}).get("class_names", self.class_names))
+        if known != self.num_classes:
+            raise CheckpointError(f"the checkpoint knows {known} classes, the data has {self.num_classes}")
         super().on_load_checkpoint(checkpoint)
 
     @classmethod

@@ -112,9 +112,8 @@ class Metrics(nn.Module):
         self.count_outputs()
         states: dict[str, Any] = {"loss": {"mean_value": self.sums["loss"], "weight": self.sums["images"]}}
         for name, metric in self.counts.items():
-            metric.persistent(mode=True)
-            states[name] = {key: value.cpu().clone() for key, value in metric.state_dict().items()}
-            metric.persistent(mode=False)
+            counted: dict[str, Any] = metric.metric_state
+            states[name] = {key: value.cpu().clone() for key, value in counted.items()}
         return {"states": states, "pending_losses": [(losses.cpu(), size) for losses, size in self._losses]}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

@@ -14,7 +14,6 @@ from vision_zoo.errors import ConfigError, refuse
 REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
-
 Probed: TypeAlias = Any  # a Classifier, whose module imports this one
 
 

@@ -51,15 +51,11 @@ def _most_confident(mistakes: Iterable[_Mistake]) -> list[_Mistake]:
 
 
 class TestArtifacts(Callback):
-    """Collects what a test shows beyond single metrics and writes it into a folder.
+    """Writes confusion_matrix.png and .csv, per_class.csv, mistakes.png and test.json into a folder.
 
     Args:
-        folder: for confusion_matrix.png and .csv, per_class.csv, mistakes.png and test.json: a folder, or the run's
-            that is chosen when training starts; None writes nothing.
+        folder: a folder, or the run's that is chosen when training starts; None writes nothing.
         about: what is tested, for test.json: such as the checkpoint's name and step, and the data.
-
-    Attributes:
-        rows: precision, recall and f1 in [0, 1] and number of images of each class, after a test.
     """
 
     __test__ = False  # no test of pytest's
@@ -67,9 +63,8 @@ class TestArtifacts(Callback):
     def __init__(
         self, folder: Path | RunFolder | None = None, about: Mapping[str, str | int] = MappingProxyType({})
     ) -> None:
-        self.folder = folder
-        self.about = about
-        self.rows: list[dict[str, float]] = []
+        self.folder, self.about = folder, about
+        self.rows: list[dict[str, float]] = []  # of each class, after a test
         self._mistakes: list[_Mistake] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

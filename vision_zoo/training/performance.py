@@ -26,11 +26,7 @@ SMALLEST_BF16_BATCH = 32
 
 
 class TrainingPrecision(MixedPrecision):
-    """Autocast to bfloat16 in training steps; what is evaluated is what a loaded checkpoint computes, in float32.
-
-    Args:
-        device: type of the device, such as cpu or cuda.
-    """
+    """Autocast to bfloat16 in training steps; what is evaluated is what a loaded checkpoint computes, in float32."""
 
     def __init__(self, device: str) -> None:
         super().__init__("bf16-mixed", device)
@@ -68,9 +64,6 @@ class Performance(Callback):
         precision_given: the user has set the precision, so that it is not ours to choose.
         stored: the choices of the run that is continued; empty for one that made none.
         channels_last: the memory layout that the user asks for; None leaves it to the network.
-
-    Attributes:
-        choices: precision, channels_last and fused, known from the start of training.
     """
 
     topic = "speed"
@@ -78,10 +71,8 @@ class Performance(Callback):
     def __init__(
         self, precision_given: bool = False, stored: Mapping[str, Any] | None = None, channels_last: bool | None = None
     ) -> None:
-        self.precision_given = precision_given
-        self.stored = stored
-        self.channels_last = channels_last
-        self.choices: dict[str, Any] = {}
+        self.precision_given, self.stored, self.channels_last = precision_given, stored, channels_last
+        self.choices: dict[str, Any] = {}  # precision, channels_last and fused, from the start of training on
         self._reason = self._optimizer = ""
 
     def state_dict(self) -> dict[str, Any]:

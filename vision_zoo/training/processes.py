@@ -34,10 +34,8 @@ class LostProcessError(TrainingError):
     """Another process of the run has ended or cannot be reached any more."""
 
     def __init__(self, which: str) -> None:
-        super().__init__(
-            f"{which} was lost, which ends the run on all processes. Resume it from its last checkpoint with: "
-            "vision_zoo fit --ckpt_path last"
-        )
+        resume = "Resume it from its last checkpoint with: vision_zoo fit --ckpt_path last"
+        super().__init__(f"{which} was lost, which ends the run on all processes. {resume}")
 
 
 def lost_process(error: BaseException) -> LostProcessError | None:

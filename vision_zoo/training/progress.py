@@ -3,17 +3,19 @@
 import sys
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar as RichBar
+from rich.table import Table
 from rich.text import Text
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from vision_zoo.classifier import Classifier
 from vision_zoo.formatting import metric_text
-from vision_zoo.training.description import describe_run
+from vision_zoo.trainer_facts import callbacks_of, datamodule_of, device_name, validates
 from vision_zoo.training.signals import StoppedBySignalError
 
 REFRESH_SECONDS = 1.0
@@ -37,17 +39,12 @@ class _Line(Progress):
 
 
 class ProgressBar(callbacks.ProgressBar):
-    """A progress bar with loss and accuracy, and for each epoch a line that stays.
-
-    Args:
-        bar: whether there is a bar at all; the lines stay.
-    """
+    """A progress bar with loss and accuracy, unless it is false, and for each epoch a line that stays."""
 
     def __init__(self, bar: bool = True) -> None:
         super().__init__()
         self._bar = bar
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-        self._enabled = True
         self._progress: Progress | None = None
         self._drawn = self._started = 0.0
         self._lowest: float | None = None  # validation loss
@@ -57,11 +54,11 @@ class ProgressBar(callbacks.ProgressBar):
 
     def disable(self) -> None:
         """Show nothing, as processes other than the first do."""
-        self._enabled = False
+        self.console.quiet = True
 
     def enable(self) -> None:
         """Show what happens, on the first process."""
-        self._enabled = self.trainer.is_global_zero
+        self.console.quiet = not self.trainer.is_global_zero
 
     def state_dict(self) -> dict[str, Any]:
         """The lowest validation loss so far."""
@@ -73,14 +70,13 @@ class ProgressBar(callbacks.ProgressBar):
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print above the bar."""
-        if self._enabled:
-            self.console.print(*args, **kwargs)
+        self.console.print(*args, **kwargs)
 
     # The bar is drawn by hand, once a second at most: a drawing thread would compete with the training.
 
     def _start(self, text: str, total: float) -> None:
         self._stop()
-        if self._enabled and self._bar and self.console.is_terminal:
+        if self._bar and not self.console.quiet and self.console.is_terminal:
             fields = [TextColumn(f"{{task.fields[{name}]}}") for name in ("speed", "metrics")]
             columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True), *fields)
             options: dict[str, Any] = {"console": self.console, "auto_refresh": False, "transient": True}
@@ -115,7 +111,7 @@ class ProgressBar(callbacks.ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what is about to happen: network, data, optimizer, loss, device."""
         if isinstance(pl_module, Classifier):
-            self.print(describe_run(trainer, pl_module))
+            self.print(_describe_run(trainer, pl_module))
         if trainer.fit_loop.restarted_mid_epoch:  # Lightning begins no epoch then
             self.on_train_epoch_start(trainer, pl_module)
 
@@ -184,3 +180,53 @@ class ProgressBar(callbacks.ProgressBar):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the bar."""
         self._stop()
+
+
+@runtime_checkable
+class _Described(Protocol):
+    """A callback with a row of its own in the table: its topic is the head of the row, one word."""
+
+    topic: str
+
+    def describe(self) -> str:
+        """What the callback does to this run, in one line; nothing leaves the row out."""
+
+
+def _describe_run(trainer: Trainer, model: Classifier) -> Table:
+    """Network, data, optimizer, schedule, loss and device of a training that starts, and what its callbacks add."""
+    facts = Table.grid(padding=(0, 2))
+    parameters = sum(p.numel() for p in model.parameters())
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    still = f", {frozen:,} of them frozen" if frozen else ""
+    facts.add_row("network", f"{model.network_name}, {parameters:,} parameters{still}")
+    data = datamodule_of(trainer)
+    channels, height, width = model.image_shape
+    sizes = ", ".join(f"{size:,} {split}" for split, size in getattr(data, "sizes", {}).items())
+    shape = f"{channels} x {height} x {width} pixels, {model.num_classes} classes"
+    facts.add_row("data", f"{type(data).__name__}: {sizes}; {shape}")
+    if batch_size := getattr(data, "batch_size", None):
+        factors = ((trainer.world_size, "processes"), (trainer.accumulate_grad_batches, "batches"))
+        spread = "".join(f" x {count} {what}" for count, what in factors if count > 1)
+        effective = batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        spread = f" = {batch_size}{spread}" if spread else ""
+        facts.add_row("batch", f"{effective} images per step{spread}; the learning rate is used as given")
+    optimizer = trainer.optimizers[0]
+    rate = f", lr {optimizer.defaults['lr']:g}" if "lr" in optimizer.defaults else ""
+    facts.add_row("optimizer", f"{type(optimizer).__name__}{rate}")
+    for config in trainer.lr_scheduler_configs:
+        moves = f"every {config.interval}"
+        if isinstance(config.scheduler, ReduceLROnPlateau):  # see Classifier.on_train_epoch_end
+            moves = "by val/loss, at the end of an epoch" if validates(trainer) else "by train/loss, every epoch"
+        if isinstance(config.scheduler, OneCycleLR):  # which does not look at the optimizer's
+            group = config.scheduler.optimizer.param_groups[0]
+            moves += f", up to lr {group['max_lr']:g}"
+            if "base_momentum" in group:
+                moves += f"; momentum {group['max_momentum']:g} to {group['base_momentum']:g}, the schedule's own"
+        facts.add_row("schedule", f"{type(config.scheduler).__name__}, {moves}")
+    smoothing = f", label smoothing {model.label_smoothing}" if model.label_smoothing else ""
+    facts.add_row("loss", f"cross-entropy{smoothing}")
+    facts.add_row("device", f"{device_name(trainer)}, {trainer.precision}")
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, _Described) and (line := callback.describe()):
+            facts.add_row(callback.topic, line)
+    return facts

@@ -44,7 +44,8 @@ class ProgressiveResizing(Callback):
             raise ConfigError(f"ProgressiveResizing: initial_scale must lie between 0 and 1, got {initial_scale}")
         if not 0 < full_size_from <= 1:
             raise ConfigError(f"ProgressiveResizing: full_size_from must be above 0, at most 1, got {full_size_from}")
-        self.initial_scale, self.full_size_from = initial_scale, full_size_from
+        self.full_size_from = full_size_from
+        self._scales = [initial_scale + (1 - initial_scale) * stage / STAGES for stage in range(STAGES)]
         self._steps = 0  # of the run as it began
         self._first_size: tuple[int, int] | None = None  # height and width
         self._hook: RemovableHandle | None = None
@@ -60,10 +61,7 @@ class ProgressiveResizing(Callback):
     def scale(self, step: int) -> float:
         """Side of the images, as a share of the full one, after a number of steps."""
         stage = int(STAGES * step / (self._steps * self.full_size_from) + 1e-9)  # 2.4 / 0.8 is less than 3
-        return self._scale_of(stage)
-
-    def _scale_of(self, stage: int) -> float:
-        return 1.0 if stage >= STAGES else self.initial_scale + (1 - self.initial_scale) * stage / STAGES
+        return self._scales[stage] if stage < STAGES else 1.0
 
     def describe(self) -> str:
         """The sizes of the images in one line."""
@@ -79,8 +77,8 @@ class ProgressiveResizing(Callback):
         if stage != "fit" or not isinstance(pl_module, Classifier):
             return
         whole = torch.zeros(1, *pl_module.image_shape, device=pl_module.device)
-        for number in range(STAGES):
-            images = _resized(whole, self._scale_of(number))
+        for scale in self._scales:
+            images = _resized(whole, scale)
             height, width = images.shape[2:]
             self._first_size = self._first_size or (height, width)
             try:
@@ -116,12 +114,11 @@ class ProgressiveResizing(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the network as it was."""
-        if self._hook is not None:
-            self._hook.remove()
-            if self.scale(trainer.global_step) < 1:
-                rank_zero_warn("ProgressiveResizing: the run ended before it saw whole images, which are tested")
+        self.on_exception()
+        if self._steps and self.scale(trainer.global_step) < 1:
+            rank_zero_warn("ProgressiveResizing: the run ended before it saw whole images, which are tested")
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, *_: Any, **__: Any) -> None:
         """Leave the network as it was."""
         if self._hook is not None:
             self._hook.remove()

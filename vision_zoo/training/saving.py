@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 
 from vision_zoo.checkpoints import Checkpoint, read_checkpoint
-from vision_zoo.errors import ConfigError, TrainingError, diverged
+from vision_zoo.errors import TrainingError, diverged
 from vision_zoo.files import new_file
 from vision_zoo.trainer_facts import callbacks_of, steps_after, validates
 from vision_zoo.training import lightning_patches as patches
@@ -26,15 +26,10 @@ from vision_zoo.trust import foreign_packages, trusting
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are complete or not there, and are read without running anything in them.
-
-    Args:
-        opened: the checkpoint of the command, which is not read again.
-        trusted_packages: further packages whose classes a checkpoint may name.
-    """
+    """Checkpoints that are complete or not there, and are read without running anything in them."""
 
     def __init__(self, opened: Checkpoint | None = None, trusted_packages: Sequence[str] = ()) -> None:
-        self.opened = opened
+        self.opened = opened  # the checkpoint of the command, which is not read again
         self.trusted_packages = tuple(trusted_packages)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -70,24 +65,14 @@ def hard_link(source: Path, path: Path) -> None:
 class Saving(CheckpointCallback):
     """Saves best.ckpt and last.ckpt of a run, and ends it with its state saved when a signal asks for that.
 
-    It comes before other checkpoint callbacks, so that what they save knows of the best so far.
-
-    Args:
-        run: the folder, which keeps the rest of what a continued run needs.
-        save_every_minutes: minutes between saves of last.ckpt within an epoch, above 0.
-
-    Attributes:
-        best_score: the lowest validation loss so far.
-        best_epoch: its epoch; None where nothing was validated.
+    It comes before other checkpoint callbacks, so that what they save knows of the best so far. Within an epoch,
+    last.ckpt is saved every so many minutes.
     """
 
     def __init__(self, run: RunFolder, save_every_minutes: float = 10.0) -> None:
-        if save_every_minutes <= 0:
-            raise ConfigError(f"--save_every_minutes must be positive, got {save_every_minutes}")
-        self.run = run
-        self.save_every_minutes = save_every_minutes
-        self.best_score: float | None = None
-        self.best_epoch: int | None = None
+        self.run, self.save_every_minutes = run, save_every_minutes
+        self.best_score: float | None = None  # the lowest validation loss so far
+        self.best_epoch: int | None = None  # None where nothing was validated
         self._signals = SignalWatch()
         self._ended_within = self._ends_after_step = False
         self._last_save = 0.0

@@ -1,6 +1,7 @@
 """The console script's door: what needs no torch is answered before it is imported, which takes seconds."""
 
 import contextlib
+import importlib
 import os
 import sys
 
@@ -37,25 +38,20 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:  # while torch is being imported
         return 130
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
-        if os.environ.get("VISION_ZOO_DEBUG") == "1":
+        unread = isinstance(error, BrokenPipeError)  # the reader, such as head, has seen enough
+        if not unread and os.environ.get("VISION_ZOO_DEBUG") == "1":
             raise
         with contextlib.suppress(OSError):  # no file: the embedding program has put something else in its place
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python writes again as it ends
-        sys.stderr.write(f"vision_zoo: {error}\n")
-        return 1
+        if not unread:
+            sys.stderr.write(f"vision_zoo: {error}\n")
+        return 0 if unread else 1
     return code
 
 
 def _answer(words: list[str]) -> int | None:
-    """Answer what needs no torch.
-
-    Returns:
-        The exit code, or None for a command that does need it.
-    """
+    """Answer what needs no torch; the exit code, or None for a command that does need it."""
     first = words[0] if words else ""
     if first in ("", "-h", "--help", "help"):
         sys.stdout.write(overview())
@@ -73,15 +69,10 @@ def _answer(words: list[str]) -> int | None:
     if "-h" in words or "--help" in words or (COMMANDS[first].light and "--help_all" in words):
         sys.stdout.write(command_help(first))
         return 0
-    if first == "list":
-        from vision_zoo.verbs.list_ import main as run_list  # noqa: PLC0415
-
-        return run_list(words[1:])
-    if first == "completion":
-        from vision_zoo.cli.completion import main as run_completion  # noqa: PLC0415
-
-        return run_completion(words[1:])
-    return None
+    if not COMMANDS[first].light:
+        return None
+    module = importlib.import_module(f"vision_zoo.{COMMANDS[first].where.partition(':')[0]}")
+    return int(module.main(words[1:]))
 
 
 if __name__ == "__main__":

@@ -10,17 +10,11 @@ FLAGS = ("help", "help_all", "print_config")  # which may stand without a value
 
 @dataclass(frozen=True)
 class Argv:
-    """One command and its options.
-
-    Attributes:
-        verb: the command, such as fit.
-        options: pairs of an option without its dashes and its value, None for a flag, in the order given.
-        stray: words that belong to no option.
-    """
+    """One command and its options."""
 
     verb: str
-    options: tuple[tuple[str, str | None], ...]
-    stray: tuple[str, ...] = ()
+    options: tuple[tuple[str, str | None], ...]  # without dashes, in the order given; the value of a flag is None
+    stray: tuple[str, ...] = ()  # words that belong to no option
 
     @classmethod
     def read(cls, words: Iterable[str]) -> "Argv":
@@ -35,8 +29,7 @@ class Argv:
         waiting = list(reversed(rest))
         while waiting:
             word = waiting.pop()
-            if word == "-c":
-                word = "--config"
+            word = "--config" if word == "-c" else word
             if not word.startswith("--") or word == "--":
                 stray.append(word)
                 continue
@@ -68,7 +61,5 @@ class Argv:
     def without(self, names: Iterable[str]) -> list[str]:
         """The words of all other options, each with its value in one word."""
         out = set(names)
-        kept = [
-            f"--{name}" if value is None else f"--{name}={value}" for name, value in self.options if name not in out
-        ]
-        return [*kept, *self.stray]
+        kept = ((name, value) for name, value in self.options if name not in out)
+        return [*(f"--{name}" if value is None else f"--{name}={value}" for name, value in kept), *self.stray]

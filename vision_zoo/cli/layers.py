@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import yaml
 from vision_zoo.checkpoints import Checkpoint, open_checkpoint
 from vision_zoo.cli.argv import Argv
 from vision_zoo.cli.names import CLASS_SLOTS, LIST_SLOTS, as_spec, class_choice, find_class, find_config, run_name_of
-from vision_zoo.cli.resuming import check_places, check_run_folder, resumed
+from vision_zoo.cli.resuming import check_places, check_run_folder
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.errors import CheckpointError, ConfigError
+from vision_zoo.errors import CheckpointError, ConfigError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path, listed, options_of, without_downloads
 from vision_zoo.types import Config
@@ -40,30 +41,14 @@ FIRST_WEIGHTS = ("model.weights", "model.backbone.weights", "model.backbone.init
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for.
+    """What the user asked for."""
 
-    Attributes:
-        verb: the command.
-        argv: its options as given.
-        config: the layered configuration, with the classes that the command line names.
-        args: the other options of the command line, for the parser.
-        run_name: of the configuration; names the folder of a new run.
-        checkpoint: read and vetted, where the command has one.
-        trusted: packages that the user trusts.
-    """
-
-    verb: str
     argv: Argv
-    config: Config
-    args: list[str]
-    run_name: str
-    checkpoint: Checkpoint | None
-    trusted: tuple[str, ...]
-
-    @property
-    def resumes(self) -> bool:
-        """Whether a run is continued."""
-        return self.verb == "fit" and self.checkpoint is not None
+    config: Config  # all layers, with the classes that the command line names
+    args: list[str]  # the other options of the command line, for the parser
+    run_name: str  # of the configuration; names the folder of a new run
+    checkpoint: Checkpoint | None  # read and vetted
+    trusted: tuple[str, ...]  # packages that the user trusts
 
 
 def read_request(argv: Argv, verb: Callable[..., Any]) -> Request:
@@ -77,41 +62,20 @@ def read_request(argv: Argv, verb: Callable[..., Any]) -> Request:
         InputError: if a file, a class or a checkpoint cannot be used.
     """
     files = [find_config(name) for name in argv.values("config")]
-    run_name = run_name_of(files[0]) if files else "default"
-    given: Config = {}
-    for file in files:
-        given = merge(given, read_config(file))
+    given: Config = reduce(_merge, map(read_config, files), {})
     trusted = trusted_packages(argv, given.pop("trusted_packages", None))
-    ckpt_path = argv.last("ckpt_path") or given.pop("ckpt_path", None)
-    checkpoint = None if ckpt_path is None else _checkpoint(argv, given, str(ckpt_path), trusted, files)
+    checkpoint = _checkpoint(argv, given, trusted, files)
     stored = {} if checkpoint is None else _stored(checkpoint, argv.verb)
-    base = stored or (DEFAULTS if files else read_config(find_config(DEFAULT_RECIPE)))
-    if argv.verb == "show" and not files and not stored:
-        base = {"data": {"class_path": base["data"]["class_path"]}}  # the recipe's options are of no use to others
-    if not stored and _length(argv, given, "max_steps") and not _length(argv, given, "max_epochs"):
-        base = merge(base, {"trainer": {"max_epochs": -1}})  # the default number of epochs would end the run before
-    config = merge(base, given)
-    if checkpoint is not None:
-        if argv.verb == "fit":
-            check_places(checkpoint, stored, given, argv)
-            run_name = checkpoint.run_name or run_name
-        if isinstance(config.get("model"), dict):
-            config["model"].pop("weights", None)
-    config = _with_classes(config, argv)
-    if isinstance(model := config.get("model"), dict) and isinstance(backbone := model.get("backbone"), dict):
-        if checkpoint is not None:
-            model["backbone"] = without_downloads(backbone)
-        if backbone.keys() == {"class_path"} and not inspect.isclass(import_path(backbone["class_path"])):
-            model["backbone"] = backbone["class_path"]  # as the parser wants a function
+    run_name = run_name_of(files[0]) if files else "default"
+    if checkpoint is not None and argv.verb == "fit":
+        check_places(checkpoint, stored, given, argv)
+        run_name = checkpoint.run_name or run_name
+    config = _merge(stored or _defaults(argv, given, bool(files)), given)
+    config = _with_backbone(_with_classes(config, argv), checkpoint is not None)
     # A recipe, or config.yaml of a run, holds options that other commands lack.
     lacks = {"model", "data", "trainer", *options_of(fit)} - {*SECTIONS[argv.verb], *options_of(verb)}
     config = {name: value for name, value in config.items() if name not in lacks}
-    taken = {"config", "ckpt_path", "trusted_packages", "trusted_packages+", *(FIRST_WEIGHTS if checkpoint else ())}
-    for slot in CLASS_SLOTS:
-        taken |= {slot, f"{slot}.class_path", f"{slot}.help"}
-        taken |= {f"{slot}{rest}" for rest, _ in argv.below(slot)} if slot in LIST_SLOTS else set()
-    help_ = [f"--{slot}.help={find_class(name, slot)}" for slot in CLASS_SLOTS for name in argv.values(f"{slot}.help")]
-    return Request(argv.verb, argv, config, [*argv.without(taken), *help_], run_name, checkpoint, trusted)
+    return Request(argv, config, _other_words(argv, checkpoint is not None), run_name, checkpoint, trusted)
 
 
 def trusted_packages(argv: Argv, from_files: Any = None) -> tuple[str, ...]:
@@ -121,62 +85,71 @@ def trusted_packages(argv: Argv, from_files: Any = None) -> tuple[str, ...]:
         try:
             named += listed(yaml.safe_load(word))
         except yaml.YAMLError as error:
-            raise ConfigError(
-                f"--trusted_packages {word}: give the name of a package, or a list such as [a, b]"
-            ) from error
+            problem = f"--trusted_packages {word}: give the name of a package, or a list such as [a, b]"
+            raise ConfigError(problem) from error
     return tuple(map(str, named))
 
 
-def _length(argv: Argv, given: Config, name: str) -> bool:
-    """Whether files or command line set this length of the run."""
-    value = argv.last(f"trainer.{name}") or (given.get("trainer") or {}).get(name)
-    return value is not None and str(value) != "-1"
+def _defaults(argv: Argv, given: Config, has_files: bool) -> Config:
+    """What the files lie on where there is no checkpoint; without files the default recipe."""
+    base = DEFAULTS if has_files else read_config(find_config(DEFAULT_RECIPE))
+    if argv.verb == "show" and not has_files:
+        return {"data": {"class_path": base["data"]["class_path"]}}  # the recipe's options are of no use to others
+    steps, epochs = (_of_trainer(argv, given, name) for name in ("max_steps", "max_epochs"))
+    if steps not in (None, "-1", -1) and epochs in (None, "-1", -1):  # the default number of epochs would end the run
+        return _merge(base, {"trainer": {"max_epochs": -1}})
+    return base
+
+
+def _of_trainer(argv: Argv, given: Config, name: str) -> Any:
+    """An option of the trainer as command line or files set it."""
+    return argv.last(f"trainer.{name}") or (given.get("trainer") or {}).get(name)
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoint
 
 
-def _checkpoint(argv: Argv, given: Config, name: str, trusted: tuple[str, ...], files: list[Path]) -> Checkpoint:
-    """Open the checkpoint that a command names; what fit continues must be a run's."""
-    resuming = argv.verb == "fit"
-    root = argv.last("trainer.default_root_dir") or (given.get("trainer") or {}).get("default_root_dir") or "."
-    if resuming and name == "best":
+def _checkpoint(argv: Argv, given: Config, trusted: tuple[str, ...], files: list[Path]) -> Checkpoint | None:
+    """Open the checkpoint that a command names, if any; what fit continues must be a run's."""
+    name = argv.last("ckpt_path") or given.pop("ckpt_path", None)
+    if name is None:
+        return None
+    root = expanded(_of_trainer(argv, given, "default_root_dir") or ".")
+    if argv.verb != "fit":
+        return open_checkpoint(str(name), trusted, root=root, prefer="best")
+    if name == "best":
         raise ConfigError(
             "--ckpt_path best: fit resumes where the newest run ended, with --ckpt_path last. To go back to its best "
             "epoch and drop what was trained since, give the path of its best.ckpt"
         )
-    checkpoint = open_checkpoint(
-        name,
-        trusted,
-        root=expanded(root),
-        prefer="last" if resuming else "best",
-        run_name=run_name_of(files[0]) if resuming and files else None,
+    run_name = run_name_of(files[0]) if files else None
+    checkpoint = open_checkpoint(str(name), trusted, root=root, prefer="last", run_name=run_name)
+    path, again = checkpoint.path, f"--model.weights {checkpoint.path}"
+    outside = (
+        f"{path} lies in no run folder, and fit continues a run in its own. To start a new run from these weights: "
+        f"their --config, and {again}"
     )
-    if resuming:
-        path = checkpoint.path
-        again = f"--model.weights {path}"
-        refusals = {
-            f"{path} lies in no run folder, and fit continues a run in its own. To start a new run from these weights: "
-            f"their --config, and {again}": path.parent.name != "checkpoints",
-            f"{path} holds weights alone (as of ModelCheckpoint's save_weights_only), and no state to continue from: "
-            f"take last.ckpt, or start a new run with {again}": not {"optimizer_states", "loops"}
-            <= checkpoint.content.keys(),
-        }
-        for message, applies in refusals.items():
-            if applies:
-                raise CheckpointError(message)
-        check_run_folder(checkpoint)
+    stateless = (
+        f"{path} holds weights alone (as of ModelCheckpoint's save_weights_only), and no state to continue from: "
+        f"take last.ckpt, or start a new run with {again}"
+    )
+    has_state = {"optimizer_states", "loops"} <= checkpoint.content.keys()
+    refuse(CheckpointError, (path.parent.name != "checkpoints", outside), (not has_state, stateless))
+    check_run_folder(checkpoint)
     return checkpoint
 
 
 def _stored(checkpoint: Checkpoint, verb: str) -> Config:
     """The configuration that a checkpoint holds, as far as a command uses it."""
     if config := copy.deepcopy(checkpoint.config):
-        if verb == "fit":
-            return resumed(config, checkpoint.path)
-        # How it was trained (devices, epochs, loggers) says nothing about how to use it; how it was tested does.
-        used = ("seed_everything", "model", "data", *(["tta"] if verb == "test" else []))
-        return {key: config[key] for key in used if key in config}
+        if verb != "fit":
+            # How it was trained (devices, epochs, loggers) says nothing about how to use it; how it was tested does.
+            used = ("seed_everything", "model", "data", *(["tta"] if verb == "test" else []))
+            return {key: config[key] for key in used if key in config}
+        root = (config.get("trainer") or {}).get("default_root_dir")
+        if root is not None and expanded(root).resolve() != checkpoint.path.resolve().parents[4]:  # it was moved
+            del config["trainer"]["default_root_dir"]
+        return config
     # Written by plain Python: the model describes itself.
     hparams = checkpoint.content["hyper_parameters"]
     names = ("backbone", "optimizer", "scheduler", "label_smoothing")
@@ -202,8 +175,32 @@ def _with_classes(config: Config, argv: Argv) -> Config:
                 holder[key] = _listed_choices(holder.get(key), argv, slot)
         elif (word := argv.last(slot, f"{slot}.class_path")) is not None:
             choice = class_choice(word, slot)
-            config = merge(config, {section: {key: choice} if key else choice})
+            config = _merge(config, {section: {key: choice} if key else choice})
     return config
+
+
+def _with_backbone(config: Config, has_checkpoint: bool) -> Config:
+    """The configuration with the backbone as the parser wants it; a checkpoint's weights replace the first ones."""
+    model = config.get("model")
+    if has_checkpoint and isinstance(model, dict):
+        model.pop("weights", None)
+        if "backbone" in model:
+            model["backbone"] = without_downloads(model["backbone"])
+    backbone = model.get("backbone") if isinstance(model, dict) else None
+    if isinstance(backbone, dict) and backbone.keys() == {"class_path"}:
+        path = backbone["class_path"]
+        config["model"]["backbone"] = backbone if inspect.isclass(import_path(path)) else path  # of a function
+    return config
+
+
+def _other_words(argv: Argv, has_checkpoint: bool) -> list[str]:
+    """The words that are left for the parser, with the classes that --help is asked about by their full path."""
+    read = {"config", "ckpt_path", "trusted_packages", "trusted_packages+", *(FIRST_WEIGHTS if has_checkpoint else ())}
+    for slot in CLASS_SLOTS:
+        read |= {slot, f"{slot}.class_path", f"{slot}.help"}
+        read |= {f"{slot}{rest}" for rest, _ in argv.below(slot)} if slot in LIST_SLOTS else set()
+    helps = [f"--{slot}.help={find_class(name, slot)}" for slot in CLASS_SLOTS for name in argv.values(f"{slot}.help")]
+    return [*argv.without(read), *helps]
 
 
 def _listed_choices(value: Any, argv: Argv, slot: str) -> Any:
@@ -241,16 +238,14 @@ def read_config(path: Path) -> Config:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    problem = ""
-    if config is None:
-        problem = "is empty: write options as 'name: value', or leave --config out for the defaults"
-    elif not isinstance(config, dict):
-        problem = f"must hold options as 'name: value', got {type(config).__name__}"
-    elif (strange := _no_name(config)) is not None:
-        problem = f"must hold options as 'name: value', but {strange!r} is not a name"
-    if problem:
-        raise ConfigError(f"{path} {problem}")
-    return normalise(config, str(path))
+    strange, expected = _no_name(config), "must hold options as 'name: value'"
+    refuse(
+        ConfigError,
+        (config is None, f"{path} is empty: write options as 'name: value', or leave --config out for the defaults"),
+        (not isinstance(config, dict), f"{path} {expected}, got {type(config).__name__}"),
+        (strange is not None, f"{path} {expected}, but {strange!r} is not a name"),
+    )
+    return _with_full_paths(config, str(path))
 
 
 def _no_name(node: Any) -> Any:
@@ -262,34 +257,29 @@ def _no_name(node: Any) -> Any:
     return None
 
 
-def normalise(config: Mapping[str, Any], where: str) -> Config:
-    """A configuration with every class named by its full path.
-
-    Raises:
-        ConfigError: if it is not a mapping of mappings, or names an unknown class.
-    """
-    result: Config = copy.deepcopy(dict(config))
+def _with_full_paths(config: Config, where: str) -> Config:
+    """A configuration of a file with every class named by its full path; its sections must hold options."""
     examples = {"model": " such as backbone: LeNet5", "trainer": " such as max_epochs: 5", "data": ""}
     for section, example in examples.items():
-        if section in result and not isinstance(result[section], (dict, str) if section == "data" else dict):
-            raise ConfigError(f"{where}: '{section}' must hold options{example}, got {result[section]!r}")
-    if "data" in result:
-        result["data"] = as_spec(result["data"], "data")
+        if section in config and not isinstance(config[section], (dict, str) if section == "data" else dict):
+            raise ConfigError(f"{where}: '{section}' must hold options{example}, got {config[section]!r}")
+    if "data" in config:
+        config["data"] = as_spec(config["data"], "data")
     for slot in CLASS_SLOTS:
         section, _, key = slot.partition(".")
-        holder = result.get(section)
+        holder = config.get(section)
         holder = holder.get("init_args") if section == "data" and isinstance(holder, dict) else holder
         if key and isinstance(holder, dict) and holder.get(key) is not None:
             value = holder[key]
             several = slot in LIST_SLOTS and isinstance(value, list)
             holder[key] = [as_spec(item, slot) for item in value] if several else as_spec(value, slot)
-    return result
+    return config
 
 
 # -------------------------------------------------------------------------------------------------------------- merge
 
 
-def merge(base: Config, new: Mapping[str, Any]) -> Config:
+def _merge(base: Config, new: Mapping[str, Any]) -> Config:
     """Lay a configuration over another: another class starts from its own defaults, the same keeps its options."""
     result = copy.deepcopy(base)
     for key, value in new.items():
@@ -298,23 +288,23 @@ def merge(base: Config, new: Mapping[str, Any]) -> Config:
             result[key] = copy.deepcopy(value)
         elif "class_path" in value and "class_path" in old and value["class_path"] != old["class_path"]:
             result[key] = copy.deepcopy(dict(value))
-            if key == "data" and (kept := kept_data_options(value["class_path"], old.get("init_args") or {})):
+            if key == "data" and (kept := _kept_data_options(value["class_path"], old.get("init_args") or {})):
                 result[key]["init_args"] = {**kept, **(value.get("init_args") or {})}
         else:
-            result[key] = merge(dict(old), value)
+            result[key] = _merge(dict(old), value)
     return result
 
 
-def kept_data_options(class_path: str, options: Mapping[str, Any]) -> Config:
+def _kept_data_options(class_path: str, options: Mapping[str, Any]) -> Config:
     """What stays of the options of another dataset: not a count of images, nor values for other channels."""
     class_ = import_path(class_path)
     known, channels = options_of(class_), getattr(class_, "mean", None)
-    kept: Config = {}
-    for name in SHARED_DATA_OPTIONS:
-        value = options.get(name)
+
+    def stays(name: str, value: Any) -> bool:
         count = name == "val_split" and isinstance(value, (int, float)) and value > 1
         per_channel = name in ("mean", "std") and isinstance(value, list) and len(value) > 1
-        foreign = per_channel and (not isinstance(channels, tuple) or len(channels) != len(value or ()))
-        if name in options and name in known and not count and not foreign:
-            kept[name] = value
-    return kept
+        foreign = per_channel and (not isinstance(channels, tuple) or len(channels) != len(value))
+        return not count and not foreign
+
+    shared = {name: options[name] for name in SHARED_DATA_OPTIONS if name in options and name in known}
+    return {name: value for name, value in shared.items() if stays(name, value)}

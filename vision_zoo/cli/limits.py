@@ -7,24 +7,17 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.optim.swa_utils import SWALR
 
-from vision_zoo.errors import ConfigError
 from vision_zoo.specs import listed
 
 Options = Mapping[str, Any]
 
 
 class Limit(NamedTuple):
-    """Something that is impossible, or would silently give wrong results.
+    """Something that is impossible, or would silently give wrong results."""
 
-    Attributes:
-        name: an option of the trainer, with its value where only that one cannot work.
-        applies: whether options of the trainer ask for it.
-        reason: why not, and the way out.
-    """
-
-    name: str
-    applies: Callable[[Options], bool]
-    reason: str
+    name: str  # an option of the trainer, with its value where only that one cannot work
+    applies: Callable[[Options], bool]  # whether options of the trainer ask for it
+    reason: str  # why not, and the way out
 
 
 def _with(kind: type, test: Callable[[Any], bool] = lambda _: True) -> Callable[[Options], bool]:
@@ -71,14 +64,3 @@ LIMITS = (
         "or train on GPUs",
     ),
 )
-
-
-def refuse(options: Options) -> None:
-    """Refuse options of the trainer that are in the table.
-
-    Raises:
-        ConfigError: with the reason.
-    """
-    for limit in LIMITS:
-        if limit.applies(options):
-            raise ConfigError(f"--trainer.{limit.name} does not work here: {limit.reason}")

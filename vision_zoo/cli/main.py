@@ -6,14 +6,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
 from vision_zoo.cli.argv import FLAGS, Argv
 from vision_zoo.cli.commands import COMMANDS, SHARED
 from vision_zoo.cli.layers import SECTIONS, read_request, trusted_packages
-from vision_zoo.cli.messages import explain, quiet, suggest_option
-from vision_zoo.cli.parser import Parser, option_names
-from vision_zoo.errors import ConfigError
+from vision_zoo.cli.messages import explain, quiet
+from vision_zoo.cli.parser import Parser, parse
+from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.training.performance import keep_freed_memory
 from vision_zoo.training.processes import leave_processes, reported_elsewhere
 from vision_zoo.training.saving import AtomicCheckpointIO
@@ -22,14 +22,7 @@ from vision_zoo.verbs.trainer import TrainerMaker
 
 
 def main(words: Sequence[str]) -> int:
-    """Run one command.
-
-    Args:
-        words: of the command line, without the program's name.
-
-    Returns:
-        The exit code: 0 success, 1 failure, 2 wrong usage or input, 128 + n stopped by signal n.
-    """
+    """Run the words of a command line, without the program's name; the exit code, as `vision_zoo.__main__` says."""
     quiet()
     keep_freed_memory()
     try:
@@ -54,20 +47,16 @@ def main(words: Sequence[str]) -> int:
 
 
 def execute(words: Sequence[str]) -> Any:
-    """Run one command and return what its function returns.
-
-    Raises:
-        VisionZooError: with a message for the user; other exceptions are told in words by `main`.
-    """
+    """Run one command and return what its function returns; `explain` puts its exceptions in words."""
     argv = Argv.read(words)
     verb = argv.verb
     module, _, name = COMMANDS[verb].where.partition(":")
     function = getattr(importlib.import_module(f"vision_zoo.{module}"), name)
     if verb not in SECTIONS:
-        return function(**_options_of(function, verb, argv))
+        return function(**_options_of(function, argv))
     request = read_request(argv, function)
-    if verb in ("validate", "test") and request.checkpoint is None and not set(FLAGS) & dict(argv.options).keys():
-        raise ConfigError(_no_checkpoint(verb))
+    if verb in ("validate", "test") and request.checkpoint is None:
+        _ask_for_checkpoint(argv)
     parser = Parser(request, function)
     if verb == "show":
         return function(parser.datamodule, **parser.options)
@@ -81,10 +70,10 @@ def execute(words: Sequence[str]) -> Any:
     return function(make_trainer, parser.model, parser.datamodule, request.checkpoint, **parser.options)
 
 
-def _options_of(function: Callable[..., Any], verb: str, argv: Argv) -> dict[str, Any]:
+def _options_of(function: Callable[..., Any], argv: Argv) -> dict[str, Any]:
     """Parse the options of a command whose function opens the checkpoint itself: its parameters are the options."""
+    verb, stray = argv.verb, argv.stray
     by_hand: dict[str, Any] = {"trusted_packages": trusted_packages(argv)}
-    stray = argv.stray
     if verb == "predict":  # the parser takes a list only as a bracketed word
         by_hand["images"], stray = [*argv.values("images"), *argv.stray], ()
     about = COMMANDS[verb].text
@@ -98,17 +87,16 @@ def _options_of(function: Callable[..., Any], verb: str, argv: Argv) -> dict[str
             section, _, own = name.partition(".")  # --data.batch_size and --trainer.accelerator are as in fit
             option = own if section in ("data", "trainer") and own in added else name
             args.append(f"--{option}" if value is None else f"--{option}={value}")
-    if "ckpt_path" in added and not argv.values("ckpt_path") and not set(FLAGS) & dict(argv.options).keys():
-        raise ConfigError(_no_checkpoint(verb))
-    try:
-        options = parser.parse_args([*args, *stray])
-    except ArgumentError as error:
-        raise ArgumentError(None, suggest_option(str(error), option_names(parser, {}), verb)) from error
+    if "ckpt_path" in added and not argv.values("ckpt_path"):
+        _ask_for_checkpoint(argv)
+    options = parse(parser, [*args, *stray], verb, {})
     return {**{name: options[name] for name in added}, **by_hand}
 
 
-def _no_checkpoint(verb: str) -> str:
-    return (
-        f"{verb} needs a trained network: --ckpt_path with a checkpoint, a run folder, or best or last for the newest "
-        f"run, for example: vision_zoo {verb} --ckpt_path best"
+def _ask_for_checkpoint(argv: Argv) -> None:
+    """Refuse a command without its checkpoint, save where it asks for help."""
+    problem = (
+        f"{argv.verb} needs a trained network: --ckpt_path with a checkpoint, a run folder, or best or last for the "
+        f"newest run, for example: vision_zoo {argv.verb} --ckpt_path best"
     )
+    refuse(ConfigError, (not set(FLAGS) & dict(argv.options).keys(), problem))

@@ -12,23 +12,23 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import register_type
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vision_zoo.building import without_random_weights
-from vision_zoo.checkpoints import Checkpoint, find_checkpoint
+from vision_zoo.checkpoints import find_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.cli.commands import SHARED
 from vision_zoo.cli.layers import SECTIONS, Request, read_config
-from vision_zoo.cli.limits import refuse
+from vision_zoo.cli.limits import LIMITS
 from vision_zoo.cli.messages import suggest_option
 from vision_zoo.cli.names import CLASS_SLOTS
 from vision_zoo.cli.resuming import changes
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.errors import CheckpointError, ConfigError
+from vision_zoo.errors import CheckpointError, ConfigError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path, options_of
 from vision_zoo.types import Config
@@ -54,7 +54,7 @@ class Parser(LightningCLI):
 
     Args:
         request: what the user asked for.
-        verb: the function of the command, whose parameters are its options.
+        function: of the command, whose parameters are its options.
 
     Attributes:
         model: the classifier; a checkpoint's, where the command has one and trains nothing.
@@ -62,9 +62,9 @@ class Parser(LightningCLI):
         options: arguments of the function of the command.
     """
 
-    def __init__(self, request: Request, verb: Callable[..., Any]) -> None:
-        self.request = request
-        self.verb = verb
+    def __init__(self, request: Request, function: Callable[..., Any]) -> None:
+        self.request, self.function = request, function
+        self.verb, self.checkpoint = request.argv.verb, request.checkpoint
         super().__init__(
             Classifier,
             ImageDataModule,
@@ -72,7 +72,7 @@ class Parser(LightningCLI):
             trainer_class=Trainer,
             trainer_defaults={"num_sanity_val_steps": 0},
             seed_everything_default=0,
-            parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "prog": f"vision_zoo {request.verb}"},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "prog": f"vision_zoo {self.verb}"},
             subclass_mode_data=True,
             args=["--config", yaml.safe_dump(request.config, sort_keys=False), *request.args],
             run=False,
@@ -83,43 +83,29 @@ class Parser(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add trainer, model and data, as far as the command needs them."""
-        if "trainer" in SECTIONS[self.request.verb]:
+        if "trainer" in SECTIONS[self.verb]:
             parser.add_lightning_class_args(self.trainer_class, "trainer")
             parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
-        if "model" in SECTIONS[self.request.verb]:
+        if "model" in SECTIONS[self.verb]:
             parser.add_lightning_class_args(Classifier, "model")
         parser.add_lightning_class_args(ImageDataModule, "data", subclass_mode=True)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the command, and hand the data's facts to the model; a checkpoint's own go first."""
         skip: set[str | int] = {"make_trainer", "model", "datamodule", "checkpoint", "plan"}
-        added = parser.add_function_arguments(self.verb, skip=skip)
+        added = parser.add_function_arguments(self.function, skip=skip)
         self._own_options = [name for name in added if name not in skip]
         for name in ("ckpt_path", "trusted_packages"):  # read before, see layers.py
             parser.add_argument(f"--{name}", type=str | list[str] | None, help=SHARED[name].text)
-        if "model" not in SECTIONS[self.request.verb]:
-            return
-        facts: dict[str, Callable[[ImageDataModule], Any]] = {
-            "image_shape": lambda data: data.image_shape,
-            "class_names": lambda data: list(data.class_names),
-            "mean": lambda data: list(data.mean),
-            "std": lambda data: list(data.std),
-        }
-        checkpoint = self.request.checkpoint
-        stored = checkpoint.content["hyper_parameters"] if checkpoint else {}
-        for name, fact in facts.items():
-            value = tuple(stored[name]) if name == "image_shape" and name in stored else stored.get(name)
-            compute = fact if value is None else partial(_constant, value)
-            parser.link_arguments("data", f"model.{name}", compute_fn=compute, apply_on="instantiate")
+        if "model" in SECTIONS[self.verb]:
+            stored = self.checkpoint.content["hyper_parameters"] if self.checkpoint else {}
+            for name in ("image_shape", "class_names", "mean", "std"):
+                fact = partial(_fact, name, stored)
+                parser.link_arguments("data", f"model.{name}", compute_fn=fact, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, then make paths absolute, so that a checkpoint finds its data from anywhere."""
-        try:
-            self.config = parser.parse_args(args)
-        except ArgumentError as error:
-            raise ArgumentError(
-                None, suggest_option(str(error), option_names(parser, self.request.config), self.request.verb)
-            ) from error
+        self.config = parse(parser, args, self.verb, self.request.config)
         data, model = self.config.get("data"), self.config.get("model")
         options = data.get("init_args") if data is not None else None
         for holder, name in ((options, "root"), (options, "path"), (model, "weights")):
@@ -141,9 +127,8 @@ class Parser(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Print what differs from the checkpoint; refuse it where the run would not be the same one any more."""
-        checkpoint = self.request.checkpoint
-        if checkpoint is not None and checkpoint.config and "model" in self.config:
-            for line in changes(checkpoint, self.plain_config(), self.request.verb):
+        if self.checkpoint is not None and self.checkpoint.config and "model" in self.config:
+            for line in changes(self.checkpoint, self.plain_config(), self.verb):
                 _note(line)
 
     # -------------------------------------------------------------------------------------------------- configuration
@@ -159,7 +144,7 @@ class Parser(LightningCLI):
     def run_config(self) -> Config:
         """The same for a run: one that continues keeps the weights that it began with in its configuration."""
         config = self.plain_config()
-        folder = self.request.checkpoint.path.parent.parent if self.request.checkpoint else None
+        folder = self.checkpoint.path.parent.parent if self.checkpoint else None
         if folder is not None and (folder / "config.yaml").is_file():
             began = read_config(folder / "config.yaml").get("model") or {}
             config["model"]["weights"] = began.get("weights")
@@ -174,26 +159,40 @@ class Parser(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build data and model; the trainer is built by the command, which knows what callbacks it needs."""
-        checkpoint = self.request.checkpoint
-        with contextlib.nullcontext() if checkpoint is None else without_random_weights():
+        with contextlib.nullcontext() if self.checkpoint is None else without_random_weights():
             self.config_init = self.parser.instantiate_classes(self.config)
         self.datamodule, self.model = self.config_init.get("data"), self.config_init.get("model")
-        if checkpoint is not None and self.model is not None and self.request.verb != "fit":
-            load_weights(self.model, checkpoint)
         self.options = {name: self.config_init.get(name) for name in self._own_options}
+        if self.checkpoint is None or self.model is None or self.verb == "fit":
+            return
+        try:
+            self.model.load_state_dict(self.checkpoint.content["state_dict"])
+        except RuntimeError as error:
+            network = self.model.network_name
+            raise CheckpointError(f"the weights in {self.checkpoint.path} do not fit {network}: {error}") from error
+        self.model.eval()
 
     def trainer_options(self) -> Config:
-        """The options of the trainer, with their classes built.
-
-        Raises:
-            ConfigError: if one of them cannot work here.
-        """
+        """The options of the trainer, with their classes built; those that cannot work here are a ConfigError."""
         options: Config = dict(self.config_init["trainer"])
-        refuse(options)
+        why = "does not work here"
+        refuse(ConfigError, *((lim.applies(options), f"--trainer.{lim.name} {why}: {lim.reason}") for lim in LIMITS))
         return options
 
 
-def option_names(parser: ArgumentParser, config: Config) -> list[str]:
+def parse(parser: ArgumentParser, words: Any, verb: str, config: Config) -> Namespace:
+    """Parse the words of a command; an option that does not exist is named with close ones.
+
+    Raises:
+        ArgumentError: if an option or its value is wrong.
+    """
+    try:
+        return parser.parse_args(words)
+    except ArgumentError as error:
+        raise ArgumentError(None, suggest_option(str(error), _option_names(parser, config), verb)) from error
+
+
+def _option_names(parser: ArgumentParser, config: Config) -> list[str]:
     """Every option of a command without its dashes, with those of the classes that a configuration names."""
     flags = (flag for action in parser._actions for flag in action.option_strings)
     names = {flag[2:] for flag in flags if flag.startswith("--") and not flag.endswith(("+", ".help"))}
@@ -207,22 +206,11 @@ def option_names(parser: ArgumentParser, config: Config) -> list[str]:
     return sorted(names)
 
 
-def load_weights(model: Classifier, checkpoint: Checkpoint) -> None:
-    """Load a checkpoint's weights into a classifier that was built for them.
-
-    Raises:
-        CheckpointError: if they do not fit.
-    """
-    try:
-        model.load_state_dict(checkpoint.content["state_dict"])
-    except RuntimeError as error:
-        raise CheckpointError(f"the weights in {checkpoint.path} do not fit {model.network_name}: {error}") from error
-    model.eval()
-
-
 def _note(text: str) -> None:
     rank_zero_only(partial(print, file=sys.stderr))(text)
 
 
-def _constant(value: Any, _: Any) -> Any:
-    return value
+def _fact(name: str, stored: Mapping[str, Any], data: ImageDataModule) -> Any:
+    """What a checkpoint knows of the images, else what the data say."""
+    value = getattr(data, name) if stored.get(name) is None else stored[name]
+    return tuple(value) if name == "image_shape" else list(value) if isinstance(value, tuple) else value

@@ -10,7 +10,6 @@ import yaml
 from vision_zoo.checkpoints import Checkpoint
 from vision_zoo.cli.argv import Argv
 from vision_zoo.errors import CheckpointError, ConfigError
-from vision_zoo.files import expanded
 from vision_zoo.schedules import open_length
 from vision_zoo.specs import import_path
 from vision_zoo.training.run_folder import RESULTS
@@ -23,19 +22,8 @@ MAY_DIFFER = ("data.root", "data.path", "data.num_workers", "model.weights", "mo
 LENGTHS = ("max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches", "overfit_batches")
 
 
-def resumed(config: Config, checkpoint: Path) -> Config:
-    """The configuration of a run that continues, without a root folder that the run does not lie in any more."""
-    root = (config.get("trainer") or {}).get("default_root_dir")
-    if root is not None and expanded(root).resolve() != checkpoint.resolve().parents[4]:
-        del config["trainer"]["default_root_dir"]
-    return config
-
-
 def check_run_folder(checkpoint: Checkpoint) -> None:
-    """Refuse to continue in a folder that holds other things, which would be overwritten.
-
-    A checkpoint that was taken out of its run resumes in a folder without a run's files.
-    """
+    """Refuse to continue in a folder that holds another run's things, which would be overwritten."""
     run = checkpoint.path.parent.parent
     if (run / "config.yaml").is_file():
         try:
@@ -44,7 +32,7 @@ def check_run_folder(checkpoint: Checkpoint) -> None:
             written = None
         # Which weights a run began with is not kept in its checkpoints.
         theirs, ours = (
-            {n: value for n, value in flat(whole).items() if n.startswith("model.") and "weights" not in n}
+            {n: value for n, value in _flat(whole).items() if n.startswith("model.") and "weights" not in n}
             for whole in (written if isinstance(written, Mapping) else {}, checkpoint.config)
         )
         in_the_way = [] if ours and theirs == ours else [run / "config.yaml"]
@@ -71,25 +59,18 @@ def check_places(checkpoint: Checkpoint, stored: Config, given: Config, argv: Ar
 
 
 def changes(checkpoint: Checkpoint, config: Config, verb: str) -> list[str]:
-    """What differs from the checkpoint's configuration, a line each.
-
-    Args:
-        checkpoint: of the command.
-        config: the whole configuration of the command, as plain data.
-        verb: the command; fit continues the run.
+    """What differs in the whole configuration of a command from the checkpoint's, a line each.
 
     Raises:
-        ConfigError: if the run would not be the same one any more.
+        ConfigError: if the command is fit and the run would not be the same one any more.
     """
-    stored, now = flat(checkpoint.config), flat(config)
+    stored, now = _flat(checkpoint.config), _flat(config)
     found: dict[str, str] = {}
     for name in _differing(stored, now, ("seed_everything", "model", "data")):
         shown = name.replace("init_args.", "").removesuffix(".class_path")
         if name.replace("init_args.", "") not in MAY_DIFFER:
-            ignored = shown in ("data.mean", "data.std", "data.image_size")
-            found[shown] = f"--{shown}: {stored.get(name)} -> {now.get(name)}" + (
-                ", ignored: the network keeps its own" if ignored else ""
-            )
+            ignored = ", ignored: the network keeps its own" * (shown in ("data.mean", "data.std", "data.image_size"))
+            found[shown] = f"--{shown}: {stored.get(name)} -> {now.get(name)}{ignored}"
     if verb != "fit":
         lines = [f"changed against the checkpoint: {change}" for change in found.values()]
         return lines + _dealt(found, stored, now, verb)
@@ -141,12 +122,12 @@ def _check_length(checkpoint: Checkpoint, stored: Config, now: Config) -> None:
             )
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> Config:
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Config:
     """Nested options as one level of dotted names."""
     result: Config = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{key}.")
+            result |= _flat(value, f"{prefix}{key}.")
         else:
             result[f"{prefix}{key}"] = value
     return result

@@ -63,7 +63,7 @@ def test_a_cifar_batch_that_calls_something_is_not_run(name, here, capsys, evil_
     (here / "data/cifar-10-batches-py/data_batch_3").write_bytes(pickle.dumps(batch))
     error = refused(capsys, ["fit", "--data", "CIFAR10", "--model.backbone", "SmallCNN"])
     assert "data_batch_3 is broken (it names " in error
-    assert "which has no place in this data set" in error
+    assert "which has no place in this dataset" in error
 
 
 def test_a_bare_pickle_is_not_run(here, capsys):

@@ -3,6 +3,7 @@
 import math
 import zipfile
 import zlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ class ArrayFile(OwnImages):
             return tuple(name.removesuffix(".npy") for name in archive.namelist())
 
     @lazy
-    def _parts(self) -> dict[str, tuple[str, str]]:
+    def _parts(self) -> Mapping[str, tuple[str, str]]:
         """The keys of the images and of the labels of each split, and of all images where splits are cut from them."""
         pairs = {"all": ("images", "labels")}
         for split in ("train", "val", "test"):

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from rich.console import Console, RenderableType
@@ -16,6 +16,8 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from vision_zoo.classifier import Classifier
 from vision_zoo.formatting import metric_text
 from vision_zoo.trainer_facts import callbacks_of, datamodule_of, device_name, validates
+from vision_zoo.training.performance import Performance
+from vision_zoo.training.resizing import ProgressiveResizing
 from vision_zoo.training.signals import StoppedBySignalError
 
 REFRESH_SECONDS = 1.0
@@ -182,16 +184,6 @@ class ProgressBar(callbacks.ProgressBar):
         self._stop()
 
 
-@runtime_checkable
-class _Described(Protocol):
-    """A callback with a row of its own in the table: its topic is the head of the row, one word."""
-
-    topic: str
-
-    def describe(self) -> str:
-        """What the callback does to this run, in one line; nothing leaves the row out."""
-
-
 def _describe_run(trainer: Trainer, model: Classifier) -> Table:
     """Network, data, optimizer, schedule, loss and device of a training that starts, and what its callbacks add."""
     facts = Table.grid(padding=(0, 2))
@@ -227,6 +219,6 @@ def _describe_run(trainer: Trainer, model: Classifier) -> Table:
     facts.add_row("loss", f"cross-entropy{smoothing}")
     facts.add_row("device", f"{device_name(trainer)}, {trainer.precision}")
     for callback in callbacks_of(trainer):
-        if isinstance(callback, _Described) and (line := callback.describe()):
+        if isinstance(callback, Performance | ProgressiveResizing) and (line := callback.describe()):
             facts.add_row(callback.topic, line)
     return facts

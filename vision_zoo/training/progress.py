@@ -88,7 +88,7 @@ class ProgressBar(callbacks.ProgressBar):
             self._progress.add_task(text, total=size, metrics="", speed="")
             self._started, self._seen = time.monotonic(), 0
 
-    def _stop(self) -> None:
+    def _stop(self, *_: Any, **__: Any) -> None:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -166,7 +166,7 @@ class ProgressBar(callbacks.ProgressBar):
             )
             self._start(what, sum(counts))
 
-    on_test_start = on_validation_start
+    on_test_start, on_test_end = on_validation_start, _stop
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the bar; within an epoch, print a line."""
@@ -178,10 +178,6 @@ class ProgressBar(callbacks.ProgressBar):
             self._validated = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
             if not self._validated:
                 self._line(trainer, f"step {trainer.global_step}", ("val/loss", "val/accuracy"))
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the bar."""
-        self._stop()
 
 
 def _describe_run(trainer: Trainer, model: Classifier) -> Table:

@@ -54,13 +54,7 @@ class Metrics(nn.Module):
         return [f"{self.split}/{name}" for name in (*losses, *self.counts)]
 
     def update(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """Take note of a batch.
-
-        Args:
-            logits: float (B, K).
-            labels: int64 (B,) in [0, K).
-            losses: float32, that of each image (B,), or their mean ().
-        """
+        """Take note of a batch: logits float (B, K), labels int64 (B,), losses float32 (B,) or their mean ()."""
         self._losses.append((losses.detach(), len(labels)))
         self._outputs.append((logits.detach(), labels))
         if len(self._outputs) * logits.numel() >= MOST_PENDING:
@@ -140,17 +134,10 @@ class ScoredModule(LightningModule):
     def log_training(self, batch_idx: int, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """Count a training batch; every ``log_every_n_steps`` steps, log mean loss and learning rate.
 
-        Args:
-            batch_idx: number of the batch in its epoch; one that was counted is left out, for LBFGS evaluates each
-                batch many times.
-            logits: float (B, K).
-            labels: int64 (B,).
-            loss: float32, the mean over the images.
-
         Raises:
             TrainingError: if a loss since the last time is not finite.
         """
-        if batch_idx == self._counted_batch:
+        if batch_idx == self._counted_batch:  # LBFGS evaluates each batch many times
             return
         self._counted_batch = batch_idx
         self.train_metrics.update(logits, labels, loss)

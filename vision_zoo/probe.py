@@ -50,13 +50,8 @@ def check(
 ) -> None:
     """Classify one black image, so that a network of the wrong kind is refused by name; the classifier stays as it is.
 
-    It is done once, in the way that asks most of the network, and again in the plain way only if that fails.
-
-    Args:
-        model: the classifier.
-        batch_size: of the training images.
-        bf16: try bfloat16 autocast too, for the training may use it.
-        around: entered anew around each pass, such as for looking at the layers; without it, one pass is enough.
+    It is done once, in the way that asks most of the network (with bf16, that includes autocast), and again in the
+    plain way only if that fails. What is ``around`` is entered anew for each pass, such as to look at the layers.
 
     Raises:
         ConfigError: if there is but one class, or the backbone fails on the image or returns anything but logits of

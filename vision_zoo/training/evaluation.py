@@ -83,13 +83,10 @@ class TestArtifacts(Callback):
         images, labels = batch
         confidence, predicted = outputs.max(1)
         wrong = (predicted != labels).nonzero().flatten()
-        if len(wrong):
-            top = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
-            for i in top.tolist():
-                self._mistakes.append(
-                    (float(confidence[i]), int(predicted[i]), int(labels[i]), images[i].cpu().clone())
-                )
-            self._mistakes = _most_confident(self._mistakes)
+        top = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
+        kept = map(Tensor.clone, images[top].cpu())  # each alone, so that the others of the batch can go
+        new = zip(confidence[top].tolist(), predicted[top].tolist(), labels[top].tolist(), kept, strict=True)
+        self._mistakes = _most_confident([*self._mistakes, *new])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what was collected, on the first process."""

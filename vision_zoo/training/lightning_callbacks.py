@@ -4,9 +4,8 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import Callback, WeightAveraging
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import prune
-from torch.optim import Optimizer
 
 from vision_zoo.trainer_facts import callbacks_of
 from vision_zoo.training import lightning_patches as patches
@@ -82,18 +81,19 @@ class BackboneFinetuning(callbacks.BackboneFinetuning):
         rates = (backbone_initial_ratio_lr, backbone_initial_lr, should_align)
         super().__init__(unfreeze_backbone_at_epoch, lambda epoch: growth, *rates, train_bn=train_bn)
 
-    def freeze_before_training(self, pl_module: LightningModule) -> None:
+    def freeze_before_training(self, pl_module: Any) -> None:
         """Freeze all but the last layer that has weights."""
-        layers = [layer for layer in self._layers(pl_module) if list(layer.parameters(recurse=False))]
+        layers = [m for m in self.flatten_modules(pl_module.backbone) if list(m.parameters(recurse=False))]
         self.freeze(layers[:-1], train_bn=self.train_bn)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Leave what is frozen to a group of weights of its own; of a run that goes on, restore the groups."""
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["params"] = [weight for weight in group["params"] if weight.requires_grad]
         # The checkpoint says what was trained, but not whether batch statistics were counted.
-        thawed = (m for m in self._layers(pl_module) if all(p.requires_grad for p in m.parameters(recurse=False)))
+        layers = self.flatten_modules(pl_module.backbone)
+        thawed = (layer for layer in layers if all(p.requires_grad for p in layer.parameters(recurse=False)))
         self.make_trainable(thawed)
         super().on_fit_start(trainer, pl_module)
 
@@ -101,22 +101,16 @@ class BackboneFinetuning(callbacks.BackboneFinetuning):
         """Thaw the backbone when its epoch has come, and raise its rate in the epochs after."""
         super().on_train_epoch_start(trainer, pl_module)
         for optimizer in trainer.optimizers:
-            if len(optimizer.param_groups) > 1:
-                self._follow(optimizer, [config.scheduler for config in trainer.lr_scheduler_configs])
-
-    @staticmethod
-    def _follow(optimizer: Optimizer, schedules: list[Any]) -> None:
-        head, body = optimizer.param_groups[0], optimizer.param_groups[-1]
-        share = body["lr"] / head["lr"] if head["lr"] else 1.0
-        body |= {name: share * head[name] for name in RATES if name in head}
-        for name, value in head.items():
-            body.setdefault(name, value)
-        for schedule in schedules:
-            if hasattr(schedule, "base_lrs"):
-                schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
-
-    def _layers(self, pl_module: Any) -> list[nn.Module]:
-        return self.flatten_modules(pl_module.backbone)
+            head, body = optimizer.param_groups[0], optimizer.param_groups[-1]
+            if head is body:  # the rest is frozen still
+                continue
+            share = body["lr"] / head["lr"] if head["lr"] else 1.0
+            body |= {name: share * head[name] for name in RATES if name in head}
+            for name, value in head.items():
+                body.setdefault(name, value)
+            for schedule in (config.scheduler for config in trainer.lr_scheduler_configs):
+                if hasattr(schedule, "base_lrs"):
+                    schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 
 
 class ModelPruning(callbacks.ModelPruning):

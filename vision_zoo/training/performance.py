@@ -58,12 +58,8 @@ def has_fast_bf16(device: torch.device) -> bool:
 class Performance(Callback):
     """Chooses bf16 autocast, the memory layout of convolutions and the optimizer's fused form.
 
-    Each depends on the machine, the network and the batch size only, and a continued run keeps what it began with.
-
-    Args:
-        precision_given: the user has set the precision, so that it is not ours to choose.
-        stored: the choices of the run that is continued; empty for one that made none.
-        channels_last: the memory layout that the user asks for; None leaves it to the network.
+    Each depends on the machine, the network and the batch size only. A continued run keeps its stored choices, none
+    where it made none, and a precision or memory layout that the user gives is not ours to choose.
     """
 
     topic = "speed"

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from rich.console import Console, RenderableType
@@ -16,6 +16,8 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from vision_zoo.classifier import Classifier
 from vision_zoo.formatting import metric_text
 from vision_zoo.trainer_facts import callbacks_of, datamodule_of, device_name, validates
+from vision_zoo.training.performance import Performance
+from vision_zoo.training.resizing import ProgressiveResizing
 from vision_zoo.training.signals import StoppedBySignalError
 
 REFRESH_SECONDS = 1.0
@@ -86,7 +88,7 @@ class ProgressBar(callbacks.ProgressBar):
             self._progress.add_task(text, total=size, metrics="", speed="")
             self._started, self._seen = time.monotonic(), 0
 
-    def _stop(self) -> None:
+    def _stop(self, *_: Any, **__: Any) -> None:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -164,7 +166,7 @@ class ProgressBar(callbacks.ProgressBar):
             )
             self._start(what, sum(counts))
 
-    on_test_start = on_validation_start
+    on_test_start, on_test_end = on_validation_start, _stop
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the bar; within an epoch, print a line."""
@@ -176,20 +178,6 @@ class ProgressBar(callbacks.ProgressBar):
             self._validated = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
             if not self._validated:
                 self._line(trainer, f"step {trainer.global_step}", ("val/loss", "val/accuracy"))
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the bar."""
-        self._stop()
-
-
-@runtime_checkable
-class _Described(Protocol):
-    """A callback with a row of its own in the table: its topic is the head of the row, one word."""
-
-    topic: str
-
-    def describe(self) -> str:
-        """What the callback does to this run, in one line; nothing leaves the row out."""
 
 
 def _describe_run(trainer: Trainer, model: Classifier) -> Table:
@@ -227,6 +215,6 @@ def _describe_run(trainer: Trainer, model: Classifier) -> Table:
     facts.add_row("loss", f"cross-entropy{smoothing}")
     facts.add_row("device", f"{device_name(trainer)}, {trainer.precision}")
     for callback in callbacks_of(trainer):
-        if isinstance(callback, _Described) and (line := callback.describe()):
+        if isinstance(callback, Performance | ProgressiveResizing) and (line := callback.describe()):
             facts.add_row(callback.topic, line)
     return facts

@@ -69,11 +69,7 @@ class ProgressiveResizing(Callback):
         return f"{height} x {width} pixels at first, whole after {100 * self.full_size_from:g} % of the steps"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Try the network on each size, while it lies whole and in float32 where it was built.
-
-        Raises:
-            ConfigError: if it does not take them all.
-        """
+        """Refuse a network that does not take each size, while it lies whole and in float32 where it was built."""
         if stage != "fit" or not isinstance(pl_module, Classifier):
             return
         whole = torch.zeros(1, *pl_module.image_shape, device=pl_module.device)
@@ -91,11 +87,7 @@ class ProgressiveResizing(Callback):
                 ) from error
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have images resized on their way into the network, while it trains.
-
-        Raises:
-            ConfigError: if it is not known how many steps the run has.
-        """
+        """Have images resized on their way into the network, while it trains, if it is known for how many steps."""
         if not isinstance(pl_module, Classifier):
             return
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks_of(trainer)):

@@ -68,8 +68,7 @@ class RunFolder(Callback):
     @property
     def path(self) -> Path:
         """The folder."""
-        if self.folder is None:
-            raise RuntimeError("the run has no folder before training starts")
+        assert self.folder is not None, "the run has no folder before training starts"
         return self.folder
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

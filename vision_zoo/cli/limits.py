@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from lightning.pytorch import callbacks
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.optim.swa_utils import SWALR
@@ -30,7 +31,13 @@ def _replaces_ours(callback: callbacks.ModelCheckpoint) -> bool:
 
 
 def _on_cpu(options: Options) -> bool:
-    return options.get("accelerator") == "cpu"
+    auto = options.get("accelerator") in (None, "auto") and not torch.accelerator.is_available()
+    return auto or options.get("accelerator") == "cpu"
+
+
+def _joins_statistics(options: Options) -> bool:
+    several = str(options.get("devices")) not in ("1", "auto", "None") or (options.get("num_nodes") or 1) > 1
+    return options.get("sync_batchnorm") is True and several and _on_cpu(options)
 
 
 LIMITS = (
@@ -58,8 +65,8 @@ LIMITS = (
         "a CPU cannot compute in float16, and Lightning would take bf16-mixed in its place: set bf16-mixed or 32-true",
     ),
     Limit(
-        "sync_batchnorm on a CPU",
-        lambda options: options.get("sync_batchnorm") is True and _on_cpu(options),
+        "sync_batchnorm over several processes on a CPU",
+        _joins_statistics,
         "torch joins batch statistics on GPUs only. Leave the option out (each process then normalises its own batch), "
         "or train on GPUs",
     ),

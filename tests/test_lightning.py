@@ -61,6 +61,8 @@ REFUSED: dict[str, tuple[str, ...] | None] = {
     "callbacks StochasticWeightAveraging": None,
     "precision 16-mixed on a CPU": ("--trainer.accelerator", "cpu", "--trainer.precision", "16-mixed"),
     "sync_batchnorm over several processes on a CPU": (
+        *("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.sync_batchnorm", "true"),
+    ),
         *["--trainer.accelerator", "cpu", "--trainer.devices", "2"],
         "--trainer.sync_batchnorm",
         "true",

@@ -60,10 +60,9 @@ def _answer(words: list[str]) -> int | None:
         sys.stdout.write(f"vision_zoo {__version__}\n")
         return 0
     if first not in COMMANDS:
+        problem = f"there is no command {first!r}{did_you_mean(first, COMMANDS)}"
         if first.startswith("-"):
             problem = f"{first} must follow a command, as in: vision_zoo fit {' '.join(words[:2])}"
-        else:
-            problem = f"there is no command {first!r}{did_you_mean(first, COMMANDS)}"
         sys.stderr.write(f"vision_zoo: {problem}\nCommands: {', '.join(COMMANDS)}. See: vision_zoo --help\n")
         return 2
     if "-h" in words or "--help" in words or (COMMANDS[first].light and "--help_all" in words):

@@ -18,11 +18,7 @@ class Argv:
 
     @classmethod
     def read(cls, words: Iterable[str]) -> "Argv":
-        """Read ``VERB --option value --option=value ...``; -c is --config.
-
-        Raises:
-            ConfigError: if an option lacks its value.
-        """
+        """Read ``VERB --option value --option=value ...``; -c is --config. An option needs its value."""
         verb, *rest = words
         options: list[tuple[str, str | None]] = []
         stray: list[str] = []

@@ -1,7 +1,6 @@
 """The commands: where each one's function stands, and which of its options people use most.
 
-The words for a command are those of its function: the first line of the docstring says what it does, ``Args`` what its
-options are. They are read from the source, so that ``--help`` needs no torch.
+The words for a command are those of its function's docstring, read from the source, so that ``--help`` needs no torch.
 """
 
 import ast
@@ -19,20 +18,14 @@ _PACKAGE = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Option:
-    """An option that people use often.
+    """An option that people use often."""
 
-    Attributes:
-        flag: as typed, with its dashes; empty for a plain word.
-        value: what stands for its value in the help.
-        text: what it does, a few words.
-        completes: what a shell offers for its value: words separated by spaces, of which recipes, backbones, datasets,
-            FILES and FOLDERS stand for what there is.
-    """
-
-    flag: str
-    value: str
-    text: str
-    completes: str = ""
+    flag: str  # as typed, with its dashes; empty for a plain word
+    value: str  # what stands for its value in the help
+    text: str  # what it does, a few words
+    completes: str = (
+        ""  # words that a shell offers; FILES, FOLDERS, recipes, backbones, datasets stand for what there is
+    )
 
 
 # Options that several commands have, of the data, the network and the trainer.
@@ -62,26 +55,18 @@ SHARED = {
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the command line.
+    """A command of the command line."""
 
-    Attributes:
-        where: module and name of its function.
-        common: the options that its short help shows: of SHARED, or parameters of the function.
-        example: a whole command line.
-        light: answered without torch, so that there are no options besides these.
-        files: what a shell offers for the option output: FILES or FOLDERS.
-    """
-
-    where: str
-    common: tuple[str, ...]
-    example: str
-    light: bool = False
-    files: str = "FILES"
+    where: str  # module and name of its function
+    common: tuple[str, ...]  # the options that its short help shows: of SHARED, or parameters of the function
+    example: str  # a whole command line
+    light: bool = False  # answered without torch, so that there are no options besides these
+    files: str = "FILES"  # what a shell offers for the option output: FILES or FOLDERS
 
     @property
     def text(self) -> str:
         """What it does, one line of the overview."""
-        line = _docstring(self.where).partition("\n")[0].rstrip(".")
+        line = str(ast.get_docstring(_function(self.where))).partition("\n")[0].rstrip(".")
         return line[0].lower() + line[1:]
 
     @property
@@ -177,59 +162,45 @@ def command_help(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-# ------------------------------------------------------------------------------------------- the words of a function
+_COMPLETES = {"shell": "bash zsh fish", "accelerator": "auto cpu gpu", "images": "FILES", "root": "FOLDERS"}
+_BY_NAME = {
+    "images": "PATH ...",
+    "output": "PATH",
+    "root": "FOLDER",
+    "sort": "COLUMN",
+    "kind": "KIND",
+    "shell": "SHELL",
+}
+_BY_TYPE = {"bool": "true|false", "int": "N", "float": "X"}
 
 
 @functools.cache
-def _function(where: str) -> ast.FunctionDef:
-    module, _, name = where.partition(":")
+def _tree(module: str) -> list[ast.stmt]:
     path = _PACKAGE.joinpath(*module.split("."))
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    return ast.parse(path.read_text(encoding="utf-8")).body
 
 
-@functools.cache
-def _literals() -> dict[str, str]:
-    """The types of vision_zoo.types by name, as they are written there."""
-    tree = ast.parse((_PACKAGE / "types.py").read_text(encoding="utf-8"))
-    return {ast.unparse(node.targets[0]): ast.unparse(node.value) for node in tree.body if isinstance(node, ast.Assign)}
-
-
-def _docstring(where: str) -> str:
-    return ast.get_docstring(_function(where)) or ""
+def _function(where: str) -> ast.FunctionDef:
+    module, _, name = where.partition(":")
+    return next(node for node in _tree(module) if isinstance(node, ast.FunctionDef) and node.name == name)
 
 
 @functools.cache
 def _own_options(where: str, files: str) -> dict[str, Option]:
     """The parameters of a function as options, with what Args says of them up to the first stop, semicolon or colon."""
-    arguments = _function(where).args
-    texts = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", _docstring(where).partition("Args:\n")[2], re.MULTILINE))
+    assigned = [node for node in _tree("types") if isinstance(node, ast.Assign)]
+    types = {ast.unparse(node.targets[0]): ast.unparse(node.value) for node in assigned}
+    function = _function(where)
+    about = str(ast.get_docstring(function)).partition("Args:\n")[2]
+    texts = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", about, re.MULTILINE))
     found = {}
-    for argument in (*arguments.args, *arguments.kwonlyargs):
+    for argument in (*function.args.args, *function.args.kwonlyargs):
         name, kind = argument.arg, ast.unparse(argument.annotation) if argument.annotation else ""
         text = re.split(r"[.;:](?:\s|$)", " ".join(texts.get(name, "").split()))[0]
-        values = " ".join(re.findall(r"'([^']+)'", _literals().get(kind, kind)))
-        values = {"shell": "bash zsh fish", "accelerator": "auto cpu gpu"}.get(name, values)
-        plain = name in ("kind", "shell")  # words without a flag
-        places = "FILES" if name == "images" else files if name == "output" else "FOLDERS" if name == "root" else ""
-        bools = "true false" if "bool" in kind else ""
-        found[name] = Option("" if plain else f"--{name}", _metavar(name, kind), text, values or places or bools)
+        literals = " ".join(re.findall(r"'([^']+)'", types.get(kind, kind)))
+        completes = {**_COMPLETES, "output": files}.get(name) or literals or ("true false" if "bool" in kind else "")
+        by_type = (value for type_, value in _BY_TYPE.items() if re.search(rf"\b{type_}\b", kind))
+        flag = "" if name in ("kind", "shell") else f"--{name}"  # those two are words without a flag
+        found[name] = Option(flag, _BY_NAME.get(name) or next(by_type, "NAME"), text, completes)
     return found
-
-
-def _metavar(name: str, kind: str) -> str:
-    """What stands for a value in the help."""
-    by_name = {
-        "images": "PATH ...",
-        "output": "PATH",
-        "root": "FOLDER",
-        "sort": "COLUMN",
-        "kind": "KIND",
-        "shell": "SHELL",
-    }
-    by_name |= {"ckpt_path": "PATH", "trusted_packages": "NAME"}
-    for word, value in {"bool": "true|false", "int": "N", "float": "X"}.items():
-        if re.search(rf"\b{word}\b", kind):
-            return by_name.get(name, value)
-    return by_name.get(name, "NAME")

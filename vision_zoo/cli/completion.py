@@ -1,12 +1,12 @@
 """Completion scripts for shells, written from the table of options and the names that there are.
 
-jsonargparse brings two ways of its own. Both build the whole parser, which takes the seconds of importing torch:
-argcomplete at each press of TAB, shtab at each start of a shell, and neither knows the names of the recipes. So the
+Those of jsonargparse, argcomplete and shtab, import torch at each TAB or start of a shell, and know no recipes. This
 script is plain text, made in a tenth of a second; a new backbone shows after the next start of the shell.
 """
 
 import re
 from collections.abc import Sequence
+from shlex import quote
 
 from vision_zoo.cli.commands import COMMANDS, Option
 from vision_zoo.errors import ConfigError, did_you_mean, refuse
@@ -16,11 +16,7 @@ _SAFE = re.compile(r"[\w./+=-]+")  # of names that become part of a script which
 
 
 def main(words: Sequence[str]) -> int:
-    """Answer ``vision_zoo completion``; the exit code.
-
-    Raises:
-        ConfigError: if no known shell is named.
-    """
+    """Answer ``vision_zoo completion``; the exit code."""
     shell = words[0] if words else ""
     given = f", not {' '.join(words)!r}{did_you_mean(shell, SHELLS)}" if words else ""
     bashrc = 'For bash, in ~/.bashrc: eval "$(vision_zoo completion bash)"'
@@ -41,22 +37,18 @@ def completion(shell: str) -> str:
 
 def _values(option: Option) -> tuple[str, str]:
     """The words that a shell offers for an option, and whether it adds FILES or FOLDERS."""
+    there_is = {"recipes": listing.recipes, "backbones": listing.backbones, "datasets": listing.datasets}
     words: list[str] = []
-    files = ""
     for word in option.completes.split():
-        if word in ("FILES", "FOLDERS"):
-            files = word
-        elif word in ("recipes", "backbones", "datasets") and option.flag:
-            words += [row["name"] for row in getattr(listing, word)()]
-        else:
-            words.append(word)
-    return " ".join(word for word in words if _SAFE.fullmatch(word)), files
+        words += [row["name"] for row in there_is[word]()] if option.flag and word in there_is else [word]
+    files = {"FILES", "FOLDERS"} & {*words}
+    return " ".join(word for word in words if _SAFE.fullmatch(word) and word not in files), "".join(files)
 
 
 def _flags(name: str) -> list[Option]:
-    help_options = [Option("--help", "", "the common options"), Option("--help_all", "", "all options")]
-    shown = help_options[: 1 if COMMANDS[name].light else 2]
-    return [*(option for option in COMMANDS[name].options if option.flag), *shown]
+    help_all = [] if COMMANDS[name].light else [Option("--help_all", "", "all options")]
+    common = [option for option in COMMANDS[name].options if option.flag]
+    return [*common, Option("--help", "", "the common options"), *help_all]
 
 
 def _bash() -> str:
@@ -109,25 +101,18 @@ def _zsh() -> str:
 
 def _fish() -> str:
     """The script for fish; commands and options come with their texts."""
-    lines = ["# fish completion of vision_zoo. In ~/.config/fish/config.fish: vision_zoo completion fish | source"]
-    lines.append("complete -c vision_zoo -f")
+    head = "# fish completion of vision_zoo. In ~/.config/fish/config.fish: vision_zoo completion fish | source"
+    lines = [head, "complete -c vision_zoo -f"]
     for name, command in COMMANDS.items():
-        lines.append(f"complete -c vision_zoo -n __fish_use_subcommand -a {name} -d {_quote(command.text)}")
-        seen = f"complete -c vision_zoo -n '__fish_seen_subcommand_from {name}'"
-        plain = [option for option in command.options if not option.flag]
-        for option in [*plain, *_flags(name)]:
+        lines.append(f"complete -c vision_zoo -n __fish_use_subcommand -a {name} -d {quote(command.text)}")
+        for option in [*(option for option in command.options if not option.flag), *_flags(name)]:
             words, files = _values(option)
-            offered = f" -a {_quote(words)}" if words else ""
+            offered = f" -a {quote(words)}" if words else ""
             offered = " -a '(__fish_complete_directories)'" if files == "FOLDERS" else offered
             kind = "" if not option.value else " -r -F" if files == "FILES" else " -x"
-            about = f" -l {option.flag[2:]}{kind}{offered} -d {_quote(option.text)}" if option.flag else offered
-            lines.append(f"{seen}{about}")
+            about = f" -l {option.flag[2:]}{kind}{offered} -d {quote(option.text)}" if option.flag else offered
+            lines.append(f"complete -c vision_zoo -n '__fish_seen_subcommand_from {name}'{about}")
     return "\n".join(lines)
-
-
-def _quote(text: str) -> str:
-    r"""One word for fish, which reads \' outside single quotes."""
-    return "'" + text.replace("'", "'\\''") + "'"
 
 
 SHELLS = {"bash": _bash, "zsh": _zsh, "fish": _fish}

@@ -52,15 +52,7 @@ class Request:
 
 
 def read_request(argv: Argv, verb: Callable[..., Any]) -> Request:
-    """Lay defaults, checkpoint, files and the classes of the command line over each other.
-
-    Args:
-        argv: the command line.
-        verb: the function of the command: its parameters are the options that it has.
-
-    Raises:
-        InputError: if a file, a class or a checkpoint cannot be used.
-    """
+    """Lay defaults, checkpoint, files and classes of the command line over each other; `verb` is its function."""
     files = [find_config(name) for name in argv.values("config")]
     given: Config = reduce(_merge, map(read_config, files), {})
     trusted = trusted_packages(argv, given.pop("trusted_packages", None))
@@ -104,9 +96,6 @@ def _defaults(argv: Argv, given: Config, has_files: bool) -> Config:
 def _of_trainer(argv: Argv, given: Config, name: str) -> Any:
     """An option of the trainer as command line or files set it."""
     return argv.last(f"trainer.{name}") or (given.get("trainer") or {}).get(name)
-
-
-# --------------------------------------------------------------------------------------------------------- checkpoint
 
 
 def _checkpoint(argv: Argv, given: Config, trusted: tuple[str, ...], files: list[Path]) -> Checkpoint | None:
@@ -159,9 +148,6 @@ def _stored(checkpoint: Checkpoint, verb: str) -> Config:
     elif verb == "summary":  # which needs no data, but the parser does
         stored["data"] = {"class_path": "vision_zoo.data.MNIST5k"}
     return stored
-
-
-# ------------------------------------------------------------------------------------------------------------ classes
 
 
 def _with_classes(config: Config, argv: Argv) -> Config:
@@ -223,15 +209,8 @@ def _listed_choices(value: Any, argv: Argv, slot: str) -> Any:
     return items
 
 
-# -------------------------------------------------------------------------------------------------------------- files
-
-
 def read_config(path: Path) -> Config:
-    """Read a YAML file of options; every class gets its full path.
-
-    Raises:
-        ConfigError: if it cannot be read, or is not valid YAML or not a mapping of options.
-    """
+    """Read a YAML file of options; every class gets its full path. Anything else is a ConfigError."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -274,9 +253,6 @@ def _with_full_paths(config: Config, where: str) -> Config:
             several = slot in LIST_SLOTS and isinstance(value, list)
             holder[key] = [as_spec(item, slot) for item in value] if several else as_spec(value, slot)
     return config
-
-
-# -------------------------------------------------------------------------------------------------------------- merge
 
 
 def _merge(base: Config, new: Mapping[str, Any]) -> Config:

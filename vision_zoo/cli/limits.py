@@ -26,10 +26,6 @@ def _with(kind: type, test: Callable[[Any], bool] = lambda _: True) -> Callable[
     return lambda options: any(isinstance(c, kind) and test(c) for c in listed(options.get("callbacks")))
 
 
-def _replaces_ours(callback: callbacks.ModelCheckpoint) -> bool:
-    return callback.dirpath is None and bool(callback.save_last or callback.filename in ("best", "last"))
-
-
 def _on_cpu(options: Options) -> bool:
     auto = options.get("accelerator") in (None, "auto") and not torch.accelerator.is_available()
     return auto or options.get("accelerator") == "cpu"
@@ -49,7 +45,7 @@ LIMITS = (
     ),
     Limit(
         "callbacks ModelCheckpoint with save_last, or with filename best or last, and without dirpath",
-        _with(callbacks.ModelCheckpoint, _replaces_ours),
+        _with(callbacks.ModelCheckpoint, lambda c: not c.dirpath and (c.save_last or c.filename in ("best", "last"))),
         "it would replace a checkpoint of the run's own, which has best.ckpt and last.ckpt in any case. Leave it out, "
         "or set its dirpath",
     ),

@@ -17,12 +17,8 @@ from vision_zoo.verbs.trainer import processes_to_count
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """What to tell the user about an exception, and the exit code.
-
-    Constructors' errors arrive wrapped by the parser, so the chain of causes is searched for one that was written for
-    the user. Anything that nobody foresaw is called what it is, a bug.
-    """
-    chain: list[BaseException] = []
+    """What to print about an exception, and the exit code. What nobody foresaw is called what it is, a bug."""
+    chain: list[BaseException] = []  # the parser wraps constructors' errors, which are written for the user
     current: BaseException | None = error
     while current is not None and current not in chain:
         chain.append(current)
@@ -34,10 +30,11 @@ def explain(error: BaseException) -> tuple[str, int]:
         if isinstance(link, ModuleNotFoundError):  # of a logger, a strategy, or the user's own code
             return f"a package is missing: {link}".strip(), 2
         if isinstance(link, MisconfigurationException):
-            return tidy(str(link)), 2
+            return _tidy(str(link)), 2
         if lost := lost_process(link):
             return str(lost), lost.exit_code
     if isinstance(error, ArgumentError):
+<<<<<<< HEAD
         return tidy(str(error)), 2
     if isinstance(error, ValueError) and "does not match the world size" in str(error):
         return processes_to_count(), 2
@@ -51,6 +48,25 @@ def explain(error: BaseException) -> tuple[str, int]:
         return " ".join("; ".join(reasons).split()) or str(error), 2
     if "returned nan values" in str(error):  # with --trainer.detect_anomaly true
         return str(error), 1
+=======
+        return _tidy(str(error)), 2
+    text = str(error)
+    first_line = text.partition("\n")[0] or type(error).__name__  # Python's own MemoryError says nothing
+    memory = f"set --data.batch_size or --data.image_size lower, or take a smaller network ({first_line})"
+    worker = f"often for lack of (shared) memory: set --data.num_workers lower, 0 for none ({first_line})"
+    reasons = re.findall(r"^ +- (?!Expected an? )(.+(?:\n {6,}.+)*)", text, re.MULTILINE)  # no class could be built
+    value, runtime = isinstance(error, ValueError), isinstance(error, RuntimeError)
+    table = (
+        (value and "does not match the world size" in text, processes_to_count(), 2),
+        (is_out_of_memory(error), f"there is not enough memory: {memory}", 1),
+        (runtime and "DataLoader worker" in text, f"a process that decodes images was lost, {worker}", 1),
+        (value and "any of the Union subtypes" in text, " ".join("; ".join(reasons).split()) or text, 2),
+        ("returned nan values" in text, text, 1),  # with --trainer.detect_anomaly true
+    )
+    for applies, message, code in table:
+        if applies:
+            return message, code
+>>>>>>> h-shrinkcli
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or 'a file'} cannot be read or written: {error.strerror}", 1
     return (
@@ -59,20 +75,12 @@ def explain(error: BaseException) -> tuple[str, int]:
     ), 1
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its kind where it has none."""
-    return str(error).partition("\n")[0] or type(error).__name__  # Python's own MemoryError says nothing
-
-
-def tidy(message: str) -> str:
+def _tidy(message: str) -> str:
     """The parser's message in one line where its form is known: the option, the value, what was expected."""
     keys = list(re.finditer(r'^( *).*?arser key "([^"]+)"', message, re.MULTILINE))
     option = "--" + ".".join(key[2] for key in keys)
     if needed := re.search(r"the following arguments are required: (.+)", message):
-        if keys:
-            names = [f"{option}.{name.strip()}" for name in needed[1].split(",")]
-        else:
-            names = [f"--{name.strip()}" for name in needed[1].split(",")]
+        names = [f"{option}.{name.strip()}" if keys else f"--{name.strip()}" for name in needed[1].split(",")]
         return f"{' and '.join(names)} must be given, on the command line or in a --config file"
     if keys:
         inner: list[str] = []  # lines about the innermost option: those that are indented further than its own
@@ -89,13 +97,7 @@ def tidy(message: str) -> str:
 
 
 def suggest_option(message: str, names: Sequence[str], verb: str) -> str:
-    """The parser's message; where it is about an option that does not exist, that option with close ones.
-
-    Args:
-        message: of the parser.
-        names: the options that exist, without their dashes.
-        verb: the command.
-    """
+    """The parser's message; where it is about an option that does not exist, that option with close ones of `names`."""
     more = f"All options: vision_zoo {verb} --help_all"
     stray = re.search(r"nrecognized arguments: (\S+)", message)
     refused = re.search(r"(?:[Oo]ption|[Kk]ey) ['\"]([\w.]+)['\"] is not (?:accepted|expected)", message)
@@ -129,11 +131,9 @@ def suggest_option(message: str, names: Sequence[str], verb: str) -> str:
 def _readable(kind: str) -> str:
     """A type in words; empty for what nobody would type."""
     names = {"NoneType": "null", "int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}
-    literal = re.match(r"typing\.Literal\[(.*)\]", kind.rstrip("."))
-    if literal:
+    if literal := re.match(r"typing\.Literal\[(.*)\]", kind.rstrip(".")):
         return f"one of {literal[1]}"
-    class_ = re.match(r"<class '([^']+)'>", kind)
-    if class_:
+    if class_ := re.match(r"<class '([^']+)'>", kind):
         return names.get(class_[1], class_[1])
     return "" if kind.startswith(("path but", "dot import path")) else kind
 
@@ -144,16 +144,14 @@ def quiet() -> None:
         return
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torchvision|torchmetrics|jsonargparse|onnx\w*)\b")
     warnings.filterwarnings("ignore", "Glyph .* missing from")  # names of classes may be of any script
-    warnings.formatwarning = _warning_text
+    warnings.formatwarning = _words
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in ("profilers", "callbacks.model_summary"):  # what they print was asked for
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
 
 
-def _warning_text(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
+def _words(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
     """A warning of ours in words; of others with the place that it comes from."""
     if Path(filename).is_relative_to(Path(__file__).parents[1]):
         return f"vision_zoo: {message}\n"

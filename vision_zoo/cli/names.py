@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from lightning.pytorch.loggers import Logger
 
-from vision_zoo.errors import ConfigError, did_you_mean
+from vision_zoo.errors import ConfigError, did_you_mean, refuse
 from vision_zoo.files import expanded
 from vision_zoo.specs import is_import_path
 from vision_zoo.types import Config
@@ -31,12 +31,7 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
     "trainer.logger": ("lightning.pytorch.loggers",),
 }
 
-
-# Values that stand for "no class"; a logger may be any of them.
-NO_CLASS = ("null", "None", "true", "True", "false", "False")
 LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")
-
-
 # Nothing to choose: bases, and schedules that are made of others, which no option can name.
 _BASES = {
     *("ImageDataModule", "BatchTransform", "Transform", "Optimizer", "LRScheduler"),
@@ -45,33 +40,30 @@ _BASES = {
 
 
 def find_class(name: str, slot: str) -> str:
-    """The full path of a class; names without a module are looked for where the slot says.
-
-    Raises:
-        ConfigError: with close matches, if there is none.
-    """
+    """The full path of a class, looked for where the slot says; a ConfigError with close matches, if there is none."""
+    where = f"--{slot} {name}:"
     hint = _own_data(name) if slot == "data" else ""
     if "." in name or "/" in name:
         if hint or not is_import_path(name):
-            raise ConfigError(f"--{slot} {name}: not a class path; write package.module.Class{hint}")
-        module, _, attribute = name.rpartition(".")
+            raise ConfigError(f"{where} not a class path; write package.module.Class{hint}")
+        module_name, _, attribute = name.rpartition(".")
         try:
-            found = getattr(importlib.import_module(module), attribute, None)
+            module = importlib.import_module(module_name)
         except ImportError as error:
-            raise ConfigError(f"--{slot} {name}: {error}") from error
-        if callable(found):
-            return _ours(found, slot) or name
-        if found is not None:
-            raise ConfigError(f"--{slot} {name}: this is a {type(found).__name__}, not a class")
-        close = did_you_mean(attribute, dir(importlib.import_module(module)))
-        raise ConfigError(f"--{slot} {name}: module {module} has no {attribute}{close}")
+            raise ConfigError(f"{where} {error}") from error
+        found, close = getattr(module, attribute, None), did_you_mean(attribute, dir(module))
+        refuse(
+            ConfigError,
+            (found is None, f"{where} module {module_name} has no {attribute}{close}"),
+            (not callable(found), f"{where} this is a {type(found).__name__}, not a class"),
+        )
+        return _ours(found, slot) or name
     known: set[str] = set()
     for package in CLASS_SLOTS[slot]:
         classes = dict(inspect.getmembers(importlib.import_module(package), inspect.isclass))
         own = {key for key, value in classes.items() if key[0] != "_" and value.__module__.startswith(package)} - _BASES
         if name in own and slot == "trainer.logger" and not issubclass(classes[name], Logger):
-            where = classes[name].__module__
-            raise ConfigError(f"--{slot} {name}: {where}.{name} is a logger of Fabric, not of the Trainer")
+            raise ConfigError(f"{where} {classes[name].__module__}.{name} is a logger of Fabric, not of the Trainer")
         if name in own:
             return f"{package}.{name}"
         known |= own
@@ -79,7 +71,7 @@ def find_class(name: str, slot: str) -> str:
     if slot == "model.backbone" and name in models.list_models(module=models):
         hint = f"; --{slot} Torchvision --{slot}.name {name} is the one of torchvision."
     raise ConfigError(
-        f"--{slot} {name}: unknown{hint or did_you_mean(name, known) or '.'} Known are {', '.join(sorted(known))}; "
+        f"{where} unknown{hint or did_you_mean(name, known) or '.'} Known are {', '.join(sorted(known))}; "
         "a class of your own is named with its module: package.module.Class"
     )
 
@@ -94,7 +86,7 @@ def _ours(class_: Any, slot: str) -> str | None:
 
 
 def _own_data(name: str) -> str:
-    """The options for what somebody names who gives the place of the images in place of a class."""
+    """The options for the place of the images, where a user gives that in place of a class."""
     path = expanded(name)
     if path.suffix == ".npz":
         return f"; your own arrays are --data ArrayFile --data.path {name}."
@@ -107,24 +99,24 @@ def as_spec(value: Any, slot: str) -> Any:
     """A class choice as {"class_path": full path, "init_args": {...}}."""
     if isinstance(value, str):
         value = {"class_path": value}
-    if isinstance(value, Mapping) and isinstance(value.get("class_path"), str):
-        spec: Config = {"class_path": find_class(value["class_path"], slot)}
-        if beside := [str(key) for key in value if key not in ("class_path", "init_args", "dict_kwargs")]:
-            raise ConfigError(
-                f"--{slot}: {', '.join(beside)} beside class_path {value['class_path']}: its options go under init_args"
-            )
-        for key in ("init_args", "dict_kwargs"):
-            if not isinstance(value.get(key) or {}, Mapping):
-                raise ConfigError(f"--{slot}: the {key} of {value['class_path']} are not options: {value[key]!r}")
-            if value.get(key):
-                spec[key] = copy.deepcopy(dict(value[key]))
-        return spec
-    return value
+    if not isinstance(value, Mapping) or not isinstance(value.get("class_path"), str):
+        return value
+    name = value["class_path"]
+    spec: Config = {"class_path": find_class(name, slot)}
+    beside = [str(key) for key in value if key not in ("class_path", "init_args", "dict_kwargs")]
+    problem = f"--{slot}: {', '.join(beside)} beside class_path {name}: its options go under init_args"
+    refuse(ConfigError, (beside, problem))
+    for key in ("init_args", "dict_kwargs"):
+        options = value.get(key) or {}
+        problem = f"--{slot}: the {key} of {name} are not options: {options!r}"
+        refuse(ConfigError, (not isinstance(options, Mapping), problem))
+        spec |= {key: copy.deepcopy(dict(options))} if options else {}
+    return spec
 
 
 def class_choice(value: str, slot: str) -> Any:
     """What a word of the command line chooses: a name, or YAML with one class or a list of them."""
-    if value in NO_CLASS:
+    if value in ("null", "None", "true", "True", "false", "False"):  # no class; a logger may be any of them
         return yaml.safe_load(value) if value != "None" else None
     if value.lstrip()[:1] not in ("{", "["):
         return as_spec(value, slot)
@@ -136,11 +128,7 @@ def class_choice(value: str, slot: str) -> Any:
 
 
 def find_config(name: str) -> Path:
-    """A configuration file by path, or a shipped recipe by name.
-
-    Raises:
-        ConfigError: with close matches, if there is none.
-    """
+    """A configuration file by path, or a shipped recipe by name; a ConfigError with close matches, if there is none."""
     path = expanded(name)
     if path.exists() and not path.is_dir():  # a pipe too
         return path

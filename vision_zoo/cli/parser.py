@@ -15,7 +15,6 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import register_type
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vision_zoo.building import without_random_weights
@@ -52,10 +51,6 @@ yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represe
 class Parser(LightningCLI):
     """Parses the options of one command on top of a layered configuration, and builds what it names.
 
-    Args:
-        request: what the user asked for.
-        function: of the command, whose parameters are its options.
-
     Attributes:
         model: the classifier; a checkpoint's, where the command has one and trains nothing.
         datamodule: the data.
@@ -69,7 +64,6 @@ class Parser(LightningCLI):
             Classifier,
             ImageDataModule,
             save_config_callback=None,
-            trainer_class=Trainer,
             trainer_defaults={"num_sanity_val_steps": 0},
             seed_everything_default=0,
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "prog": f"vision_zoo {self.verb}"},
@@ -78,8 +72,6 @@ class Parser(LightningCLI):
             run=False,
             auto_configure_optimizers=False,
         )
-
-    # -------------------------------------------------------------------------------------------------------- options
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add trainer, model and data, as far as the command needs them."""
@@ -131,8 +123,6 @@ class Parser(LightningCLI):
             for line in changes(self.checkpoint, self.plain_config(), self.verb):
                 _note(line)
 
-    # -------------------------------------------------------------------------------------------------- configuration
-
     def plain_config(self) -> Config:
         """The whole configuration as plain data, as config.yaml and checkpoints keep it."""
         dumped = self.parser.dump(self.config, skip_none=False, skip_validation=True)
@@ -144,18 +134,16 @@ class Parser(LightningCLI):
     def run_config(self) -> Config:
         """The same for a run: one that continues keeps the weights that it began with in its configuration."""
         config = self.plain_config()
-        folder = self.checkpoint.path.parent.parent if self.checkpoint else None
-        if folder is not None and (folder / "config.yaml").is_file():
-            began = read_config(folder / "config.yaml").get("model") or {}
-            config["model"]["weights"] = began.get("weights")
-            options = (began.get("backbone") or {}).get("init_args") or {}
+        began = self.checkpoint.path.parents[1] / "config.yaml" if self.checkpoint else None
+        if began is not None and began.is_file():
+            model = read_config(began).get("model") or {}
+            config["model"]["weights"] = model.get("weights")
+            options = (model.get("backbone") or {}).get("init_args") or {}
             if options.get("weights") is not None:
                 config["model"]["backbone"]["init_args"]["weights"] = options["weights"]
         if config["model"].get("weights") is None:
             config["model"].pop("weights", None)
         return config
-
-    # -------------------------------------------------------------------------------------------------- instantiation
 
     def instantiate_classes(self) -> None:
         """Build data and model; the trainer is built by the command, which knows what callbacks it needs."""
@@ -181,11 +169,7 @@ class Parser(LightningCLI):
 
 
 def parse(parser: ArgumentParser, words: Any, verb: str, config: Config) -> Namespace:
-    """Parse the words of a command; an option that does not exist is named with close ones.
-
-    Raises:
-        ArgumentError: if an option or its value is wrong.
-    """
+    """Parse the words of a command; an option that does not exist is an ArgumentError that names close ones."""
     try:
         return parser.parse_args(words)
     except ArgumentError as error:

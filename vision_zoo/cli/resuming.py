@@ -1,7 +1,7 @@
 """What a checkpoint fixes: a run that continues must be the same run."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,18 @@ LENGTHS = ("max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_ba
 def check_run_folder(checkpoint: Checkpoint) -> None:
     """Refuse to continue in a folder that holds another run's things, which would be overwritten."""
     run = checkpoint.path.parent.parent
-    if (run / "config.yaml").is_file():
+    config = run / "config.yaml"
+    in_the_way = [run / name for name in (*RESULTS, "metrics.csv") if (run / name).exists()]
+    if config.is_file():
         try:
-            written = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+            written = yaml.safe_load(config.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             written = None
-        # Which weights a run began with is not kept in its checkpoints.
         theirs, ours = (
             {n: value for n, value in _flat(whole).items() if n.startswith("model.") and "weights" not in n}
             for whole in (written if isinstance(written, Mapping) else {}, checkpoint.config)
-        )
-        in_the_way = [] if ours and theirs == ours else [run / "config.yaml"]
-    else:
-        in_the_way = [run / name for name in (*RESULTS, "metrics.csv") if (run / name).exists()]
+        )  # without the weights that a run began with, which its checkpoints do not keep
+        in_the_way = [] if ours and theirs == ours else [config]
     if in_the_way:
         raise CheckpointError(
             f"{checkpoint.path} does not belong to {in_the_way[0]}, which a run resumed there would replace: copy it "
@@ -59,16 +58,14 @@ def check_places(checkpoint: Checkpoint, stored: Config, given: Config, argv: Ar
 
 
 def changes(checkpoint: Checkpoint, config: Config, verb: str) -> list[str]:
-    """What differs in the whole configuration of a command from the checkpoint's, a line each.
-
-    Raises:
-        ConfigError: if the command is fit and the run would not be the same one any more.
-    """
+    """What differs from the checkpoint's configuration, a line each; a run that fit continues must stay the same."""
     stored, now = _flat(checkpoint.config), _flat(config)
+    differing = [name for name in sorted({*stored, *now}) if stored.get(name) != now.get(name)]
     found: dict[str, str] = {}
-    for name in _differing(stored, now, ("seed_everything", "model", "data")):
-        shown = name.replace("init_args.", "").removesuffix(".class_path")
-        if name.replace("init_args.", "") not in MAY_DIFFER:
+    for name in differing:
+        short = name.replace("init_args.", "")
+        shown = short.removesuffix(".class_path")
+        if name.split(".")[0] in ("seed_everything", "model", "data") and short not in MAY_DIFFER:
             ignored = ", ignored: the network keeps its own" * (shown in ("data.mean", "data.std", "data.image_size"))
             found[shown] = f"--{shown}: {stored.get(name)} -> {now.get(name)}{ignored}"
     if verb != "fit":
@@ -81,14 +78,8 @@ def changes(checkpoint: Checkpoint, config: Config, verb: str) -> list[str]:
             "--ckpt_path"
         )
     _check_length(checkpoint, stored, now)
-    changed = [name for name in _differing(stored, now, ("trainer",)) if name != "trainer.default_root_dir"]
+    changed = [name for name in differing if name.startswith("trainer.") and name != "trainer.default_root_dir"]
     return [f"changed against the checkpoint: --{n}: {stored.get(n)} -> {now.get(n)}" for n in changed]
-
-
-def _differing(stored: Config, now: Config, sections: tuple[str, ...]) -> Iterator[str]:
-    for name in sorted({*stored, *now}):
-        if name.split(".")[0] in sections and stored.get(name) != now.get(name):
-            yield name
 
 
 def _dealt(found: Mapping[str, str], stored: Config, now: Config, verb: str) -> list[str]:
@@ -126,8 +117,5 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Config:
     """Nested options as one level of dotted names."""
     result: Config = {}
     for key, value in config.items():
-        if isinstance(value, Mapping):
-            result |= _flat(value, f"{prefix}{key}.")
-        else:
-            result[f"{prefix}{key}"] = value
+        result |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return result

@@ -63,10 +63,6 @@ REFUSED: dict[str, tuple[str, ...] | None] = {
     "sync_batchnorm over several processes on a CPU": (
         *("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.sync_batchnorm", "true"),
     ),
-        *["--trainer.accelerator", "cpu", "--trainer.devices", "2"],
-        "--trainer.sync_batchnorm",
-        "true",
-    ),
 }
 
 

@@ -25,10 +25,6 @@ def _with(kind: type, test: Callable[[Any], bool] = lambda _: True) -> Callable[
     return lambda options: any(isinstance(c, kind) and test(c) for c in listed(options.get("callbacks")))
 
 
-def _on_cpu(options: Options) -> bool:
-    return options.get("accelerator") == "cpu"
-
-
 LIMITS = (
     Limit(
         "strategy ModelParallelStrategy",
@@ -50,12 +46,12 @@ LIMITS = (
     ),
     Limit(
         "precision 16-mixed on a CPU",
-        lambda options: str(options.get("precision")) in ("16", "16-mixed") and _on_cpu(options),
+        lambda options: str(options.get("precision")) in ("16", "16-mixed") and options.get("accelerator") == "cpu",
         "a CPU cannot compute in float16, and Lightning would take bf16-mixed in its place: set bf16-mixed or 32-true",
     ),
     Limit(
         "sync_batchnorm on a CPU",
-        lambda options: options.get("sync_batchnorm") is True and _on_cpu(options),
+        lambda options: options.get("sync_batchnorm") is True and options.get("accelerator") == "cpu",
         "torch joins batch statistics on GPUs only. Leave the option out (each process then normalises its own batch), "
         "or train on GPUs",
     ),

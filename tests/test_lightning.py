@@ -60,7 +60,9 @@ REFUSED: dict[str, tuple[str, ...] | None] = {
     ),
     "callbacks StochasticWeightAveraging": None,
     "precision 16-mixed on a CPU": ("--trainer.accelerator", "cpu", "--trainer.precision", "16-mixed"),
-    "sync_batchnorm on a CPU": ("--trainer.accelerator", "cpu", "--trainer.sync_batchnorm", "true"),
+    "sync_batchnorm over several processes on a CPU": (
+        *("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.sync_batchnorm", "true"),
+    ),
 }
 
 

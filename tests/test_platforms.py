@@ -12,7 +12,7 @@ from tests.conftest import QUICK
 from tests.test_classifier import classifier, trainer
 from vision_zoo.__main__ import main
 from vision_zoo.data import MNIST5k
-from vision_zoo.training import Evaluation
+from vision_zoo.training import TestArtifacts
 
 
 class NoFloat64(TorchDispatchMode):
@@ -41,7 +41,7 @@ def test_the_simulated_device_refuses_float64():
 
 def test_fit_and_test_run_on_a_device_without_float64(here, monkeypatch):
     # Figures are drawn on the host, where every type is.
-    monkeypatch.setattr(Evaluation, "on_test_end", on_host(Evaluation.on_test_end))
+    monkeypatch.setattr(TestArtifacts, "on_test_end", on_host(TestArtifacts.on_test_end))
     expected = main([*QUICK, "--trainer.max_epochs", "1"])
     with NoFloat64():
         assert main([*QUICK, "--trainer.max_epochs", "1"]) == expected == 0

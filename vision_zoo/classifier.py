@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,9 @@ class Classifier(ScoredModule):
         RuntimeError: if mean or std has another number of values.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(
         self,
         backbone: Callable[[ImageShape, int], nn.Module],
@@ -90,10 +93,7 @@ class Classifier(ScoredModule):
             load_backbone_weights(self.backbone, weights, self.network_name)
         # One multiplication and one addition bring uint8 to normalised float. Both follow from the hyperparameters, so
         # the state dict holds the backbone's own keys and nothing else.
-        channels = self.image_shape[0]
-        mean_, std_ = (torch.tensor(list(values)).expand(channels).reshape(-1, 1, 1) for values in (mean, std))
-        self.scale: Tensor
-        self.shift: Tensor
+        mean_, std_ = (torch.tensor(list(v)).expand(image_shape[0]).reshape(-1, 1, 1) for v in (mean, std))
         self.register_buffer("scale", 1 / (255 * std_), persistent=False)
         self.register_buffer("shift", -mean_ / std_, persistent=False)
         # How a run computes on its machine, no part of the model: see training/performance.py.
@@ -127,15 +127,12 @@ class Classifier(ScoredModule):
             raise ImageShapeError(f"expected raw uint8 images in [0, 255], got {images.dtype}; do not normalise them")
         if images.ndim == 3:  # (C, H, W), or gray (B, H, W)
             images = images.unsqueeze(1 if self.image_shape[0] == 1 else 0)
-        if tuple(images.shape[1:]) != self.image_shape:
-            raise ImageShapeError(
-                f"expected images of shape {self.image_shape} (channels, height, width), got {tuple(images.shape[1:])}"
-            )
+        if (shape := tuple(images.shape[1:])) != self.image_shape:
+            raise ImageShapeError(f"expected images of shape {self.image_shape} (channels, height, width), got {shape}")
         images = images * self.scale + self.shift
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.backbone(images)
-        return logits
+        return cast(Tensor, self.backbone(images))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch, a scalar."""
@@ -151,11 +148,7 @@ class Classifier(ScoredModule):
         self._count(self.val_metrics, self(images), labels)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Count one batch of test images.
-
-        Returns:
-            Probabilities, float (B, K).
-        """
+        """Count one batch of test images and return its probabilities, float (B, K)."""
         images, labels = batch
         if self.test_time_augmentation == "none":
             logits = self(images)
@@ -163,13 +156,11 @@ class Classifier(ScoredModule):
             seen = [self(view).float().log_softmax(1) for view in views(images, self.test_time_augmentation)]
             logits = torch.stack(seen).logsumexp(0) - math.log(len(seen))
         self._count(self.test_metrics, logits, labels)
-        probabilities: Tensor = logits.softmax(1)
-        return probabilities
+        return cast(Tensor, logits.softmax(1))
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
         """Probabilities of raw images, with labels beside them or without, float (B, K)."""
-        probabilities: Tensor = self(batch if isinstance(batch, Tensor) else batch[0]).softmax(1)
-        return probabilities
+        return cast(Tensor, self(batch if isinstance(batch, Tensor) else batch[0]).softmax(1))
 
     def _count(self, metrics: Metrics, logits: Tensor, labels: Tensor) -> None:
         logits = logits.float()
@@ -177,11 +168,7 @@ class Classifier(ScoredModule):
         metrics.update(logits, labels, losses)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer and, where one is set, the schedule with its length filled in.
-
-        Raises:
-            ConfigError: if there is no optimizer, or the schedule does not fit the length of the run.
-        """
+        """Build the optimizer and, where one is set, the schedule with its length filled in."""
         optimizer = build_optimizer(self.optimizer, self.parameters(), self.fuses_optimizer)
         if self.scheduler is None:
             return optimizer
@@ -220,19 +207,15 @@ class Classifier(ScoredModule):
         return probe.evaluation_mode(self.backbone)
 
     def set_memory_format(self, channels_last: bool) -> None:
-        """Set the memory format of convolution weights and inputs; no value changes.
-
-        Args:
-            channels_last: the format that convolutions are fastest with; otherwise torch's contiguous one.
-        """
+        """Lay out convolution weights and inputs in channels_last or torch's contiguous format; no value changes."""
         self.channels_last = channels_last
         probe.set_memory_format(self.backbone, torch.channels_last if channels_last else torch.contiguous_format)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue from what was saved, and refuse weights of another network by name."""
-        names = checkpoint.get("hyper_parameters", {}).get("class_names")
-        if names is not None and len(names) != self.num_classes:
-            raise CheckpointError(f"the checkpoint knows {len(names)} classes, the data has {self.num_classes}")
+        known = len(checkpoint.get("hyper_parameters", {}).get("class_names", self.class_names))
+        if known != self.num_classes:
+            raise CheckpointError(f"the checkpoint knows {known} classes, the data has {self.num_classes}")
         super().on_load_checkpoint(checkpoint)
 
     @classmethod

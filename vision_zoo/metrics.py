@@ -30,10 +30,6 @@ class Metrics(nn.Module):
     An update only takes note of a batch, for counting one costs more than a small training step. Sums of losses are
     Python's floats: they must not depend on how the images are spread over batches and processes, half precision would
     stop counting after some images, and Apple's GPUs have no float64.
-
-    Args:
-        split: which images; the first part of each metric's name.
-        num_classes: number of logits.
     """
 
     def __init__(self, split: Split, num_classes: int) -> None:
@@ -58,24 +54,14 @@ class Metrics(nn.Module):
         return [f"{self.split}/{name}" for name in (*losses, *self.counts)]
 
     def update(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """Take note of a batch.
-
-        Args:
-            logits: float (B, K).
-            labels: int64 (B,) in [0, K).
-            losses: float32, that of each image (B,), or their mean ().
-        """
+        """Take note of a batch: logits float (B, K), labels int64 (B,), losses float32 (B,) or their mean ()."""
         self._losses.append((losses.detach(), len(labels)))
         self._outputs.append((logits.detach(), labels))
         if len(self._outputs) * logits.numel() >= MOST_PENDING:
             self.count_outputs()
 
     def count_losses(self) -> tuple[list[float], float]:
-        """Add the losses since the last call to the sum.
-
-        Returns:
-            What ``update`` was given since, image by image or batch by batch, and its mean over images.
-        """
+        """Add the losses since the last call to the sum; return them and their mean over images."""
         if not self._losses:
             return [], math.nan
         device = self._losses[-1][0].device  # those of a checkpoint are on the host
@@ -120,9 +106,8 @@ class Metrics(nn.Module):
         self.count_outputs()
         states: dict[str, Any] = {"loss": {"mean_value": self.sums["loss"], "weight": self.sums["images"]}}
         for name, metric in self.counts.items():
-            metric.persistent(mode=True)
-            states[name] = {key: value.cpu().clone() for key, value in metric.state_dict().items()}
-            metric.persistent(mode=False)
+            counted: dict[str, Any] = metric.metric_state
+            states[name] = {key: value.cpu().clone() for key, value in counted.items()}
         return {"states": states, "pending_losses": [(losses.cpu(), size) for losses, size in self._losses]}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -137,16 +122,11 @@ class Metrics(nn.Module):
 
 
 class ScoredModule(LightningModule):
-    """A LightningModule with metrics of training, validation and test, logged by epochs, and exact after a resume.
-
-    Args:
-        num_classes: number of logits.
-    """
+    """A LightningModule with metrics of training, validation and test, logged by epochs, and exact after a resume."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.train_metrics = Metrics("train", num_classes)
-        self.val_metrics = Metrics("val", num_classes)
+        self.train_metrics, self.val_metrics = Metrics("train", num_classes), Metrics("val", num_classes)
         self.test_metrics = Metrics("test", num_classes)
         self._counted_batch = -1  # the last of this epoch
         self._val_loss: float | None = None  # the last of this epoch
@@ -154,17 +134,10 @@ class ScoredModule(LightningModule):
     def log_training(self, batch_idx: int, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """Count a training batch; every ``log_every_n_steps`` steps, log mean loss and learning rate.
 
-        Args:
-            batch_idx: number of the batch in its epoch; one that was counted is left out, for LBFGS evaluates each
-                batch many times.
-            logits: float (B, K).
-            labels: int64 (B,).
-            loss: float32, the mean over the images.
-
         Raises:
             TrainingError: if a loss since the last time is not finite.
         """
-        if batch_idx == self._counted_batch:
+        if batch_idx == self._counted_batch:  # LBFGS evaluates each batch many times
             return
         self._counted_batch = batch_idx
         self.train_metrics.update(logits, labels, loss)
@@ -180,10 +153,10 @@ class ScoredModule(LightningModule):
     def _count_losses(self) -> float:
         """Count the losses of the last batches; their mean over images."""
         losses, mean = self.train_metrics.count_losses()
-        first = next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
-        if first is not None and not torch.is_anomaly_enabled():  # which finds the operation
-            ago = (len(losses) - 1 - first) // self.trainer.accumulate_grad_batches
-            raise diverged(f"the training loss is {losses[first]}", self.global_step - ago, self.current_epoch)
+        for index, loss in enumerate(losses):
+            if not math.isfinite(loss) and not torch.is_anomaly_enabled():  # which names the operation
+                ago = (len(losses) - 1 - index) // self.trainer.accumulate_grad_batches
+                raise diverged(f"the training loss is {loss}", self.global_step - ago, self.current_epoch)
         return mean
 
     def on_train_epoch_end(self) -> None:
@@ -195,10 +168,9 @@ class ScoredModule(LightningModule):
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, ReduceLROnPlateau):
             # One metric for the whole run, and none that has been looked at before.
-            if not validates(self.trainer):
-                scheduler.step(self.trainer.callback_metrics["train/loss"])
-            elif self._val_loss is not None:
-                scheduler.step(self._val_loss)
+            watched = self._val_loss if validates(self.trainer) else self.trainer.callback_metrics["train/loss"]
+            if watched is not None:
+                scheduler.step(watched)
         self._val_loss = None
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
@@ -224,17 +196,15 @@ class ScoredModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a run that stopped within an epoch continues from."""
         # Those of each process: sums of floating point numbers depend on their order.
-        checkpoint["train_metrics"] = gather(self.train_metrics.state())
-        checkpoint["val_loss_in_epoch"] = self._val_loss
+        checkpoint |= {"train_metrics": gather(self.train_metrics.state()), "val_loss_in_epoch": self._val_loss}
         # Callbacks that freeze layers freeze them anew when a run resumes, whatever was thawed since.
         checkpoint["frozen"] = [name for name, weight in self.named_parameters() if not weight.requires_grad]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what ``on_save_checkpoint`` added."""
         self._val_loss = checkpoint.get("val_loss_in_epoch")
-        if "frozen" in checkpoint:
-            for name, weight in self.named_parameters():
-                weight.requires_grad = name not in checkpoint["frozen"]
+        for name, weight in self.named_parameters() if "frozen" in checkpoint else ():
+            weight.requires_grad = name not in checkpoint["frozen"]
         processes = checkpoint.get("train_metrics", [])
         if self.global_rank < len(processes):  # the run folder refuses to resume with another number
             self.train_metrics.load_state(processes[self.global_rank])

@@ -2,34 +2,19 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from vision_zoo.errors import ConfigError
-from vision_zoo.types import ImageShape
+from vision_zoo.errors import ConfigError, refuse
 
 # How a network says that it cannot take an image.
 REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
-
-class Probed(Protocol):
-    """A classifier, as far as a trial needs one."""
-
-    backbone: nn.Module
-    image_shape: ImageShape
-    scale: Tensor
-    channels_last: bool
-    __call__: Callable[..., Any]
-
-    @property
-    def num_classes(self) -> int: ...  # noqa: D102
-    @property
-    def network_name(self) -> str: ...  # noqa: D102
-    def set_memory_format(self, channels_last: bool) -> None: ...  # noqa: D102
+Probed: TypeAlias = Any  # a Classifier, whose module imports this one
 
 
 class Mode(NamedTuple):
@@ -45,12 +30,8 @@ _ANSWERS: WeakKeyDictionary[nn.Module, dict[Mode, bool]] = WeakKeyDictionary()
 def accepts(model: Probed, *, channels_last: bool = False, bf16: bool = False) -> bool:
     """Whether the network classifies in this way; one that calls ``view`` on its features does not in channels_last.
 
-    What was tried is remembered for as long as the classifier keeps its backbone.
-
-    Args:
-        model: the classifier; it stays as it is.
-        channels_last: convolutions take this memory format.
-        bf16: under bfloat16 autocast, on the device where the network is.
+    bf16 stands for autocast on the device where the network is. What was tried is remembered for as long as the
+    classifier keeps its backbone.
     """
     mode, answers = Mode(channels_last, bf16), _ANSWERS.setdefault(model.backbone, {})
     if any(works and tried.channels_last >= channels_last and tried.bf16 >= bf16 for tried, works in answers.items()):
@@ -67,35 +48,26 @@ def check(
     bf16: bool = False,
     around: Callable[[], AbstractContextManager[Any]] | None = None,
 ) -> None:
-    """Classify one black image, so that a network of the wrong kind is refused by name.
+    """Classify one black image, so that a network of the wrong kind is refused by name; the classifier stays as it is.
 
-    It is done once, in the way that asks most of the network, and again in the plain way only if that fails.
-
-    Args:
-        model: the classifier; it stays as it is.
-        batch_size: of the training images.
-        bf16: try bfloat16 autocast too, for the training may use it.
-        around: entered anew around each pass, such as for looking at the layers; without it, one pass is enough.
+    It is done once, in the way that asks most of the network (with bf16, that includes autocast), and again in the
+    plain way only if that fails. What is ``around`` is entered anew for each pass, such as to look at the layers.
 
     Raises:
         ConfigError: if there is but one class, or the backbone fails on the image or returns anything but logits of
             shape (1, K), or has batch normalisation and is to learn from single images.
     """
-    problem = ""
-    if model.num_classes < 2:
-        problem = f"two classes or more are needed, but the data has {model.num_classes}"
-    elif batch_size == 1 and any(isinstance(module, BATCH_NORMS) for module in model.backbone.modules()):
-        problem = (
-            f"{model.network_name} has batch normalisation, which cannot learn from single images: "
-            "set --data.batch_size to at least 2, or take a network without it"
-        )
-    elif around is not None or not any(_ANSWERS.get(model.backbone, {}).values()):
+    normalises = any(isinstance(module, BATCH_NORMS) for module in model.backbone.modules())
+    single = f"{model.network_name} has batch normalisation, which cannot learn from single images: "
+    single += "set --data.batch_size to at least 2, or take a network without it"
+    few = f"two classes or more are needed, but the data has {model.num_classes}"
+    refuse(ConfigError, (model.num_classes < 2, few), (batch_size == 1 and normalises, single))
+    if around is not None or not any(_ANSWERS.get(model.backbone, {}).values()):
         convolutions = any(isinstance(module, nn.Conv2d) for module in model.backbone.modules())
         problem = _try(model, Mode(convolutions, bf16), around)
         if problem and (convolutions or bf16):
             problem = _try(model, Mode(), around)
-    if problem:
-        raise ConfigError(problem)
+        refuse(ConfigError, (problem, problem))
 
 
 def _try(model: Probed, mode: Mode, around: Callable[[], AbstractContextManager[Any]] | None = None) -> str:
@@ -110,9 +82,8 @@ def _try(model: Probed, mode: Mode, around: Callable[[], AbstractContextManager[
             logits = model(image)
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if shape != (1, model.num_classes):
-            problem = (
-                f"backbone {name} must return logits of shape (images, classes) = (1, {model.num_classes}), got {shape}"
-            )
+            expected = f"logits of shape (images, classes) = (1, {model.num_classes})"
+            problem = f"backbone {name} must return {expected}, got {shape}"
     except REFUSALS as error:
         problem = f"backbone {name} cannot classify images of shape {model.image_shape}: {error}"
     finally:

@@ -2,6 +2,7 @@
 
 import math
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -64,8 +65,7 @@ def device_name(trainer: Trainer) -> str:
     if device.type != "cpu":
         return str(device)
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-    model = next(iter(names), platform.processor() or platform.machine())
+    named = re.search(r"model name\s*: *(.*\S)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    model = named[1] if named else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return f"cpu ({model}, {threads} thread{'s' * (threads != 1)})"

@@ -24,11 +24,6 @@ def test_the_images_of_a_step_are_told_factor_by_factor(here, capsys):
     assert "32 images per step = 16 x 2 batches; the learning" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_decoding_process_that_was_lost_is_no_bug():
-    message, code = explain(RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."))
-    assert (code, "set --data.num_workers lower" in message) == (1, True)
-
-
 def test_pictures_for_a_network_of_gray_ones_are_refused_with_both_options(trained_run, here, capsys):
     tiny.write_image_folder(here / "pictures")
     words = ["--data", "ImageFolder", "--data.root", "pictures", "--data.test_split", "1.0"]

@@ -42,7 +42,7 @@ def test_pictures_that_are_added_or_taken_away_bring_none_of_the_training_into_t
     def parts():
         data = folder(pictures, val_split=0.2, test_split=0.2)
         return {
-            split: {f"{path.parent.name}/{path.name}" for path in data._scan[1][split][0]}
+            split: {f"{path.parent.name}/{path.name}" for path in data._splits[split][0]}
             for split in ("train", "val", "test")
         }
 
@@ -61,7 +61,7 @@ def test_pictures_that_are_added_or_taken_away_bring_none_of_the_training_into_t
 
 def test_a_fraction_cuts_about_as_much_from_many_pictures(pictures):
     tiny.write_image_folder(pictures, count=300)
-    parts = folder(pictures, val_split=0.1, test_split=0.2)._scan[1]
+    parts = folder(pictures, val_split=0.1, test_split=0.2)._splits
     sizes = {split: len(paths) for split, (paths, _) in parts.items()}
     assert sum(sizes.values()) == 600
     assert sizes["test"] == pytest.approx(120, abs=30)
@@ -377,7 +377,7 @@ def test_a_missing_folder_is_named(tmp_path):
 
 
 def test_testing_without_test_pictures_is_refused(pictures):
-    with pytest.raises(ConfigError, match=r"--data.test_split is 0 and there is no folder test"):
+    with pytest.raises(ConfigError, match=r"there is no folder test and --data.test_split is 0"):
         folder(pictures, test_split=0).setup("test")
 
 

@@ -14,6 +14,7 @@ from vision_zoo.checkpoints import Checkpoint, open_checkpoint
 from vision_zoo.cli.argv import Argv
 from vision_zoo.cli.names import CLASS_SLOTS, LIST_SLOTS, as_spec, class_choice, find_class, find_config, run_name_of
 from vision_zoo.cli.resuming import check_places, check_run_folder
+from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path, listed, options_of, without_downloads
@@ -27,9 +28,7 @@ DEFAULTS: Config = {  # of what a configuration leaves out
     "trainer": {"max_epochs": 10},
 }
 # What belongs to the experiment and stays when another dataset is named.
-SHARED_DATA_OPTIONS = (
-    "root", "batch_size", "val_split", "seed", "num_workers", "augmentation", "image_size", "shuffle", "mean", "std",
-)  # fmt: skip
+SHARED_DATA_OPTIONS = tuple(options_of(ImageDataModule))
 # The sections of a configuration that a command has.
 SECTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("fit", "validate", "test"), ("model", "data", "trainer")),

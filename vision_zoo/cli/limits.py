@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from lightning.pytorch import callbacks
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.optim.swa_utils import SWALR
@@ -23,6 +24,16 @@ class Limit(NamedTuple):
 def _with(kind: type, test: Callable[[Any], bool] = lambda _: True) -> Callable[[Options], bool]:
     """A test for a callback of a kind."""
     return lambda options: any(isinstance(c, kind) and test(c) for c in listed(options.get("callbacks")))
+
+
+def _on_cpu(options: Options) -> bool:
+    auto = options.get("accelerator") in (None, "auto") and not torch.accelerator.is_available()
+    return auto or options.get("accelerator") == "cpu"
+
+
+def _joins_statistics(options: Options) -> bool:
+    several = str(options.get("devices")) not in ("1", "auto", "None") or (options.get("num_nodes") or 1) > 1
+    return options.get("sync_batchnorm") is True and several and _on_cpu(options)
 
 
 LIMITS = (
@@ -46,12 +57,12 @@ LIMITS = (
     ),
     Limit(
         "precision 16-mixed on a CPU",
-        lambda options: str(options.get("precision")) in ("16", "16-mixed") and options.get("accelerator") == "cpu",
+        lambda options: str(options.get("precision")) in ("16", "16-mixed") and _on_cpu(options),
         "a CPU cannot compute in float16, and Lightning would take bf16-mixed in its place: set bf16-mixed or 32-true",
     ),
     Limit(
-        "sync_batchnorm on a CPU",
-        lambda options: options.get("sync_batchnorm") is True and options.get("accelerator") == "cpu",
+        "sync_batchnorm over several processes on a CPU",
+        _joins_statistics,
         "torch joins batch statistics on GPUs only. Leave the option out (each process then normalises its own batch), "
         "or train on GPUs",
     ),

@@ -38,13 +38,11 @@ def explain(error: BaseException) -> tuple[str, int]:
     text = str(error)
     first_line = text.partition("\n")[0] or type(error).__name__  # Python's own MemoryError says nothing
     memory = f"set --data.batch_size or --data.image_size lower, or take a smaller network ({first_line})"
-    worker = f"often for lack of (shared) memory: set --data.num_workers lower, 0 for none ({first_line})"
     reasons = re.findall(r"^ +- (?!Expected an? )(.+(?:\n {6,}.+)*)", text, re.MULTILINE)  # no class could be built
-    value, runtime = isinstance(error, ValueError), isinstance(error, RuntimeError)
+    value = isinstance(error, ValueError)
     table = (
         (value and "does not match the world size" in text, processes_to_count(), 2),
         (is_out_of_memory(error), f"there is not enough memory: {memory}", 1),
-        (runtime and "DataLoader worker" in text, f"a process that decodes images was lost, {worker}", 1),
         (value and "any of the Union subtypes" in text, " ".join("; ".join(reasons).split()) or text, 2),
         ("returned nan values" in text, text, 1),  # with --trainer.detect_anomaly true
     )

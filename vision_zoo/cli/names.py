@@ -24,7 +24,8 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
     "model.scheduler": ("vision_zoo.schedules", "torch.optim.lr_scheduler"),
     "data.augmentation": ("vision_zoo.transforms", "torchvision.transforms.v2"),
     "trainer.callbacks": (
-        *(f"vision_zoo.training.{module}" for module in ("resizing", "averaging", "finetuning", "pruning")),
+        "vision_zoo.training.resizing",
+        "vision_zoo.training.lightning_callbacks",
         "lightning.pytorch.callbacks",
     ),
     "trainer.logger": ("lightning.pytorch.loggers",),

@@ -67,6 +67,9 @@ class ImageDataModule(LightningDataModule):
         mean: mean of each channel of the training images, in [0, 1].
         std: standard deviation of each channel of the training images, in [0, 1].
         note: how the files that were read differ from the published ones; empty where they do not, or it is not known.
+        has_val: whether `load` knows a split "val", so that none is cut from train.
+        has_test: whether there are test images.
+        cuts_test: whether the test images are cut from those of training, as test_split says.
     """
 
     class_names: tuple[str, ...]
@@ -74,15 +77,15 @@ class ImageDataModule(LightningDataModule):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     note: str = ""
+    has_val: bool = False
+    has_test: bool = True
+    cuts_test: bool = False
 
     folder: ClassVar[str] = ""  # below root, where the files are
     names: Mapping[str, Sequence[str]] = {}  # of the files of "train" and "test"; a bar between alternatives
     torchvision_class: ClassVar[Callable[..., object]]  # which downloads them
     torchvision_options: Sequence[Mapping[str, object]] = ({},)  # of its calls
-    way_out: ClassVar[str] = (
-        "Delete the broken files so that they are downloaded again, set --data.root to a good copy, "
-        f"{NO_NETWORK_NEEDED}"
-    )
+    way_out = f"Delete the broken files to download them again, set --data.root to a good copy, {NO_NETWORK_NEEDED}"
 
     def __init__(
         self,
@@ -99,15 +102,6 @@ class ImageDataModule(LightningDataModule):
         _class_path: str | None = None,  # of the options in a checkpoint, which Lightning hands on
     ) -> None:
         super().__init__()
-        positive = {"batch_size": batch_size, "image_size": image_size}
-        for name, value in {**positive, "seed": seed, "num_workers": num_workers}.items():
-            least = int(name in positive)
-            too_small = value is not None and value < least
-            refuse(ConfigError, (too_small, f"--data.{name} must be at least {least}, got {value}"))
-        for it in augmentation or ():  # such as the description in a checkpoint, which Lightning passes on
-            message = f"--data.augmentation: {it} cannot be applied to images; give a module"
-            refuse(ConfigError, (not callable(it), message))
-        check_part(val_split, "--data.val_split")
         self.root = expanded(root).absolute()
         self.batch_size = batch_size
         self.val_split = val_split
@@ -117,6 +111,14 @@ class ImageDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.shuffle = shuffle
         self._subsets: dict[Split, Subset] = {}
+        for name, least in {"batch_size": 1, "image_size": 1, "seed": 0, "num_workers": 0}.items():
+            value = getattr(self, name)
+            small = value is not None and value < least
+            refuse(ConfigError, (small, f"--data.{name} must be at least {least}, got {value}"))
+        for it in self.augmentation:  # such as the description in a checkpoint, which Lightning passes on
+            message = f"--data.augmentation: {it} cannot be applied to images; give a module"
+            refuse(ConfigError, (not callable(it), message))
+        check_part(val_split, "--data.val_split")
         self._take_facts(mean, std)
         # Plain values: objects in a checkpoint would need trust to be loaded.
         self.save_hyperparameters(logger=False)
@@ -127,32 +129,18 @@ class ImageDataModule(LightningDataModule):
 
     def _take_facts(self, mean: list[float] | None, std: list[float] | None) -> None:
         """Let the options override the constants of the class."""
+        channels = self.image_shape[0]
         if self.image_size is not None:
-            self.image_shape = (self.image_shape[0], self.image_size, self.image_size)
+            self.image_shape = (channels, self.image_size, self.image_size)
         if mean is not None:
-            self.mean = per_channel("mean", mean, self.image_shape[0])
+            self.mean = per_channel("mean", mean, channels)
         if std is not None:
-            self.std = per_channel("std", std, self.image_shape[0])
+            self.std = per_channel("std", std, channels)
 
     @property
     def num_classes(self) -> int:
         """How many classes there are."""
         return len(self.class_names)
-
-    @property
-    def has_val(self) -> bool:
-        """Whether `load` knows a split "val", so that none is cut from train."""
-        return False
-
-    @property
-    def has_test(self) -> bool:
-        """Whether there are test images."""
-        return True
-
-    @property
-    def cuts_test(self) -> bool:
-        """Whether the test images are cut from those of training, as test_split says."""
-        return False
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -234,26 +222,18 @@ class ImageDataModule(LightningDataModule):
         check_transforms(self.augmentation, self.image_shape)
 
     def split_images(self, split: Split) -> LabelledImages:
-        """All images of a split, in file order and without augmentation.
-
-        Raises:
-            InputError: if the split has no images, or they cannot be read, see `setup`.
-        """
+        """All images of a split, in file order and without augmentation; raises what `setup` does."""
         return self._gather(*self._subset(split))
 
     def sample(self, split: Split, count: int) -> LabelledImages:
-        """Up to `count` images, evenly spaced over a split; of files not kept in memory only these are read.
-
-        Raises:
-            InputError: if the split has no images, or they cannot be read, see `setup`.
-        """
+        """Up to `count` images, evenly spaced over a split; of files not kept in memory only these are read."""
         source, indices = self._subset(split)
         places = torch.linspace(0, max(len(indices) - 1, 0), min(count, len(indices))).round().long()
         return self._gather(source, indices[places])
 
     def _subset(self, split: Split) -> Subset:
         if split not in self._subsets:
-            self.setup({"train": "fit", "val": "validate", "test": "test"}[split])
+            self.setup({"train": "fit", "val": "validate"}.get(split, split))
         return self._subsets[split]
 
     def _gather(self, source: Source, indices: Tensor) -> LabelledImages:
@@ -269,24 +249,14 @@ class ImageDataModule(LightningDataModule):
 
     def _loader(self, split: Split, training: bool = False) -> Loader:
         (source, indices), trainer = self._subset(split), self.trainer
-        threads = self.num_workers
-        if threads is None:
-            threads = decoding_threads(getattr(trainer, "num_devices", 1))
-        loader = Loader(
-            source,
-            indices,
-            self.batch_size,
-            threads if isinstance(source, Files) else 0,
-            training=training,
-            shuffle=training and self.shuffle and not getattr(trainer, "overfit_batches", 0),
-            seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-        )
-        few = f"{len(indices)} {'training' if training else split} images are too few for {loader.world_size} processes"
+        rank, processes = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        few = f"{len(indices)} {'training' if training else split} images are too few for {processes} processes"
         # A process without images would leave the others waiting for its counts.
-        refuse(ConfigError, (len(indices) < loader.world_size, f"{few}: each needs one. Set --trainer.devices lower"))
-        return loader
+        refuse(ConfigError, (len(indices) < processes, f"{few}: each needs one. Set --trainer.devices lower"))
+        per_device = decoding_threads(getattr(trainer, "num_devices", 1))
+        threads = 0 if isinstance(source, InMemory) else per_device if self.num_workers is None else self.num_workers
+        shuffle = training and self.shuffle and not getattr(trainer, "overfit_batches", 0)
+        return Loader(source, indices, self.batch_size, threads, training, shuffle, self.seed, rank, processes)
 
     def _read(self, split: Split) -> Source:
         """Load a split, check it and bring it to `image_shape`."""
@@ -296,25 +266,23 @@ class ImageDataModule(LightningDataModule):
         channels = images.shape[1] if images.ndim > 1 else 0
         low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
         needed, classes = self.image_shape[0], self.num_classes
-        of_channels = f"the {split} images in {where} have {channels} channel(s), where {needed} are needed"
-        of_labels = f"{split} labels from {low} to {high} in {where}, but the {classes} classes have 0 to {classes - 1}"
+        of_labels = f"{split} labels from {low} to {high}, but the {classes} classes have 0 to {classes - 1}"
         problems = (
-            (len(images) != len(labels), f"{len(images)} {split} images but {len(labels)} labels in {where}"),
-            (not len(images), f"no {split} images in {where}"),
-            (channels != needed, of_channels),
+            (len(images) != len(labels), f"{len(images)} {split} images but {len(labels)} labels"),
+            (not len(images), f"no {split} images"),
+            (channels != needed, f"{split} images of {channels} channel(s), where {needed} are needed"),
             (low < 0 or high >= classes, of_labels),
         )
-        refuse(DataError, *((wrong, f"{name}: {message}. {self.way_out}") for wrong, message in problems))
+        refuse(DataError, *((wrong, f"{name}: {message}, in {where}. {self.way_out}") for wrong, message in problems))
         return InMemory(resize_images(images, self.image_shape), labels)
 
     def _missing(self) -> list[str]:
-        folder, wanted = self.root / self.folder, [names.split("|") for names in self.files()]
-        return [names[0] for names in wanted if not any((folder / name).is_file() for name in names)]
+        wanted = [names.split("|") for names in self.files()]
+        return [names[0] for names in wanted if not any((self.root / self.folder / x).is_file() for x in names)]
 
     def _not_found(self, reason: str) -> str:
-        place = "Set --data.root to a folder that has them"
-        if self.folder:
-            place = f"Put them there, or set --data.root to the folder that holds {self.folder}"
+        place = f"Put them there, or set --data.root to the folder that holds {self.folder}"
+        place = place if self.folder else "Set --data.root to a folder that has them"
         missing = f"{type(self).__name__}: {', '.join(self._missing())} not found under {self.root / self.folder}"
         return f"{missing}{reason}. {place}, {NO_NETWORK_NEEDED}"
 
@@ -329,16 +297,13 @@ class ImageDataModule(LightningDataModule):
 
 
 def described_data(spec: Mapping[str, Any]) -> ImageDataModule | None:
-    """The data module of a vetted class_path and init_args, without its augmentation; its files are not looked at.
+    """The data module of a vetted class_path and init_args, without augmentation; None if none can be made here.
 
-    Returns:
-        None if they name none, or one that cannot be made here.
+    Its files are not looked at.
     """
-    if "class_path" not in spec:
-        return None
-    options = {name: value for name, value in (spec.get("init_args") or {}).items() if name != "augmentation"}
     try:
-        module = import_path(spec["class_path"])(**options)
-    except (InputError, TypeError):
+        class_path, options = spec["class_path"], spec.get("init_args") or {}
+        module = import_path(class_path)(**{name: options[name] for name in options if name != "augmentation"})
+    except (InputError, KeyError, TypeError):
         return None
     return module if isinstance(module, ImageDataModule) else None

@@ -100,13 +100,14 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _latin1(text: str, encoding: str) -> bytes:
+    """What the pickle of an array calls for its bytes."""
     refuse(pickle.UnpicklingError, (encoding != "latin1", f"it asks for the encoding {encoding}"))
     return text.encode("latin1")
 
 
 def _from_jpeg(filenames: object) -> bool:
     """Whether a batch names its images as JPEGs; the published ones are PNGs."""
-    return isinstance(filenames, list) and str(filenames[:1]).endswith((".jpg']", ".jpeg']"))
+    return isinstance(filenames, list) and str(*filenames[:1]).endswith((".jpg", ".jpeg"))
 
 
 def _read_batch(path: Path, key: str) -> tuple[LabelledImages, object]:

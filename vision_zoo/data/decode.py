@@ -23,11 +23,8 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 # What PIL raises for files that are damaged, truncated, too large or not images at all.
 UNREADABLE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
-    RuntimeError,  # of the AVIF decoder
-    MemoryError,
-    ZeroDivisionError,  # of broken metadata
-    AssertionError,  # of a PNG that lacks its palette
+    *(struct.error, zlib.error, Image.DecompressionBombError, MemoryError),
+    *(RuntimeError, ZeroDivisionError, AssertionError),  # of AVIF, broken metadata, and a PNG that lacks its palette
 )
 
 _ONE = 1.05  # full brightness of images of fractions, which may overshoot where they were sharpened or resized
@@ -102,7 +99,9 @@ def decode(path: str | Path, image_shape: ImageShape, resize: Resize, invert: bo
     if resize == "squash":
         image = image.resize(size, bilinear)
     elif resize == "pad":
-        image = _padded(image, size)
+        scale = min(width / image.width, height / image.height)  # ImageOps.pad alone would leave nothing of a thin side
+        inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = ImageOps.pad(image.resize(inner, bilinear), size, color="black")
     else:
         image = ImageOps.fit(image, size, bilinear)
     pixels = np.asarray(image, dtype=np.uint8)  # (H, W) or (H, W, 3)
@@ -117,17 +116,6 @@ def resize_images(images: Tensor, image_shape: ImageShape) -> Tensor:
     for source, target in zip(torch.split(images, 1024), torch.split(resized, 1024), strict=True):
         target.copy_(TF.resize(source, list(image_shape[1:]), antialias=True))
     return resized
-
-
-def _padded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """As ImageOps.pad, but of a side that would be less than a pixel, one pixel stays."""
-    scale = min(size[0] / image.width, size[1] / image.height)
-    inner = image.resize(
-        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BILINEAR
-    )
-    padded = Image.new(image.mode, size)
-    padded.paste(inner, (round((size[0] - inner.width) / 2), round((size[1] - inner.height) / 2)))
-    return padded
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -37,13 +37,6 @@ def per_channel(option: str, values: Sequence[float], channels: int) -> tuple[fl
     return tuple(float(value) for value in values) * (channels if len(values) == 1 else 1)
 
 
-def _stat(path: Path) -> os.stat_result:
-    try:
-        return path.stat()
-    except OSError:  # a link to nowhere, which is left out by name when it is read
-        return path.lstat()
-
-
 def cached_facts(files: Iterable[Path], options: object, compute: Callable[[], Facts]) -> Facts:
     """Read the facts of these files from the cache, or compute and keep them.
 
@@ -52,24 +45,20 @@ def cached_facts(files: Iterable[Path], options: object, compute: Callable[[], F
         options: everything else that they depend on.
         compute: computes the facts, as values that JSON can hold. A cache that cannot be written is no error.
     """
-    stats = [(str(path), (stat := _stat(path)).st_size, stat.st_mtime_ns) for path in files]
-    key = hashlib.sha256(json.dumps([stats, options]).encode()).hexdigest()
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    except RuntimeError:  # a user without a home
-        return compute()
-    path = cache / "vision_zoo" / "facts" / f"{key[:32]}.json"
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        kept = None
-    if isinstance(kept, dict):
-        return kept
+    stats = [(path, path.stat(follow_symlinks=path.exists())) for path in files]  # of a link to nowhere, its own
+    known = [[(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats], options]
+    name = f"vision_zoo/facts/{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]}.json"
+    path = None
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # RuntimeError: of a user without a home
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), name)
+        if isinstance(kept := json.loads(path.read_text(encoding="utf-8")), dict):
+            return kept
     facts = compute()
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(path) as temporary:
-            temporary.write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with new_file(path) as temporary:
+                temporary.write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
     return facts
 
 

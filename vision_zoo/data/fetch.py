@@ -10,19 +10,15 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from vision_zoo.errors import refuse
 from vision_zoo.files import lock_file, release
 
 # Everything that urllib, the archive modules and torchvision's checks raise when a download goes wrong.
 DOWNLOAD_ERRORS = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    zlib.error,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    http.client.HTTPException,
+    *(OSError, RuntimeError, EOFError, http.client.HTTPException),
+    *(zlib.error, tarfile.TarError, zipfile.BadZipFile),
 )
 SILENCE_SECONDS = 30.0  # after which a silent server is given up
 TEMPORARY = ".download-"
@@ -43,23 +39,22 @@ def fetch(download: Callable[[Path], None], root: Path, missing: Callable[[], Se
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         with _alone(root):
+            for leftover in root.glob(f"{TEMPORARY}*"):  # of a process that was killed, for no other one has the lock
+                shutil.rmtree(leftover, ignore_errors=True)
             if missing():
-                with _temporary(root) as folder, _careful():
-                    download(folder)
-                    _move(folder, root)
+                # On the same disk, so that moving a file out of it is a rename.
+                with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=root, ignore_cleanup_errors=True) as own:
+                    with _careful():
+                        download(Path(own))
+                    for path in sorted(Path(own).rglob("*")):
+                        place = root / path.relative_to(own)
+                        if path.is_file() and not place.exists():
+                            place.parent.mkdir(parents=True, exist_ok=True)
+                            path.replace(place)
     finally:
         for folder in made:
             with contextlib.suppress(OSError):  # not empty, so not in vain
                 folder.rmdir()
-
-
-def _move(source: Path, target: Path) -> None:
-    for path in sorted(source.rglob("*")):
-        place = target / path.relative_to(source)
-        if path.is_dir() and not path.is_symlink():
-            place.mkdir(exist_ok=True)
-        elif not place.exists():
-            path.replace(place)
 
 
 @contextlib.contextmanager
@@ -77,43 +72,26 @@ def _alone(root: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _temporary(root: Path) -> Iterator[Path]:
-    """A folder on the same disk, so that moving a file out of it is a rename; the lock of root is held."""
-    for leftover in root.glob(f"{TEMPORARY}*"):  # of a process that was killed, for no other one holds the lock
-        shutil.rmtree(leftover, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=root))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
 def _careful() -> Iterator[None]:
     """Give up on silent servers, and refuse archives that would write outside of the folder they are unpacked in."""
-    timeout = socket.getdefaulttimeout()
-    filters = hasattr(tarfile, "data_filter")  # from Python 3.11.4 on
-    name = "extraction_filter" if filters else "extractall"
-    careful: Any = staticmethod(tarfile.data_filter) if filters else _extract_inside
-    before: Any = vars(tarfile.TarFile).get(name, ...)
+    timeout, archives = socket.getdefaulttimeout(), cast(Any, tarfile.TarFile)
     socket.setdefaulttimeout(SILENCE_SECONDS)
-    setattr(tarfile.TarFile, name, careful)
+    archives.extractall = _extract_inside
     try:
         yield
     finally:
         socket.setdefaulttimeout(timeout)
-        if before is ...:
-            delattr(tarfile.TarFile, name)
-        else:
-            setattr(tarfile.TarFile, name, before)
+        archives.extractall = _EXTRACT_ALL
 
 
 def _extract_inside(archive: tarfile.TarFile, path: Any = ".", *args: Any, **kwargs: Any) -> None:
-    """What a Python without `data_filter`, such as Debian 12's, extracts with: files and folders that stay inside."""
+    """Extract files that stay inside; a Python without filters, such as Debian 12's, extracts no links besides."""
     root = Path(path).resolve()
-    for member in archive.getmembers():
-        if not (member.isfile() or member.isdir()):
-            raise tarfile.TarError(f"{member.name} is a link or a device")
-        if not (root / member.name).resolve().is_relative_to(root):
-            raise tarfile.TarError(f"{member.name} would be written outside of its folder")
+    if hasattr(tarfile, "data_filter"):  # from Python 3.11.4 on
+        kwargs["filter"] = "data"
+    else:
+        for member in archive.getmembers():
+            inside = (root / member.name).resolve().is_relative_to(root)
+            foreign = f"{member.name} is a link or a device, or would be written outside of its folder"
+            refuse(tarfile.TarError, (not inside or not (member.isfile() or member.isdir()), foreign))
     _EXTRACT_ALL(archive, path, *args, **kwargs)

@@ -1,5 +1,6 @@
 """ImageFolder: your own images, one folder per class."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -8,12 +9,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.decode import Resize, image_extensions, unreadable_extensions
 from vision_zoo.data.facts import Facts, cached_facts, lazy, statistics
+from vision_zoo.data.own import OwnImages
 from vision_zoo.data.sources import Files, InMemory, Source
-from vision_zoo.data.splits import check_part, split_by_name, stratified_split
-from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, refuse
+from vision_zoo.data.splits import is_everything, split_by_name, stratified_split
+from vision_zoo.errors import DataError, DatasetNotFoundError, refuse
 from vision_zoo.types import LabelledImages, Split
 
 _IN_MEMORY = 2**30  # bytes of decoded images
@@ -26,7 +27,7 @@ Listing = tuple[list[Path], Tensor]
 _NOTHING: Listing = ([], torch.empty(0, dtype=torch.int64))
 
 
-class ImageFolder(ImageDataModule):
+class ImageFolder(OwnImages):
     """Your own images: root/CLASS/*.jpg, or root/train/CLASS/*.jpg with root/val and root/test where there are such.
 
     Mean and standard deviation are computed from the training images, once.
@@ -36,13 +37,12 @@ class ImageFolder(ImageDataModule):
         image_size: height and width that every image is resized to.
         channels: 3 for colour, 1 for gray.
         resize: crop keeps the proportions and cuts out the centre, pad keeps them and adds black, squash changes them.
-        test_split: what is cut from all images for testing: like val_split, or 1.0 to test with all of them and train
-            with none. Not used if there is a folder test.
         strict: stop at a file that cannot be decoded, instead of naming it and leaving it out.
         in_memory: decode everything once and keep it, or decode each batch anew. By default the former up to 1 GiB.
     """
 
     way_out = "Repair or remove the files, or set --data.root to another folder"
+    _cut_from = "train"
 
     def __init__(
         self,
@@ -51,16 +51,13 @@ class ImageFolder(ImageDataModule):
         image_size: int | None = 224,
         channels: Literal[1, 3] = 3,
         resize: Resize = "crop",
-        test_split: int | float = 0.1,
         strict: bool = False,
         in_memory: bool | None = None,
         **options: Any,
     ) -> None:
-        check_part(test_split, "--data.test_split")
         size = 224 if image_size is None else image_size
         self.image_shape = (channels, size, size)
-        self.resize: Resize = resize
-        self.test_split = test_split
+        self.resize = resize
         self.strict = strict
         self.in_memory = in_memory
         super().__init__(root=root, image_size=size, **options)
@@ -71,29 +68,9 @@ class ImageFolder(ImageDataModule):
         return self._scan[0]
 
     @lazy
-    def mean(self) -> tuple[float, ...]:
-        """Mean of each channel of the training images."""
-        return tuple(self._facts["mean"])
-
-    @lazy
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel of the training images."""
-        return tuple(self._facts["std"])
-
-    @property
     def has_val(self) -> bool:
         """Whether there is a folder val, or validation images are cut from those of training."""
-        return "val" in self._scan[1]
-
-    @property
-    def has_test(self) -> bool:
-        """Whether there is a folder test, or test images are cut from all."""
-        return bool(self._scan[1]["test"][0])
-
-    @property
-    def cuts_test(self) -> bool:
-        """Whether the test images are cut from all, for there is no folder test."""
-        return self.has_test and self._scan[1]["test"][0][0].parent.parent != self.root / "test"
+        return "val" in self._parts or self.val_split > 0
 
     def load(self, split: Split) -> LabelledImages:
         """Decode all images of a split: uint8 (N, C, H, W) in [0, 255] and int64 (N,) in [0, K)."""
@@ -103,77 +80,74 @@ class ImageFolder(ImageDataModule):
     def _read(self, split: Split) -> Source:
         in_memory = self.in_memory
         if in_memory is None:
-            count = sum(len(paths) for paths, _ in self._scan[1].values())
+            count = sum(len(paths) for paths, _ in self._splits.values())
             in_memory = count * torch.Size(self.image_shape).numel() <= _IN_MEMORY
         return InMemory(*self.load(split)) if in_memory else self._files(split)
 
     def _files(self, split: Split) -> Files:
-        paths, labels = self._scan[1].get(split, _NOTHING)
-        why = "all are for the test, by --data.test_split 1.0" if self.cuts_test else f"there is no folder {split}"
-        if split == "test":
-            why = "--data.test_split is 0 and there is no folder test"
-        refuse(ConfigError, (not paths, f"ImageFolder: no {split} images in {self.root}: {why}"))
+        paths, labels = self._splits.get(split, _NOTHING)
+        self._refuse_empty(len(paths), split, self.root, f"there is no folder {split}")
         return Files([str(path) for path in paths], labels, self.image_shape, self.resize, self.strict)
 
-    @cached_property
+    @lazy
     def _facts(self) -> Facts:
         options = [self.image_shape, self.resize, _SAMPLE]
-        return cached_facts(
-            self._scan[1]["train"][0], options, lambda: statistics(self.sample("train", _SAMPLE).images)
-        )
+        return cached_facts(self._splits["train"][0], options, lambda: statistics(self.sample("train", _SAMPLE).images))
+
+    @lazy
+    def _parts(self) -> Mapping[Split, Listing]:
+        return self._scan[1]
 
     @cached_property
     def _scan(self) -> tuple[tuple[str, ...], dict[Split, Listing]]:
-        """Class names, and the images of each split; no "val" where there is none."""
+        """Class names, and the images of each split that has a folder; all are "train" where there are none."""
         advice = "Set --data.root to a folder that has one folder of images for each class"
         absent = f"ImageFolder: there is no folder {self.root}. {advice}"
         refuse(DatasetNotFoundError, (not self.root.is_dir(), absent))
         folders = _folders(self.root)
         inside = {folder.name for folder in folders}
+        scored = is_everything(self.test_split)  # what is only scored may lack a class: its empty folder stands for it
         # Of images that are only scored, there may be a folder test and nothing else.
-        split_folders = _folders(self.root / "train") != [] or (bool(inside) and inside <= {"val", "test"})
-        first = next(name for name in ("train", "val", "test") if name in inside) if split_folders else ""
-        # What is only scored may lack a class: its empty folder stands for it.
-        scored = first in ("val", "test") or (isinstance(self.test_split, float) and self.test_split == 1)
-        names, listed = _list_classes(self.root / first, may_be_empty=scored)
-        found: dict[Split, Listing] = {"train": listed if first in ("train", "") else _NOTHING}
-        ignored = [x for x in folders if x.name.lower() in _SPLIT_NAMES and x.name not in ("val", "test")]
-        advice = "is not looked into; the parts lie in train, val and test. Rename it or move it"
-        refuse(DataError, *((split_folders, f"ImageFolder: {folder} {advice}") for folder in ignored))
-        splits: tuple[Split, ...] = ("val", "test")
-        for split in splits if split_folders else ():
-            if (self.root / split).is_dir():
-                others, found[split] = _list_classes(self.root / split, may_be_empty=True)
-                alone = ", ".join(sorted(set(names) ^ set(others)))
-                message = (
-                    f"ImageFolder: {self.root / split} and {self.root / first} must have the same class folders; only "
-                    f"one of them has {alone}. An empty folder stands for a class of which there are no images to score"
-                )
-                refuse(DataError, (others != names, message))
-        return names, self._cut(found)
+        if not (_folders(self.root / "train") or (inside and inside <= {"val", "test"})):
+            names, listing = _list_classes(self.root, may_be_empty=scored)
+            return names, {"train": listing}
+        for folder in folders:
+            stray = folder.name.lower() in _SPLIT_NAMES and folder.name not in ("val", "test")
+            advice = "is not looked into; the parts lie in train, val and test. Rename it or move it"
+            refuse(DataError, (stray, f"ImageFolder: {folder} {advice}"))
+        splits: tuple[Split, ...] = ("train", "val", "test")
+        listed = {x: _list_classes(self.root / x, may_be_empty=scored or x != "train") for x in splits if x in inside}
+        first, (names, _) = next(iter(listed.items()))
+        for split, (others, _) in listed.items():
+            message = (
+                f"ImageFolder: {self.root / split} and {self.root / first} must have the same class folders; only one "
+                f"of them has {', '.join(sorted(set(names) ^ set(others)))}. An empty folder stands for a class of "
+                "which there are no images to score"
+            )
+            refuse(DataError, (others != names, message))
+        return names, {split: listing for split, (_, listing) in listed.items()}
 
-    def _cut(self, found: dict[Split, Listing]) -> dict[Split, Listing]:
-        """Cut the parts that have no folder from the training images.
+    @cached_property
+    def _splits(self) -> dict[Split, Listing]:
+        """The images of each split, those of splits without a folder cut from train; no "val" where there is none.
 
         The names of the files decide: images that are added later must not reshuffle the split, for a test would then
         score images of the training. A fraction is a range of the names' order, validation next to the test, so that no
         image of the training is ever held out later; a count takes more or fewer of a class as the classes grow.
         """
-        parts: dict[Split, int | float] = {"test": self.test_split, "val": self.val_split}
+        found: dict[Split, Listing] = {"train": _NOTHING, **self._parts}
+        wanted: dict[Split, int | float] = {"test": self.test_split, "val": self.val_split}
         below: float | None = 0.0
-        for split, part in parts.items():
-            if split in found or (split == "val" and not part):
-                continue
+        for split, part in wanted.items():
             paths, labels = found["train"]
-            if not paths:  # all of them are for the test
-                found[split] = _NOTHING
+            if split in found or not part or not paths:
                 continue
-            names = [f"{path.parent.name}/{path.name}" for path in paths]
+            option, names = f"--data.{split}_split", [f"{path.parent.name}/{path.name}" for path in paths]
             below = below + part * (1 - below) if below is not None and part < 1 else None
-            if below is None or not part:
-                stays, cut = stratified_split(labels, part, self.seed, f"--data.{split}_split", names)
+            if below is None:
+                stays, cut = stratified_split(labels, part, self.seed, option, names)
             else:
-                stays, cut = split_by_name(labels, names, below, self.seed, f"--data.{split}_split")
+                stays, cut = split_by_name(labels, names, below, self.seed, option)
             found["train"], found[split] = (
                 ([paths[index] for index in chosen.tolist()], labels[chosen]) for chosen in (stays, cut)
             )
@@ -187,20 +161,14 @@ def _folders(path: Path) -> list[Path]:
     return sorted(x for x in path.iterdir() if x.is_dir() and not x.name.startswith((".", "__MACOSX")))
 
 
-def _is_file(path: Path) -> bool:
-    """Whether it is a file, or a link to one that is not there, which decoding then names."""
-    return path.is_file() or (path.is_symlink() and not path.exists())
-
-
 def _list_classes(root: Path, *, may_be_empty: bool) -> tuple[tuple[str, ...], Listing]:
     """Class names, and the images directly inside of each class folder, of which some may have none."""
     folders = _folders(root)
     names = {folder.name.lower() for folder in folders}
-    endings, unreadable = image_extensions(), unreadable_extensions()
     number = f"only one folder, {folders[0].name}" if folders else "no folders"
     few = (
-        f"ImageFolder: {root} has {number}, but two classes "
-        "or more are needed, with a folder of images each. Set --data.root to the folder that holds the class folders"
+        f"ImageFolder: {root} has {number}, but two classes or more are needed, with a folder of images each. Set "
+        "--data.root to the folder that holds the class folders"
     )
     no_classes = (
         f"ImageFolder: {root} has the folders {', '.join(x.name for x in folders)}, which are not classes. Parts are "
@@ -211,9 +179,10 @@ def _list_classes(root: Path, *, may_be_empty: bool) -> tuple[tuple[str, ...], L
     labels: list[int] = []
     unknown: list[Path] = []
     for label, folder in enumerate(folders):
-        files = sorted(x for x in folder.iterdir() if not x.name.startswith(".") and _is_file(x))
-        images = [x for x in files if x.suffix.lower() in endings]
-        unknown += [x for x in files if x.suffix.lower() in unreadable]
+        visible = sorted(x for x in folder.iterdir() if not x.name.startswith("."))
+        files = [x for x in visible if x.is_file() or not x.exists()]  # decoding names a link to nowhere
+        images = [x for x in files if x.suffix.lower() in image_extensions()]
+        unknown += [x for x in files if x.suffix.lower() in unreadable_extensions()]
         nested = _folders(folder)
         only = f", only folders ({', '.join(x.name for x in nested[:3])}, ...)" if nested else ""
         advice = "Images must lie directly in the folder of their class; remove folders that are not classes"

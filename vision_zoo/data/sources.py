@@ -20,27 +20,17 @@ T = TypeVar("T")
 
 
 class Fetched(NamedTuple):
-    """A batch as it comes from its source.
+    """A batch as it comes from its source."""
 
-    Attributes:
-        images: uint8 (B, C, H, W) in [0, 255].
-        labels: int64 (B,) in [0, K).
-        failures: the files that could not be decoded, each with the reason.
-    """
-
-    images: Tensor
-    labels: Tensor
-    failures: Sequence[tuple[str, str]] = ()
+    images: Tensor  # uint8 (B, C, H, W) in [0, 255]
+    labels: Tensor  # int64 (B,) in [0, K)
+    failures: Sequence[tuple[str, str]] = ()  # the files that could not be decoded, each with the reason
 
 
 class Source:
-    """Labelled images, of which any few can be fetched.
+    """Labelled images, of which any few can be fetched."""
 
-    Attributes:
-        labels: int64 (N,) in [0, K).
-    """
-
-    labels: Tensor
+    labels: Tensor  # int64 (N,) in [0, K)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,21 +62,13 @@ class InMemory(Source):
 
 @dataclass(eq=False)
 class Files(Source):
-    """Images in files, decoded when they are fetched.
-
-    Args:
-        paths: the files.
-        labels: int64 (N,) in [0, K).
-        image_shape: (channels, height, width) of every decoded image.
-        resize: see `decode_image`.
-        strict: refuse files that cannot be decoded instead of leaving them out.
-    """
+    """Images in files, decoded when they are fetched."""
 
     paths: Sequence[str]
     labels: Tensor
-    image_shape: ImageShape
-    resize: Resize = "crop"
-    strict: bool = False
+    image_shape: ImageShape  # of every decoded image
+    resize: Resize = "crop"  # see `decode_image`
+    strict: bool = False  # refuse files that cannot be decoded instead of leaving them out
     _reported: set[str] = field(default_factory=set)
 
     def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
@@ -95,15 +77,12 @@ class Files(Source):
         images = np.empty((len(indices), *self.image_shape), dtype=np.uint8)
         found: list[int] = []
         failures: list[tuple[str, str]] = []
-        for first in indices.tolist():
-            index = first
-            while index is not None:
+        for wanted in indices.tolist():
+            for index in (wanted,) if among is None else _with_others(wanted, among):
                 try:
                     images[len(found)] = decode(self.paths[index], self.image_shape, self.resize)
                 except UNREADABLE as error:
                     failures.append((self.paths[index], str(error)))
-                    following = None if among is None else _another(index, among)
-                    index = None if following == first else following
                 else:
                     found.append(index)
                     break
@@ -120,11 +99,11 @@ class Files(Source):
                 warnings.warn(f"{path} cannot be decoded ({reason}) and is left out", stacklevel=2)
 
 
-def _another(index: int, among: Tensor) -> int:
-    """A fixed other image: the next file may well be broken too, and it is of the same class."""
+def _with_others(index: int, among: Tensor) -> Iterator[int]:
+    """An image, then others in a fixed order that is mixed: the next file may well be broken too, and of its class."""
+    yield index
     mixed = among[torch.randperm(len(among), generator=torch.Generator().manual_seed(0))]
-    place = int((mixed == index).nonzero()[0])
-    return int(mixed[(place + 1) % len(mixed)])
+    yield from mixed.roll(-int((mixed == index).nonzero()[0]))[1:].tolist()
 
 
 def pump(

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,10 +11,15 @@ from torch import Tensor
 from vision_zoo.errors import ConfigError, refuse
 
 
+def is_everything(part: int | float) -> bool:
+    """Whether a size of a part is the fraction 1.0; the count 1 is one image."""
+    return isinstance(part, float) and part == 1
+
+
 def check_part(part: int | float, option: str) -> None:
     """Refuse a size of a part that is neither a fraction below one nor a count; for a test, 1.0 is everything."""
     tests = option == "--data.test_split"
-    wrong = not 0 <= part < math.inf or (part >= 1 and part != int(part)) or (_whole(part) and not tests)
+    wrong = not 0 <= part < math.inf or (part >= 1 and part != int(part)) or (is_everything(part) and not tests)
     kinds = f"a fraction of at least 0 and below 1, or a whole number of images{', or 1.0 for all' * tests}"
     refuse(ConfigError, (wrong, f"{option} must be {kinds}, got {part}"))
 
@@ -41,7 +46,7 @@ def stratified_split(
     everything = torch.arange(len(labels))
     if part == 0:
         return everything, everything[:0]
-    if _whole(part):
+    if is_everything(part):
         return everything[:0], everything
     wanted = round(part * len(labels)) if part < 1 else int(part)
     classes, counts = np.unique(labels.numpy(), return_counts=True)
@@ -54,22 +59,22 @@ def stratified_split(
     )
     refuse(ConfigError, (not least <= wanted <= most or counts.min() < 2, message))
     generator = torch.Generator().manual_seed(seed)
-    cut = []
+    is_cut = torch.zeros(len(labels), dtype=torch.bool)
     for label, quota in zip(classes.tolist(), _quotas(counts.tolist(), wanted), strict=True):
         members = (labels == label).nonzero()[:, 0]
         if names is None:
             order = torch.randperm(len(members), generator=generator)
         else:
             order = _places(members, names, seed).argsort(stable=True)
-        cut.append(members[order[:quota]])
-    return _divided(len(labels), cut)
+        is_cut[members[order[:quota]]] = True
+    return everything[~is_cut], everything[is_cut]
 
 
 def split_by_name(labels: Tensor, names: Sequence[str], below: float, seed: int, option: str) -> tuple[Tensor, Tensor]:
     """Cut the images whose names have a place below a limit: an image is not moved when others are added.
 
     Of each class at least one is cut, and two stay where there are three, whatever their places; of such small classes
-    images may move later.
+    images may move later. Returns and raises what `stratified_split` does.
 
     Args:
         labels: int64 (N,).
@@ -77,12 +82,6 @@ def split_by_name(labels: Tensor, names: Sequence[str], below: float, seed: int,
         below: the limit, so about the fraction that is cut.
         seed: another one gives the names other places.
         option: the option that asks for the cut, for the message.
-
-    Returns:
-        Indices of what stays and of what is cut, int64, both in rising order.
-
-    Raises:
-        ConfigError: if a class has a single image.
     """
     classes, counts = np.unique(labels.numpy(), return_counts=True)
     message = (
@@ -90,17 +89,13 @@ def split_by_name(labels: Tensor, names: Sequence[str], below: float, seed: int,
         f"deal: add images, or set {option} 0 to cut nothing"
     )
     refuse(ConfigError, (counts.min() < 2, message))
-    cut = []
+    everything, is_cut = torch.arange(len(labels)), torch.zeros(len(labels), dtype=torch.bool)
     for label in classes.tolist():
         members = (labels == label).nonzero()[:, 0]
         places = _places(members, names, seed)
         count = max(1, min(int((places < below).sum()), len(members) - 2))
-        cut.append(members[places.argsort(stable=True)[:count]])
-    return _divided(len(labels), cut)
-
-
-def _whole(part: int | float) -> bool:
-    return isinstance(part, float) and part == 1
+        is_cut[members[places.argsort(stable=True)[:count]]] = True
+    return everything[~is_cut], everything[is_cut]
 
 
 def _places(members: Tensor, names: Sequence[str], seed: int) -> Tensor:
@@ -108,14 +103,6 @@ def _places(members: Tensor, names: Sequence[str], seed: int) -> Tensor:
     texts = [f"{seed} {names[i]}".encode(errors="surrogateescape") for i in members.tolist()]
     places = [int.from_bytes(hashlib.sha256(text).digest()) / 2**256 for text in texts]
     return torch.tensor(places, dtype=torch.float64)
-
-
-def _divided(count: int, cut: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Indices of the images that are not cut, and of those that are."""
-    is_cut = torch.zeros(count, dtype=torch.bool)
-    for indices in cut:
-        is_cut[indices] = True
-    return (~is_cut).nonzero()[:, 0], is_cut.nonzero()[:, 0]
 
 
 def _quotas(counts: list[int], wanted: int) -> list[int]:

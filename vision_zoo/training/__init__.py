@@ -1,12 +1,10 @@
 """What a run does besides training: its folder, what the terminal shows, the artifacts of the test."""
 
-from vision_zoo.training.averaging import StochasticWeightAveraging
 from vision_zoo.training.callbacks import run_callbacks
 from vision_zoo.training.evaluation import TestArtifacts
-from vision_zoo.training.finetuning import BackboneFinetuning
+from vision_zoo.training.lightning_callbacks import BackboneFinetuning, ModelPruning, StochasticWeightAveraging
 from vision_zoo.training.performance import Performance
 from vision_zoo.training.progress import ProgressBar
-from vision_zoo.training.pruning import ModelPruning
 from vision_zoo.training.resizing import ProgressiveResizing
 from vision_zoo.training.run_folder import RunFolder
 from vision_zoo.training.saving import AtomicCheckpointIO, Saving

@@ -1,17 +1,28 @@
 """What every run has: the callbacks that the command line adds to the user's own, in their order."""
 
+import io
+import json
 from collections.abc import Sequence
+from typing import Any
 
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder, WeightAveraging
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
+from matplotlib.figure import Figure
 
-from vision_zoo.training.averaging import AverageInTime
+from vision_zoo.files import write_file
+from vision_zoo.trainer_facts import callbacks_of, datamodule_of
+from vision_zoo.training import lightning_patches as patches
 from vision_zoo.training.evaluation import TestArtifacts
+from vision_zoo.training.lightning_callbacks import AverageInTime
 from vision_zoo.training.performance import Performance
 from vision_zoo.training.progress import ProgressBar
 from vision_zoo.training.run_folder import RunFolder
 from vision_zoo.training.saving import Saving
-from vision_zoo.training.tuning import FINDERS, Findings
+
+FINDERS = (LearningRateFinder, BatchSizeFinder)
+# Where config.yaml has the two options.
+RATE, BATCH_SIZE = ("model", "optimizer", "init_args", "lr"), ("data", "init_args", "batch_size")
 
 
 def run_callbacks(
@@ -22,25 +33,59 @@ def run_callbacks(
     saving: Saving | None = None,
     show_bar: bool = True,
 ) -> list[Callback]:
-    """The callbacks of a training or an evaluation, in the order that they need.
+    """The callbacks of a run, in the order that they need; the progress bar is left out where the user has another.
 
     The folder comes first, for the loggers that others look for; Performance before what tells its choices; Saving
     before other checkpoint callbacks, which Lightning moves behind all that are none.
-
-    Args:
-        own: the user's.
-        run: the folder; None leaves nothing on the disk, as for fast_dev_run and barebones.
-        performance: chooses what is fast; None in an evaluation.
-        saving: the checkpoints; None saves none.
-        show_bar: whether our progress bar draws one; it is left out where the user has another.
     """
     ours: list[Callback] = [callback for callback in (run, performance, saving) if callback is not None]
-    if any(isinstance(callback, FINDERS) for callback in own) and run is not None:
-        if run.resumes:
-            own = [callback for callback in own if not isinstance(callback, FINDERS)]
-        else:
-            ours.append(Findings(run))
+    if run is not None and run.resumes:
+        own = [callback for callback in own if not isinstance(callback, FINDERS)]
+    if run is not None and any(isinstance(callback, FINDERS) for callback in own):
+        ours.append(_Findings(run))
     if any(isinstance(callback, WeightAveraging) for callback in own):
         ours.append(AverageInTime())
     shown = [] if any(isinstance(callback, AnyProgressBar) for callback in own) else [ProgressBar(show_bar)]
     return [*ours, *own, *shown, TestArtifacts(run)]
+
+
+class _Findings(Callback):
+    """Trains with what was found, as if the options had been given, and keeps it in the run.
+
+    config.yaml and checkpoints get the values, and the folder gets lr_finder.png and lr_finder.json. A run that goes on
+    has its values already, so `run_callbacks` leaves the finders out.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self._given: dict[tuple[str, ...], Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take note of the options."""
+        if stage == "fit":
+            self._given = self._options(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what the finders, which come first of all callbacks, have found."""
+        found = self._options(trainer, pl_module)
+        for place, value in found.items():
+            if value != self._given[place]:
+                self.run.change_option(value, *place)
+        if found != self._given:
+            trainer.strategy.setup_optimizers(trainer)  # the schedule is laid out for rate and number of steps
+        patches.forget_trial(trainer)
+        for callback in callbacks_of(trainer):
+            result = callback.optimal_lr if isinstance(callback, LearningRateFinder) else None
+            if result is not None and trainer.is_global_zero:
+                suggestion = result.suggestion()
+                text = json.dumps({"suggestion": suggestion, **result.results}, indent=2)
+                write_file(self.run.path / "lr_finder.json", f"{text}\n".encode())
+                image, figure = io.BytesIO(), Figure()
+                result.plot(suggest=suggestion is not None, ax=figure.subplots())
+                figure.savefig(image, format="png", dpi=100)
+                write_file(self.run.path / "lr_finder.png", image.getvalue())
+
+    @staticmethod
+    def _options(trainer: Trainer, model: LightningModule) -> dict[tuple[str, ...], Any]:
+        values = {RATE: getattr(model, "lr", None), BATCH_SIZE: getattr(datamodule_of(trainer), "batch_size", None)}
+        return {place: value for place, value in values.items() if value is not None}

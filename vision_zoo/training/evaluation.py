@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,6 +23,7 @@ from vision_zoo.training.signals import end_on_sigterm
 from vision_zoo.types import Batch
 
 MISTAKES = 20
+_Mistake = tuple[float, int, int, Tensor]  # confidence, predicted and true class, image
 
 
 def to_floats(metrics: Mapping[str, Tensor]) -> dict[str, float]:
@@ -30,35 +31,31 @@ def to_floats(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: float(str(value.detach().cpu().numpy())) for name, value in metrics.items()}
 
 
-def per_class(matrix: Tensor) -> list[dict[str, float]]:
-    """Precision, recall and F1 of each class.
-
-    Args:
-        matrix: counts, int (K, K); rows are the true classes.
-
-    Returns:
-        K rows with precision, recall and f1 in [0, 1] and the number of images.
-    """
+def _per_class(matrix: Tensor) -> list[dict[str, float]]:
+    """Precision, recall and F1 in [0, 1] and images of K classes, of counts (K, K) with the true classes as rows."""
     matrix = matrix.double()
     hits, predicted, actual = matrix.diagonal(), matrix.sum(0), matrix.sum(1)
-    precision, recall = hits / predicted.clamp(min=1), hits / actual.clamp(min=1)
-    f1 = 2 * hits / (predicted + actual).clamp(min=1)
-    return [
-        {"precision": p, "recall": r, "f1": f, "images": int(n)}
-        for p, r, f, n in zip(precision.tolist(), recall.tolist(), f1.tolist(), actual.tolist(), strict=True)
-    ]
+    parts = hits / predicted.clamp(min=1), hits / actual.clamp(min=1), 2 * hits / (predicted + actual).clamp(min=1)
+    rows = zip(*(part.tolist() for part in parts), actual.tolist(), strict=True)
+    return [{"precision": p, "recall": r, "f1": f, "images": int(n)} for p, r, f, n in rows]
+
+
+def _write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_file(path, text.getvalue().encode(errors="surrogateescape"))  # names of folders may be any bytes
+
+
+def _most_confident(mistakes: Iterable[_Mistake]) -> list[_Mistake]:
+    return sorted(mistakes, key=lambda mistake: -mistake[0])[:MISTAKES]
 
 
 class TestArtifacts(Callback):
-    """Collects what a test shows beyond single metrics and writes it into a folder.
+    """Writes confusion_matrix.png and .csv, per_class.csv, mistakes.png and test.json into a folder.
 
     Args:
-        folder: for confusion_matrix.png and .csv, per_class.csv, mistakes.png and test.json: a folder, or the run's
-            that is chosen when training starts; None writes nothing.
+        folder: a folder, or the run's that is chosen when training starts; None writes nothing.
         about: what is tested, for test.json: such as the checkpoint's name and step, and the data.
-
-    Attributes:
-        rows: precision, recall, f1 and number of images of each class, after a test; see `per_class`.
     """
 
     __test__ = False  # no test of pytest's
@@ -66,82 +63,56 @@ class TestArtifacts(Callback):
     def __init__(
         self, folder: Path | RunFolder | None = None, about: Mapping[str, str | int] = MappingProxyType({})
     ) -> None:
-        self.folder = folder
-        self.about = about
-        self.rows: list[dict[str, float]] = []
-        self._mistakes: list[tuple[float, int, int, Tensor]] = []
+        self.folder, self.about = folder, about
+        self.rows: list[dict[str, float]] = []  # of each class, after a test
+        self._mistakes: list[_Mistake] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start afresh."""
+        """Start afresh, and let a signal end the command; within a training, it is the training that ends."""
         self._mistakes = []
-        end_on_sigterm()
-        expect_answers(trainer)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let a signal end the command; within a training, it is the training that ends."""
-        if trainer.state.fn == "validate":
+        if trainer.state.fn != "fit":
             end_on_sigterm()
             expect_answers(trainer)
 
+    on_validation_start = on_test_start
+
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keep the wrong images of the batch in which the network was most sure."""
         images, labels = batch
         confidence, predicted = outputs.max(1)
         wrong = (predicted != labels).nonzero().flatten()
-        if len(wrong):
-            top = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
-            self._mistakes += [
-                (float(confidence[i]), int(predicted[i]), int(labels[i]), images[i].cpu().clone()) for i in top.tolist()
-            ]
-            self._mistakes = sorted(self._mistakes, key=lambda m: -m[0])[:MISTAKES]
+        top = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
+        kept = map(Tensor.clone, images[top].cpu())  # each alone, so that the others of the batch can go
+        new = zip(confidence[top].tolist(), predicted[top].tolist(), labels[top].tolist(), kept, strict=True)
+        self._mistakes = _most_confident([*self._mistakes, *new])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what was collected, on the first process."""
-        mistakes = sorted((m for part in gather(self._mistakes) for m in part), key=lambda m: -m[0])[:MISTAKES]
+        mistakes = _most_confident(mistake for part in gather(self._mistakes) for mistake in part)
         if not isinstance(pl_module, Classifier):
             return
         metrics = {n: value for n, value in to_floats(trainer.callback_metrics).items() if n.startswith("test/")}
-        self.rows = per_class(pl_module.confusion_matrix)
+        self.rows = _per_class(pl_module.confusion_matrix)
         folder = self.folder.path if isinstance(self.folder, RunFolder) else self.folder
         if folder is None or not trainer.is_global_zero:
             return
         folder.mkdir(parents=True, exist_ok=True)
         names, matrix = pl_module.class_names, pl_module.confusion_matrix
-        text = io.StringIO()  # names of folders may be any bytes, hence surrogateescape
-        csv.writer(text, lineterminator="\n").writerows(
-            [
-                ["true \\ predicted", *names],
-                *([name, *counts] for name, counts in zip(names, matrix.tolist(), strict=True)),
-            ]
-        )
-        write_file(folder / "confusion_matrix.csv", text.getvalue().encode(errors="surrogateescape"))
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(["class", "precision", "recall", "f1", "images"])
-        table.writerows([name, *row.values()] for name, row in zip(names, self.rows, strict=True))
-        write_file(folder / "per_class.csv", text.getvalue().encode(errors="surrogateescape"))
+        counts = [[name, *row] for name, row in zip(names, matrix.tolist(), strict=True)]
+        _write_csv(folder / "confusion_matrix.csv", [["true \\ predicted", *names], *counts])
+        scores = [[name, *row.values()] for name, row in zip(names, self.rows, strict=True)]
+        _write_csv(folder / "per_class.csv", [["class", *self.rows[0]], *scores])
         results: dict[str, Any] = {**metrics, **self.about}
+        title = f"{pl_module.network_name}: {100 * metrics['test/accuracy']:.2f} % of {int(matrix.sum()):,} test images"
         if pl_module.test_time_augmentation != "none":
             results["test_time_augmentation"] = pl_module.test_time_augmentation
-        write_file(folder / "test.json", (json.dumps(results, indent=2) + "\n").encode())
-        accuracy = metrics["test/accuracy"]
-        title = f"{pl_module.network_name}: {100 * accuracy:.2f} % of {int(matrix.sum()):,} test images"
-        if pl_module.test_time_augmentation != "none":
             title += f" ({pl_module.test_time_augmentation} averaged)"
+        write_file(folder / "test.json", (json.dumps(results, indent=2) + "\n").encode())
         plot_confusion_matrix(matrix, names, folder / "confusion_matrix.png", title)
         (folder / "mistakes.png").unlink(missing_ok=True)  # of an earlier test
         if mistakes:
-            plot_images(
-                torch.stack([image for *_, image in mistakes]),
-                [f"said {names[p]} ({100 * c:.0f} %)\nis {names[t]}" for c, p, t, _ in mistakes],
-                folder / "mistakes.png",
-                "The most confident mistakes",
-            )
+            images = torch.stack([image for *_, image in mistakes])
+            titles = [f"said {names[p]} ({100 * c:.0f} %)\nis {names[t]}" for c, p, t, _ in mistakes]
+            plot_images(images, titles, folder / "mistakes.png", "The most confident mistakes")

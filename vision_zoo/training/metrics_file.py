@@ -21,28 +21,17 @@ class EventFiles(TensorBoardLogger):
 
 
 class MetricsFile:
-    """Appends rows, and goes back to the number of rows that a checkpoint knows of.
-
-    Attributes:
-        rows: number of rows written.
-        columns: their names, in the order of the file.
-    """
+    """Appends rows, and goes back to the number of rows that a checkpoint knows of."""
 
     def __init__(self) -> None:
         self.rows = 0
-        self.columns: list[str] = []
+        self.columns: list[str] = []  # in the order of the file
 
     def append(self, file: Path, row: Mapping[str, Any]) -> None:
-        """Write a row; values that the file has no column for get one.
-
-        Args:
-            file: metrics.csv.
-            row: numbers and scalar tensors by name.
-        """
+        """Write a row of numbers and scalar tensors; values that the file has no column for get one."""
         # numpy prints a float32 with as many digits as it has, so that the file reads back exactly.
         text = {name: str(x.detach().cpu().numpy()) if isinstance(x, Tensor) else x for name, x in row.items()}
-        new = [name for name in text if name not in self.columns]
-        if new:
+        if new := [name for name in text if name not in self.columns]:
             self.columns += new
             write_file(file, _to_csv(self.columns, _read(file) if file.exists() else [], header=True))
         with file.open("ab") as stream:
@@ -67,11 +56,7 @@ class MetricsFile:
 
 
 def training_metrics(file: Path) -> dict[str, float]:
-    """The last training metrics, and the validation metrics of the lowest validation loss.
-
-    Args:
-        file: metrics.csv.
-    """
+    """The last training metrics of metrics.csv, and the validation metrics of the lowest validation loss."""
     last: dict[str, float] = {}
     best: dict[str, float] = {}
     for row in _read(file) if file.exists() else []:

@@ -26,11 +26,7 @@ SMALLEST_BF16_BATCH = 32
 
 
 class TrainingPrecision(MixedPrecision):
-    """Autocast to bfloat16 in training steps; what is evaluated is what a loaded checkpoint computes, in float32.
-
-    Args:
-        device: type of the device, such as cpu or cuda.
-    """
+    """Autocast to bfloat16 in training steps; what is evaluated is what a loaded checkpoint computes, in float32."""
 
     def __init__(self, device: str) -> None:
         super().__init__("bf16-mixed", device)
@@ -62,29 +58,17 @@ def has_fast_bf16(device: torch.device) -> bool:
 class Performance(Callback):
     """Chooses bf16 autocast, the memory layout of convolutions and the optimizer's fused form.
 
-    Each depends on the machine, the network and the batch size only, and a continued run keeps what it began with.
-
-    Args:
-        precision_given: the user has set the precision, so that it is not ours to choose.
-        stored: the choices of the run that is continued; empty for one that made none.
-        channels_last: the memory layout that the user asks for; None leaves it to the network.
-
-    Attributes:
-        choices: precision, channels_last and fused, known from the start of training.
+    Each depends on the machine, the network and the batch size only. A continued run keeps its stored choices, none
+    where it made none, and a precision or memory layout that the user gives is not ours to choose.
     """
 
     topic = "speed"
 
     def __init__(
-        self,
-        precision_given: bool = False,
-        stored: Mapping[str, Any] | None = None,
-        channels_last: bool | None = None,
+        self, precision_given: bool = False, stored: Mapping[str, Any] | None = None, channels_last: bool | None = None
     ) -> None:
-        self.precision_given = precision_given
-        self.stored = stored
-        self.channels_last = channels_last
-        self.choices: dict[str, Any] = {}
+        self.precision_given, self.stored, self.channels_last = precision_given, stored, channels_last
+        self.choices: dict[str, Any] = {}  # precision, channels_last and fused, from the start of training on
         self._reason = self._optimizer = ""
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,15 +79,13 @@ class Performance(Callback):
         """Choose, on the first process for all of them, before the optimizer is built."""
         if stage != "fit" or not isinstance(pl_module, Classifier):
             return
-        choices, self._reason = trainer.strategy.broadcast(self._choose(trainer, pl_module))
-        plugin = trainer.strategy.precision_plugin
-        if choices["precision"] == "bf16-mixed" and type(plugin) is Precision:
-            trainer.strategy.precision_plugin = TrainingPrecision(trainer.strategy.root_device.type)
-        # Lightning refuses to clip the gradients of a fused optimizer under its own mixed precision.
-        plugin = trainer.strategy.precision_plugin
-        stock = isinstance(plugin, MixedPrecision) and not isinstance(plugin, TrainingPrecision)
-        choices["fused"] = choices["fused"] and not (stock and trainer.gradient_clip_val)
-        patches.share_gradient_memory(trainer.strategy)
+        strategy = trainer.strategy
+        choices, self._reason = strategy.broadcast(self._choose(trainer, pl_module))
+        if choices["precision"] == "bf16-mixed" and type(strategy.precision_plugin) is Precision:
+            strategy.precision_plugin = TrainingPrecision(strategy.root_device.type)
+        elif type(strategy.precision_plugin) is MixedPrecision and trainer.gradient_clip_val:
+            choices["fused"] = False  # Lightning refuses to clip the gradients of a fused optimizer under its own
+        patches.share_gradient_memory(strategy)
         patches.note_hooks_fast(Classifier)
         pl_module.fuses_optimizer = choices["fused"]
         pl_module.set_memory_format(choices["channels_last"])
@@ -112,41 +94,36 @@ class Performance(Callback):
     def _choose(self, trainer: Trainer, model: Classifier) -> tuple[dict[str, Any], str]:
         # Sharding strategies have precisions and memory layouts of their own.
         simple = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
-        stored = self.stored
-        reason = ""
-        if self.precision_given or not simple:
-            precision, reason = str(trainer.precision), "as asked" if self.precision_given else ""
-        elif stored is not None:
-            precision, reason = stored.get("precision", "32-true"), "as the run began"
-        else:
-            device = trainer.strategy.root_device
-            reason = self.against_bf16(device, getattr(datamodule_of(trainer), "batch_size", None))
-            # (The network is not on its device yet; CUDA's autocast knows more operations than the CPU's.)
-            if not reason and device.type != "cuda" and not probe.accepts(model, bf16=True):
-                reason = "the network does not run in bf16"
-            precision = "32-true" if reason else "bf16-mixed"
+        device, stored = trainer.strategy.root_device, self.stored
         # Pruning looks at each weight as a vector.
-        takes_order = not any(isinstance(callback, ModelPruning) for callback in callbacks_of(trainer))
-        takes_order = takes_order and _steps_in_channels_last(model, trainer.strategy.root_device)
+        pruned = any(isinstance(callback, ModelPruning) for callback in callbacks_of(trainer))
+        takes_order = not pruned and _steps_in_channels_last(model, device)
         if self.channels_last and not takes_order:
-            raise ConfigError(
-                "--channels_last true: the optimizer needs the plain order, or ModelPruning does; leave it out"
-            )
-        if self.channels_last is not None:
-            channels_last = self.channels_last
-        elif stored is not None:
-            channels_last = bool(stored.get("channels_last"))
-        else:
-            channels_last = (
-                simple and takes_order and _has_convolutions(model) and probe.accepts(model, channels_last=True)
-            )
-        fused = simple and trainer.strategy.root_device.type in ("cpu", "cuda")
+            way_out = "the optimizer needs the plain order, or ModelPruning does; leave it out"
+            raise ConfigError(f"--channels_last true: {way_out}")
+        precision, reason = str(trainer.precision), "as asked" if self.precision_given else ""
         if stored is not None:
-            fused = bool(stored.get("fused"))
-        return {"precision": precision, "channels_last": channels_last, "fused": fused}, reason
+            choices = {"precision": "32-true", "channels_last": False, "fused": False, **stored}
+            if simple and not self.precision_given:
+                precision, reason = choices["precision"], "as the run began"
+        else:
+            convolutions = any(isinstance(module, nn.Conv2d) for module in model.backbone.modules())
+            undecided = simple and self.channels_last is None
+            order = undecided and takes_order and convolutions and probe.accepts(model, channels_last=True)
+            choices = {"precision": "", "channels_last": order, "fused": simple and device.type in ("cpu", "cuda")}
+            if simple and not self.precision_given:
+                reason = self._against_bf16(device, getattr(datamodule_of(trainer), "batch_size", None))
+                # (The network is not on its device yet; CUDA's autocast knows more operations than the CPU's.)
+                if not reason and device.type != "cuda" and not probe.accepts(model, bf16=True):
+                    reason = "the network does not run in bf16"
+                precision = "32-true" if reason else "bf16-mixed"
+        choices["precision"] = precision
+        if self.channels_last is not None:
+            choices["channels_last"] = self.channels_last
+        return choices, reason
 
     @staticmethod
-    def against_bf16(device: torch.device, batch_size: int | None) -> str:
+    def _against_bf16(device: torch.device, batch_size: int | None) -> str:
         """Why training steps on a device stay in float32, whatever the network, or nothing."""
         if not has_fast_bf16(device):
             return f"this {device.type} has no fast bf16"
@@ -158,26 +135,22 @@ class Performance(Callback):
         """Whether the network is to be tried in bf16 before training."""
         device = trainer.strategy.root_device
         undecided = not self.precision_given and self.stored is None and device.type == "cpu"
-        return undecided and not self.against_bf16(device, batch_size)
+        return undecided and not self._against_bf16(device, batch_size)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take note of whether the optimizer is fused, and give its state the layout of the weights."""
-        if not self.choices:
-            return
-        self.choices["fused"] = all(bool(o.defaults.get("fused")) for o in trainer.optimizers)
-        for optimizer in trainer.optimizers:
-            match_layouts(optimizer)
-        self._optimizer = type(trainer.optimizers[0]).__name__
-
-    # Validation and what follows training see the layout that a loaded checkpoint has, so that figures agree exactly.
+        if self.choices:
+            self.choices["fused"] = all(bool(optimizer.defaults.get("fused")) for optimizer in trainer.optimizers)
+            self._optimizer = type(trainer.optimizers[0]).__name__
+            for optimizer in trainer.optimizers:
+                match_layouts(optimizer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the weights into their plain layout, and the same buffers on all processes."""
+        """Put the weights into the layout of a loaded checkpoint, for equal figures; buffers are alike everywhere."""
         if isinstance(trainer.strategy.model, DistributedDataParallel):
             # Or after a batch whose gradients are yet to be added up, each would use batch statistics of its own.
             trainer.strategy.model.require_forward_param_sync = True
-        if self.choices.get("channels_last") and isinstance(pl_module, Classifier):
-            pl_module.set_memory_format(channels_last=False)
+        self.on_train_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the weights back into the layout of training."""
@@ -186,20 +159,18 @@ class Performance(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave a network like any other."""
-        if isinstance(pl_module, Classifier):
+        if self.choices.get("channels_last") and isinstance(pl_module, Classifier):
             pl_module.set_memory_format(channels_last=False)
 
     def describe(self) -> str:
         """The choices in one line."""
         if not self.choices:
             return ""
-        precision = self.choices["precision"]
-        ours = precision == "bf16-mixed" and not self.precision_given
-        parts = [f"{precision} autocast in training steps" if ours else precision]
-        parts[0] += f" ({self._reason})" if self._reason else ""
-        parts += ["channels_last"] if self.choices["channels_last"] else []
-        parts.append(("fused " if self.choices["fused"] else "") + self._optimizer)
-        return ", ".join(parts)
+        precision, order, fused = (self.choices[name] for name in ("precision", "channels_last", "fused"))
+        where = " autocast in training steps" if precision == "bf16-mixed" and not self.precision_given else ""
+        reason = f" ({self._reason})" if self._reason else ""
+        last = ", channels_last" if order else ""
+        return f"{precision}{where}{reason}{last}, {'fused ' if fused else ''}{self._optimizer}"
 
 
 def keep_freed_memory() -> None:
@@ -210,14 +181,11 @@ def keep_freed_memory() -> None:
     (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES;
     https://man7.org/linux/man-pages/man3/mallopt.3.html).
     """
-    if not os.environ.keys().isdisjoint(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is None:
-        return
+    chosen = os.environ.keys() & {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" and not chosen else None
     trim_threshold, mmap_threshold = -1, -3
     # Setting the one turns off that glibc adapts the other, so they go together; old glibc takes 32 MB at most.
-    if mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25):
+    if mallopt is not None and (mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)):
         mallopt(trim_threshold, 2**31 - 1)
 
 
@@ -232,10 +200,6 @@ def match_layouts(optimizer: Optimizer) -> None:
         for name, state in states.items() if isinstance(weight, torch.Tensor) and isinstance(states, dict) else ():
             if isinstance(state, torch.Tensor) and state.shape == weight.shape and state.stride() != weight.stride():
                 states[name] = torch.empty_like(weight, dtype=state.dtype).copy_(state)
-
-
-def _has_convolutions(model: Classifier) -> bool:
-    return any(isinstance(module, nn.Conv2d) for module in model.backbone.modules())
 
 
 def _steps_in_channels_last(model: Classifier, device: torch.device) -> bool:

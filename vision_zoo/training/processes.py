@@ -34,10 +34,8 @@ class LostProcessError(TrainingError):
     """Another process of the run has ended or cannot be reached any more."""
 
     def __init__(self, which: str) -> None:
-        super().__init__(
-            f"{which} was lost, which ends the run on all processes. Resume it from its last checkpoint with: "
-            "vision_zoo fit --ckpt_path last"
-        )
+        resume = "Resume it from its last checkpoint with: vision_zoo fit --ckpt_path last"
+        super().__init__(f"{which} was lost, which ends the run on all processes. {resume}")
 
 
 def lost_process(error: BaseException) -> LostProcessError | None:
@@ -75,10 +73,6 @@ def start_by_command(trainer: Trainer, words: Sequence[str]) -> None:
 
     Lightning would run the words of *this* process again, which may be a program that calls ours, or fork or spawn it,
     where what such processes learn stays in them. torchrun and SLURM start the processes by themselves.
-
-    Args:
-        trainer: one that has not started yet.
-        words: the command and its options, such as ["fit", "--trainer.devices", "2"].
     """
     strategy: Any = trainer.strategy
     if type(strategy.launcher) in (patches.SubprocessScriptLauncher, patches.MultiProcessingLauncher):
@@ -97,19 +91,10 @@ def leave_processes() -> None:
 
 
 class Launcher(patches.SubprocessScriptLauncher):
-    """Starts the processes of this machine and ends them together; Lightning's kills the first one too, without a word.
+    """Starts the processes of this machine and ends them together; Lightning's kills the first one too, wordlessly."""
 
-    Args:
-        cluster_environment: tells address, port and ranks.
-        num_processes: on this machine.
-        num_nodes: number of machines.
-        command: of the other processes.
-    """
-
-    def __init__(
-        self, cluster_environment: ClusterEnvironment, num_processes: int, num_nodes: int, command: Sequence[str]
-    ) -> None:
-        super().__init__(cluster_environment, num_processes, num_nodes)
+    def __init__(self, cluster: ClusterEnvironment, processes: int, nodes: int, command: Sequence[str]) -> None:
+        super().__init__(cluster, processes, nodes)
         self._command = command
         self._watched = False
 
@@ -119,7 +104,9 @@ class Launcher(patches.SubprocessScriptLauncher):
         if not self.procs and not self.cluster_environment.creates_processes_externally:
             self._start()
         patches.set_num_threads(num_processes=self.num_processes)
-        self._watch()
+        if not self._watched and (self.procs or os.environ.get(_LAUNCHER)):
+            self._watched = True
+            threading.Thread(target=self._watch, daemon=True, name="watch-processes").start()
         try:
             return function(*args, **kwargs)
         except BaseException as error:
@@ -148,18 +135,14 @@ class Launcher(patches.SubprocessScriptLauncher):
             self.procs.append(process)
 
     def _watch(self) -> None:
-        if self._watched:
-            return
-        self._watched = True
-        if self.procs:
-            threading.Thread(target=self._watch_children, daemon=True, name="watch-processes").start()
-        elif os.environ.get(_LAUNCHER):
-            threading.Thread(target=_watch_launcher, daemon=True, name="watch-launcher").start()
-
-    def _watch_children(self) -> None:
-        while not (ended := self._first_ended()):
-            if all(process.poll() == 0 for process in self.procs):
-                return
+        ended: str = ""
+        while not ended:
+            if self.procs:
+                ended = self._first_ended()
+                if all(process.poll() == 0 for process in self.procs):
+                    return
+            elif not _launcher_lives():
+                ended = "the first process of this machine"
             time.sleep(0.5)
         time.sleep(GRACE)
         sys.stderr.write(f"vision_zoo: {LostProcessError(ended)}\n")
@@ -182,11 +165,3 @@ class Launcher(patches.SubprocessScriptLauncher):
         for process in self.procs:
             process.kill()
             process.wait()
-
-
-def _watch_launcher() -> None:
-    while _launcher_lives():
-        time.sleep(0.5)
-    time.sleep(GRACE)
-    sys.stderr.write(f"vision_zoo: {LostProcessError('the first process of this machine')}\n")
-    exit_at_once(1)

@@ -7,21 +7,17 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar as RichBar
+from rich.table import Table
 from rich.text import Text
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from vision_zoo.classifier import Classifier
 from vision_zoo.formatting import metric_text
-from vision_zoo.training.description import describe_run
+from vision_zoo.trainer_facts import callbacks_of, datamodule_of, device_name, validates
+from vision_zoo.training.performance import Performance
+from vision_zoo.training.resizing import ProgressiveResizing
 from vision_zoo.training.signals import StoppedBySignalError
 
 REFRESH_SECONDS = 1.0
@@ -45,19 +41,13 @@ class _Line(Progress):
 
 
 class ProgressBar(callbacks.ProgressBar):
-    """A progress bar with loss and accuracy, and for each epoch a line that stays.
-
-    Args:
-        bar: whether there is a bar at all; the lines stay.
-    """
+    """A progress bar with loss and accuracy, unless it is false, and for each epoch a line that stays."""
 
     def __init__(self, bar: bool = True) -> None:
         super().__init__()
         self._bar = bar
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-        self._enabled = True
         self._progress: Progress | None = None
-        self._task: TaskID | None = None
         self._drawn = self._started = 0.0
         self._lowest: float | None = None  # validation loss
         self._validated = False  # at the end of the epoch
@@ -66,11 +56,11 @@ class ProgressBar(callbacks.ProgressBar):
 
     def disable(self) -> None:
         """Show nothing, as processes other than the first do."""
-        self._enabled = False
+        self.console.quiet = True
 
     def enable(self) -> None:
         """Show what happens, on the first process."""
-        self._enabled = self.trainer.is_global_zero
+        self.console.quiet = not self.trainer.is_global_zero
 
     def state_dict(self) -> dict[str, Any]:
         """The lowest validation loss so far."""
@@ -82,61 +72,54 @@ class ProgressBar(callbacks.ProgressBar):
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print above the bar."""
-        if self._enabled:
-            self.console.print(*args, **kwargs)
+        self.console.print(*args, **kwargs)
 
     # The bar is drawn by hand, once a second at most: a drawing thread would compete with the training.
 
     def _start(self, text: str, total: float) -> None:
-        if not self._enabled or not self._bar or not self.console.is_terminal:
-            return
-        if self._progress is None:
-            self._progress = _Line(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[speed]}"),
-                TextColumn("{task.fields[metrics]}"),
-                console=self.console,
-                auto_refresh=False,
-                transient=True,
-            )
+        self._stop()
+        if self._bar and not self.console.quiet and self.console.is_terminal:
+            fields = [TextColumn(f"{{task.fields[{name}]}}") for name in ("speed", "metrics")]
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True), *fields)
+            options: dict[str, Any] = {"console": self.console, "auto_refresh": False, "transient": True}
+            self._progress = _Line(TextColumn("{task.description}"), *columns, **options)
             self._progress.start()
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        size = None if total == float("inf") else int(total)
-        self._task = self._progress.add_task(text, total=size, metrics="", speed="")
-        self._started, self._seen = time.monotonic(), 0
+            size = None if total == float("inf") else int(total)
+            self._progress.add_task(text, total=size, metrics="", speed="")
+            self._started, self._seen = time.monotonic(), 0
 
-    def _advance(self, done: int, images: int) -> None:
-        if self._progress is None or self._task is None:
-            return
-        self._seen += images
-        now = time.monotonic()
-        if now - self._drawn < REFRESH_SECONDS:
-            return
-        self._drawn = now
-        shown = {k: v for k, v in self.trainer.progress_bar_metrics.items() if isinstance(v, (int, float))}
-        text = "  ".join(f"{name} {metric_text(name, value)}" for name, value in shown.items())
-        speed = f"{self._seen / max(now - self._started, 1e-9):,.0f} images/s"
-        self._progress.update(self._task, completed=done, metrics=text, speed=speed, refresh=True)
-
-    def _stop(self) -> None:
+    def _stop(self, *_: Any, **__: Any) -> None:
         if self._progress is not None:
             self._progress.stop()
-            self._progress = self._task = None
+            self._progress = None
+
+    def _advance(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._progress is None or (trainer.state.fn == "fit" and not trainer.training):
+            return  # validations within a training are short, and its bar stays
+        self._seen += len(batch[1]) * trainer.world_size
+        now = time.monotonic()
+        if now - self._drawn >= REFRESH_SECONDS:
+            self._drawn = now
+            metrics = trainer.progress_bar_metrics.items()
+            text = "  ".join(f"{k} {metric_text(k, v)}" for k, v in metrics if isinstance(v, (int, float)))
+            speed = f"{self._seen / max(now - self._started, 1e-9):,.0f} images/s"
+            task = self._progress.task_ids[0]
+            self._progress.update(task, completed=batch_idx + 1, metrics=text, speed=speed, refresh=True)
+
+    on_train_batch_end = on_validation_batch_end = on_test_batch_end = _advance
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what is about to happen: network, data, optimizer, loss, device."""
         if isinstance(pl_module, Classifier):
-            self.print(describe_run(trainer, pl_module))
+            self.print(_describe_run(trainer, pl_module))
         if trainer.fit_loop.restarted_mid_epoch:  # Lightning begins no epoch then
             self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the epoch's bar."""
-        self.epoch_line(trainer)
+        self._print_epoch(trainer)
         self._start(self._epoch(trainer), self.total_train_batches)
 
     @staticmethod
@@ -144,18 +127,11 @@ class ProgressBar(callbacks.ProgressBar):
         total = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
         return f"epoch {trainer.current_epoch + 1}{total}"
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Move the bar."""
-        if self._progress is not None:
-            self._advance(batch_idx + 1, len(batch[1]) * trainer.world_size)
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember which epoch ended: its metrics are known after this hook, and saving comes before printing."""
         self._ended_epoch = self._epoch(trainer)
 
-    def epoch_line(self, trainer: Trainer) -> None:
+    def _print_epoch(self, trainer: Trainer) -> None:
         """Print the line of the epoch that has ended, once."""
         head, self._ended_epoch = self._ended_epoch, ""
         if head:
@@ -173,26 +149,24 @@ class ProgressBar(callbacks.ProgressBar):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the bar."""
-        self.epoch_line(trainer)
+        self._print_epoch(trainer)
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was."""
         if isinstance(exception, StoppedBySignalError):  # at the end of an epoch
-            self.epoch_line(trainer)
+            self._print_epoch(trainer)
         self._stop()
 
-    # (Validations within a training are short, and its bar stays.)
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the bar of the validation images."""
-        if trainer.state.fn == "validate":
-            self._start("validate", sum(trainer.num_val_batches))
+        """Begin the bar of the validation or test images; that of a training stays."""
+        if trainer.state.fn != "fit":
+            what, counts = (
+                ("test", trainer.num_test_batches) if trainer.testing else ("validate", trainer.num_val_batches)
+            )
+            self._start(what, sum(counts))
 
-    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Move the bar."""
-        if trainer.state.fn == "validate":
-            self.on_test_batch_end(trainer, *args, **kwargs)
+    on_test_start, on_test_end = on_validation_start, _stop
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the bar; within an epoch, print a line."""
@@ -205,23 +179,42 @@ class ProgressBar(callbacks.ProgressBar):
             if not self._validated:
                 self._line(trainer, f"step {trainer.global_step}", ("val/loss", "val/accuracy"))
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the bar of the test images."""
-        self._start("test", sum(trainer.num_test_batches))
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Move the bar."""
-        if self._progress is not None:
-            self._advance(batch_idx + 1, len(batch[1]) * trainer.world_size)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the bar."""
-        self._stop()
+def _describe_run(trainer: Trainer, model: Classifier) -> Table:
+    """Network, data, optimizer, schedule, loss and device of a training that starts, and what its callbacks add."""
+    facts = Table.grid(padding=(0, 2))
+    parameters = sum(p.numel() for p in model.parameters())
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    still = f", {frozen:,} of them frozen" if frozen else ""
+    facts.add_row("network", f"{model.network_name}, {parameters:,} parameters{still}")
+    data = datamodule_of(trainer)
+    channels, height, width = model.image_shape
+    sizes = ", ".join(f"{size:,} {split}" for split, size in getattr(data, "sizes", {}).items())
+    shape = f"{channels} x {height} x {width} pixels, {model.num_classes} classes"
+    facts.add_row("data", f"{type(data).__name__}: {sizes}; {shape}")
+    if batch_size := getattr(data, "batch_size", None):
+        factors = ((trainer.world_size, "processes"), (trainer.accumulate_grad_batches, "batches"))
+        spread = "".join(f" x {count} {what}" for count, what in factors if count > 1)
+        effective = batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        spread = f" = {batch_size}{spread}" if spread else ""
+        facts.add_row("batch", f"{effective} images per step{spread}; the learning rate is used as given")
+    optimizer = trainer.optimizers[0]
+    rate = f", lr {optimizer.defaults['lr']:g}" if "lr" in optimizer.defaults else ""
+    facts.add_row("optimizer", f"{type(optimizer).__name__}{rate}")
+    for config in trainer.lr_scheduler_configs:
+        moves = f"every {config.interval}"
+        if isinstance(config.scheduler, ReduceLROnPlateau):  # see Classifier.on_train_epoch_end
+            moves = "by val/loss, at the end of an epoch" if validates(trainer) else "by train/loss, every epoch"
+        if isinstance(config.scheduler, OneCycleLR):  # which does not look at the optimizer's
+            group = config.scheduler.optimizer.param_groups[0]
+            moves += f", up to lr {group['max_lr']:g}"
+            if "base_momentum" in group:
+                moves += f"; momentum {group['max_momentum']:g} to {group['base_momentum']:g}, the schedule's own"
+        facts.add_row("schedule", f"{type(config.scheduler).__name__}, {moves}")
+    smoothing = f", label smoothing {model.label_smoothing}" if model.label_smoothing else ""
+    facts.add_row("loss", f"cross-entropy{smoothing}")
+    facts.add_row("device", f"{device_name(trainer)}, {trainer.precision}")
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, Performance | ProgressiveResizing) and (line := callback.describe()):
+            facts.add_row(callback.topic, line)
+    return facts

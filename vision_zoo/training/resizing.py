@@ -44,10 +44,10 @@ class ProgressiveResizing(Callback):
             raise ConfigError(f"ProgressiveResizing: initial_scale must lie between 0 and 1, got {initial_scale}")
         if not 0 < full_size_from <= 1:
             raise ConfigError(f"ProgressiveResizing: full_size_from must be above 0, at most 1, got {full_size_from}")
-        self.initial_scale = initial_scale
         self.full_size_from = full_size_from
+        self._scales = [initial_scale + (1 - initial_scale) * stage / STAGES for stage in range(STAGES)]
         self._steps = 0  # of the run as it began
-        self._first_size = (0, 0)  # height and width
+        self._first_size: tuple[int, int] | None = None  # height and width
         self._hook: RemovableHandle | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,60 +59,43 @@ class ProgressiveResizing(Callback):
         self._steps = state_dict["steps"]
 
     def scale(self, step: int) -> float:
-        """Side of the images as a share of the full one.
-
-        Args:
-            step: how many steps are made.
-        """
+        """Side of the images, as a share of the full one, after a number of steps."""
         stage = int(STAGES * step / (self._steps * self.full_size_from) + 1e-9)  # 2.4 / 0.8 is less than 3
-        return self._scale_of(stage)
-
-    def _scale_of(self, stage: int) -> float:
-        return 1.0 if stage >= STAGES else self.initial_scale + (1 - self.initial_scale) * stage / STAGES
+        return self._scales[stage] if stage < STAGES else 1.0
 
     def describe(self) -> str:
         """The sizes of the images in one line."""
-        height, width = self._first_size
+        height, width = self._first_size or (0, 0)
         return f"{height} x {width} pixels at first, whole after {100 * self.full_size_from:g} % of the steps"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Try the network on each size, while it lies whole and in float32 where it was built.
-
-        Raises:
-            ConfigError: if it does not take them all.
-        """
+        """Refuse a network that does not take each size, while it lies whole and in float32 where it was built."""
         if stage != "fit" or not isinstance(pl_module, Classifier):
             return
         whole = torch.zeros(1, *pl_module.image_shape, device=pl_module.device)
-        height, width = _resized(whole, self.initial_scale).shape[2:]
-        self._first_size = height, width
-        for number in range(STAGES):
-            images = _resized(whole, self._scale_of(number))
+        for scale in self._scales:
+            images = _resized(whole, scale)
+            height, width = images.shape[2:]
+            self._first_size = self._first_size or (height, width)
             try:
                 with pl_module.evaluation_mode():
                     pl_module.backbone(images)
             except REFUSALS as error:
-                height, width = images.shape[2:]
                 raise ConfigError(
                     f"ProgressiveResizing: {pl_module.network_name} cannot take images of {height} x {width} pixels; "
                     f"this is for networks that take any size, such as ResNet ({error})"
                 ) from error
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have images resized on their way into the network, while it trains.
-
-        Raises:
-            ConfigError: if it is not known how many steps the run has.
-        """
+        """Have images resized on their way into the network, while it trains, if it is known for how many steps."""
         if not isinstance(pl_module, Classifier):
             return
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks_of(trainer)):
             raise ConfigError("ProgressiveResizing: GradientAccumulationScheduler changes how many steps a run has")
         steps = trainer.estimated_stepping_batches
         if not 0 < steps < math.inf:
-            raise ConfigError(
-                "ProgressiveResizing divides the steps of the run: set --trainer.max_epochs or --trainer.max_steps"
-            )
+            limits = "set --trainer.max_epochs or --trainer.max_steps"
+            raise ConfigError(f"ProgressiveResizing divides the steps of the run: {limits}")
         self._steps = self._steps or int(steps)
 
         def resize(network: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
@@ -123,14 +106,11 @@ class ProgressiveResizing(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the network as it was."""
-        if self._hook is not None:
-            self._hook.remove()
-            if self.scale(trainer.global_step) < 1:
-                rank_zero_warn(
-                    "ProgressiveResizing: the run ended before it saw whole images, which are what is tested"
-                )
+        self.on_exception()
+        if self._steps and self.scale(trainer.global_step) < 1:
+            rank_zero_warn("ProgressiveResizing: the run ended before it saw whole images, which are tested")
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, *_: Any, **__: Any) -> None:
         """Leave the network as it was."""
         if self._hook is not None:
             self._hook.remove()

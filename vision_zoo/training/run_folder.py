@@ -2,27 +2,28 @@
 
 import contextlib
 import copy
+import itertools
+import random
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 import yaml
 from filelock import BaseFileLock
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from vision_zoo.data.loaders import Loader
 from vision_zoo.errors import CheckpointError, ConfigError
 from vision_zoo.files import flush, lock_file, release, write_file
 from vision_zoo.trainer_facts import callbacks_of, gather, steps_after
 from vision_zoo.training import lightning_patches as patches
 from vision_zoo.training.metrics_file import EventFiles, MetricsFile
 from vision_zoo.training.processes import expect_answers
-from vision_zoo.training.random_states import random_states, restore_random_states
 from vision_zoo.training.signals import end_on_sigterm
-from vision_zoo.training.stopwatch import Stopwatch
 
 CHECKPOINT_VERSION = 1
 EVENTS_FLUSHED_SECONDS = 10  # what TensorBoard may lag behind; metrics.csv never does
@@ -46,24 +47,19 @@ class RunFolder(Callback):
         config: the whole configuration as plain data, kept in config.yaml and in every checkpoint.
         folder: of the run to continue; None starts a new version.
         events: whether TensorBoard's event files are written, where there is no other logger.
-
-    Attributes:
-        resumes: whether a run is continued.
-        trained: whether there was anything to train.
-        images_seen: number of training images, of all processes and all parts of the run.
-        validated: whether the epoch that ends was validated at its end.
     """
 
     def __init__(self, name: str, config: Mapping[str, Any], folder: Path | None = None, events: bool = True) -> None:
-        self.name = name
-        self.config = copy.deepcopy(dict(config))
-        self.folder = folder
+        self.name, self.config = name, copy.deepcopy(dict(config))
+        self.folder, self.resumes = folder, folder is not None
         self.events = events
-        self.resumes = folder is not None
-        self.trained = self.validated = False
-        self.images_seen = 0
+        self.trained = False  # whether there was anything to train
+        self.validated = False  # whether the epoch that ends was validated at its end
+        self.images_seen = 0  # of training, by all processes, in all parts of the run
         self.metrics = MetricsFile()
-        self._fit_watch, self._train_watch = Stopwatch(), Stopwatch()
+        # Of training, validation and saving, and of training alone; until the last checkpoint or the end.
+        self.fit_seconds = self.train_seconds = self._ticked = 0.0
+        self._trains = False
         self._rng: list[dict[str, Any]] = []
         self._lock: BaseFileLock | None = None
         self._made_here = False
@@ -72,38 +68,24 @@ class RunFolder(Callback):
     @property
     def path(self) -> Path:
         """The folder."""
-        if self.folder is None:
-            raise RuntimeError("the run has no folder before training starts")
+        assert self.folder is not None, "the run has no folder before training starts"
         return self.folder
-
-    @property
-    def fit_seconds(self) -> float:
-        """Seconds of training, validation and saving."""
-        return self._fit_watch.seconds
-
-    @property
-    def train_seconds(self) -> float:
-        """Seconds of training alone."""
-        return self._train_watch.seconds
-
-    # --------------------------------------------------------------------------------------------------------- folder
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the folder on the first process, tell the others, and open the loggers there."""
         if stage != "fit":
             return
-        error = ""
+        error, root = "", Path(trainer.default_root_dir).resolve()
         if trainer.is_global_zero:
             try:
-                self._open(Path(trainer.default_root_dir))
+                self._open(root)
             except OSError as failure:
-                error = f"the run folder below {Path(trainer.default_root_dir).resolve()} cannot be written: {failure}"
+                error = f"the run folder below {root} cannot be written: {failure}"
         folder, error = trainer.strategy.broadcast((str(self.folder), error))
         if error:
             raise ConfigError(f"{error}. Choose another place with --trainer.default_root_dir")
         self.folder = Path(folder)
-        patches.count_epochs(trainer)
-        patches.validate_last_weights(trainer)
+        patches.complete_epochs(trainer)
         if self.events and not trainer.loggers:
             trainer.loggers = [EventFiles(self.path, name="", version="", flush_secs=EVENTS_FLUSHED_SECONDS)]
         if str(trainer.profiler.dirpath) == trainer.default_root_dir:  # which it took for want of one
@@ -114,22 +96,18 @@ class RunFolder(Callback):
 
     def _open(self, root: Path) -> None:
         if self.folder is None:
-            runs = root.resolve() / "runs" / self.name
+            runs = root / "runs" / self.name
             runs.mkdir(parents=True, exist_ok=True)
             taken = [int(p.name[8:]) for p in runs.glob("version_*") if p.name[8:].isdigit()]
-            number = max(taken, default=-1) + 1
-            while self.folder is None:
+            for number in itertools.count(max(taken, default=-1) + 1):
                 with contextlib.suppress(FileExistsError):  # another process took the number first
                     (runs / f"version_{number}").mkdir()
-                    self.folder = runs / f"version_{number}"
-                number += 1
-            self._made_here = True
+                    break
+            self.folder, self._made_here = runs / f"version_{number}", True
         self._lock = lock_file(self.folder / ".lock", wait=False)
         if self._lock is None:
-            raise ConfigError(
-                f"{self.folder} is in use by another process: wait for it to end, or start a new run without "
-                "--ckpt_path"
-            )
+            way_out = "wait for it to end, or start a new run without --ckpt_path"
+            raise ConfigError(f"{self.folder} is in use by another process: {way_out}")
         (self.folder / "checkpoints").mkdir(exist_ok=True)
         for leftover in (self.folder / "checkpoints").glob(".*.tmp"):
             leftover.unlink()
@@ -140,45 +118,39 @@ class RunFolder(Callback):
         text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
         write_file(self.path / "config.yaml", text.encode())
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         """Release the lock."""
-        self._release()
+        if self._lock is not None:
+            release(self._lock)
+            self._lock = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Release the lock; a folder in which nothing was trained goes."""
-        self._release()
+        self.teardown(trainer)
         if self._made_here and not self.images_seen and trainer.is_global_zero:
             shutil.rmtree(self.path)
             with contextlib.suppress(OSError):  # where there are other runs
                 self.path.parent.rmdir()
                 self.path.parent.parent.rmdir()
 
-    def _release(self) -> None:
-        if self._lock is not None:
-            release(self._lock)
-            self._lock = None
-
-    # ---------------------------------------------------------------------------------------------------- checkpoints
-
     def state_dict(self) -> dict[str, Any]:
         """What a continued run needs besides Lightning's own state."""
+        self._tick(self._trains)
         return {
             "rows": self.metrics.rows,
             "columns": list(self.metrics.columns),
             "fit_seconds": self.fit_seconds,
             "train_seconds": self.train_seconds,
             "images_seen": self.images_seen,
-            "rng": gather(random_states()),
+            "rng": gather(_random_states()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the state of the run that is continued."""
-        if not self.resumes:  # a trial before training goes back to where it began
-            return
-        self.metrics.rows, self.metrics.columns = state_dict["rows"], state_dict["columns"]
-        self._fit_watch.seconds, self._train_watch.seconds = state_dict["fit_seconds"], state_dict["train_seconds"]
-        self.images_seen = state_dict["images_seen"]
-        self._rng = state_dict["rng"]
+        if self.resumes:  # not a trial before training, which goes back to where it began
+            self.metrics.rows, self.metrics.columns = state_dict["rows"], state_dict["columns"]
+            self.fit_seconds, self.train_seconds = state_dict["fit_seconds"], state_dict["train_seconds"]
+            self.images_seen, self._rng = state_dict["images_seen"], state_dict["rng"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint describe its whole run; its rows are on the disk before it is."""
@@ -197,20 +169,13 @@ class RunFolder(Callback):
                 states.setdefault(name, states[old])
 
     def change_option(self, value: Any, *place: str) -> None:
-        """Change the configuration of a run that has not begun, as one that finds options by itself does.
-
-        Args:
-            value: of the option.
-            place: keys that lead to the option.
-        """
+        """Change an option of a run that has not begun, at the place that the keys lead to."""
         section = self.config
         for key in place[:-1]:
             section = section.setdefault(key, {})
         section[place[-1]] = value
         if self._lock is not None:  # on the first process
             self._write_config()
-
-    # ------------------------------------------------------------------------------------------------------- training
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave a run ended that stopped early."""
@@ -235,57 +200,48 @@ class RunFolder(Callback):
                     _ = logger.experiment  # opens the file now: the first steps need not wait for TensorBoard
         expect_answers(trainer)
         end_on_sigterm()  # which Saving replaces
-        self.trained = True
-        self._fit_watch.start()
-        self._train_watch.start()
+        self.trained = self._trains = True
+        self._ticked = time.monotonic()
 
     def _resume(self, trainer: Trainer) -> None:
         if len(self._rng) != trainer.world_size:
-            raise CheckpointError(
-                f"the run was trained by {len(self._rng)} processes and cannot resume exactly with "
-                f"{trainer.world_size}: set --trainer.devices and --trainer.num_nodes as before"
-            )
-        restore_random_states(self._rng[trainer.global_rank])
-        for loader, position in patches.positions_to_load(trainer):
-            if isinstance(loader, Loader):
-                loader.check_state(position)
+            before = f"was trained by {len(self._rng)} processes and cannot resume exactly with {trainer.world_size}"
+            raise CheckpointError(f"the run {before}: set --trainer.devices and --trainer.num_nodes as before")
+        _restore_random_states(self._rng[trainer.global_rank])
         patches.load_positions(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of training."""
         self.write_epoch(trainer)
-        self._train_watch.start()
+        self._tick(trains=True)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write the step's metrics."""
         self.images_seen += len(batch[1]) * trainer.world_size
         if not steps_after(trainer, batch_idx):
             return
         step = trainer.global_step
-        if step == trainer.max_steps:
-            trainer.should_stop = True  # Lightning validates then, which it does not for the last of max_steps
+        trainer.should_stop |= step == trainer.max_steps  # Lightning validates then, and not after the last step
         if step % cast(Any, trainer).log_every_n_steps == 0 and "train/loss_step" in trainer.callback_metrics:
             self._write(trainer, [name for name in STEP_METRICS if name in trainer.callback_metrics])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock of training."""
         if not trainer.sanity_checking:
-            self._train_watch.stop()
+            self._tick(trains=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Within an epoch, write the metrics; at its end, they belong to the epoch's row."""
         if trainer.sanity_checking:
             return
-        self._train_watch.start()
+        self._tick(trains=True)
         self.validated = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if not self.validated:
             self._write(trainer, [name for name in trainer.callback_metrics if name.startswith("val/")])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock of training."""
-        self._train_watch.stop()
+        self._tick(trains=False)
         self._ended_epoch = trainer.current_epoch, trainer.global_step
 
     def write_epoch(self, trainer: Trainer) -> None:
@@ -295,21 +251,49 @@ class RunFolder(Callback):
         Saving asks for the row before it saves; without it, the next hook does.
         """
         if self._ended_epoch is not None:
-            names = [name for name in trainer.callback_metrics if name not in STEP_METRICS]
-            names = [name for name in names if self.validated or not name.startswith("val/")]
-            self._write(trainer, names, *self._ended_epoch)
+            kept = [name for name in trainer.callback_metrics if self.validated or not name.startswith("val/")]
+            names = [name for name in kept if name not in STEP_METRICS]
+            self._write(trainer, names, self._ended_epoch)
             self._ended_epoch, self.validated = None, False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clocks."""
         self.write_epoch(trainer)
-        self._fit_watch.stop()
+        self._tick(trains=False)
 
-    def _write(self, trainer: Trainer, names: Iterable[str], epoch: int | None = None, step: int | None = None) -> None:
+    def _tick(self, trains: bool) -> None:
+        """Count the seconds since the last tick, and note whether those until the next one are of training."""
+        now = time.monotonic()
+        if self.trained:
+            self.fit_seconds += now - self._ticked
+            self.train_seconds += now - self._ticked if self._trains else 0.0
+        self._ticked, self._trains = now, trains
+
+    def _write(self, trainer: Trainer, names: Iterable[str], when: tuple[int, int] | None = None) -> None:
         if trainer.is_global_zero:
-            row: dict[str, Any] = {
-                "epoch": trainer.current_epoch if epoch is None else epoch,
-                "step": trainer.global_step if step is None else step,
-            }
-            row |= {name: trainer.callback_metrics[name] for name in names}
-            self.metrics.append(self.path / "metrics.csv", row)
+            epoch, step = when or (trainer.current_epoch, trainer.global_step)
+            values = {name: trainer.callback_metrics[name] for name in names}
+            self.metrics.append(self.path / "metrics.csv", {"epoch": epoch, "step": step, **values})
+
+
+def _random_states() -> dict[str, Any]:
+    """The states of this process: torch's, of the CPU and the process's own GPU, Python's and numpy's."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
+        "python": (version, list(internal), gauss),
+        "numpy": (str(name), torch.tensor(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)),
+    }
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
+    """Set what `_random_states` gave."""
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state(states["cuda"][min(torch.cuda.current_device(), len(states["cuda"]) - 1)])
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))

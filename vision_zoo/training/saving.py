@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 
 from vision_zoo.checkpoints import Checkpoint, read_checkpoint
-from vision_zoo.errors import ConfigError, TrainingError, diverged
+from vision_zoo.errors import TrainingError, diverged
 from vision_zoo.files import new_file
 from vision_zoo.trainer_facts import callbacks_of, steps_after, validates
 from vision_zoo.training import lightning_patches as patches
@@ -26,15 +26,10 @@ from vision_zoo.trust import foreign_packages, trusting
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are complete or not there, and are read without running anything in them.
-
-    Args:
-        opened: the checkpoint of the command, which is not read again.
-        trusted_packages: further packages whose classes a checkpoint that is read may name.
-    """
+    """Checkpoints that are complete or not there, and are read without running anything in them."""
 
     def __init__(self, opened: Checkpoint | None = None, trusted_packages: Sequence[str] = ()) -> None:
-        self.opened = opened
+        self.opened = opened  # the checkpoint of the command, which is not read again
         self.trusted_packages = tuple(trusted_packages)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -70,27 +65,14 @@ def hard_link(source: Path, path: Path) -> None:
 class Saving(CheckpointCallback):
     """Saves best.ckpt and last.ckpt of a run, and ends it with its state saved when a signal asks for that.
 
-    It comes before other checkpoint callbacks, so that what they save knows of the best so far.
-
-    Args:
-        run: the folder, which keeps the rest of what a continued run needs.
-        save_every_minutes: minutes between saves of last.ckpt within an epoch.
-
-    Attributes:
-        best_score: the lowest validation loss so far.
-        best_epoch: its epoch; None where nothing was validated.
-
-    Raises:
-        ConfigError: if save_every_minutes is not positive.
+    It comes before other checkpoint callbacks, so that what they save knows of the best so far. Within an epoch,
+    last.ckpt is saved every so many minutes.
     """
 
     def __init__(self, run: RunFolder, save_every_minutes: float = 10.0) -> None:
-        if save_every_minutes <= 0:
-            raise ConfigError(f"--save_every_minutes must be positive, got {save_every_minutes}")
-        self.run = run
-        self.save_every_minutes = save_every_minutes
-        self.best_score: float | None = None
-        self.best_epoch: int | None = None
+        self.run, self.save_every_minutes = run, save_every_minutes
+        self.best_score: float | None = None  # the lowest validation loss so far
+        self.best_epoch: int | None = None  # None where nothing was validated
         self._signals = SignalWatch()
         self._ended_within = self._ends_after_step = False
         self._last_save = 0.0
@@ -117,39 +99,32 @@ class Saving(CheckpointCallback):
         """Take over the signals."""
         if not trainer.strategy.broadcast(self.best.exists()):  # the run is gone but for its last.ckpt
             self.best_score = self.best_epoch = None
-        if trainer.fit_loop.restarted_mid_epoch:
-            # Lightning begins no epoch then, and these two do that in this hook.
-            for callback in callbacks_of(trainer):
-                if isinstance(callback, (GradientAccumulationScheduler, StochasticWeightAveraging)):
-                    callback.on_train_epoch_start(trainer, pl_module)
+        # Lightning begins no epoch of a run that goes on within one, which these two wait for.
+        for callback in callbacks_of(trainer) if trainer.fit_loop.restarted_mid_epoch else ():
+            if isinstance(callback, (GradientAccumulationScheduler, StochasticWeightAveraging)):
+                callback.on_train_epoch_start(trainer, pl_module)
         self._last_save = time.monotonic()
         self._signals.start(speaks=trainer.is_global_zero)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save when the time has come, or a signal asks to stop."""
         wants = self._wants(trainer)
-        if not steps_after(trainer, batch_idx):
-            self._end_after_step(trainer)
-            return
-        trainer.should_stop |= self._ends_after_step
-        self._ends_after_step = False
-        if (wants or trainer.should_stop) and not self._validation_follows(trainer, batch_idx):
+        ends = self._steps(trainer, batch_idx) and (wants or trainer.should_stop)
+        if ends and not self._validation_follows(trainer, batch_idx):
             self._save_within_epoch(trainer, wants)
 
     def _wants(self, trainer: Trainer) -> int:
         due = time.monotonic() - self._last_save >= 60 * self.save_every_minutes
         return most_urgent(self._signals.number or (-1 if due else 0), trainer)
 
-    def _end_after_step(self, trainer: Trainer) -> None:
+    def _steps(self, trainer: Trainer, batch_idx: int) -> bool:
         # A run that ended between two steps would lose the gradients that it accumulated.
-        self._ends_after_step |= trainer.should_stop
-        trainer.should_stop = False
+        stops, steps = trainer.should_stop or self._ends_after_step, steps_after(trainer, batch_idx)
+        trainer.should_stop, self._ends_after_step = stops and steps, stops and not steps
+        return steps
 
     def _save_within_epoch(self, trainer: Trainer, wants: int) -> None:
-        # Lightning ends the epoch of a run that ends by its time or steps as if it were done, and a continued run would
-        # leave the rest of it out: so the state is saved before.
+        # Lightning takes the epoch that a run ends in for done, of which a continued run would leave the rest out.
         ends = trainer.global_step == trainer.max_steps or (trainer.should_stop and patches.can_stop(trainer))
         self._ended_within = ends and not patches.epoch_is_complete(trainer)
         if self._ended_within or wants:
@@ -162,14 +137,10 @@ class Saving(CheckpointCallback):
             return True
         if not validates(trainer) or not patches.validates_this_epoch(trainer):
             return False
-        if trainer.should_stop and patches.can_stop(trainer):
-            return True
-        interval = trainer.val_check_batch
-        if interval is None or interval == float("inf"):
-            return False
         in_all = trainer.check_val_every_n_epoch is None
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1 if in_all else batch_idx + 1
-        return bool(done % interval == 0)
+        due = done % (trainer.val_check_batch or math.inf) == 0  # never, where the interval is infinite
+        return due or (trainer.should_stop and patches.can_stop(trainer))
 
     def _stop(self, number: int) -> None:
         if number > 0:
@@ -182,10 +153,8 @@ class Saving(CheckpointCallback):
             return
         if self._improved(trainer):
             self._save(trainer, self.best)
-        if steps_after(trainer, trainer.fit_loop.epoch_loop.batch_idx):
+        if self._steps(trainer, trainer.fit_loop.epoch_loop.batch_idx):
             self._save_within_epoch(trainer, self._wants(trainer))  # no step that a validation follows looks at it
-        else:
-            self._end_after_step(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have the epoch's row written, then save: the row is part of what the checkpoint knows."""
@@ -207,10 +176,10 @@ class Saving(CheckpointCallback):
         loss = float(trainer.callback_metrics["val/loss"])
         if not math.isfinite(loss):
             raise diverged(f"the validation loss is {loss}", trainer.global_step, trainer.current_epoch)
-        if self.best_score is not None and loss >= self.best_score:
-            return False
-        self.best_score, self.best_epoch = loss, trainer.current_epoch
-        return True
+        improved = self.best_score is None or loss < self.best_score
+        if improved:
+            self.best_score, self.best_epoch = loss, trainer.current_epoch
+        return improved
 
     def _save(self, trainer: Trainer, path: Path) -> None:
         for name, parameter in trainer.lightning_module.named_parameters():
@@ -221,10 +190,8 @@ class Saving(CheckpointCallback):
         if path == self.last:
             self._last_save = time.monotonic()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         """Give the signals back."""
         self._signals.stop()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
-        self._signals.stop()
+    on_exception = on_train_end

@@ -17,12 +17,7 @@ REPEAT_SECONDS = 1.0  # a signal repeated within this time counts once
 
 
 class StoppedBySignalError(TrainingError):
-    """The command was stopped by a signal.
-
-    Args:
-        number: of the signal.
-        saved: what was saved, as the end of a sentence.
-    """
+    """The command was stopped by a signal of this number; what was saved ends the sentence."""
 
     def __init__(self, number: int, saved: str = "") -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}{saved}")
@@ -40,24 +35,16 @@ def end_on_sigterm() -> None:
 
 
 class SignalWatch:
-    """Notes the first signal that asks to stop; one that comes again later stops at once.
-
-    Attributes:
-        number: of the signal, 0 before there was one.
-    """
+    """Notes the first signal that asks to stop; one that comes again later stops at once."""
 
     def __init__(self) -> None:
-        self.number = 0
+        self.number = 0  # of the signal, once there was one
         self._time = 0.0
         self._speaks = True
         self._old_handlers: dict[int, Any] = {}
 
     def start(self, speaks: bool) -> None:
-        """Take over the signals.
-
-        Args:
-            speaks: tell on standard error that a signal was noted.
-        """
+        """Take over the signals; say on standard error when one was noted."""
         self._speaks = speaks
         numbers = [signal.SIGINT, signal.SIGTERM]
         if "SLURM_JOB_ID" in os.environ and hasattr(signal, "SIGUSR1"):  # Windows has none

@@ -84,13 +84,13 @@ def predict(
     foreign = output is None and _is_foreign(Path(f"predictions.{kind}"), kind)
     output = output or f"predictions.{kind}"
     way_out = "move it away, or give another name with --output"
+    checkpoint = open_checkpoint(ckpt_path, trusted_packages)
     refuse(
         ConfigError,
         (not images, "predict needs images: --images with files, folders or patterns: scans/*.png"),
         (foreign, f"{Path(output).absolute()} is there and was not written by predict: {way_out}"),
     )
     device, paths = _device(accelerator), find_images(images)
-    checkpoint = open_checkpoint(ckpt_path, trusted_packages)
     model, datamodule = Classifier.from_checkpoint(checkpoint.content).to(device), described_data(checkpoint.data)
     if batch_size is None:
         batch_size = getattr(datamodule, "batch_size", CACHED)

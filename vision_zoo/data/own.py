@@ -1,0 +1,68 @@
+"""OwnImages: what is common to your own images, whether they come in a folder or in one file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from vision_zoo.data.base import ImageDataModule
+from vision_zoo.data.decode import Resize
+from vision_zoo.data.facts import Facts, lazy, per_channel
+from vision_zoo.data.splits import check_part, is_everything
+from vision_zoo.errors import ConfigError, refuse
+from vision_zoo.types import Split
+
+
+class OwnImages(ImageDataModule):
+    """Base of ArrayFile and ImageFolder, which read from the files what published datasets state.
+
+    Args:
+        test_split: what is cut from all images for testing: like val_split, or 1.0 to test with all of them and train
+            with none. Not used where there are test images.
+    """
+
+    resize: Resize  # how predict brings image files to the size that the network was trained with
+    _facts: Facts  # what was computed from the files, or kept from an earlier run: mean, std and more
+    _parts: Mapping[Any, Any]  # what the files hold, such as "train", before anything is cut from it
+    _cut_from: ClassVar[str]  # the part that the test images are cut from
+
+    def __init__(self, *, test_split: int | float = 0.1, **options: Any) -> None:
+        check_part(test_split, "--data.test_split")
+        self.test_split = test_split
+        super().__init__(**options)
+
+    def _take_facts(self, mean: list[float] | None, std: list[float] | None) -> None:
+        self._given = {"mean": mean, "std": std}  # the number of channels may be known only once the files are read
+
+    @lazy
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel of the training images."""
+        return self._statistic("mean")
+
+    @lazy
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel of the training images."""
+        return self._statistic("std")
+
+    @lazy
+    def cuts_test(self) -> bool:
+        """Whether the test images are cut from others, for there are none of their own."""
+        return "test" not in self._parts and self._cut_from in self._parts and self.test_split > 0
+
+    @lazy
+    def has_test(self) -> bool:
+        """Whether there are test images, or some are cut from others."""
+        return "test" in self._parts or self.cuts_test
+
+    @property
+    def _tests_all(self) -> bool:
+        return self.cuts_test and is_everything(self.test_split)
+
+    def _statistic(self, name: str) -> tuple[float, ...]:
+        given = self._given[name]
+        return tuple(self._facts[name]) if given is None else per_channel(name, given, self.image_shape[0])
+
+    def _refuse_empty(self, count: int, split: Split, place: Path, absent: str) -> None:
+        """Say why a split has no images."""
+        why = f"{absent} and --data.test_split is 0" if split == "test" else absent
+        why = "all are for the test, by --data.test_split 1.0" if self._tests_all else why
+        refuse(ConfigError, (not count, f"{type(self).__name__}: no {split} images in {place}: {why}"))

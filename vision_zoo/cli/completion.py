@@ -19,9 +19,9 @@ def main(words: Sequence[str]) -> int:
     """Answer ``vision_zoo completion``; the exit code."""
     shell = words[0] if words else ""
     given = f", not {' '.join(words)!r}{did_you_mean(shell, SHELLS)}" if words else ""
-    bashrc = 'For bash, in ~/.bashrc: eval "$(vision_zoo completion bash)"'
-    problem = f"completion takes bash, zsh or fish{given}\n{bashrc}"
-    refuse(ConfigError, (len(words) != 1 or shell not in SHELLS, problem))
+    hint = 'For bash, in ~/.bashrc: eval "$(vision_zoo completion bash)"'
+    wrong = len(words) != 1 or shell not in SHELLS
+    refuse(ConfigError, (wrong, f"completion takes bash, zsh or fish{given}\n{hint}"))
     print(completion(shell))
     return 0
 

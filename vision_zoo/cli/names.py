@@ -30,7 +30,6 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
     ),
     "trainer.logger": ("lightning.pytorch.loggers",),
 }
-
 LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")
 # Nothing to choose: bases, and schedules that are made of others, which no option can name.
 _BASES = {

@@ -49,13 +49,7 @@ yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represe
 
 
 class Parser(LightningCLI):
-    """Parses the options of one command on top of a layered configuration, and builds what it names.
-
-    Attributes:
-        model: the classifier; a checkpoint's, where the command has one and trains nothing.
-        datamodule: the data.
-        options: arguments of the function of the command.
-    """
+    """Parses the options of a command on top of a layered configuration; builds its data, model and own options."""
 
     def __init__(self, request: Request, function: Callable[..., Any]) -> None:
         self.request, self.function = request, function

@@ -88,8 +88,9 @@ class RunFolder(Callback):
         patches.complete_epochs(trainer)
         if self.events and not trainer.loggers:
             trainer.loggers = [EventFiles(self.path, name="", version="", flush_secs=EVENTS_FLUSHED_SECONDS)]
-        if str(trainer.profiler.dirpath) == trainer.default_root_dir:  # which it took for want of one
-            trainer.profiler.dirpath = str(self.path)
+        profiler = vars(trainer)["profiler"]
+        if str(profiler.dirpath) == trainer.default_root_dir:  # which it took for want of one
+            profiler.dirpath = str(self.path)
         for callback in callbacks_of(trainer) if not trainer.loggers else ():
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(self.path / "checkpoints")  # else a folder that all runs share

@@ -50,7 +50,9 @@ def test_batch_means_weigh_as_many_images_as_they_stand_for():
     assert means.compute()["train/loss"] == pytest.approx(each.compute()["train/loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_sums_do_not_stop_counting_after_many_images():
+    """10 seconds."""
     metrics = Metrics("val", 2)
     labels = torch.zeros(2**20, dtype=torch.int64)
     losses = torch.full((2**20,), 0.1)

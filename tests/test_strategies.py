@@ -77,8 +77,9 @@ def by_two(tmp_path_factory) -> dict:
     return last_of(folder / "ddp")
 
 
-@pytest.mark.parametrize("kind", ["popen", "spawn", "fork"])
+@pytest.mark.parametrize("kind", ["popen", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("spawn", "fork"))])
 def test_every_strategy_trains_what_its_number_of_processes_trains(kind, tmp_path, alone, by_two):
+    """The slow ones take 20 seconds each."""
     names = [name for name, (how, count) in PROCESSES.items() if how == kind and (how, count) != ("popen", 2)]
     run_all(tmp_path, names)
     for name in names:
@@ -86,8 +87,9 @@ def test_every_strategy_trains_what_its_number_of_processes_trains(kind, tmp_pat
         assert same(last_of(tmp_path / name)["state_dict"], expected["state_dict"]), name
 
 
+@pytest.mark.slow
 def test_two_nodes_are_one_run(tmp_path, by_two):
-    """Both on this machine: what a cluster tells each in its environment."""
+    """10 seconds. Both on this machine: what a cluster tells each in its environment."""
     tiny.write_npz(tmp_path / "data.npz", 40, 20, (8, 8))
     words = [sys.executable, "-m", "vision_zoo", *words_of("ddp", 1), "--trainer.num_nodes", "2"]
     nodes = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + hash(tmp_path) % 2000)}

@@ -144,7 +144,9 @@ def test_two_processes_leave_one_run(trained_by_two):
     assert not torch.equal(*(rng["torch"] for rng in state["callbacks"]["RunFolder"]["rng"])), "both draw the same"
 
 
+@pytest.mark.slow
 def test_one_two_and_three_processes_agree_on_validation_and_test(trained_by_two, tmp_path, monkeypatch):
+    """Half a minute."""
     checkpoint = str(last_of(trained_by_two).with_name("best.ckpt"))
     trained = last_of(trained_by_two).parent.parent  # two have validated and tested there
     for count in (3, 1):
@@ -177,7 +179,9 @@ def test_one_two_and_three_processes_agree_on_validation_and_test(trained_by_two
     assert sum(int(number) for row in counts for number in row) == PRIME
 
 
+@pytest.mark.slow
 def test_processes_validate_one_network_between_accumulated_batches(words, tmp_path, monkeypatch):
+    """20 seconds."""
     given = [*words[: words.index("--model.scheduler")], *DDP, "2", "--trainer.max_epochs", "1"]
     given += [
         "--trainer.accumulate_grad_batches",
@@ -222,8 +226,10 @@ assert main(["validate", "--ckpt_path", "best", *sys.argv[1:7]]) == 0
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
 def test_a_program_that_calls_the_command_is_not_started_again(strategy, tmp_path):
+    """20 seconds each; tests/cli/test_hazard.py counts the processes too."""
     (tmp_path / "program.py").write_text(PROGRAM)
     words = [*CPU, "--trainer.strategy", strategy, "--trainer.devices", "2", *QUICK[1:], "--trainer.max_epochs", "1"]
     process = subprocess.Popen(
@@ -244,7 +250,9 @@ def test_a_program_that_calls_the_command_is_not_started_again(strategy, tmp_pat
 # ----------------------------------------------------------------------------------------------------- a lost process
 
 
+@pytest.mark.slow
 def test_a_lost_process_ends_the_run_with_its_reason_and_torchrun_finishes_it(words, trained_by_two, tmp_path):
+    """25 seconds."""
     result = signalled(tmp_path, "1", "SIGKILL", "21", *words)
     seconds = time.time() - float(result.stdout.split("signalled at ")[1].split()[0])
     assert result.returncode == 1

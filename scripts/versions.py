@@ -22,7 +22,8 @@ PACKAGES = ("lightning", "jsonargparse", "torchmetrics", "pillow")
 # The command line's layers, a fit that is stopped and goes on, a refusal in words, test and predict with a checkpoint.
 TESTS = [
     "tests/cli",
-    "tests/test_run.py",
+    "tests/training/test_run_folder.py",
+    "tests/training/test_resume.py",
     "tests/verbs/test_predict.py",
     "tests/data/test_folder.py",
     "-k",

@@ -1,6 +1,7 @@
 """The house stays as simple as it is: sizes of files, private names of libraries, refusals."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,10 @@ def test_a_private_name_is_noticed(text, found, tmp_path):
     (tmp_path / "vision_zoo").mkdir()
     (tmp_path / "vision_zoo" / "a.py").write_text(text)
     assert [name for _, _, name in measures.private_names(tmp_path)] == found
+
+
+def test_the_tests_for_other_versions_exist():
+    text = (ROOT / "scripts" / "versions.py").read_text()
+    named = re.findall(r'"(tests/[^"]+)"', text)
+    assert named
+    assert all((ROOT / name).exists() for name in named), named

@@ -77,9 +77,10 @@ def by_two(tmp_path_factory) -> dict:
     return last_of(folder / "ddp")
 
 
-@pytest.mark.parametrize("kind", ["popen", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("spawn", "fork"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["popen", "spawn", "fork"])
 def test_every_strategy_trains_what_its_number_of_processes_trains(kind, tmp_path, alone, by_two):
-    """The slow ones take 20 seconds each."""
+    """20 seconds each; .ci/run runs them."""
     names = [name for name, (how, count) in PROCESSES.items() if how == kind and (how, count) != ("popen", 2)]
     run_all(tmp_path, names)
     for name in names:
@@ -89,7 +90,7 @@ def test_every_strategy_trains_what_its_number_of_processes_trains(kind, tmp_pat
 
 @pytest.mark.slow
 def test_two_nodes_are_one_run(tmp_path, by_two):
-    """10 seconds. Both on this machine: what a cluster tells each in its environment."""
+    """10 seconds; .ci/run runs it. Both on this machine: what a cluster tells each in its environment."""
     tiny.write_npz(tmp_path / "data.npz", 40, 20, (8, 8))
     words = [sys.executable, "-m", "vision_zoo", *words_of("ddp", 1), "--trainer.num_nodes", "2"]
     nodes = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + hash(tmp_path) % 2000)}

@@ -5,10 +5,12 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
-
-from filelock import BaseFileLock, FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from vision_zoo.errors import TrainingError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 
 @contextlib.contextmanager
@@ -54,8 +56,10 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def lock_file(path: Path, *, wait: bool) -> BaseFileLock | None:
+def lock_file(path: Path, *, wait: bool) -> "BaseFileLock | None":
     """Take the lock that a file, made if need be, stands for; None if another process has it and we do not wait."""
+    from filelock import FileLock, Timeout  # noqa: PLC0415  # 20 ms, for which `list` need not wait
+
     lock = FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=-1 if wait else 0.1)  # time to try again where its owner has just removed the file
@@ -67,7 +71,7 @@ def lock_file(path: Path, *, wait: bool) -> BaseFileLock | None:
     return lock
 
 
-def release(lock: BaseFileLock) -> None:
+def release(lock: "BaseFileLock") -> None:
     """Give a lock back and remove its file."""
     with contextlib.suppress(OSError):  # Windows removes no open file
         Path(lock.lock_file).unlink()  # while it is ours

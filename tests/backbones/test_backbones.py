@@ -107,10 +107,14 @@ def test_the_forward_pass_returns_logits_that_are_not_normalised(
     assert not torch.allclose(logits.sum(dim=1), torch.ones(2))  # of probabilities
 
 
-@all_networks
+@pytest.mark.parametrize(
+    ("network", "options", "shape", "parameters"),
+    [pytest.param(*p.values, id=p.id, marks=[pytest.mark.slow] * (p.id == "AlexNet")) for p in NETWORKS],
+)
 def test_sixteen_images_can_be_learnt_by_heart(
     network: Network, options: dict[str, object], shape: ImageShape, parameters: int
 ) -> None:
+    """AlexNet takes 10 seconds."""
     backbone = build(network, options, shape)
     for layer in backbone.modules():
         if isinstance(layer, nn.Dropout):

@@ -268,25 +268,21 @@ def test_a_lost_process_ends_the_run_with_its_reason_and_torchrun_finishes_it(wo
     assert_the_same_run(tmp_path, trained_by_two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "name", "step", "code"),
     [
         ("1", "SIGTERM", "21", 143),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (
-                ("0", "SIGKILL", "21", -9),
-                ("0", "SIGTERM", "5", 143),
-                ("all", "SIGINT", "10", 130),
-                ("all", "SIGTERM", "30", 143),
-            )
-        ),
+        ("0", "SIGKILL", "21", -9),
+        ("0", "SIGTERM", "5", 143),
+        ("all", "SIGINT", "10", 130),
+        ("all", "SIGTERM", "30", 143),
     ],
 )
 def test_two_processes_stopped_in_mid_epoch_end_like_undisturbed_ones(
     rank, name, step, code, words, trained_by_two, tmp_path
 ):
-    """Half a minute each."""
+    """Half a minute each; .ci/run runs the first."""
     result = signalled(tmp_path, rank, name, step, *words)
     assert result.returncode == code, result.stderr
     told = "was lost" if name == "SIGKILL" else "the state is saved"

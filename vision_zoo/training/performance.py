@@ -144,6 +144,8 @@ class Performance(Callback):
             self._optimizer = type(trainer.optimizers[0]).__name__
             for optimizer in trainer.optimizers:
                 match_layouts(optimizer)
+                if trainer.strategy.root_device.type == "cpu":
+                    patches.ask_no_gpu(optimizer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the weights into the layout of a loaded checkpoint, for equal figures; buffers are alike everywhere."""

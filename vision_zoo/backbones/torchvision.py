@@ -157,24 +157,19 @@ def _fit_channels(network: nn.Module, channels: int) -> None:
 
 def _require_shape(name: str, image_shape: ImageShape) -> None:
     """Refuse images that the network cannot take, found by a dry run without computing."""
-    failure = _dry_run(name, *image_shape[1:])
-    if failure is None:
-        return
-    if _dry_run(name, _REFERENCE_SIZE, _REFERENCE_SIZE) is not None:
-        raise failure  # not because of the shape: a defect, no wrong input
-    answer = " ".join(str(failure).split()) or type(failure).__name__
-    raise ImageShapeError(
-        f"Torchvision: {name} cannot take images of shape {tuple(image_shape)} ({answer}): set --data.image_size to "
-        f"{_REFERENCE_SIZE}, which every network of torchvision takes"
-    ) from failure
-
-
-def _dry_run(name: str, height: int, width: int) -> Exception | None:
-    """What stops the network from taking one image of this size, if anything; no pixel is computed."""
     try:
-        with WithoutMemory(), torch.no_grad():
-            network = _build(name, (_RGB, height, width), num_classes=2).to("meta").eval()
-            network(torch.empty(1, _RGB, height, width))
+        _dry_run(name, *image_shape[1:])
     except (RuntimeError, ValueError, AssertionError) as error:
-        return error
-    return None
+        _dry_run(name, _REFERENCE_SIZE, _REFERENCE_SIZE)  # raises anew what is a defect, no wrong input
+        answer = " ".join(str(error).split()) or type(error).__name__
+        raise ImageShapeError(
+            f"Torchvision: {name} cannot take images of shape {tuple(image_shape)} ({answer}): set --data.image_size "
+            f"to {_REFERENCE_SIZE}, which every network of torchvision takes"
+        ) from error
+
+
+def _dry_run(name: str, height: int, width: int) -> None:
+    """Build the network for one image of this size and send it through, of which no pixel is computed."""
+    with WithoutMemory(), torch.no_grad():
+        network = _build(name, (_RGB, height, width), num_classes=2).to("meta").eval()
+        network(torch.empty(1, _RGB, height, width))

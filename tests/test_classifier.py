@@ -199,12 +199,11 @@ def test_describe_is_plain_data():
 
 def test_weights_of_another_network_are_refused_by_name(here):
     torch.save(SmallCNN((1, 28, 28), 10).state_dict(), "small.pth")
-    with pytest.raises(CheckpointError, match=r"small.pth does not fit LeNet5: lacks .*head"):
+    with pytest.raises(CheckpointError, match=r"small.pth does not fit LeNet5: Missing key.*head"):
         classifier(weights="small.pth")
     torch.save(LeNet5((1, 28, 28), 5).state_dict(), "five.pth")
-    with pytest.raises(
-        CheckpointError, match=r"five.pth does not fit LeNet5: head.2.weight \(5, 84\) instead of \(10, 84\)"
-    ):
+    mismatch = r"five.pth does not fit LeNet5: size mismatch for head.2.weight: .*\[5, 84\].*\[10, 84\]"
+    with pytest.raises(CheckpointError, match=mismatch):
         classifier(weights="five.pth")
     own = LeNet5((1, 28, 28), 10)
     torch.save(own.state_dict(), "own.pth")

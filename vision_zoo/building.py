@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from vision_zoo.checkpoints import read_state_dict
 from vision_zoo.errors import CheckpointError, ConfigError, is_out_of_memory
-from vision_zoo.specs import class_and_arguments, rebuild, returned_class, without_downloads
+from vision_zoo.specs import class_and_arguments, rebuild, returned_class, walk, without_downloads
 from vision_zoo.types import ImageShape
 
 Backbone = Callable[[ImageShape, int], nn.Module]
@@ -22,9 +23,10 @@ def build_backbone(backbone: Backbone, image_shape: ImageShape, num_classes: int
     """Call a backbone with image shape and number of classes; one not made to be called so is a ConfigError."""
     target, arguments = class_and_arguments(backbone)
     path = f"{target.__module__}.{target.__qualname__}" if hasattr(target, "__qualname__") else repr(target)
-    what = f"backbone {path} must be an nn.Module class (or a function annotated '-> nn.Module')"
-    parameters = "the image shape (channels, height, width) and the number of classes"
-    expected = f"{what} whose first two parameters are {parameters}"
+    expected = (
+        f"backbone {path} must be an nn.Module class (or a function annotated '-> nn.Module') whose first two "
+        "parameters are the image shape (channels, height, width) and the number of classes"
+    )
     # jsonargparse gives functions no options; a checkpoint must not call just any function of a package.
     made = target if inspect.isclass(target) else returned_class(target)
     if made is None or not issubclass(made, nn.Module):
@@ -37,31 +39,22 @@ def build_backbone(backbone: Backbone, image_shape: ImageShape, num_classes: int
     if first.annotation in (int, float, str, bool, "int", "float", "str", "bool"):
         raise ConfigError(f"{expected}; its first one is {first}")
     try:
-        module = backbone(image_shape, num_classes)
+        return backbone(image_shape, num_classes)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         what = f"backbone {path} for images of shape {tuple(image_shape)} does not fit into the memory"
         raise ConfigError(f"{what}: set --data.image_size or the options of the network lower") from error
-    if not isinstance(module, nn.Module):
-        raise ConfigError(f"{expected}; it gave a {type(module).__name__}")
-    return module
 
 
 def load_backbone_weights(backbone: nn.Module, path: str, name: str) -> None:
     """Load a file of weights, see `read_state_dict`; those of another network are a CheckpointError."""
-    state, own = read_state_dict(path), backbone.state_dict()
-    problems, hint = [], ""
-    for what, keys in (("lacks", own.keys() - state.keys()), ("has foreign keys", state.keys() - own.keys())):
-        if keys:
-            problems.append(f"{what} {', '.join(sorted(map(str, keys))[:5])}{' ...' if len(keys) > 5 else ''}")
-    if not problems:
-        wrong = [(key, state[key].shape, value.shape) for key, value in own.items() if state[key].shape != value.shape]
-        problems = [f"{key} {tuple(found)} instead of {tuple(wanted)}" for key, found, wanted in wrong[:5]]
-        hint = ". It serves as many classes, and images of the size, that it was trained with"
-    if problems:
-        raise CheckpointError(f"{path} does not fit {name}: {'; '.join(problems)}{hint}")
-    backbone.load_state_dict(state)
+    try:
+        backbone.load_state_dict(read_state_dict(path))
+    except RuntimeError as error:
+        problems = [shorten(line, 200, placeholder=" ...") for line in str(error).splitlines()[1:5]]
+        hint = "Weights serve the network, the number of classes and the image size that they were trained with"
+        raise CheckpointError(f"{path} does not fit {name}: {' '.join(problems)} {hint}") from error
 
 
 class _UndrawnParameters(TorchFunctionMode):
@@ -92,16 +85,11 @@ def described_options(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     options = {name: rebuild(value) for name, value in described.items()}
     about = checkpoint.get("vision_zoo")
     spec = about["config"]["model"].get("backbone") if about is not None else None
-    if isinstance(spec, Mapping) and _has_classes(described["backbone"].get("init_args")):
+    nested = any(key == "class_path" for key, _, _ in walk(described["backbone"].get("init_args")))
+    if isinstance(spec, Mapping) and nested:
         # As the command line makes it, of classes that the annotations of the network admit.
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--backbone", type=Backbone)
         parsed = parser.parse_object({"backbone": dict(without_downloads(spec))})
         options["backbone"] = parser.instantiate_classes(parsed).backbone
     return options
-
-
-def _has_classes(options: Any) -> bool:
-    """Whether there are classes among the options of a class, with options of their own."""
-    values = options.values() if isinstance(options, Mapping) else options if isinstance(options, list) else ()
-    return (isinstance(options, Mapping) and "class_path" in options) or any(map(_has_classes, values))

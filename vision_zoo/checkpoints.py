@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vision_zoo.errors import CheckpointError, ConfigError
+from vision_zoo.errors import CheckpointError
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path, without_downloads
 from vision_zoo.trust import WEIGHTS_ALONE, endless, untrusted
@@ -37,39 +37,32 @@ def read_torch_file(path: str | Path) -> Any:
     except Exception as error:  # torch.load raises whatever the zip or pickle reader meets in a broken file
         lines = str(error).splitlines() or [type(error).__name__]
         telling = [line for line in lines if "Unsupported" in line or "WeightsUnpickler error" in line]
-        what = (
-            "is not a checkpoint that can be loaded safely (truncated, of another kind, or holding more than tensors "
-            f"and plain data): {(telling or lines[:1])[-1].strip()}"
-        )
-        if isinstance(error, PermissionError):
-            what = f"cannot be read: {error.strerror}"
-        raise CheckpointError(f"{file.resolve()} {what}") from error
+        raise CheckpointError(
+            f"{file.resolve()} is not a checkpoint that can be loaded safely (truncated, of another kind, or holding "
+            f"more than tensors and plain data): {(telling or lines[:1])[-1].strip()}"
+        ) from error
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the weights of a state dict, a safetensors file, or a checkpoint's backbone, by the backbone's own names."""
     file, begin = Path(path), b""
+    state: Any
     with suppress(OSError), file.open("rb") as stream:  # the reader below says what is wrong
         begin = stream.read(9)
-    # https://huggingface.co/docs/safetensors: a length of eight bytes, then JSON
-    state: Any = _read_safetensors(file) if begin[8:] == b"{" else read_torch_file(file)
+    if begin[8:] == b"{":  # https://huggingface.co/docs/safetensors: a length of eight bytes, then JSON
+        from safetensors.torch import load_file  # noqa: PLC0415  # of the extra "export"
+
+        try:
+            state = load_file(file)
+        except Exception as error:  # safetensors has one of its own, and others for what its header may hold
+            raise CheckpointError(f"{file.resolve()} is not a whole safetensors file: {error}") from error
+    else:
+        state = read_torch_file(file)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = {str(name).removeprefix("backbone."): value for name, value in state["state_dict"].items()}
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not (_are(str, list(state)) and _are(Tensor, list(state.values()))):
         raise CheckpointError(f"{path} is neither a state dict (names with tensors) nor a checkpoint")
     return state
-
-
-def _read_safetensors(file: Path) -> Any:
-    try:
-        from safetensors.torch import load_file  # noqa: PLC0415  of an extra
-
-        return load_file(file)
-    except ImportError as error:
-        what = f"{file} needs the package safetensors ({error}). Run: pip install 'vision_zoo[export]'"
-        raise ConfigError(what) from error
-    except Exception as error:  # safetensors has an exception of its own, and others for what its header may hold
-        raise CheckpointError(f"{file.resolve()} is not a whole safetensors file: {error}") from error
 
 
 def read_checkpoint(path: str | Path, trusted_packages: Sequence[str] = ()) -> dict[str, Any]:

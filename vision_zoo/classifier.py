@@ -1,8 +1,9 @@
 """Classifier, the one LightningModule: raw images in, logits out, around any backbone."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -18,7 +19,7 @@ from vision_zoo.building import build_backbone, described_options, load_backbone
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, VisionZooError
 from vision_zoo.metrics import Metrics, ScoredModule
-from vision_zoo.optimizers import build_optimizer, check_optimizer, learning_rate, with_learning_rate
+from vision_zoo.optimizers import build_optimizer, check_optimizer, learning_rate
 from vision_zoo.schedules import CosineAnnealingLR, OneCycleLR, build_schedule
 from vision_zoo.specs import copyable, describe, without_downloads
 from vision_zoo.trainer_facts import steps_of_run
@@ -70,6 +71,7 @@ class Classifier(ScoredModule):
         weights: str | None = None,
     ) -> None:
         super().__init__(len(class_names))
+        self.num_classes = len(class_names)
         if not 0.0 <= label_smoothing < 1.0:
             raise ConfigError(f"--model.label_smoothing must be in [0, 1), got {label_smoothing}")
         # Plain types only: a checkpoint has to load with weights_only=True.
@@ -99,11 +101,6 @@ class Classifier(ScoredModule):
         # How a run computes on its machine, no part of the model: see training/performance.py.
         self.channels_last = self.fuses_optimizer = False
         self.test_time_augmentation: TTA = "none"  # see transforms.views; set for one test
-
-    @property
-    def num_classes(self) -> int:
-        """Number of logits."""
-        return len(self.class_names)
 
     @property
     def network_name(self) -> str:
@@ -182,7 +179,7 @@ class Classifier(ScoredModule):
 
     @lr.setter
     def lr(self, rate: float) -> None:
-        self.optimizer = with_learning_rate(self.optimizer, rate)
+        self.optimizer = partial(self.optimizer, lr=float(rate))
         self.hparams["optimizer"] = describe(self.optimizer)
         with suppress(RuntimeError):  # there is no trainer yet
             for config in self.trainer.lr_scheduler_configs:
@@ -202,21 +199,27 @@ class Classifier(ScoredModule):
         """Refuse an optimizer or schedule that cannot work; see `optimizers.check_optimizer`."""
         check_optimizer(self.optimizer, self.scheduler, self.parameters())
 
-    def evaluation_mode(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def evaluation_mode(self) -> Iterator[None]:
         """Look at the network in eval mode, without gradients, and without changing it or the random numbers."""
-        return probe.evaluation_mode(self.backbone)
+        modes = [(module, module.training) for module in self.backbone.modules()]
+        self.backbone.eval()
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                yield
+        finally:
+            for module, training in modes:  # each its own: a part may be frozen in eval mode
+                module.training = training
 
     def set_memory_format(self, channels_last: bool) -> None:
         """Lay out convolution weights and inputs in channels_last or torch's contiguous format; no value changes."""
         self.channels_last = channels_last
-        probe.set_memory_format(self.backbone, torch.channels_last if channels_last else torch.contiguous_format)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue from what was saved, and refuse weights of another network by name."""
-        known = len(checkpoint.get("hyper_parameters", {}).get("class_names", self.class_names))
-        if known != self.num_classes:
-            raise CheckpointError(f"the checkpoint knows {known} classes, the data has {self.num_classes}")
-        super().on_load_checkpoint(checkpoint)
+        order = torch.channels_last if channels_last else torch.contiguous_format
+        for module in self.backbone.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                # A copy, for `contiguous` leaves weights of one input channel with strides that convolution takes for
+                # the plain format.
+                module.weight.data = module.weight.data.clone(memory_format=order)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -243,12 +246,10 @@ class Classifier(ScoredModule):
         try:
             with without_random_weights():
                 model = cls(**described_options(checkpoint))
+            model.load_state_dict(checkpoint["state_dict"])
         except VisionZooError:
             raise
         except Exception as error:  # whatever a network makes of options that nothing has checked
-            raise CheckpointError(f"the network that the checkpoint describes cannot be built: {error}") from error
-        try:
-            model.load_state_dict(checkpoint["state_dict"])
-        except RuntimeError as error:
-            raise CheckpointError(f"the checkpoint's weights do not fit the network it names: {error}") from error
+            what = "the network that the checkpoint describes cannot be built, or its weights do not fit"
+            raise CheckpointError(f"{what}: {error}") from error
         return model.eval()

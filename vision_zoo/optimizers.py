@@ -1,13 +1,12 @@
 """Building an optimizer, and trying it before any work."""
 
-import inspect
 import io
 import math
 import pickle
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import partial
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -25,17 +24,10 @@ TRIAL_STEPS = 1000  # of a run whose length is not known yet
 def learning_rate(build: Build | None) -> float:
     """The learning rate of an optimizer's options, or its default; an AttributeError if there is none."""
     class_, options = class_and_arguments(build)
-    parameter = inspect.signature(class_).parameters.get("lr") if callable(class_) else None
-    rate = options.get("lr", parameter.default if parameter else None)
+    rate = options.get("lr", options_of(class_).get("lr") if class_ else None)
     if not isinstance(rate, (int, float)):
         raise AttributeError("the optimizer has no option lr with a number")
     return float(rate)
-
-
-def with_learning_rate(build: Build | None, rate: float) -> Build:
-    """The same optimizer with another learning rate among its options."""
-    class_, options = class_and_arguments(build)
-    return partial(class_, **{**options, "lr": float(rate)})
 
 
 def build_optimizer(build: Build | None, parameters: Iterable[nn.Parameter], fused: bool) -> Optimizer:
@@ -64,7 +56,7 @@ def check_optimizer(build: Build | None, schedule: Schedule | None, parameters: 
     if useless:
         lr = f"--model.optimizer.lr is {useless[0]:g}"
         raise ConfigError(f"{lr}, so that nothing would be learned: set it to a positive number, such as 0.001")
-    _check_plain("--model.optimizer", optimizer.state_dict())
+    _check_plain("--model.optimizer", optimizer)
     if schedule is not None:
         _check_schedule(schedule, optimizer)
 
@@ -80,24 +72,19 @@ def _check_schedule(build: Schedule, optimizer: Optimizer) -> None:
         raise ConfigError(f"--model.scheduler cannot be used so: {error}") from error
     if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) and scheduler.mode == "max":
         raise ConfigError("--model.scheduler.mode max: it watches the loss, which is better the lower it is: say min")
-    try:
-        state = scheduler.state_dict()
-    except AttributeError as error:  # LambdaLR looks into its function, unless Python wrote it
-        what = "--model.scheduler cannot be saved with a function that is built into Python"
-        raise ConfigError(f"{what}: write one of your own around it ({error})") from error
-    _check_plain("--model.scheduler", [state, [group.get("lr") for group in optimizer.param_groups]])
+    _check_plain("--model.scheduler", scheduler)
 
 
-def _check_plain(option: str, state: Any) -> None:
+def _check_plain(option: str, part: Any) -> None:
     """Refuse a state that a checkpoint would not give back: what is read is plain data, so that it runs nothing."""
     file = io.BytesIO()
     try:
-        torch.save(state, file)
+        torch.save(part.state_dict(), file)
         file.seek(0)
         torch.load(file, weights_only=True)
-    except (pickle.PickleError, AttributeError, TypeError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    except (pickle.PickleError, AttributeError, TypeError) as error:  # AttributeError: of LambdaLR with math.sqrt, say
         raise ConfigError(
             f"{option} has a state that no checkpoint could be continued from, for it is not plain data: numpy's "
-            f"numbers are to be made Python's with float() or int(), functions not to be kept in attributes ({reason})"
+            "numbers are to be made Python's with float() or int(), functions of a library to be wrapped in your own "
+            f"({type(error).__name__}: {shorten(str(error), 200)})"
         ) from error

@@ -1,7 +1,7 @@
 """One trial of a network before any work: does it classify, and in which memory format and precision?"""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -57,15 +57,16 @@ def check(
         ConfigError: if there is but one class, or the backbone fails on the image or returns anything but logits of
             shape (1, K), or has batch normalisation and is to learn from single images.
     """
-    normalises = any(isinstance(module, BATCH_NORMS) for module in model.backbone.modules())
+    modules = list(model.backbone.modules())
+    normalises = any(isinstance(module, BATCH_NORMS) for module in modules)
     single = f"{model.network_name} has batch normalisation, which cannot learn from single images: "
     single += "set --data.batch_size to at least 2, or take a network without it"
     few = f"two classes or more are needed, but the data has {model.num_classes}"
     refuse(ConfigError, (model.num_classes < 2, few), (batch_size == 1 and normalises, single))
     if around is not None or not any(_ANSWERS.get(model.backbone, {}).values()):
-        convolutions = any(isinstance(module, nn.Conv2d) for module in model.backbone.modules())
-        problem = _try(model, Mode(convolutions, bf16), around)
-        if problem and (convolutions or bf16):
+        demanding = Mode(any(isinstance(module, nn.Conv2d) for module in modules), bf16)
+        problem = _try(model, demanding, around)
+        if problem and demanding != Mode():
             problem = _try(model, Mode(), around)
         refuse(ConfigError, (problem, problem))
 
@@ -78,7 +79,7 @@ def _try(model: Probed, mode: Mode, around: Callable[[], AbstractContextManager[
     try:
         model.set_memory_format(mode.channels_last)
         precision = torch.autocast(device.type, torch.bfloat16, enabled=mode.bf16)
-        with evaluation_mode(model.backbone), precision, around() if around else nullcontext():
+        with model.evaluation_mode(), precision, around() if around else nullcontext():
             logits = model(image)
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if shape != (1, model.num_classes):
@@ -90,27 +91,3 @@ def _try(model: Probed, mode: Mode, around: Callable[[], AbstractContextManager[
         model.set_memory_format(before)
     _ANSWERS.setdefault(model.backbone, {})[mode] = not problem
     return problem
-
-
-@contextmanager
-def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Look at a network in eval mode, without gradients, and without changing it or the random numbers."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:  # each its own: a part may be frozen in eval mode
-            module.training = training
-
-
-def set_memory_format(network: nn.Module, memory_format: torch.memory_format) -> None:
-    """Set the memory format of convolution weights; no value changes."""
-    for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            for weight in module.parameters(recurse=False):
-                if weight.ndim == 4:
-                    # A copy, for `contiguous` leaves weights of one input channel with strides that convolution takes
-                    # for the plain format.
-                    weight.data = weight.data.clone(memory_format=memory_format)

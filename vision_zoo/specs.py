@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import keyword
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,18 @@ def rebuild(value: Any) -> Any:
         target = import_path(value["class_path"])
         return partial(target, **value["init_args"]) if value.get("init_args") else target
     return value
+
+
+def walk(node: Any) -> Iterator[tuple[str, Any, int]]:
+    """Every value of nested plain data: the key that holds it, or that holds its list, the value, and the depth."""
+    stack: list[tuple[str, Any, int]] = [("", node, 0)]
+    while stack:
+        key, value, depth = stack.pop()
+        yield key, value, depth
+        if isinstance(value, Mapping):
+            stack += [(str(k), v, depth + 1) for k, v in value.items()]
+        elif isinstance(value, (list, tuple, set)):
+            stack += [(key, v, depth + 1) for v in value]
 
 
 def listed(value: Any) -> list[Any]:

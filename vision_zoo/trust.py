@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 
 from vision_zoo.files import expanded
-from vision_zoo.specs import import_path, is_import_path, is_package, returned_class
+from vision_zoo.specs import import_path, is_import_path, is_package, returned_class, walk
 
 TRUSTED_PACKAGES = ("vision_zoo", "torch", "torchvision", "lightning", "timm")
 """Packages whose classes a checkpoint may name; not torchmetrics, some of whose modules load a model by its name."""
@@ -127,23 +127,24 @@ class Allowlist:
 
     def _name(self, name: str, place: str) -> Iterator[str]:
         """What is wrong with the path of a class or function in a place."""
-        package, slot, found = name.partition(".")[0], place.rpartition(".")[2], self._found(name)
-        if package not in self.admitted:
-            yield _not_trusted(name, package)
-            return
-        if found is None:
-            # What only `fit` builds may be missing elsewhere, and there the parser says so.
-            if not place.startswith("trainer.") or ".__" in name:
-                yield f"names {name} as {slot}, but {name} cannot be imported. {WEIGHTS_ALONE}"
-            return
-        module = found.__name__ if inspect.ismodule(found) else getattr(found, "__module__", None) or name
-        home, kinds = str(module).partition(".")[0], KINDS.get(place, (nn.Module,))
+        found, module, full = self._found(name), name, name
+        if inspect.ismodule(found):
+            module = full = found.__name__
+        elif found is not None:
+            module = str(getattr(found, "__module__", None) or name)
+            full = f"{module}.{getattr(found, '__name__', '')}"
+        home, slot, kinds = module.partition(".")[0], place.rpartition(".")[2], KINDS.get(place, (nn.Module,))
         made = returned_class(found) if home in self.own and not inspect.isclass(found) else found
         pure = callable(found) and name.rpartition(".")[0] in PURE_FUNCTIONS
         harmless = home in self.own or pure or isinstance(found, torch.dtype)
         if home not in self.admitted:
-            called = module if inspect.ismodule(found) else f"{module}.{getattr(found, '__name__', '')}"
-            yield _not_trusted(f"{name}, which is {called}", home)
+            which = "" if found is None else f", which is {full}"
+            admit = f"If you trust it, admit it with --trusted_packages {home}"
+            yield f"names {name}{which}, code of a package that is not trusted. {admit}"
+        elif found is None:
+            # What only `fit` builds may be missing elsewhere, and there the parser says so.
+            if not place.startswith("trainer.") or ".__" in name:
+                yield f"names {name} as {slot}, but {name} cannot be imported. {WEIGHTS_ALONE}"
         elif not (inspect.isclass(made) and issubclass(made, kinds)) and (place in KINDS or not harmless):
             expected = " or ".join(kind.__name__ for kind in kinds)
             yield f"names {name} as {slot}, which is no {expected} class. {WEIGHTS_ALONE}"
@@ -179,17 +180,15 @@ def untrusted(checkpoint: Mapping[str, Any], trusted_packages: Sequence[str]) ->
 
 def endless(node: Any) -> bool:
     """Whether plain data are nested without an end."""
-    return any(depth > DEEPEST or count > MOST_NODES for count, (_, _, depth) in enumerate(_walk(node)))
+    return any(depth > DEEPEST or count > MOST_NODES for count, (_, _, depth) in enumerate(walk(node)))
 
 
 def foreign_packages(config: Any) -> list[str]:
     """Packages of the classes and functions that a configuration names, save those that are trusted by themselves."""
-    found: set[str] = set()
-    for key, value, _ in _walk(config):
-        if isinstance(value, str) and is_import_path(value):
-            package = value.partition(".")[0]
-            found |= {package} if key in CLASS_KEYS or is_package(package) else set()
-    return sorted(found.difference(TRUSTED_PACKAGES))
+    paths = [(key, value) for key, value, _ in walk(config) if isinstance(value, str) and is_import_path(value)]
+    packages = [(key, path.partition(".")[0]) for key, path in paths]
+    named = {package for key, package in packages if key in CLASS_KEYS or is_package(package)}
+    return sorted(named.difference(TRUSTED_PACKAGES))
 
 
 def trusting(packages: Iterable[str]) -> str:
@@ -200,25 +199,13 @@ def trusting(packages: Iterable[str]) -> str:
 def places_outside(options: Any, folders: Sequence[Path]) -> Iterator[str]:
     """Where the callbacks, loggers and so on of a trainer's options would write, as far as it is in no such folder."""
     for spec in options if isinstance(options, list) else [options]:
-        for key, value, _ in _walk(spec if isinstance(spec, Mapping) else {}):
+        for key, value, _ in walk(spec if isinstance(spec, Mapping) else {}):
             if isinstance(value, str) and key not in CLASS_KEYS:
                 path = expanded(value.removeprefix("file:"))
                 inside = any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
                 is_place = key in WRITTEN_TO or path.is_absolute() or ".." in path.parts
                 if "://" in value.removeprefix("file:") or (is_place and not inside):
                     yield value
-
-
-def _walk(node: Any) -> Iterator[tuple[str, Any, int]]:
-    """Every value of nested plain data: the key that holds it, or that holds its list, the value, and the depth."""
-    stack: list[tuple[str, Any, int]] = [("", node, 0)]
-    while stack:
-        key, value, depth = stack.pop()
-        yield key, value, depth
-        if isinstance(value, Mapping):
-            stack += [(str(k), v, depth + 1) for k, v in value.items()]
-        elif isinstance(value, (list, tuple, set)):
-            stack += [(key, v, depth + 1) for v in value]
 
 
 def _keeps_texts(hint: Any) -> bool:
@@ -247,8 +234,3 @@ def _lies_beside(package: str) -> bool:
     spec = None if package in sys.modules else find_spec(package)
     places = [spec.origin or "", *(spec.submodule_search_locations or ())] if spec else []
     return any(Path(place).absolute().parent == Path.cwd() for place in places)
-
-
-def _not_trusted(what: str, package: str) -> str:
-    admit = f"If you trust it, admit it with --trusted_packages {package}"
-    return f"names {what}, code of a package that is not trusted. {admit}"

@@ -20,12 +20,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class LabelledImages(NamedTuple):
-    """All images of one split.
+    """All images of one split."""
 
-    Attributes:
-        images: uint8 (N, C, H, W) in [0, 255].
-        labels: int64 (N,) in [0, K).
-    """
-
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # uint8 (N, C, H, W) in [0, 255]
+    labels: Tensor  # int64 (N,) in [0, K)

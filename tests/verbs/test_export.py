@@ -143,9 +143,9 @@ def _reshaped(state):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_renamed, r"does not fit LeNet5: lacks .*; has foreign keys module\.\S+"),
-        (_shortened, r"does not fit LeNet5: lacks head\.\d\.bias$"),
-        (_reshaped, r"does not fit LeNet5: head\.0\.bias \(3,\) instead of \(84,\)"),
+        (_renamed, r"does not fit LeNet5: Missing key.* Unexpected key.* \"module\.\S+"),
+        (_shortened, r"does not fit LeNet5: Missing key\S+ in state_dict: \"head\.\d\.bias\"\. Weights"),
+        (_reshaped, r"does not fit LeNet5: size mismatch for head\.0\.bias: .*\[3\].*\[84\]"),
         (lambda state: list(state.values()), r"is neither a state dict \(names with tensors\) nor a checkpoint"),
         (lambda state: {"state_dict": 3}, r"is neither a state dict \(names with tensors\) nor a checkpoint"),
     ],

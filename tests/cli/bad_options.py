@@ -69,7 +69,7 @@ OPTIONS = [
     Case(
         "image too small for the network",
         ("fit", "--model.backbone", "Conv4"),
-        r"at least 46 x 46 .*set --data\.image_size",
+        r"Conv4: images of shape \(1, 28, 28\) are too small .*: set --data\.image_size higher",
     ),
     Case(
         "mean of other channels",

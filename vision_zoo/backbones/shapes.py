@@ -1,7 +1,5 @@
 """Sizes of feature maps, found before the network runs, and the refusal of options and images that do not fit."""
 
-import itertools
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -12,15 +10,14 @@ from vision_zoo.types import ImageShape
 
 def num_features(network: str, features: nn.Sequential, image_shape: ImageShape) -> int:
     """Values of an image after convolutions and poolings; if nothing is left of it, that is an ImageShapeError."""
-    channels, height, width = image_shape
-    if length := _output_length(features, image_shape):
-        return length
-    sizes = itertools.count(min(height, width) + 1)
-    least = next(size for size in sizes if _output_length(features, (channels, size, size)))
-    raise ImageShapeError(
-        f"{network}: images of shape {tuple(image_shape)} are too small, its convolutions need at least "
-        f"{least} x {least} pixels: set --data.image_size to at least {least}"
-    )
+    state = {name: value.to("meta") for name, value in features.state_dict().items()}  # where nothing is computed
+    try:
+        with torch.no_grad():
+            maps: Tensor = functional_call(features, state, (torch.empty(2, *image_shape, device="meta"),))
+    except RuntimeError as error:  # a window that does not fit once
+        small = f"images of shape {tuple(image_shape)} are too small for its convolutions ({error})"
+        raise ImageShapeError(f"{network}: {small}: set --data.image_size higher") from error
+    return maps[0].numel()
 
 
 def require(network: str, **options: float) -> None:
@@ -30,15 +27,3 @@ def require(network: str, **options: float) -> None:
         if not (0 <= value < 1 if is_rate else value >= 1):
             wanted = "at least 0 and less than 1" if is_rate else "at least 1"
             raise ConfigError(f"{network}: {name} is {value}, set --model.backbone.{name} to {wanted}")
-
-
-def _output_length(features: nn.Sequential, image_shape: ImageShape) -> int:
-    """Values per image that the layers give; 0 where the image is too small. On the meta device nothing is computed."""
-    tensors = itertools.chain(features.named_parameters(), features.named_buffers())
-    state = {name: value.to("meta") for name, value in tensors}
-    try:
-        with torch.no_grad():
-            maps: Tensor = functional_call(features, state, (torch.empty(2, *image_shape, device="meta"),))
-    except RuntimeError:  # a window that does not fit once
-        return 0
-    return maps[0].numel()

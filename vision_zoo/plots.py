@@ -97,10 +97,8 @@ def plot_confusion_matrix(matrix: Tensor, class_names: Sequence[str], output: Pa
     bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
     bar.outline.set_visible(False)
     if classes <= 40:
-        axes.set_xticks(range(classes), names, fontsize=9, parse_math=False)
-        if max(map(len, names)) > 2:
-            for label in axes.get_xticklabels():
-                label.set(rotation=45, ha="right", rotation_mode="anchor")
+        slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 2 else {}
+        axes.set_xticks(range(classes), names, fontsize=9, parse_math=False, **slanted)
         axes.set_yticks(range(classes), names, fontsize=9, parse_math=False)
         edges = [k + 0.5 for k in range(classes - 1)]
         axes.hlines(edges, -0.5, classes - 0.5, color="white", linewidth=1)

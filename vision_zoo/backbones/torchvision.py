@@ -2,13 +2,11 @@
 
 import pickle
 import re
-from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
@@ -16,7 +14,6 @@ from vision_zoo.errors import ConfigError, ImageShapeError, did_you_mean
 from vision_zoo.types import ImageShape
 
 _RGB = 3
-_REFERENCE_SIZE = 224  # pixels; every network of torchvision takes it: it is a multiple of all patches and windows
 
 
 class Torchvision(nn.Module):
@@ -30,7 +27,7 @@ class Torchvision(nn.Module):
     Nothing but the values of the weights depends on whether they were pretrained: a checkpoint is read without them.
 
     Args:
-        image_shape: (channels, height, width) of one image; the least size depends on the network.
+        image_shape: (channels, height, width) of one image; the least size depends on the network, and each takes 224.
         num_classes: number of logits.
         name: a network of torchvision, such as resnet18, mobilenet_v3_small, swin_t.
         weights: pretrained weights of that network, such as DEFAULT or IMAGENET1K_V1, downloaded once; random weights
@@ -42,7 +39,7 @@ class Torchvision(nn.Module):
 
     Raises:
         ConfigError: if torchvision has no such network or weights, or the weights cannot be downloaded.
-        ImageShapeError: if the network cannot take images of this shape.
+        ImageShapeError: if a network that is built for one size cannot be built for this one.
     """
 
     def __init__(
@@ -56,7 +53,6 @@ class Torchvision(nn.Module):
         super().__init__()
         self.name = name
         chosen = _find_weights(name, weights)
-        _require_shape(name, image_shape)  # before anything is downloaded
         outputs = num_classes if chosen is None else len(chosen.meta["categories"])
         self.network = _build(name, image_shape, outputs)
         if chosen is not None:
@@ -70,21 +66,6 @@ class Torchvision(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images, float (B, C, H, W)."""
         return self.network(images)  # (B, num_classes)
-
-
-class WithoutMemory(TorchFunctionMode):
-    """Networks built inside have shapes but no values, as on the meta device; numbers that building needs are computed.
-
-    The meta device alone would fail for RegNet, which reads its widths from a tensor.
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        options = dict(kwargs or {})
-        if func in (torch.empty, torch.ones, torch.zeros) and options.get("device") is None:
-            options["device"] = "meta"
-        return func(*args, **options)
 
 
 def _find_weights(name: str, weights: str | None) -> models.WeightsEnum | None:
@@ -112,7 +93,14 @@ def _build(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
     elif name in ("googlenet", "inception_v3"):
         # Their pretrained weights expect [-1, 1]; colour images normalised by ImageNet's mean are brought there.
         options |= {"aux_logits": False, "init_weights": True, "transform_input": channels == _RGB}
-    return models.get_model(name, weights=None, **options)
+    try:
+        return models.get_model(name, weights=None, **options)
+    except (ValueError, AssertionError) as error:  # of one that is built for the size of the images
+        answer = " ".join(str(error).split())
+        raise ImageShapeError(
+            f"Torchvision: {name} cannot take images of shape {tuple(image_shape)} ({answer}): set --data.image_size "
+            "to 224, which every network of torchvision takes"
+        ) from error
 
 
 def _load(network: nn.Module, name: str, weights: models.WeightsEnum, image_shape: ImageShape) -> None:
@@ -153,23 +141,3 @@ def _fit_channels(network: nn.Module, channels: int) -> None:
     turns = rgb[:, [c % _RGB for c in range(channels)]] * (_RGB / channels)  # (width, channels, k, k)
     first.weight = nn.Parameter(rgb.sum(dim=1, keepdim=True) if channels == 1 else turns)
     first.in_channels = channels
-
-
-def _require_shape(name: str, image_shape: ImageShape) -> None:
-    """Refuse images that the network cannot take, found by a dry run without computing."""
-    try:
-        _dry_run(name, *image_shape[1:])
-    except (RuntimeError, ValueError, AssertionError) as error:
-        _dry_run(name, _REFERENCE_SIZE, _REFERENCE_SIZE)  # raises anew what is a defect, no wrong input
-        answer = " ".join(str(error).split()) or type(error).__name__
-        raise ImageShapeError(
-            f"Torchvision: {name} cannot take images of shape {tuple(image_shape)} ({answer}): set --data.image_size "
-            f"to {_REFERENCE_SIZE}, which every network of torchvision takes"
-        ) from error
-
-
-def _dry_run(name: str, height: int, width: int) -> None:
-    """Build the network for one image of this size and send it through, of which no pixel is computed."""
-    with WithoutMemory(), torch.no_grad():
-        network = _build(name, (_RGB, height, width), num_classes=2).to("meta").eval()
-        network(torch.empty(1, _RGB, height, width))

@@ -49,23 +49,16 @@ def plot_curves(metrics: Path, output: Path, title: str) -> None:
             losses += values if metric == "loss" else []
             best = values.index(best_of(values))
             label = f"{name}, best {metric_text(metric, values[best])}"
-            (line,) = axes.plot(steps, values, color=colour, linewidth=1.8, label=label, clip_on=False)
-            if len(values) <= 40:
-                line.set(marker="o", markersize=4 if len(values) > 1 else 7)
-            if split == "val" and len(values) > 1:
-                ring = {"color": colour, "markerfacecolor": "white", "markersize": 7.0}
-                axes.plot(steps[best], values[best], "o", clip_on=False, zorder=4, **ring)
-        axes.set_xlabel("iterations", fontsize=9, color="#444444")
+            marked = {"marker": "o", "markevery": [best], "clip_on": False}
+            axes.plot(steps, values, color=colour, linewidth=1.8, label=label, **marked)
         axes.set_title(metric, fontsize=11, loc="left")
         axes.margins(y=0.1)
-        axes.set_xlim(0, 1.02 * max([1, *(int(row["step"]) for row in rows)]))
+        axes.set(xlabel="iterations", xlim=(0, 1.02 * max([1, *(int(row["step"]) for row in rows)])), axisbelow=True)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color("#888888")
-        axes.tick_params(colors="#444444", labelsize=9)
+        axes.tick_params(labelsize=9)
         axes.grid(visible=True, color="#e6e6e6", linewidth=0.8)
-        axes.set_axisbelow(True)
         if axes.get_legend_handles_labels()[0]:
             corner = "upper right" if metric == "loss" else "lower right"
             place = "best" if len(rows) <= 100 else corner  # matplotlib searches slowly among many points

@@ -1,7 +1,7 @@
 """Building the network that a description names, and giving it the weights of a file."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from textwrap import shorten
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vision_zoo.checkpoints import read_state_dict
-from vision_zoo.errors import CheckpointError, ConfigError, is_out_of_memory
+from vision_zoo.errors import CheckpointError, ConfigError
 from vision_zoo.specs import class_and_arguments, rebuild, returned_class, walk, without_downloads
 from vision_zoo.types import ImageShape
 
@@ -38,13 +38,7 @@ def build_backbone(backbone: Backbone, image_shape: ImageShape, num_classes: int
     first = next(iter(bound.signature.parameters.values()))
     if first.annotation in (int, float, str, bool, "int", "float", "str", "bool"):
         raise ConfigError(f"{expected}; its first one is {first}")
-    try:
-        return backbone(image_shape, num_classes)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        what = f"backbone {path} for images of shape {tuple(image_shape)} does not fit into the memory"
-        raise ConfigError(f"{what}: set --data.image_size or the options of the network lower") from error
+    return backbone(image_shape, num_classes)
 
 
 def load_backbone_weights(backbone: nn.Module, path: str, name: str) -> None:
@@ -60,9 +54,7 @@ def load_backbone_weights(backbone: nn.Module, path: str, name: str) -> None:
 class _UndrawnParameters(TorchFunctionMode):
     """Parameters that are to be initialised become zero instead; everything else is as ever."""
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         tensor = args[0] if args else options.get("tensor")
         random = func in (Tensor.uniform_, Tensor.normal_) or getattr(func, "__module__", "") == nn.init.__name__

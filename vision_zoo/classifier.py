@@ -48,8 +48,7 @@ class Classifier(ScoredModule):
             safetensors.
 
     Raises:
-        ConfigError: if label_smoothing is not in [0, 1), or the backbone is of the wrong kind or too large for the
-            memory.
+        ConfigError: if label_smoothing is not in [0, 1), or the backbone is of the wrong kind.
         ImageShapeError: if the backbone cannot take images of this shape.
         CheckpointError: if the weights cannot be read safely or do not fit the backbone.
         RuntimeError: if mean or std has another number of values.

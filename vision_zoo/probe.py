@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from vision_zoo.errors import ConfigError, refuse
 
 # How a network says that it cannot take an image.
-SMALL = "if they are too small for it, set --data.image_size higher"
 REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -87,7 +86,8 @@ def _try(model: Probed, mode: Mode, around: Callable[[], AbstractContextManager[
             expected = f"logits of shape (images, classes) = (1, {model.num_classes})"
             problem = f"backbone {name} must return {expected}, got {shape}"
     except REFUSALS as error:
-        problem = f"backbone {name} cannot classify images of shape {model.image_shape}: {error}; {SMALL}"
+        small = "if they are too small for it, set --data.image_size higher"
+        problem = f"backbone {name} cannot classify images of shape {model.image_shape}: {error}; {small}"
     finally:
         model.set_memory_format(before)
     _ANSWERS.setdefault(model.backbone, {})[mode] = not problem

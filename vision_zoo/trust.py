@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 
 from vision_zoo.files import expanded
-from vision_zoo.specs import import_path, is_import_path, is_package, returned_class, walk
+from vision_zoo.specs import is_import_path, is_package, returned_class, walk
 
 TRUSTED_PACKAGES = ("vision_zoo", "torch", "torchvision", "lightning", "timm")
 """Packages whose classes a checkpoint may name; not torchmetrics, some of whose modules load a model by its name."""
@@ -117,12 +117,10 @@ class Allowlist:
                 yield from self.option({option: value}, place, is_text=is_text)
 
     def _found(self, name: str) -> Any:
-        """What a path leads to; None if it is of no admitted package, or cannot be imported in either way."""
-        # A __main__ runs when it is imported.
-        if name.partition(".")[0] in self.admitted and ".__" not in name:
-            for find in (resolve_name, import_path):
-                with suppress(Exception, SystemExit):
-                    return find(name)
+        """What a path leads to; None if it is of no admitted package, or cannot be imported."""
+        if name.partition(".")[0] in self.admitted and ".__" not in name:  # a __main__ runs when it is imported
+            with suppress(Exception, SystemExit):
+                return resolve_name(name)
         return None
 
     def _name(self, name: str, place: str) -> Iterator[str]:

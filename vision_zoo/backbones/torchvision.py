@@ -124,8 +124,7 @@ def _load(network: nn.Module, name: str, weights: models.WeightsEnum, image_shap
 
 def _fit_classes(network: nn.Module, num_classes: int) -> None:
     """Replace the last linear layer (in SqueezeNet, the last convolution) by a fresh one."""
-    layers = [(path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    path, last = layers[-1]
+    path, last = [item for item in network.named_modules() if isinstance(item[1], nn.Linear | nn.Conv2d)][-1]
     if isinstance(last, nn.Linear):
         network.set_submodule(path, nn.Linear(last.in_features, num_classes, bias=last.bias is not None))
     else:

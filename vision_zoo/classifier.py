@@ -19,9 +19,9 @@ from vision_zoo.building import build_backbone, described_options, load_backbone
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, VisionZooError
 from vision_zoo.metrics import Metrics, ScoredModule
-from vision_zoo.optimizers import build_optimizer, check_optimizer, learning_rate
+from vision_zoo.optimizers import build_optimizer, check_optimizer
 from vision_zoo.schedules import CosineAnnealingLR, OneCycleLR, build_schedule
-from vision_zoo.specs import copyable, describe, without_downloads
+from vision_zoo.specs import class_and_arguments, copyable, describe, options_of, without_downloads
 from vision_zoo.trainer_facts import steps_of_run
 from vision_zoo.transforms import views
 from vision_zoo.types import TTA, Batch, ImageShape
@@ -174,7 +174,11 @@ class Classifier(ScoredModule):
     @property
     def lr(self) -> float:
         """Learning rate of the optimizer's options; a new one also reaches the schedule of a run that has begun."""
-        return learning_rate(self.optimizer)
+        class_, options = class_and_arguments(self.optimizer)
+        rate = options.get("lr", options_of(class_).get("lr") if class_ else None)
+        if not isinstance(rate, (int, float)):
+            raise AttributeError("the optimizer has no option lr with a number")
+        return float(rate)
 
     @lr.setter
     def lr(self, rate: float) -> None:
@@ -232,9 +236,8 @@ class Classifier(ScoredModule):
             trusted_packages: further packages whose classes the checkpoint may name.
 
         Raises:
-            CheckpointError: if the file is missing, broken, needs more than plain data, names a class of a package that
-                is not trusted, or has weights that do not fit the network.
-            InputError: if the network cannot be built.
+            CheckpointError: if the file is missing or broken, holds or names what it may not (see trust.py), or its
+                network cannot be built or has other weights.
         """
         model = cls.from_checkpoint(open_checkpoint(str(checkpoint_path), trusted_packages).content)
         return model if map_location is None else model.to(map_location)

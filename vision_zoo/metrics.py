@@ -112,12 +112,11 @@ class Metrics(nn.Module):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from what ``state`` gave."""
-        for name, values in state["states"].items():
-            if name == "loss":
-                self.sums |= {"loss": float(values["mean_value"]), "images": float(values["weight"])}
-            else:
-                metric = self.counts[name]
-                metric.load_state_dict({key: value.to(metric.device) for key, value in values.items()})
+        sums = state["states"]["loss"]
+        self.sums |= {"loss": float(sums["mean_value"]), "images": float(sums["weight"])}
+        for name, metric in self.counts.items():
+            counted = state["states"].get(name, {})
+            metric.load_state_dict({key: value.to(metric.device) for key, value in counted.items()})
         self._losses = list(state["pending_losses"])
 
 

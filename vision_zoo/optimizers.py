@@ -21,15 +21,6 @@ Build = Callable[..., Optimizer]
 TRIAL_STEPS = 1000  # of a run whose length is not known yet
 
 
-def learning_rate(build: Build | None) -> float:
-    """The learning rate of an optimizer's options, or its default; an AttributeError if there is none."""
-    class_, options = class_and_arguments(build)
-    rate = options.get("lr", options_of(class_).get("lr") if class_ else None)
-    if not isinstance(rate, (int, float)):
-        raise AttributeError("the optimizer has no option lr with a number")
-    return float(rate)
-
-
 def build_optimizer(build: Build | None, parameters: Iterable[nn.Parameter], fused: bool) -> Optimizer:
     """Build an optimizer; if `fused` and its options leave that open, one that updates all weights by one call."""
     if build is None:

@@ -4,8 +4,8 @@ import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib as mpl
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
@@ -15,7 +15,6 @@ from vision_zoo.files import new_file
 from vision_zoo.formatting import metric_text
 
 TRAIN, VAL = "#4c78a8", "#e45756"
-LOG_FROM = 20  # a loss that falls to less than a twentieth shows its end on a logarithmic axis only
 
 
 def _short(text: str, limit: int = 24) -> str:
@@ -36,17 +35,14 @@ def plot_curves(metrics: Path, output: Path, title: str) -> None:
     figure = Figure(figsize=(10, 4))  # with margins of its own: finding them would take as long as drawing
     figure.subplots_adjust(left=0.06, right=0.98, bottom=0.12, top=0.85, wspace=0.18)
     loss, accuracy = figure.subplots(1, 2)
-    losses: list[float] = []
     steps, values = _series(rows, "train/loss_step")
     if len(values) > 2:  # fewer say nothing that the epochs do not
         loss.plot(steps, values, color=TRAIN, alpha=0.3, linewidth=0.9, label="train, single steps")
-        losses += values
     for axes, metric, best_of in ((loss, "loss", min), (accuracy, "accuracy", max)):
         for split, colour, name in (("train", TRAIN, "train"), ("val", VAL, "validation")):
             steps, values = _series(rows, f"{split}/{metric}")
             if not values:
                 continue
-            losses += values if metric == "loss" else []
             best = values.index(best_of(values))
             label = f"{name}, best {metric_text(metric, values[best])}"
             marked = {"marker": "o", "markevery": [best], "clip_on": False}
@@ -63,9 +59,8 @@ def plot_curves(metrics: Path, output: Path, title: str) -> None:
             corner = "upper right" if metric == "loss" else "lower right"
             place = "best" if len(rows) <= 100 else corner  # matplotlib searches slowly among many points
             axes.legend(loc=place, fontsize=9, frameon=True, framealpha=0.85, edgecolor="none")
-        else:
-            axes.text(0.5, 0.5, "no values yet", transform=axes.transAxes, ha="center", color="#888888")
-    if losses and min(losses) > 0 and max(losses) > LOG_FROM * min(losses):
+    least, most = loss.dataLim.intervaly  # of all that is drawn
+    if 0 < least < most / 20:  # such a fall shows its end on a logarithmic axis only
         loss.set_yscale("log")
         loss.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         loss.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -90,12 +85,10 @@ def plot_confusion_matrix(matrix: Tensor, class_names: Sequence[str], output: Pa
     bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
     bar.outline.set_visible(False)
     if classes <= 40:
-        slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 2 else {}
+        long = max(map(len, names)) > 2
+        slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if long else {}
         axes.set_xticks(range(classes), names, fontsize=9, parse_math=False, **slanted)
         axes.set_yticks(range(classes), names, fontsize=9, parse_math=False)
-        edges = [k + 0.5 for k in range(classes - 1)]
-        axes.hlines(edges, -0.5, classes - 0.5, color="white", linewidth=1)
-        axes.vlines(edges, -0.5, classes - 0.5, color="white", linewidth=1)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if classes <= 20:
@@ -123,21 +116,20 @@ def plot_images(images: Tensor, titles: Sequence[str], output: Path, title: str 
     cell_width, cell_height, top = 2.0, text + scale * height, 0.4 if title else 0.0
     figure_width = max(cell_width * columns, 0.1 * len(title))
     figure_height = top + cell_height * math.ceil(count / columns) + 0.1
-    with mpl.rc_context({"font.family": ["DejaVu Sans", "sans-serif"]}):
-        figure = Figure(figsize=(figure_width, figure_height))
-        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, figure_width), ylim=(figure_height, 0))
-        axes.axis("off")
-        for index, image in enumerate(images.numpy()):  # (C, H, W)
-            row, column = divmod(index, columns)
-            centre = figure_width / 2 + cell_width * (column + 0.5 - columns / 2)
-            bottom = top + cell_height * (row + 1)
-            left, right, upper = centre - scale * width / 2, centre + scale * width / 2, bottom - scale * height
-            shown = image.transpose(1, 2, 0) if len(image) == 3 else image.mean(0)  # which is shown in gray
-            axes.imshow(shown, extent=(left, right, bottom, upper), cmap="gray", vmin=0, vmax=255)
-            name = _short(titles[index], 28)
-            axes.text(centre, upper - 0.04, name, fontsize=8, ha="center", va="bottom", parse_math=False)
-        axes.text(figure_width / 2, 0.12, title, fontsize=12, ha="center", va="top", parse_math=False)
-        _save(figure, output, 110)
+    figure = Figure(figsize=(figure_width, figure_height))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, figure_width), ylim=(figure_height, 0))
+    axes.axis("off")
+    for index, image in enumerate(images.numpy()):  # (C, H, W)
+        row, column = divmod(index, columns)
+        centre = figure_width / 2 + cell_width * (column + 0.5 - columns / 2)
+        bottom = top + cell_height * (row + 1)
+        left, right, upper = centre - scale * width / 2, centre + scale * width / 2, bottom - scale * height
+        shown = image.transpose(1, 2, 0) if len(image) == 3 else image.mean(0)  # which is shown in gray
+        axes.imshow(shown, extent=(left, right, bottom, upper), cmap="gray", vmin=0, vmax=255)
+        name = _short(titles[index], 28)
+        axes.text(centre, upper - 0.04, name, fontsize=8, ha="center", va="bottom", parse_math=False)
+    axes.text(figure_width / 2, 0.12, title, fontsize=12, ha="center", va="top", parse_math=False)
+    _save(figure, output, 110)
 
 
 def _save(figure: Figure, output: Path, dpi: int) -> None:

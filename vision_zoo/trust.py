@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 
 from vision_zoo.files import expanded
-from vision_zoo.specs import is_import_path, is_package, returned_class, walk
+from vision_zoo.specs import is_import_path, is_package, listed, returned_class, walk
 
 TRUSTED_PACKAGES = ("vision_zoo", "torch", "torchvision", "lightning", "timm")
 """Packages whose classes a checkpoint may name; not torchmetrics, some of whose modules load a model by its name."""
@@ -70,11 +70,7 @@ _CONTAINERS = (Union, UnionType, list, tuple, dict, Sequence, Mapping, Iterable)
 
 
 class Allowlist:
-    """The rule: which classes, functions and texts an option may hold.
-
-    Args:
-        trusted_packages: further ones: their classes of the right kind and, among options, their functions are allowed.
-    """
+    """Which classes, functions and texts an option may hold; functions only of packages that the user admits."""
 
     def __init__(self, trusted_packages: Sequence[str]) -> None:
         self.own = tuple(trusted_packages)
@@ -196,14 +192,13 @@ def trusting(packages: Iterable[str]) -> str:
 
 def places_outside(options: Any, folders: Sequence[Path]) -> Iterator[str]:
     """Where the callbacks, loggers and so on of a trainer's options would write, as far as it is in no such folder."""
-    for spec in options if isinstance(options, list) else [options]:
-        for key, value, _ in walk(spec if isinstance(spec, Mapping) else {}):
-            if isinstance(value, str) and key not in CLASS_KEYS:
-                path = expanded(value.removeprefix("file:"))
-                inside = any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
-                is_place = key in WRITTEN_TO or path.is_absolute() or ".." in path.parts
-                if "://" in value.removeprefix("file:") or (is_place and not inside):
-                    yield value
+    for key, value, _ in walk([spec for spec in listed(options) if isinstance(spec, Mapping)]):
+        if isinstance(value, str) and key not in CLASS_KEYS:
+            path = expanded(value.removeprefix("file:"))
+            inside = any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
+            is_place = key in WRITTEN_TO or path.is_absolute() or ".." in path.parts
+            if "://" in value.removeprefix("file:") or (is_place and not inside):
+                yield value
 
 
 def _keeps_texts(hint: Any) -> bool:

@@ -32,10 +32,9 @@ class Torchvision(nn.Module):
         name: a network of torchvision, such as resnet18, mobilenet_v3_small, swin_t.
         weights: pretrained weights of that network, such as DEFAULT or IMAGENET1K_V1, downloaded once; random weights
             if not given.
-        batch_norm_momentum: share of each batch in the running statistics of batch norm. The default is torch's usual
-            one. Some networks come with far less, such as MobileNetV3 with 0.01, for the many thousand steps of
-            ImageNet: after the few hundred of a small dataset, their statistics would still be those of the first
-            steps, and evaluation far below training. null keeps the network's own.
+        batch_norm_momentum: share of each batch in the running statistics of batch norm; torch's usual one if not
+            given. null keeps the network's own: MobileNetV3's 0.01 is for the many steps of ImageNet, after the few of
+            a small dataset its statistics would still be those of the first steps, and evaluation below training.
 
     Raises:
         ConfigError: if torchvision has no such network or weights, or the weights cannot be downloaded.

@@ -56,9 +56,8 @@ def plot_curves(metrics: Path, output: Path, title: str) -> None:
         axes.tick_params(labelsize=9)
         axes.grid(visible=True, color="#e6e6e6", linewidth=0.8)
         if axes.get_legend_handles_labels()[0]:
-            corner = "upper right" if metric == "loss" else "lower right"
-            place = "best" if len(rows) <= 100 else corner  # matplotlib searches slowly among many points
-            axes.legend(loc=place, fontsize=9, frameon=True, framealpha=0.85, edgecolor="none")
+            corner = "upper right" if metric == "loss" else "lower right"  # to search the best place takes long
+            axes.legend(loc=corner, fontsize=9, framealpha=0.85, edgecolor="none")
     least, most = loss.dataLim.intervaly  # of all that is drawn
     if 0 < least < most / 20:  # such a fall shows its end on a logarithmic axis only
         loss.set_yscale("log")
@@ -95,8 +94,7 @@ def plot_confusion_matrix(matrix: Tensor, class_names: Sequence[str], output: Pa
         for row, column in matrix.nonzero().tolist():
             count = int(matrix[row, column])
             colour = "white" if share[row, column] > 0.3 else "#333333" if row == column else "#a02020"
-            size = 9 if count < 1000 else 8
-            cell = axes.text(column, row, f"{count}", ha="center", va="center", fontsize=size, color=colour)
+            cell = axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8, color=colour)
             cell.set_in_layout(False)  # inside the axes: measuring each would take longer than drawing
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(title, fontsize=11, parse_math=False)

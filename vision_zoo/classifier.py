@@ -48,7 +48,7 @@ class Classifier(ScoredModule):
             safetensors.
 
     Raises:
-        ConfigError: if label_smoothing is not in [0, 1), or the backbone is of the wrong kind.
+        ConfigError: if label_smoothing is not in [0, 1), or the backbone is of the wrong kind or beyond the memory.
         ImageShapeError: if the backbone cannot take images of this shape.
         CheckpointError: if the weights cannot be read safely or do not fit the backbone.
         RuntimeError: if mean or std has another number of values.

@@ -53,7 +53,6 @@ def plot_curves(metrics: Path, output: Path, title: str) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=9)
         axes.grid(visible=True, color="#e6e6e6", linewidth=0.8)
         if axes.get_legend_handles_labels()[0]:
             corner = "upper right" if metric == "loss" else "lower right"  # to search the best place takes long
@@ -82,7 +81,6 @@ def plot_confusion_matrix(matrix: Tensor, class_names: Sequence[str], output: Pa
     percent = PercentFormatter(1.0, symbol=" %")
     bar = figure.colorbar(image, ax=axes, shrink=0.8, format=percent, label="share of the true class")
     bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
-    bar.outline.set_visible(False)
     if classes <= 40:
         long = max(map(len, names)) > 2
         slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if long else {}

@@ -15,6 +15,7 @@ REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, Ass
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 Probed: TypeAlias = Any  # a Classifier, whose module imports this one
+Around = Callable[[], AbstractContextManager[Any]]  # entered anew for each pass
 
 
 class Mode(NamedTuple):
@@ -41,17 +42,11 @@ def accepts(model: Probed, *, channels_last: bool = False, bf16: bool = False) -
     return answers[mode]
 
 
-def check(
-    model: Probed,
-    batch_size: int | None = None,
-    *,
-    bf16: bool = False,
-    around: Callable[[], AbstractContextManager[Any]] | None = None,
-) -> None:
+def check(model: Probed, batch_size: int | None = None, *, bf16: bool = False, around: Around | None = None) -> None:
     """Classify one black image, so that a network of the wrong kind is refused by name; the classifier stays as it is.
 
     It is done once, in the way that asks most of the network (with bf16, that includes autocast), and again in the
-    plain way only if that fails. What is ``around`` is entered anew for each pass, such as to look at the layers.
+    plain way only if that fails. With ``around``, which may look at the layers, it is done in any case.
 
     Raises:
         ConfigError: if there is but one class, or the backbone fails on the image or returns anything but logits of
@@ -71,7 +66,7 @@ def check(
         refuse(ConfigError, (problem, problem))
 
 
-def _try(model: Probed, mode: Mode, around: Callable[[], AbstractContextManager[Any]] | None = None) -> str:
+def _try(model: Probed, mode: Mode, around: Around | None = None) -> str:
     """What is wrong with the network's answer to one black image, or nothing."""
     name, before, device = model.network_name, model.channels_last, model.scale.device
     image = torch.zeros(1, *model.image_shape, dtype=torch.uint8, device=device)

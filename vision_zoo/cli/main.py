@@ -27,18 +27,13 @@ def main(words: Sequence[str]) -> int:
     keep_freed_memory()
     try:
         execute(words)
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
-        if os.environ.get("VISION_ZOO_DEBUG") == "1":
+        if isinstance(error, BrokenPipeError) or os.environ.get("VISION_ZOO_DEBUG") == "1":
             raise
         message, code = explain(error)
         if not reported_elsewhere(error):
             sys.stderr.write(f"vision_zoo: {message}\n")
         return code
-    except KeyboardInterrupt:
-        return 130
     except SystemExit as asked:  # the parser's --help and --print_config; Lightning turns Ctrl-C into an exit
         return 130 if isinstance(asked.__context__, KeyboardInterrupt) else int(asked.code or 0)
     finally:

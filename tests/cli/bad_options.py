@@ -274,7 +274,7 @@ OPTIONS = [
     Case(
         "trusted package that is no YAML",
         ("test", "--ckpt_path", "best", "--trusted_packages", "["),
-        r"--trusted_packages \[: give the name of a package",
+        r"--trusted_packages \[ is not valid YAML",
     ),
     Case(
         "augmentation that takes the image for a batch",

@@ -8,11 +8,18 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vision_zoo.checkpoints import Checkpoint, open_checkpoint
 from vision_zoo.cli.argv import Argv
-from vision_zoo.cli.names import CLASS_SLOTS, LIST_SLOTS, as_spec, class_choice, find_class, find_config, run_name_of
+from vision_zoo.cli.names import (
+    CLASS_SLOTS,
+    LIST_SLOTS,
+    as_spec,
+    class_choice,
+    find_class,
+    find_config,
+    from_yaml,
+    run_name_of,
+)
 from vision_zoo.cli.resuming import check_places, check_run_folder
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError, refuse
@@ -27,8 +34,6 @@ DEFAULTS: Config = {  # of what a configuration leaves out
     "model": {"optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.001}}},
     "trainer": {"max_epochs": 10},
 }
-# What belongs to the experiment and stays when another dataset is named.
-SHARED_DATA_OPTIONS = tuple(options_of(ImageDataModule))
 # The sections of a configuration that a command has.
 SECTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("fit", "validate", "test"), ("model", "data", "trainer")),
@@ -72,21 +77,15 @@ def read_request(argv: Argv, verb: Callable[..., Any]) -> Request:
 
 def trusted_packages(argv: Argv, from_files: Any = None) -> tuple[str, ...]:
     """The packages that command line and files call trusted."""
-    named: list[Any] = listed(from_files)
+    named = [*listed(from_files)]
     for word in argv.values("trusted_packages", "trusted_packages+"):
-        try:
-            named += listed(yaml.safe_load(word))
-        except yaml.YAMLError as error:
-            problem = f"--trusted_packages {word}: give the name of a package, or a list such as [a, b]"
-            raise ConfigError(problem) from error
+        named += listed(from_yaml(word, f"--trusted_packages {word}"))
     return tuple(map(str, named))
 
 
 def _defaults(argv: Argv, given: Config, has_files: bool) -> Config:
     """What the files lie on where there is no checkpoint; without files the default recipe."""
     base = DEFAULTS if has_files else read_config(find_config(DEFAULT_RECIPE))
-    if argv.verb == "show" and not has_files:
-        return {"data": {"class_path": base["data"]["class_path"]}}  # the recipe's options are of no use to others
     steps, epochs = (_of_trainer(argv, given, name) for name in ("max_steps", "max_epochs"))
     if steps not in (None, "-1", -1) and epochs in (None, "-1", -1):  # the default number of epochs would end the run
         return _merge(base, {"trainer": {"max_epochs": -1}})
@@ -167,15 +166,16 @@ def _with_classes(config: Config, argv: Argv) -> Config:
 
 def _with_backbone(config: Config, has_checkpoint: bool) -> Config:
     """The configuration with the backbone as the parser wants it; a checkpoint's weights replace the first ones."""
-    model = config.get("model")
-    if has_checkpoint and isinstance(model, dict):
+    model = config.get("model", {})
+    backbone = model.get("backbone")
+    if has_checkpoint:
         model.pop("weights", None)
-        if "backbone" in model:
-            model["backbone"] = without_downloads(model["backbone"])
-    backbone = model.get("backbone") if isinstance(model, dict) else None
+        backbone = without_downloads(backbone)
     if isinstance(backbone, dict) and backbone.keys() == {"class_path"}:
         path = backbone["class_path"]
-        config["model"]["backbone"] = backbone if inspect.isclass(import_path(path)) else path  # of a function
+        backbone = backbone if inspect.isclass(import_path(path)) else path  # of a function
+    if backbone is not None:
+        model["backbone"] = backbone
     return config
 
 
@@ -212,42 +212,31 @@ def _listed_choices(value: Any, argv: Argv, slot: str) -> Any:
 def read_config(path: Path) -> Config:
     """Read a YAML file of options; every class gets its full path. Anything else is a ConfigError."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    strange, expected = _no_name(config), "must hold options as 'name: value'"
+    config = from_yaml(text, str(path))
+    problem = f"{path} must hold options as 'name: value', got {type(config).__name__}"
     refuse(
         ConfigError,
         (config is None, f"{path} is empty: write options as 'name: value', or leave --config out for the defaults"),
-        (not isinstance(config, dict), f"{path} {expected}, got {type(config).__name__}"),
-        (strange is not None, f"{path} {expected}, but {strange!r} is not a name"),
+        (not isinstance(config, dict), problem),
     )
     return _with_full_paths(config, str(path))
 
 
-def _no_name(node: Any) -> Any:
-    """A key of nested options that is not a string."""
-    for key, value in node.items() if isinstance(node, dict) else ():
-        strange = key if not isinstance(key, str) else _no_name(value)
-        if strange is not None:
-            return strange
-    return None
-
-
 def _with_full_paths(config: Config, where: str) -> Config:
     """A configuration of a file with every class named by its full path; its sections must hold options."""
-    examples = {"model": " such as backbone: LeNet5", "trainer": " such as max_epochs: 5", "data": ""}
-    for section, example in examples.items():
-        if section in config and not isinstance(config[section], (dict, str) if section == "data" else dict):
-            raise ConfigError(f"{where}: '{section}' must hold options{example}, got {config[section]!r}")
     if "data" in config:
         config["data"] = as_spec(config["data"], "data")
+    examples = {"model": " such as backbone: LeNet5", "trainer": " such as max_epochs: 5", "data": ""}
+    for section, example in examples.items():
+        if not isinstance(config.get(section, {}), dict):
+            raise ConfigError(f"{where}: '{section}' must hold options{example}, got {config[section]!r}")
     for slot in CLASS_SLOTS:
         section, _, key = slot.partition(".")
-        holder = config.get(section)
-        holder = holder.get("init_args") if section == "data" and isinstance(holder, dict) else holder
+        holder = config.get(section, {})
+        holder = holder.get("init_args") if section == "data" else holder
         if key and isinstance(holder, dict) and holder.get(key) is not None:
             value = holder[key]
             several = slot in LIST_SLOTS and isinstance(value, list)
@@ -282,5 +271,5 @@ def _kept_data_options(class_path: str, options: Mapping[str, Any]) -> Config:
         foreign = per_channel and (not isinstance(channels, tuple) or len(channels) != len(value))
         return not count and not foreign
 
-    shared = {name: options[name] for name in SHARED_DATA_OPTIONS if name in options and name in known}
+    shared = {name: options[name] for name in options_of(ImageDataModule) if name in options and name in known}
     return {name: value for name, value in shared.items() if stays(name, value)}

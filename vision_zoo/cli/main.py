@@ -4,12 +4,13 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from vision_zoo.cli.argv import FLAGS, Argv
-from vision_zoo.cli.commands import COMMANDS, SHARED
+from vision_zoo.cli.commands import COMMANDS
 from vision_zoo.cli.layers import SECTIONS, read_request, trusted_packages
 from vision_zoo.cli.messages import explain, quiet
 from vision_zoo.cli.parser import Parser, parse
@@ -67,24 +68,18 @@ def execute(words: Sequence[str]) -> Any:
 
 def _options_of(function: Callable[..., Any], argv: Argv) -> dict[str, Any]:
     """Parse the options of a command whose function opens the checkpoint itself: its parameters are the options."""
-    verb, stray = argv.verb, argv.stray
     by_hand: dict[str, Any] = {"trusted_packages": trusted_packages(argv)}
-    if verb == "predict":  # the parser takes a list only as a bracketed word
-        by_hand["images"], stray = [*argv.values("images"), *argv.stray], ()
-    about = COMMANDS[verb].text
-    parser = ArgumentParser(prog=f"vision_zoo {verb}", description=about, exit_on_error=False, allow_abbrev=False)
+    if argv.verb == "predict":  # the parser takes a list only as a bracketed word
+        by_hand["images"], argv = [*argv.values("images"), *argv.stray], replace(argv, stray=())
+    command, prog = COMMANDS[argv.verb], f"vision_zoo {argv.verb}"
+    parser = ArgumentParser(prog=prog, description=command.text, exit_on_error=False, allow_abbrev=False)
     added = parser.add_function_arguments(function, skip={*by_hand}, fail_untyped=True)
-    for name in by_hand:
-        parser.add_argument(f"--{name}", help="files, folders and patterns" if name == "images" else SHARED[name].text)
-    args = []
-    for name, value in argv.options:
-        if name not in by_hand:
-            section, _, own = name.partition(".")  # --data.batch_size and --trainer.accelerator are as in fit
-            option = own if section in ("data", "trainer") and own in added else name
-            args.append(f"--{option}" if value is None else f"--{option}={value}")
-    if "ckpt_path" in added and not argv.values("ckpt_path"):
+    for option in command.options:
+        if option.flag[2:] in by_hand:
+            parser.add_argument(option.flag, help=option.text)
+    if not argv.values("ckpt_path"):
         _ask_for_checkpoint(argv)
-    options = parse(parser, [*args, *stray], verb, {})
+    options = parse(parser, argv.without(by_hand), argv.verb, {})
     return {**{name: options[name] for name in added}, **by_hand}
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch.loggers import Logger
 
 from vision_zoo.errors import ConfigError, did_you_mean, refuse
 from vision_zoo.files import expanded
@@ -31,10 +30,10 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
     "trainer.logger": ("lightning.pytorch.loggers",),
 }
 LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")
-# Nothing to choose: bases, and schedules that are made of others, which no option can name.
+# Nothing to choose: bases, schedules that are made of others, which no option can name, and a logger for Fabric alone.
 _BASES = {
     *("ImageDataModule", "BatchTransform", "Transform", "Optimizer", "LRScheduler"),
-    *("SequentialLR", "ChainedScheduler", "AverageInTime"),
+    *("SequentialLR", "ChainedScheduler", "AverageInTime", "LitLogger"),
 }
 
 
@@ -61,8 +60,6 @@ def find_class(name: str, slot: str) -> str:
     for package in CLASS_SLOTS[slot]:
         classes = dict(inspect.getmembers(importlib.import_module(package), inspect.isclass))
         own = {key for key, value in classes.items() if key[0] != "_" and value.__module__.startswith(package)} - _BASES
-        if name in own and slot == "trainer.logger" and not issubclass(classes[name], Logger):
-            raise ConfigError(f"{where} {classes[name].__module__}.{name} is a logger of Fabric, not of the Trainer")
         if name in own:
             return f"{package}.{name}"
         known |= own
@@ -113,17 +110,22 @@ def as_spec(value: Any, slot: str) -> Any:
     return spec
 
 
-def class_choice(value: str, slot: str) -> Any:
+def class_choice(word: str, slot: str) -> Any:
     """What a word of the command line chooses: a name, or YAML with one class or a list of them."""
-    if value in ("null", "None", "true", "True", "false", "False"):  # no class; a logger may be any of them
-        return yaml.safe_load(value) if value != "None" else None
-    if value.lstrip()[:1] not in ("{", "["):
-        return as_spec(value, slot)
+    value: Any = word
+    if word.lower() in ("null", "none", "true", "false"):  # no class; a logger may be any of them
+        value = None if word.lower() == "none" else from_yaml(word, f"--{slot}")
+    elif word.lstrip()[:1] in ("{", "["):
+        value = from_yaml(word, f"--{slot}: {word}")
+    return [as_spec(item, slot) for item in value] if isinstance(value, list) else as_spec(value, slot)
+
+
+def from_yaml(text: str, where: str) -> Any:
+    """The value of a text; one that is no YAML is a ConfigError."""
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--{slot}: {value} is not valid YAML: {error}") from error
-    return [as_spec(item, slot) for item in parsed] if isinstance(parsed, list) else as_spec(parsed, slot)
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{where} is not valid YAML: {error}") from error
 
 
 def find_config(name: str) -> Path:

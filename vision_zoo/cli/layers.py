@@ -3,10 +3,12 @@
 import copy
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vision_zoo.checkpoints import Checkpoint, open_checkpoint
 from vision_zoo.cli.argv import Argv
@@ -150,15 +152,10 @@ def _stored(checkpoint: Checkpoint, verb: str) -> Config:
 
 
 def _with_classes(config: Config, argv: Argv) -> Config:
-    """Lay the classes that the command line names over a configuration."""
+    """Lay the classes that the command line names over a configuration; lists of classes are left to the parser."""
     for slot in CLASS_SLOTS:
         section, _, key = slot.partition(".")
-        if slot in LIST_SLOTS:
-            if any(argv.below(slot)):
-                holder = config.setdefault(section, {})
-                holder = holder.setdefault("init_args", {}) if section == "data" else holder
-                holder[key] = _listed_choices(holder.get(key), argv, slot)
-        elif (word := argv.last(slot, f"{slot}.class_path")) is not None:
+        if slot not in LIST_SLOTS and (word := argv.last(slot, f"{slot}.class_path")) is not None:
             choice = class_choice(word, slot)
             config = _merge(config, {section: {key: choice} if key else choice})
     return config
@@ -180,33 +177,21 @@ def _with_backbone(config: Config, has_checkpoint: bool) -> Config:
 
 
 def _other_words(argv: Argv, has_checkpoint: bool) -> list[str]:
-    """The words that are left for the parser, with the classes that --help is asked about by their full path."""
+    """The words that are left for the parser."""
     read = {"config", "ckpt_path", "trusted_packages", "trusted_packages+", *(FIRST_WEIGHTS if has_checkpoint else ())}
-    for slot in CLASS_SLOTS:
-        read |= {slot, f"{slot}.class_path", f"{slot}.help"}
-        read |= {f"{slot}{rest}" for rest, _ in argv.below(slot)} if slot in LIST_SLOTS else set()
-    helps = [f"--{slot}.help={find_class(name, slot)}" for slot in CLASS_SLOTS for name in argv.values(f"{slot}.help")]
-    return [*argv.without(read), *helps]
+    read |= {f"{slot}{end}" for slot in CLASS_SLOTS if slot not in LIST_SLOTS for end in ("", ".class_path")}
+    options = tuple((name, _in_full(name, value)) for name, value in argv.options)
+    return replace(argv, options=options).without(read)
 
 
-def _listed_choices(value: Any, argv: Argv, slot: str) -> Any:
-    """The classes of a place after ``--slot A --slot+ B --slot.option value``; an option is of the class before it."""
-    items: Any = value
-    for rest, word in argv.below(slot):
-        if rest in ("", ".class_path"):
-            items = class_choice(word, slot)
-        elif rest == "+":
-            items = [*listed(items), *listed(class_choice(word, slot))]
-        elif rest != ".help":
-            last = listed(items)[-1] if listed(items) else None
-            if not isinstance(last, dict):
-                raise ConfigError(f"--{slot}{rest}: name a class before, with --{slot}")
-            options = last.setdefault("init_args", {})
-            *path, name = rest.removeprefix(".init_args").removeprefix(".").split(".")
-            for part in path:
-                options = options.setdefault(part, {})
-            options[name] = word
-    return items
+def _in_full(name: str, value: str | None) -> str | None:
+    """The value of an option; the classes of a list, and one that is to be explained, with their full paths."""
+    slot = name.removesuffix("+").removesuffix(".help")
+    if value is None or slot not in CLASS_SLOTS:
+        return value
+    if name.endswith(".help"):
+        return find_class(value, slot)
+    return yaml.safe_dump(class_choice(value, slot), default_flow_style=True) if slot in LIST_SLOTS else value
 
 
 def read_config(path: Path) -> Config:

@@ -394,7 +394,7 @@ OPTIONS = [
     Case(
         "to go on from the best",
         ("fit", "--ckpt_path", "best"),
-        r"fit resumes where the newest run ended, with --ckpt_path last\. To go back .* path of its best\.ckpt",
+        r"fit resumes where the newest run ended, with --ckpt_path last; to drop .* path of its best\.ckpt",
     ),
     Case("no epochs", (*FIT, "--trainer.max_epochs", "0"), r"--trainer\.max_epochs is 0"),
     Case("no batches", (*FIT, "--trainer.limit_train_batches", "0"), r"--trainer\.limit_train_batches is 0"),

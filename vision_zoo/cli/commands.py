@@ -52,8 +52,8 @@ class Command(NamedTuple):
     """A command of the command line."""
 
     where: str  # module and name of its function
-    common: tuple[str, ...]  # the options that its short help shows: of SHARED, or parameters of the function
     example: str  # a whole command line
+    common: tuple[str, ...] = ()  # the options that its short help shows; by default the parameters of its function
     light: bool = False  # answered without torch, so that there are no options besides these
 
     @property
@@ -66,7 +66,7 @@ class Command(NamedTuple):
     def options(self) -> list[Option]:
         """The common ones."""
         own = _own_options(self.where)
-        return [SHARED.get(name) or own[name] for name in self.common]
+        return [SHARED.get(name) or own[name] for name in self.common or own]
 
 
 _SCORING = ("data", "data.root", "data.batch_size", "trainer.accelerator", "trainer.devices", "trusted_packages")
@@ -74,47 +74,35 @@ _SCORING = ("data", "data.root", "data.batch_size", "trainer.accelerator", "trai
 COMMANDS: dict[str, Command] = {
     "fit": Command(
         "verbs.fit:fit",
+        "vision_zoo fit --config lenet5_mnist --data MNIST5k",
         (
             *("config", "ckpt_path", "data", "data.root", "data.batch_size", "data.val_split"),
             *("model.backbone", "model.optimizer", "model.optimizer.lr", "model.scheduler"),
             *("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.precision"),
             *("trainer.default_root_dir", "seed_everything", "test_after_fit", "tta", "trusted_packages"),
         ),
-        "vision_zoo fit --config lenet5_mnist --data MNIST5k",
     ),
-    "validate": Command("verbs.evaluate:validate", ("ckpt_path", *_SCORING), "vision_zoo validate --ckpt_path best"),
+    "validate": Command("verbs.evaluate:validate", "vision_zoo validate --ckpt_path best", ("ckpt_path", *_SCORING)),
     "test": Command(
         "verbs.evaluate:test",
-        ("ckpt_path", "output", "tta", *_SCORING),
         "vision_zoo test --ckpt_path runs/lenet5_mnist/version_0",
+        ("ckpt_path", "output", "tta", *_SCORING),
     ),
-    "predict": Command(
-        "verbs.predict:predict",
-        ("ckpt_path", "images", "output", "format", "top_k", "invert", "batch_size", "accelerator", "trusted_packages"),
-        "vision_zoo predict --ckpt_path best --images scans photo.jpg",
-    ),
-    "export": Command(
-        "verbs.export:export",
-        ("ckpt_path", "format", "output", "trusted_packages"),
-        "vision_zoo export --ckpt_path best --format onnx --output digits.onnx",
-    ),
+    "predict": Command("verbs.predict:predict", "vision_zoo predict --ckpt_path best --images scans photo.jpg"),
+    "export": Command("verbs.export:export", "vision_zoo export --ckpt_path best --format onnx --output digits.onnx"),
     "summary": Command(
         "verbs.summary:summary",
-        ("config", "model.backbone", "data", "ckpt_path", "depth", "trusted_packages"),
         "vision_zoo summary --model.backbone LeNet5 --data FashionMNIST",
+        ("config", "model.backbone", "data", "ckpt_path", "depth", "trusted_packages"),
     ),
     "show": Command(
         "verbs.show:show",
-        ("data", "data.root", "config", "split", "count", "augmented", "ckpt_path", "output", "trusted_packages"),
         "vision_zoo show --data MNIST5k --split test --count 20",
+        ("data", "data.root", "config", "split", "count", "augmented", "ckpt_path", "output", "trusted_packages"),
     ),
-    "report": Command(
-        "verbs.report:report", ("ckpt_path", "output", "trusted_packages"), "vision_zoo report --ckpt_path best"
-    ),
-    "list": Command(
-        "verbs.list_:list_", ("kind", "sort", "root"), "vision_zoo list runs --sort test/accuracy", light=True
-    ),
-    "completion": Command("cli.completion:completion", ("shell",), 'eval "$(vision_zoo completion bash)"', light=True),
+    "report": Command("verbs.report:report", "vision_zoo report --ckpt_path best"),
+    "list": Command("verbs.list_:list_", "vision_zoo list runs --sort test/accuracy", light=True),
+    "completion": Command("cli.completion:completion", 'eval "$(vision_zoo completion bash)"', light=True),
 }
 
 
@@ -183,14 +171,14 @@ def _definition(where: str) -> tuple[str, str]:
 def _own_options(where: str) -> dict[str, Option]:
     """The parameters of a function as options, with what Args says of them up to the first stop, semicolon or colon."""
     parameters, docstring = _definition(where)
-    texts = dict(re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", docstring, re.MULTILINE))
-    shared_types = dict(_LITERAL.findall(_source("types")))
+    kinds, shared_types = dict(_PARAMETER.findall(parameters)), dict(_LITERAL.findall(_source("types")))
+    about = docstring.partition("Args:\n")[2].partition("\n\n")[0]
     found = {}
-    for name, annotation in _PARAMETER.findall(parameters):
-        kind = annotation.strip().removesuffix(" | None")
+    for name, text in re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", about, re.MULTILINE):
+        kind = kinds[name].strip().removesuffix(" | None")
         choices = " ".join(re.findall(r'"(.+?)"', shared_types.get(kind, kind)))
         value, completes = _BY_NAME.get(name) or _BY_TYPE.get(kind) or ("NAME", choices)
-        text = re.split(r"[.;:](?:\s|$)", " ".join(texts.get(name, "").split()))[0]
+        words = re.split(r"[.;:](?:\s|$)", " ".join(text.split()))[0]
         flag = "" if name in ("kind", "shell") else f"--{name}"  # those two are words without a flag
-        found[name] = Option(flag, value if flag else name.upper(), text, completes)
+        found[name] = Option(flag, value if flag else name.upper(), words, completes)
     return found

@@ -1,7 +1,6 @@
-"""Completion scripts for shells, written from the table of options and the names that there are.
+"""Completion scripts for shells, plain text with the names that there are when it is made.
 
-Those of jsonargparse, argcomplete and shtab, import torch at each TAB or start of a shell, and know no recipes. This
-script is plain text, made in a tenth of a second; a new backbone shows after the next start of the shell.
+Those of jsonargparse, argcomplete and shtab import torch at each TAB or start of a shell, and know no recipes.
 """
 
 import re

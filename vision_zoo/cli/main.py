@@ -1,6 +1,5 @@
 """Run one command and print what went wrong in words."""
 
-import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from vision_zoo.cli.layers import SECTIONS, read_request, trusted_packages
 from vision_zoo.cli.messages import explain, quiet
 from vision_zoo.cli.parser import Parser, parse
 from vision_zoo.errors import ConfigError, refuse
+from vision_zoo.specs import import_path
 from vision_zoo.training.performance import keep_freed_memory
 from vision_zoo.training.processes import leave_processes, reported_elsewhere
 from vision_zoo.training.saving import AtomicCheckpointIO
@@ -46,8 +46,7 @@ def execute(words: Sequence[str]) -> Any:
     """Run one command and return what its function returns; `explain` puts its exceptions in words."""
     argv = Argv.read(words)
     verb = argv.verb
-    module, _, name = COMMANDS[verb].where.partition(":")
-    function = getattr(importlib.import_module(f"vision_zoo.{module}"), name)
+    function = import_path(f"vision_zoo.{COMMANDS[verb].where.replace(':', '.')}")
     if verb not in SECTIONS:
         return function(**_options_of(function, argv))
     request = read_request(argv, function)
@@ -85,8 +84,6 @@ def _options_of(function: Callable[..., Any], argv: Argv) -> dict[str, Any]:
 
 def _ask_for_checkpoint(argv: Argv) -> None:
     """Refuse a command without its checkpoint, save where it asks for help."""
-    problem = (
-        f"{argv.verb} needs a trained network: --ckpt_path with a checkpoint, a run folder, or best or last for the "
-        f"newest run, for example: vision_zoo {argv.verb} --ckpt_path best"
-    )
+    which = "--ckpt_path with a checkpoint, a run folder, or best or last for the newest run"
+    problem = f"{argv.verb} needs a trained network: {which}, for example: vision_zoo {argv.verb} --ckpt_path best"
     refuse(ConfigError, (not set(FLAGS) & dict(argv.options).keys(), problem))

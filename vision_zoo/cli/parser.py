@@ -21,10 +21,10 @@ from vision_zoo.building import without_random_weights
 from vision_zoo.checkpoints import find_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.cli.commands import SHARED
-from vision_zoo.cli.layers import SECTIONS, Request, read_config
+from vision_zoo.cli.layers import SECTIONS, Request
 from vision_zoo.cli.limits import LIMITS
 from vision_zoo.cli.messages import suggest_option
-from vision_zoo.cli.names import CLASS_SLOTS
+from vision_zoo.cli.names import CLASS_SLOTS, read_config
 from vision_zoo.cli.resuming import changes
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError, refuse

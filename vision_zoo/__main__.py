@@ -6,7 +6,7 @@ import os
 import sys
 
 from vision_zoo.cli.commands import COMMANDS, command_help, overview
-from vision_zoo.errors import VisionZooError, did_you_mean
+from vision_zoo.errors import InputError, VisionZooError, did_you_mean
 from vision_zoo.version import __version__
 
 
@@ -23,35 +23,26 @@ def main(argv: list[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes may be any bytes
     try:
-        code = _answer(words)
-        if code is None:
-            if "" not in sys.path:  # the user's own modules, in the working directory; last, so that none hides another
-                sys.path.append("")
-            from vision_zoo.cli.main import main as run  # noqa: PLC0415
-
-            if "--help_all" in words:
-                words = [words[0], "--help"]
-            code = run(words)
+        code = _run(words)
         sys.stdout.flush()
     except VisionZooError as error:
         sys.stderr.write(f"vision_zoo: {error}\n")
         return error.exit_code
-    except KeyboardInterrupt:  # while torch is being imported
+    except KeyboardInterrupt:
         return 130
-    except OSError as error:
-        unread = isinstance(error, BrokenPipeError)  # the reader, such as head, has seen enough
-        if not unread and os.environ.get("VISION_ZOO_DEBUG") == "1":
+    except OSError as error:  # of standard output
+        if os.environ.get("VISION_ZOO_DEBUG") == "1":
             raise
         with contextlib.suppress(OSError):  # no file: the embedding program has put something else in its place
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python writes again as it ends
-        if not unread:
+        if not isinstance(error, BrokenPipeError):  # whose reader, such as head, has seen enough
             sys.stderr.write(f"vision_zoo: {error}\n")
-        return 0 if unread else 1
+        return 1
     return code
 
 
-def _answer(words: list[str]) -> int | None:
-    """Answer what needs no torch; the exit code, or None for a command that does need it."""
+def _run(words: list[str]) -> int:
+    """Answer what needs no torch, and let cli.main run the rest; the exit code."""
     first = words[0] if words else ""
     if first in ("", "-h", "--help", "help"):
         sys.stdout.write(overview())
@@ -63,15 +54,19 @@ def _answer(words: list[str]) -> int | None:
         problem = f"there is no command {first!r}{did_you_mean(first, COMMANDS)}"
         if first.startswith("-"):
             problem = f"{first} must follow a command, as in: vision_zoo fit {' '.join(words[:2])}"
-        sys.stderr.write(f"vision_zoo: {problem}\nCommands: {', '.join(COMMANDS)}. See: vision_zoo --help\n")
-        return 2
-    if "-h" in words or "--help" in words or (COMMANDS[first].light and "--help_all" in words):
+        raise InputError(f"{problem}\nCommands: {', '.join(COMMANDS)}. See: vision_zoo --help")
+    command = COMMANDS[first]
+    if "-h" in words or "--help" in words or (command.light and "--help_all" in words):
         sys.stdout.write(command_help(first))
         return 0
-    if not COMMANDS[first].light:
-        return None
-    module = importlib.import_module(f"vision_zoo.{COMMANDS[first].where.partition(':')[0]}")
-    return int(module.main(words[1:]))
+    if command.light:
+        module = importlib.import_module(f"vision_zoo.{command.where.partition(':')[0]}")
+        return int(module.main(words[1:]))
+    if "" not in sys.path:  # the user's own modules, in the working directory; last, so that none hides another
+        sys.path.append("")
+    from vision_zoo.cli.main import main as run  # noqa: PLC0415  # imports torch, which takes seconds
+
+    return run([first, "--help"] if "--help_all" in words else words)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""vision_zoo from Python: five functions, thin calls of the commands."""
+"""vision_zoo from Python: five functions, thin calls of the commands.
+
+What is wrong with their arguments, a checkpoint or the data is a VisionZooError, whose message has the way out.
+"""
 
 from __future__ import annotations
 
@@ -46,12 +49,11 @@ def fit(recipe: str | Path | None = None, **options: Any) -> Run | None:
 
     Returns:
         The run; None with ``fast_dev_run`` and ``barebones``, which leave nothing.
-
-    Raises:
-        VisionZooError: with a message that says what is wrong, and the way out.
     """
+    from vision_zoo.cli.main import execute  # noqa: PLC0415  # imports torch
+
     config = [] if recipe is None else ["--config", str(recipe)]
-    folder = _execute("fit", *config, *_words(options))
+    folder = execute(["fit", *config, *_words(options)])
     return None if folder is None else Run.at(folder)
 
 
@@ -64,9 +66,6 @@ def load(path: str | Path, trusted_packages: Sequence[str] = ()) -> Classifier:
 
     Returns:
         The classifier, on the CPU, in eval mode.
-
-    Raises:
-        VisionZooError: if there is no such checkpoint, or it cannot be used.
     """
     from vision_zoo.checkpoints import open_checkpoint  # noqa: PLC0415  # imports torch
     from vision_zoo.classifier import Classifier  # noqa: PLC0415  # as above
@@ -92,9 +91,6 @@ def predict(
 
     Returns:
         A row for each image that can be read: path, label, probability, and label_2, probability_2, ...
-
-    Raises:
-        VisionZooError: if there are no images, or the checkpoint cannot be used.
     """
     from vision_zoo.checkpoints import open_checkpoint  # noqa: PLC0415  # all of these import torch
     from vision_zoo.classifier import Classifier  # noqa: PLC0415
@@ -118,23 +114,16 @@ def test(path: str | Path, **options: Any) -> dict[str, float]:
 
     Returns:
         The metrics by name, such as test/accuracy, a fraction.
-
-    Raises:
-        VisionZooError: if the checkpoint or the data cannot be used.
     """
-    return dict(_execute("test", "--ckpt_path", str(path), *_words(options)))
+    from vision_zoo.cli.main import execute  # noqa: PLC0415  # imports torch
+
+    return dict(execute(["test", "--ckpt_path", str(path), *_words(options)]))
 
 
 def runs(root: str | Path = ".") -> list[Run]:
     """The runs below a folder that holds "runs", the oldest first."""
     folders = [folder for folder in Path(root).glob("runs/*/version_*") if folder.is_dir()]
     return [Run.at(folder) for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns)]
-
-
-def _execute(*words: str) -> Any:
-    from vision_zoo.cli.main import execute  # noqa: PLC0415  # imports torch
-
-    return execute(words)
 
 
 def _words(options: Mapping[str, Any], prefix: str = "") -> list[str]:

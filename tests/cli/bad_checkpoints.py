@@ -95,7 +95,7 @@ CHECKPOINTS = [
     Case(
         "checkpoint of weights alone, to continue from",
         ("fit", "--ckpt_path", "run/checkpoints/alone.ckpt"),
-        r"alone\.ckpt holds weights alone .* take last\.ckpt, or start a new run with --model\.weights .*alone\.ckpt",
+        r"alone\.ckpt holds weights alone.* take last\.ckpt .*or start a new one with .*--model\.weights .*alone\.ckpt",
         changed("alone.ckpt", lambda c: [c.pop(name) for name in ("optimizer_states", "lr_schedulers", "loops")]),
     ),
     Case(

@@ -53,7 +53,7 @@ CONFIGS = [
     Case(
         "config with a number for a name",
         MINE,
-        r"3 is not a name",
+        r"Key must be a string, got: 3",
         config("model: {backbone: LeNet5}\ndata: MNIST5k\n3: 4"),
     ),
     Case("command misspelt", ("fti",), r"there is no command 'fti'; did you mean fit"),

@@ -21,11 +21,6 @@ def test_what_belongs_to_no_option_is_kept():
     assert argv.without({"data"}) == ["cnn_mnist", "more"]
 
 
-def test_options_of_a_place_for_classes_keep_their_order():
-    words = ["--trainer.callbacks", "A", "--trainer.callbacks.x=1", "--trainer.callbacks+", "B", "--data", "C"]
-    assert list(Argv.read(["fit", *words]).below("trainer.callbacks")) == [("", "A"), (".x", "1"), ("+", "B")]
-
-
 @pytest.mark.parametrize("words", [["--data.root", "--trainer.max_epochs", "1"], ["--data.root"]])
 def test_an_option_without_its_value_is_named(words):
     with pytest.raises(ConfigError, match=r"^--data\.root needs a value$"):

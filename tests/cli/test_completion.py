@@ -39,7 +39,7 @@ def complete(folder, *words: str) -> list[str]:
         (["fit", "--data", "=", "MNIST5"], {"MNIST5k"}),
         (["fit", "--model.backbone", "LeN"], {"LeNet5"}),
         (["fit", "--trainer.max_epochs", ""], set()),
-        (["fit", "--data.root", ""], {"runs"}),
+        (["fit", "--data.root", ""], {"runs", "own.yaml"}),
         (["show", "--data.root", "r"], {"runs"}),
         (["list", ""], {"backbones", "datasets", "recipes", "runs"}),
         (["export", "--format", "on"], {"onnx"}),

@@ -93,7 +93,10 @@ def test_a_folder_is_not_decoded_for_a_few_images(here, monkeypatch):
     [
         (["--count", "0"], "--count must be between 1 and 500, got 0"),
         (["--output", "x.pdf"], "--output x.pdf must end in .png"),
-        (["--augmented", "true"], "no augmentation is set for MNIST5k. Give --data.augmentation"),
+        (
+            ["--augmented", "true", "--data.augmentation", "null"],
+            "no augmentation is set for MNIST5k. Give --data.augmentation",
+        ),
         (["--augmented", "true", "--split", "test", "--data.augmentation", FLIP], "test images are never augmented"),
         (["--split", "val", "--data.val_split", "0"], "--data.val_split is 0"),
         (["--data", "MNIST5"], "did you mean MNIST5k"),

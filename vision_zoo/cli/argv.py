@@ -1,6 +1,6 @@
 """The command line as options and values, read once and never changed."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vision_zoo.errors import ConfigError
@@ -47,12 +47,6 @@ class Argv:
     def last(self, *names: str) -> str | None:
         """The value of an option that counts, or None."""
         return next(reversed(self.values(*names)), None)
-
-    def below(self, slot: str) -> Iterator[tuple[str, str]]:
-        """The options of a place that holds classes: what follows its name, such as "", "+" or ".lr", and the value."""
-        for name, value in self.options:
-            if value is not None and (name == slot or name.startswith((f"{slot}.", f"{slot}+"))):
-                yield name.removeprefix(slot), value
 
     def without(self, names: Iterable[str]) -> list[str]:
         """The words of all other options, each with its value in one word."""

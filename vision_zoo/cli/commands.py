@@ -3,12 +3,10 @@
 The words for a command are those of its function's docstring, read from the source, so that ``--help`` needs no torch.
 """
 
-import ast
-import functools
 import re
 import textwrap
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from vision_zoo.version import __version__
 
@@ -16,30 +14,27 @@ WIDTH = 80  # columns of the smallest terminal that the texts are written for
 _PACKAGE = Path(__file__).parents[1]
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """An option that people use often."""
 
     flag: str  # as typed, with its dashes; empty for a plain word
     value: str  # what stands for its value in the help
     text: str  # what it does, a few words
-    completes: str = (
-        ""  # words that a shell offers; FILES, FOLDERS, recipes, backbones, datasets stand for what there is
-    )
+    completes: str = ""  # words that a shell offers; those in capitals stand for what there is
 
 
 # Options that several commands have, of the data, the network and the trainer.
 SHARED = {
     option.flag.lstrip("-"): option
     for option in (
-        Option("--config", "NAME|FILE", "a recipe by name, or a YAML file", "recipes FILES"),
+        Option("--config", "NAME|FILE", "a recipe by name, or a YAML file", "RECIPES FILES"),
         Option("--ckpt_path", "PATH", "checkpoint or run folder; best, last: newest run", "best last FILES"),
         Option("--trusted_packages", "NAME", "trust this package's classes in checkpoints"),
-        Option("--data", "NAME", "dataset, see: vision_zoo list datasets", "datasets"),
-        Option("--data.root", "FOLDER", "where its files are, or are downloaded to", "FOLDERS"),
+        Option("--data", "NAME", "dataset, see: vision_zoo list datasets", "DATASETS"),
+        Option("--data.root", "FOLDER", "where its files are, or are downloaded to", "FILES"),
         Option("--data.batch_size", "N", "images per batch, in each process"),
         Option("--data.val_split", "X", "validation part: fraction or count of train"),
-        Option("--model.backbone", "NAME", "network, see: vision_zoo list backbones", "backbones"),
+        Option("--model.backbone", "NAME", "network, see: vision_zoo list backbones", "BACKBONES"),
         Option("--model.optimizer", "NAME", "a class of torch.optim", "Adam AdamW SGD RMSprop"),
         Option("--model.optimizer.lr", "X", "learning rate; the peak of OneCycleLR"),
         Option("--model.scheduler", "NAME", "learning rate schedule", "CosineAnnealingLR OneCycleLR StepLR"),
@@ -47,33 +42,31 @@ SHARED = {
         Option("--trainer.accelerator", "NAME", "cpu, gpu or auto", "auto cpu gpu"),
         Option("--trainer.devices", "N", "number of processes or GPUs"),
         Option("--trainer.precision", "NAME", "32-true, bf16-mixed, ...", "32-true bf16-mixed 16-mixed"),
-        Option("--trainer.default_root_dir", "FOLDER", "where the folder runs is made", "FOLDERS"),
+        Option("--trainer.default_root_dir", "FOLDER", "where the folder runs is made", "FILES"),
         Option("--seed_everything", "N", "decides weights, dropout, augmentation"),
     )
 }
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """A command of the command line."""
 
     where: str  # module and name of its function
-    common: tuple[str, ...]  # the options that its short help shows: of SHARED, or parameters of the function
     example: str  # a whole command line
+    common: tuple[str, ...] = ()  # the options that its short help shows; by default the parameters of its function
     light: bool = False  # answered without torch, so that there are no options besides these
-    files: str = "FILES"  # what a shell offers for the option output: FILES or FOLDERS
 
     @property
     def text(self) -> str:
         """What it does, one line of the overview."""
-        line = str(ast.get_docstring(_function(self.where))).partition("\n")[0].rstrip(".")
+        line = _definition(self.where)[1].partition(".\n")[0]
         return line[0].lower() + line[1:]
 
     @property
-    def options(self) -> tuple[Option, ...]:
+    def options(self) -> list[Option]:
         """The common ones."""
-        own = _own_options(self.where, self.files)
-        return tuple(SHARED[name] if name in SHARED else own[name] for name in self.common)
+        own = _own_options(self.where)
+        return [SHARED.get(name) or own[name] for name in self.common or own]
 
 
 _SCORING = ("data", "data.root", "data.batch_size", "trainer.accelerator", "trainer.devices", "trusted_packages")
@@ -81,48 +74,35 @@ _SCORING = ("data", "data.root", "data.batch_size", "trainer.accelerator", "trai
 COMMANDS: dict[str, Command] = {
     "fit": Command(
         "verbs.fit:fit",
+        "vision_zoo fit --config lenet5_mnist --data MNIST5k",
         (
             *("config", "ckpt_path", "data", "data.root", "data.batch_size", "data.val_split"),
             *("model.backbone", "model.optimizer", "model.optimizer.lr", "model.scheduler"),
             *("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.precision"),
             *("trainer.default_root_dir", "seed_everything", "test_after_fit", "tta", "trusted_packages"),
         ),
-        "vision_zoo fit --config lenet5_mnist --data MNIST5k",
     ),
-    "validate": Command("verbs.evaluate:validate", ("ckpt_path", *_SCORING), "vision_zoo validate --ckpt_path best"),
+    "validate": Command("verbs.evaluate:validate", "vision_zoo validate --ckpt_path best", ("ckpt_path", *_SCORING)),
     "test": Command(
         "verbs.evaluate:test",
-        ("ckpt_path", "output", "tta", *_SCORING),
         "vision_zoo test --ckpt_path runs/lenet5_mnist/version_0",
-        files="FOLDERS",
+        ("ckpt_path", "output", "tta", *_SCORING),
     ),
-    "predict": Command(
-        "verbs.predict:predict",
-        ("ckpt_path", "images", "output", "format", "top_k", "invert", "batch_size", "accelerator", "trusted_packages"),
-        "vision_zoo predict --ckpt_path best --images scans photo.jpg",
-    ),
-    "export": Command(
-        "verbs.export:export",
-        ("ckpt_path", "format", "output", "trusted_packages"),
-        "vision_zoo export --ckpt_path best --format onnx --output digits.onnx",
-    ),
+    "predict": Command("verbs.predict:predict", "vision_zoo predict --ckpt_path best --images scans photo.jpg"),
+    "export": Command("verbs.export:export", "vision_zoo export --ckpt_path best --format onnx --output digits.onnx"),
     "summary": Command(
         "verbs.summary:summary",
-        ("config", "model.backbone", "data", "ckpt_path", "depth", "trusted_packages"),
         "vision_zoo summary --model.backbone LeNet5 --data FashionMNIST",
+        ("config", "model.backbone", "data", "ckpt_path", "depth", "trusted_packages"),
     ),
     "show": Command(
         "verbs.show:show",
-        ("data", "data.root", "config", "split", "count", "augmented", "ckpt_path", "output", "trusted_packages"),
         "vision_zoo show --data MNIST5k --split test --count 20",
+        ("data", "data.root", "config", "split", "count", "augmented", "ckpt_path", "output", "trusted_packages"),
     ),
-    "report": Command(
-        "verbs.report:report", ("ckpt_path", "output", "trusted_packages"), "vision_zoo report --ckpt_path best"
-    ),
-    "list": Command(
-        "verbs.list_:list_", ("kind", "sort", "root"), "vision_zoo list runs --sort test/accuracy", light=True
-    ),
-    "completion": Command("cli.completion:completion", ("shell",), 'eval "$(vision_zoo completion bash)"', light=True),
+    "report": Command("verbs.report:report", "vision_zoo report --ckpt_path best"),
+    "list": Command("verbs.list_:list_", "vision_zoo list runs --sort test/accuracy", light=True),
+    "completion": Command("cli.completion:completion", 'eval "$(vision_zoo completion bash)"', light=True),
 }
 
 
@@ -162,45 +142,43 @@ def command_help(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-_COMPLETES = {"shell": "bash zsh fish", "accelerator": "auto cpu gpu", "images": "FILES", "root": "FOLDERS"}
+# How an option of one command is shown and completed: by its name, else by its type.
 _BY_NAME = {
-    "images": "PATH ...",
-    "output": "PATH",
-    "root": "FOLDER",
-    "sort": "COLUMN",
-    "kind": "KIND",
-    "shell": "SHELL",
+    "images": ("PATH ...", "FILES"),
+    "output": ("PATH", "FILES"),
+    "root": ("FOLDER", "FILES"),
+    "sort": ("COLUMN", ""),
+    "shell": ("NAME", "bash zsh fish"),
+    "accelerator": ("NAME", "auto cpu gpu"),
 }
-_BY_TYPE = {"bool": "true|false", "int": "N", "float": "X"}
+_BY_TYPE = {"bool": ("true|false", "true false"), "int": ("N", ""), "float": ("X", "")}
+_PARAMETER = re.compile(r"(\w+): ((?:\[.*?\]|[^\[,=)#\n])+)")  # its name and type
+_LITERAL = re.compile(r"^(\w+) = Literal\[(.+)\]$", re.MULTILINE)
 
 
-@functools.cache
-def _tree(module: str) -> list[ast.stmt]:
-    path = _PACKAGE.joinpath(*module.split("."))
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    return ast.parse(path.read_text(encoding="utf-8")).body
+def _source(module: str) -> str:
+    file = _PACKAGE.joinpath(*module.split("."))
+    return (file / "__init__.py" if file.is_dir() else file.with_suffix(".py")).read_text(encoding="utf-8")
 
 
-def _function(where: str) -> ast.FunctionDef:
+def _definition(where: str) -> tuple[str, str]:
+    """The parameters and the docstring of a command's function, as they are written."""
     module, _, name = where.partition(":")
-    return next(node for node in _tree(module) if isinstance(node, ast.FunctionDef) and node.name == name)
+    parameters, docstring, _ = _source(module).partition(f"\ndef {name}(")[2].split('"""', maxsplit=2)
+    return parameters, docstring
 
 
-@functools.cache
-def _own_options(where: str, files: str) -> dict[str, Option]:
+def _own_options(where: str) -> dict[str, Option]:
     """The parameters of a function as options, with what Args says of them up to the first stop, semicolon or colon."""
-    assigned = [node for node in _tree("types") if isinstance(node, ast.Assign)]
-    types = {ast.unparse(node.targets[0]): ast.unparse(node.value) for node in assigned}
-    function = _function(where)
-    about = str(ast.get_docstring(function)).partition("Args:\n")[2]
-    texts = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", about, re.MULTILINE))
+    parameters, docstring = _definition(where)
+    kinds, shared_types = dict(_PARAMETER.findall(parameters)), dict(_LITERAL.findall(_source("types")))
+    about = docstring.partition("Args:\n")[2].partition("\n\n")[0]
     found = {}
-    for argument in (*function.args.args, *function.args.kwonlyargs):
-        name, kind = argument.arg, ast.unparse(argument.annotation) if argument.annotation else ""
-        text = re.split(r"[.;:](?:\s|$)", " ".join(texts.get(name, "").split()))[0]
-        literals = " ".join(re.findall(r"'([^']+)'", types.get(kind, kind)))
-        completes = {**_COMPLETES, "output": files}.get(name) or literals or ("true false" if "bool" in kind else "")
-        by_type = (value for type_, value in _BY_TYPE.items() if re.search(rf"\b{type_}\b", kind))
+    for name, text in re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", about, re.MULTILINE):
+        kind = kinds[name].strip().removesuffix(" | None")
+        choices = " ".join(re.findall(r'"(.+?)"', shared_types.get(kind, kind)))
+        value, completes = _BY_NAME.get(name) or _BY_TYPE.get(kind) or ("NAME", choices)
+        words = re.split(r"[.;:](?:\s|$)", " ".join(text.split()))[0]
         flag = "" if name in ("kind", "shell") else f"--{name}"  # those two are words without a flag
-        found[name] = Option(flag, _BY_NAME.get(name) or next(by_type, "NAME"), text, completes)
+        found[name] = Option(flag, value if flag else name.upper(), words, completes)
     return found

@@ -1,7 +1,6 @@
-"""Completion scripts for shells, written from the table of options and the names that there are.
+"""Completion scripts for shells, plain text with the names that there are when it is made.
 
-Those of jsonargparse, argcomplete and shtab, import torch at each TAB or start of a shell, and know no recipes. This
-script is plain text, made in a tenth of a second; a new backbone shows after the next start of the shell.
+Those of jsonargparse, argcomplete and shtab import torch at each TAB or start of a shell, and know no recipes.
 """
 
 import re
@@ -17,12 +16,7 @@ _SAFE = re.compile(r"[\w./+=-]+")  # of names that become part of a script which
 
 def main(words: Sequence[str]) -> int:
     """Answer ``vision_zoo completion``; the exit code."""
-    shell = words[0] if words else ""
-    given = f", not {' '.join(words)!r}{did_you_mean(shell, SHELLS)}" if words else ""
-    hint = 'For bash, in ~/.bashrc: eval "$(vision_zoo completion bash)"'
-    wrong = len(words) != 1 or shell not in SHELLS
-    refuse(ConfigError, (wrong, f"completion takes bash, zsh or fish{given}\n{hint}"))
-    print(completion(shell))
+    print(completion(" ".join(words)))
     return 0
 
 
@@ -32,17 +26,18 @@ def completion(shell: str) -> str:
     Args:
         shell: bash, zsh or fish.
     """
+    given = f", not {shell!r}{did_you_mean(shell, SHELLS)}" if shell else ""
+    hint = 'For bash, in ~/.bashrc: eval "$(vision_zoo completion bash)"'
+    refuse(ConfigError, (shell not in SHELLS, f"completion takes bash, zsh or fish{given}\n{hint}"))
     return SHELLS[shell]()
 
 
-def _values(option: Option) -> tuple[str, str]:
-    """The words that a shell offers for an option, and whether it adds FILES or FOLDERS."""
-    there_is = {"recipes": listing.recipes, "backbones": listing.backbones, "datasets": listing.datasets}
-    words: list[str] = []
-    for word in option.completes.split():
-        words += [row["name"] for row in there_is[word]()] if option.flag and word in there_is else [word]
-    files = {"FILES", "FOLDERS"} & {*words}
-    return " ".join(word for word in words if _SAFE.fullmatch(word) and word not in files), "".join(files)
+def _names() -> dict[str, str]:
+    """The names of what there is, by the word that stands for them; the shell itself knows its FILES."""
+    rows = {"RECIPES": listing.recipes(), "BACKBONES": listing.backbones(), "DATASETS": listing.datasets(), "FILES": []}
+    return {
+        word: " ".join(row["name"] for row in found if _SAFE.fullmatch(row["name"])) for word, found in rows.items()
+    }
 
 
 def _flags(name: str) -> list[Option]:
@@ -53,11 +48,12 @@ def _flags(name: str) -> list[Option]:
 
 def _bash() -> str:
     """The script for bash; it also serves words of the form --option=value."""
-    cases, flags = [], []
+    names, cases, flags = _names(), [], []
     for name, command in COMMANDS.items():
         for option in command.options:
-            words, files = _values(option)
-            cases.append(f'        {name}:{option.flag or name}) words="{words}" files={files or "none"} ;;')
+            words = " ".join(names.get(word, word) for word in option.completes.split())
+            files = "yes" if "FILES" in option.completes else "no"
+            cases.append(f'        {name}:{option.flag or name}) words="{words}" files={files} ;;')
         flags.append(f'            {name}) words="{" ".join(option.flag for option in _flags(name))}" ;;')
     lines = "\n"
     return f"""# bash completion of vision_zoo. In ~/.bashrc: eval "$(vision_zoo completion bash)"
@@ -77,17 +73,15 @@ _vision_zoo() {{
 {lines.join(cases)}
     esac
     if [[ -z $files || ( $current == -* && $before != -* ) ]]; then
-        files=none
+        files=no
         case ${{COMP_WORDS[1]}} in
 {lines.join(flags)}
         esac
     fi
     COMPREPLY=($(compgen -W "$words" -- "$current"))
-    if [[ $files != none ]]; then
-        local kind=-f
-        [[ $files == FOLDERS ]] && kind=-d
+    if [[ $files == yes ]]; then
         compopt -o filenames 2>/dev/null
-        while IFS= read -r file; do COMPREPLY+=("$file"); done < <(compgen $kind -- "$current")
+        while IFS= read -r file; do COMPREPLY+=("$file"); done < <(compgen -f -- "$current")
     fi
 }}
 complete -F _vision_zoo vision_zoo"""
@@ -102,14 +96,13 @@ def _zsh() -> str:
 def _fish() -> str:
     """The script for fish; commands and options come with their texts."""
     head = "# fish completion of vision_zoo. In ~/.config/fish/config.fish: vision_zoo completion fish | source"
-    lines = [head, "complete -c vision_zoo -f"]
+    names, lines = _names(), [head, "complete -c vision_zoo -f"]
     for name, command in COMMANDS.items():
         lines.append(f"complete -c vision_zoo -n __fish_use_subcommand -a {name} -d {quote(command.text)}")
         for option in [*(option for option in command.options if not option.flag), *_flags(name)]:
-            words, files = _values(option)
+            words = " ".join(names.get(word, word) for word in option.completes.split())
             offered = f" -a {quote(words)}" if words else ""
-            offered = " -a '(__fish_complete_directories)'" if files == "FOLDERS" else offered
-            kind = "" if not option.value else " -r -F" if files == "FILES" else " -x"
+            kind = "" if not option.value else " -r -F" if "FILES" in option.completes else " -x"
             about = f" -l {option.flag[2:]}{kind}{offered} -d {quote(option.text)}" if option.flag else offered
             lines.append(f"complete -c vision_zoo -n '__fish_seen_subcommand_from {name}'{about}")
     return "\n".join(lines)

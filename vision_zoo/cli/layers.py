@@ -3,16 +3,14 @@
 import copy
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vision_zoo.checkpoints import Checkpoint, open_checkpoint
+from vision_zoo.cli import names
 from vision_zoo.cli.argv import Argv
-from vision_zoo.cli.names import CLASS_SLOTS, LIST_SLOTS, as_spec, class_choice, find_class, find_config, run_name_of
 from vision_zoo.cli.resuming import check_places, check_run_folder
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError, refuse
@@ -27,8 +25,6 @@ DEFAULTS: Config = {  # of what a configuration leaves out
     "model": {"optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.001}}},
     "trainer": {"max_epochs": 10},
 }
-# What belongs to the experiment and stays when another dataset is named.
-SHARED_DATA_OPTIONS = tuple(options_of(ImageDataModule))
 # The sections of a configuration that a command has.
 SECTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("fit", "validate", "test"), ("model", "data", "trainer")),
@@ -53,12 +49,12 @@ class Request:
 
 def read_request(argv: Argv, verb: Callable[..., Any]) -> Request:
     """Lay defaults, checkpoint, files and classes of the command line over each other; `verb` is its function."""
-    files = [find_config(name) for name in argv.values("config")]
-    given: Config = reduce(_merge, map(read_config, files), {})
+    files = [names.find_config(name) for name in argv.values("config")]
+    given: Config = reduce(_merge, map(names.read_config, files), {})
     trusted = trusted_packages(argv, given.pop("trusted_packages", None))
     checkpoint = _checkpoint(argv, given, trusted, files)
     stored = {} if checkpoint is None else _stored(checkpoint, argv.verb)
-    run_name = run_name_of(files[0]) if files else "default"
+    run_name = names.run_name_of(files[0]) if files else "default"
     if checkpoint is not None and argv.verb == "fit":
         check_places(checkpoint, stored, given, argv)
         run_name = checkpoint.run_name or run_name
@@ -72,21 +68,15 @@ def read_request(argv: Argv, verb: Callable[..., Any]) -> Request:
 
 def trusted_packages(argv: Argv, from_files: Any = None) -> tuple[str, ...]:
     """The packages that command line and files call trusted."""
-    named: list[Any] = listed(from_files)
+    named = [*listed(from_files)]
     for word in argv.values("trusted_packages", "trusted_packages+"):
-        try:
-            named += listed(yaml.safe_load(word))
-        except yaml.YAMLError as error:
-            problem = f"--trusted_packages {word}: give the name of a package, or a list such as [a, b]"
-            raise ConfigError(problem) from error
+        named += listed(names.from_yaml(word, f"--trusted_packages {word}"))
     return tuple(map(str, named))
 
 
 def _defaults(argv: Argv, given: Config, has_files: bool) -> Config:
     """What the files lie on where there is no checkpoint; without files the default recipe."""
-    base = DEFAULTS if has_files else read_config(find_config(DEFAULT_RECIPE))
-    if argv.verb == "show" and not has_files:
-        return {"data": {"class_path": base["data"]["class_path"]}}  # the recipe's options are of no use to others
+    base = DEFAULTS if has_files else names.read_config(names.find_config(DEFAULT_RECIPE))
     steps, epochs = (_of_trainer(argv, given, name) for name in ("max_steps", "max_epochs"))
     if steps not in (None, "-1", -1) and epochs in (None, "-1", -1):  # the default number of epochs would end the run
         return _merge(base, {"trainer": {"max_epochs": -1}})
@@ -106,22 +96,15 @@ def _checkpoint(argv: Argv, given: Config, trusted: tuple[str, ...], files: list
     root = expanded(_of_trainer(argv, given, "default_root_dir") or ".")
     if argv.verb != "fit":
         return open_checkpoint(str(name), trusted, root=root, prefer="best")
-    if name == "best":
-        raise ConfigError(
-            "--ckpt_path best: fit resumes where the newest run ended, with --ckpt_path last. To go back to its best "
-            "epoch and drop what was trained since, give the path of its best.ckpt"
-        )
-    run_name = run_name_of(files[0]) if files else None
+    older = "to drop what was trained after its best epoch, give the path of its best.ckpt"
+    problem = f"--ckpt_path best: fit resumes where the newest run ended, with --ckpt_path last; {older}"
+    refuse(ConfigError, (name == "best", problem))
+    run_name = names.run_name_of(files[0]) if files else None
     checkpoint = open_checkpoint(str(name), trusted, root=root, prefer="last", run_name=run_name)
-    path, again = checkpoint.path, f"--model.weights {checkpoint.path}"
-    outside = (
-        f"{path} lies in no run folder, and fit continues a run in its own. To start a new run from these weights: "
-        f"their --config, and {again}"
-    )
-    stateless = (
-        f"{path} holds weights alone (as of ModelCheckpoint's save_weights_only), and no state to continue from: "
-        f"take last.ckpt, or start a new run with {again}"
-    )
+    path = checkpoint.path
+    way_out = f"take last.ckpt of its run, or start a new one with --config and --model.weights {path}"
+    outside = f"{path} lies in no run folder, and fit continues a run in its own: {way_out}"
+    stateless = f"{path} holds weights alone, and no state to continue from: {way_out}"
     has_state = {"optimizer_states", "loops"} <= checkpoint.content.keys()
     refuse(CheckpointError, (path.parent.name != "checkpoints", outside), (not has_state, stateless))
     check_run_folder(checkpoint)
@@ -133,16 +116,15 @@ def _stored(checkpoint: Checkpoint, verb: str) -> Config:
     if config := copy.deepcopy(checkpoint.config):
         if verb != "fit":
             # How it was trained (devices, epochs, loggers) says nothing about how to use it; how it was tested does.
-            used = ("seed_everything", "model", "data", *(["tta"] if verb == "test" else []))
-            return {key: config[key] for key in used if key in config}
+            return {key: config[key] for key in ("seed_everything", "model", "data", "tta") if key in config}
         root = (config.get("trainer") or {}).get("default_root_dir")
         if root is not None and expanded(root).resolve() != checkpoint.path.resolve().parents[4]:  # it was moved
             del config["trainer"]["default_root_dir"]
         return config
     # Written by plain Python: the model describes itself.
     hparams = checkpoint.content["hyper_parameters"]
-    names = ("backbone", "optimizer", "scheduler", "label_smoothing")
-    stored: Config = {"model": {name: hparams[name] for name in names if hparams.get(name) is not None}}
+    described = ("backbone", "optimizer", "scheduler", "label_smoothing")
+    stored: Config = {"model": {name: hparams[name] for name in described if hparams.get(name) is not None}}
     if checkpoint.data:
         stored["data"] = checkpoint.data
     elif verb == "summary":  # which needs no data, but the parser does
@@ -151,108 +133,37 @@ def _stored(checkpoint: Checkpoint, verb: str) -> Config:
 
 
 def _with_classes(config: Config, argv: Argv) -> Config:
-    """Lay the classes that the command line names over a configuration."""
-    for slot in CLASS_SLOTS:
+    """Lay the classes that the command line names over a configuration; lists of classes are left to the parser."""
+    for slot in names.CLASS_SLOTS:
         section, _, key = slot.partition(".")
-        if slot in LIST_SLOTS:
-            if any(argv.below(slot)):
-                holder = config.setdefault(section, {})
-                holder = holder.setdefault("init_args", {}) if section == "data" else holder
-                holder[key] = _listed_choices(holder.get(key), argv, slot)
-        elif (word := argv.last(slot, f"{slot}.class_path")) is not None:
-            choice = class_choice(word, slot)
+        if slot not in names.LIST_SLOTS and (word := argv.last(slot, f"{slot}.class_path")) is not None:
+            choice = names.class_choice(word, slot)
             config = _merge(config, {section: {key: choice} if key else choice})
     return config
 
 
 def _with_backbone(config: Config, has_checkpoint: bool) -> Config:
     """The configuration with the backbone as the parser wants it; a checkpoint's weights replace the first ones."""
-    model = config.get("model")
-    if has_checkpoint and isinstance(model, dict):
+    model = config.get("model", {})
+    backbone = model.get("backbone")
+    if has_checkpoint:
         model.pop("weights", None)
-        if "backbone" in model:
-            model["backbone"] = without_downloads(model["backbone"])
-    backbone = model.get("backbone") if isinstance(model, dict) else None
+        backbone = without_downloads(backbone)
     if isinstance(backbone, dict) and backbone.keys() == {"class_path"}:
         path = backbone["class_path"]
-        config["model"]["backbone"] = backbone if inspect.isclass(import_path(path)) else path  # of a function
+        backbone = backbone if inspect.isclass(import_path(path)) else path  # of a function
+    if backbone is not None:
+        model["backbone"] = backbone
     return config
 
 
 def _other_words(argv: Argv, has_checkpoint: bool) -> list[str]:
-    """The words that are left for the parser, with the classes that --help is asked about by their full path."""
+    """The words that are left for the parser."""
     read = {"config", "ckpt_path", "trusted_packages", "trusted_packages+", *(FIRST_WEIGHTS if has_checkpoint else ())}
-    for slot in CLASS_SLOTS:
-        read |= {slot, f"{slot}.class_path", f"{slot}.help"}
-        read |= {f"{slot}{rest}" for rest, _ in argv.below(slot)} if slot in LIST_SLOTS else set()
-    helps = [f"--{slot}.help={find_class(name, slot)}" for slot in CLASS_SLOTS for name in argv.values(f"{slot}.help")]
-    return [*argv.without(read), *helps]
-
-
-def _listed_choices(value: Any, argv: Argv, slot: str) -> Any:
-    """The classes of a place after ``--slot A --slot+ B --slot.option value``; an option is of the class before it."""
-    items: Any = value
-    for rest, word in argv.below(slot):
-        if rest in ("", ".class_path"):
-            items = class_choice(word, slot)
-        elif rest == "+":
-            items = [*listed(items), *listed(class_choice(word, slot))]
-        elif rest != ".help":
-            last = listed(items)[-1] if listed(items) else None
-            if not isinstance(last, dict):
-                raise ConfigError(f"--{slot}{rest}: name a class before, with --{slot}")
-            options = last.setdefault("init_args", {})
-            *path, name = rest.removeprefix(".init_args").removeprefix(".").split(".")
-            for part in path:
-                options = options.setdefault(part, {})
-            options[name] = word
-    return items
-
-
-def read_config(path: Path) -> Config:
-    """Read a YAML file of options; every class gets its full path. Anything else is a ConfigError."""
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    strange, expected = _no_name(config), "must hold options as 'name: value'"
-    refuse(
-        ConfigError,
-        (config is None, f"{path} is empty: write options as 'name: value', or leave --config out for the defaults"),
-        (not isinstance(config, dict), f"{path} {expected}, got {type(config).__name__}"),
-        (strange is not None, f"{path} {expected}, but {strange!r} is not a name"),
-    )
-    return _with_full_paths(config, str(path))
-
-
-def _no_name(node: Any) -> Any:
-    """A key of nested options that is not a string."""
-    for key, value in node.items() if isinstance(node, dict) else ():
-        strange = key if not isinstance(key, str) else _no_name(value)
-        if strange is not None:
-            return strange
-    return None
-
-
-def _with_full_paths(config: Config, where: str) -> Config:
-    """A configuration of a file with every class named by its full path; its sections must hold options."""
-    examples = {"model": " such as backbone: LeNet5", "trainer": " such as max_epochs: 5", "data": ""}
-    for section, example in examples.items():
-        if section in config and not isinstance(config[section], (dict, str) if section == "data" else dict):
-            raise ConfigError(f"{where}: '{section}' must hold options{example}, got {config[section]!r}")
-    if "data" in config:
-        config["data"] = as_spec(config["data"], "data")
-    for slot in CLASS_SLOTS:
-        section, _, key = slot.partition(".")
-        holder = config.get(section)
-        holder = holder.get("init_args") if section == "data" and isinstance(holder, dict) else holder
-        if key and isinstance(holder, dict) and holder.get(key) is not None:
-            value = holder[key]
-            several = slot in LIST_SLOTS and isinstance(value, list)
-            holder[key] = [as_spec(item, slot) for item in value] if several else as_spec(value, slot)
-    return config
+    alone = names.CLASS_SLOTS.keys() - names.LIST_SLOTS
+    read |= {f"{slot}{end}" for slot in alone for end in ("", ".class_path")}
+    options = tuple((name, names.in_full(name, value)) for name, value in argv.options)
+    return replace(argv, options=options).without(read)
 
 
 def _merge(base: Config, new: Mapping[str, Any]) -> Config:
@@ -282,5 +193,5 @@ def _kept_data_options(class_path: str, options: Mapping[str, Any]) -> Config:
         foreign = per_channel and (not isinstance(channels, tuple) or len(channels) != len(value))
         return not count and not foreign
 
-    shared = {name: options[name] for name in SHARED_DATA_OPTIONS if name in options and name in known}
+    shared = {name: options[name] for name in options_of(ImageDataModule) if name in options and name in known}
     return {name: value for name, value in shared.items() if stays(name, value)}

@@ -1,19 +1,20 @@
 """Run one command and print what went wrong in words."""
 
-import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from vision_zoo.cli.argv import FLAGS, Argv
-from vision_zoo.cli.commands import COMMANDS, SHARED
+from vision_zoo.cli.commands import COMMANDS
 from vision_zoo.cli.layers import SECTIONS, read_request, trusted_packages
 from vision_zoo.cli.messages import explain, quiet
 from vision_zoo.cli.parser import Parser, parse
 from vision_zoo.errors import ConfigError, refuse
+from vision_zoo.specs import import_path
 from vision_zoo.training.performance import keep_freed_memory
 from vision_zoo.training.processes import leave_processes, reported_elsewhere
 from vision_zoo.training.saving import AtomicCheckpointIO
@@ -27,18 +28,13 @@ def main(words: Sequence[str]) -> int:
     keep_freed_memory()
     try:
         execute(words)
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
-        if os.environ.get("VISION_ZOO_DEBUG") == "1":
+        if isinstance(error, BrokenPipeError) or os.environ.get("VISION_ZOO_DEBUG") == "1":
             raise
         message, code = explain(error)
         if not reported_elsewhere(error):
             sys.stderr.write(f"vision_zoo: {message}\n")
         return code
-    except KeyboardInterrupt:
-        return 130
     except SystemExit as asked:  # the parser's --help and --print_config; Lightning turns Ctrl-C into an exit
         return 130 if isinstance(asked.__context__, KeyboardInterrupt) else int(asked.code or 0)
     finally:
@@ -50,8 +46,7 @@ def execute(words: Sequence[str]) -> Any:
     """Run one command and return what its function returns; `explain` puts its exceptions in words."""
     argv = Argv.read(words)
     verb = argv.verb
-    module, _, name = COMMANDS[verb].where.partition(":")
-    function = getattr(importlib.import_module(f"vision_zoo.{module}"), name)
+    function = import_path(f"vision_zoo.{COMMANDS[verb].where.replace(':', '.')}")
     if verb not in SECTIONS:
         return function(**_options_of(function, argv))
     request = read_request(argv, function)
@@ -72,31 +67,23 @@ def execute(words: Sequence[str]) -> Any:
 
 def _options_of(function: Callable[..., Any], argv: Argv) -> dict[str, Any]:
     """Parse the options of a command whose function opens the checkpoint itself: its parameters are the options."""
-    verb, stray = argv.verb, argv.stray
     by_hand: dict[str, Any] = {"trusted_packages": trusted_packages(argv)}
-    if verb == "predict":  # the parser takes a list only as a bracketed word
-        by_hand["images"], stray = [*argv.values("images"), *argv.stray], ()
-    about = COMMANDS[verb].text
-    parser = ArgumentParser(prog=f"vision_zoo {verb}", description=about, exit_on_error=False, allow_abbrev=False)
+    if argv.verb == "predict":  # the parser takes a list only as a bracketed word
+        by_hand["images"], argv = [*argv.values("images"), *argv.stray], replace(argv, stray=())
+    command, prog = COMMANDS[argv.verb], f"vision_zoo {argv.verb}"
+    parser = ArgumentParser(prog=prog, description=command.text, exit_on_error=False, allow_abbrev=False)
     added = parser.add_function_arguments(function, skip={*by_hand}, fail_untyped=True)
-    for name in by_hand:
-        parser.add_argument(f"--{name}", help="files, folders and patterns" if name == "images" else SHARED[name].text)
-    args = []
-    for name, value in argv.options:
-        if name not in by_hand:
-            section, _, own = name.partition(".")  # --data.batch_size and --trainer.accelerator are as in fit
-            option = own if section in ("data", "trainer") and own in added else name
-            args.append(f"--{option}" if value is None else f"--{option}={value}")
-    if "ckpt_path" in added and not argv.values("ckpt_path"):
+    for option in command.options:
+        if option.flag[2:] in by_hand:
+            parser.add_argument(option.flag, help=option.text)
+    if not argv.values("ckpt_path"):
         _ask_for_checkpoint(argv)
-    options = parse(parser, [*args, *stray], verb, {})
+    options = parse(parser, argv.without(by_hand), argv.verb, {})
     return {**{name: options[name] for name in added}, **by_hand}
 
 
 def _ask_for_checkpoint(argv: Argv) -> None:
     """Refuse a command without its checkpoint, save where it asks for help."""
-    problem = (
-        f"{argv.verb} needs a trained network: --ckpt_path with a checkpoint, a run folder, or best or last for the "
-        f"newest run, for example: vision_zoo {argv.verb} --ckpt_path best"
-    )
+    which = "--ckpt_path with a checkpoint, a run folder, or best or last for the newest run"
+    problem = f"{argv.verb} needs a trained network: {which}, for example: vision_zoo {argv.verb} --ckpt_path best"
     refuse(ConfigError, (not set(FLAGS) & dict(argv.options).keys(), problem))

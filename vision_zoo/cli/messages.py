@@ -36,19 +36,17 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ArgumentError):
         return _tidy(str(error)), 2
     text = str(error)
-    first_line = text.partition("\n")[0] or type(error).__name__  # Python's own MemoryError says nothing
-    memory = f"set --data.batch_size or --data.image_size lower, or take a smaller network ({first_line})"
-    reasons = re.findall(r"^ +- (?!Expected an? )(.+(?:\n {6,}.+)*)", text, re.MULTILINE)  # no class could be built
-    value = isinstance(error, ValueError)
-    table = (
-        (value and "does not match the world size" in text, processes_to_count(), 2),
-        (is_out_of_memory(error), f"there is not enough memory: {memory}", 1),
-        (value and "any of the Union subtypes" in text, " ".join("; ".join(reasons).split()) or text, 2),
-        ("returned nan values" in text, text, 1),  # with --trainer.detect_anomaly true
-    )
-    for applies, message, code in table:
-        if applies:
-            return message, code
+    if isinstance(error, ValueError) and "does not match the world size" in text:
+        return processes_to_count(), 2
+    if isinstance(error, ValueError) and "any of the Union subtypes" in text:  # no class could be built
+        reasons = re.findall(r"^ +- (?!Expected an? )(.+(?:\n {6,}.+)*)", text, re.MULTILINE)
+        return " ".join("; ".join(reasons).split()) or text, 2
+    if is_out_of_memory(error):
+        first_line = text.partition("\n")[0] or type(error).__name__  # Python's own MemoryError says nothing
+        way_out = "set --data.batch_size or --data.image_size lower, or take a smaller network"
+        return f"there is not enough memory: {way_out} ({first_line})", 1
+    if "returned nan values" in text:  # with --trainer.detect_anomaly true
+        return text, 1
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or 'a file'} cannot be read or written: {error.strerror}", 1
     return (
@@ -65,12 +63,9 @@ def _tidy(message: str) -> str:
         names = [f"{option}.{name.strip()}" if keys else f"--{name.strip()}" for name in needed[1].split(",")]
         return f"{' and '.join(names)} must be given, on the command line or in a --config file"
     if keys:
-        inner: list[str] = []  # lines about the innermost option: those that are indented further than its own
-        for line in message[keys[-1].start() :].splitlines():
-            if inner and line.strip() and len(line) - len(line.lstrip()) <= len(keys[-1][1]) and len(keys) > 1:
-                break
-            inner.append(line)
-        about = "\n".join(inner)
+        about = message[keys[-1].start() :]
+        if len(keys) > 1:  # the lines that are indented further than the innermost option's own
+            about = re.split(rf"\n {{0,{len(keys[-1][1])}}}(?=\S)", about)[0]
         value = re.search(r"(?:Given|Got) value: (.*?)(?:\. Got value: .*)?$", about, re.MULTILINE)
         kinds = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", about, re.MULTILINE)
         if value and (known := [word for kind in dict.fromkeys(kinds) if (word := _readable(kind))]):

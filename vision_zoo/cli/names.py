@@ -1,4 +1,4 @@
-"""Classes, recipes and checkpoints by name."""
+"""Classes and recipes by name, and the files that name them."""
 
 import copy
 import importlib
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch.loggers import Logger
 
 from vision_zoo.errors import ConfigError, did_you_mean, refuse
 from vision_zoo.files import expanded
@@ -31,10 +30,10 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
     "trainer.logger": ("lightning.pytorch.loggers",),
 }
 LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")
-# Nothing to choose: bases, and schedules that are made of others, which no option can name.
+# Nothing to choose: bases, schedules that are made of others, which no option can name, and a logger for Fabric alone.
 _BASES = {
     *("ImageDataModule", "BatchTransform", "Transform", "Optimizer", "LRScheduler"),
-    *("SequentialLR", "ChainedScheduler", "AverageInTime"),
+    *("SequentialLR", "ChainedScheduler", "AverageInTime", "LitLogger"),
 }
 
 
@@ -61,8 +60,6 @@ def find_class(name: str, slot: str) -> str:
     for package in CLASS_SLOTS[slot]:
         classes = dict(inspect.getmembers(importlib.import_module(package), inspect.isclass))
         own = {key for key, value in classes.items() if key[0] != "_" and value.__module__.startswith(package)} - _BASES
-        if name in own and slot == "trainer.logger" and not issubclass(classes[name], Logger):
-            raise ConfigError(f"{where} {classes[name].__module__}.{name} is a logger of Fabric, not of the Trainer")
         if name in own:
             return f"{package}.{name}"
         known |= own
@@ -100,30 +97,41 @@ def as_spec(value: Any, slot: str) -> Any:
         value = {"class_path": value}
     if not isinstance(value, Mapping) or not isinstance(value.get("class_path"), str):
         return value
-    name = value["class_path"]
-    spec: Config = {"class_path": find_class(name, slot)}
-    beside = [str(key) for key in value if key not in ("class_path", "init_args", "dict_kwargs")]
-    problem = f"--{slot}: {', '.join(beside)} beside class_path {name}: its options go under init_args"
-    refuse(ConfigError, (beside, problem))
-    for key in ("init_args", "dict_kwargs"):
-        options = value.get(key) or {}
-        problem = f"--{slot}: the {key} of {name} are not options: {options!r}"
-        refuse(ConfigError, (not isinstance(options, Mapping), problem))
-        spec |= {key: copy.deepcopy(dict(options))} if options else {}
-    return spec
+    name, options = value["class_path"], value.get("init_args")
+    beside = ", ".join(str(key) for key in value if key not in ("class_path", "init_args", "dict_kwargs"))
+    refuse(
+        ConfigError,
+        (beside, f"--{slot}: {beside} beside class_path {name}: its options go under init_args"),
+        (not isinstance(options, Mapping | None), f"--{slot}: the init_args of {name} are not options: {options!r}"),
+    )
+    given = {key: copy.deepcopy(option) for key, option in value.items() if option}
+    return {**given, "class_path": find_class(name, slot)}
 
 
-def class_choice(value: str, slot: str) -> Any:
+def class_choice(word: str, slot: str) -> Any:
     """What a word of the command line chooses: a name, or YAML with one class or a list of them."""
-    if value in ("null", "None", "true", "True", "false", "False"):  # no class; a logger may be any of them
-        return yaml.safe_load(value) if value != "None" else None
-    if value.lstrip()[:1] not in ("{", "["):
-        return as_spec(value, slot)
+    value: Any = None if word == "None" else word
+    if word.lower() in ("null", "true", "false") or word.lstrip()[:1] in ("{", "["):  # a logger may be any of those
+        value = from_yaml(word, f"--{slot}: {word}")
+    return [as_spec(item, slot) for item in value] if isinstance(value, list) else as_spec(value, slot)
+
+
+def in_full(name: str, value: str | None) -> str | None:
+    """The value of an option; the classes of a list, and one that is to be explained, with their full paths."""
+    slot = name.removesuffix("+").removesuffix(".help")
+    if value is None or slot not in CLASS_SLOTS:
+        return value
+    if name.endswith(".help"):
+        return find_class(value, slot)
+    return yaml.safe_dump(class_choice(value, slot), default_flow_style=True) if slot in LIST_SLOTS else value
+
+
+def from_yaml(text: str, where: str) -> Any:
+    """The value of a text; one that is no YAML is a ConfigError."""
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--{slot}: {value} is not valid YAML: {error}") from error
-    return [as_spec(item, slot) for item in parsed] if isinstance(parsed, list) else as_spec(parsed, slot)
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{where} is not valid YAML: {error}") from error
 
 
 def find_config(name: str) -> Path:
@@ -144,3 +152,38 @@ def run_name_of(path: Path) -> str:
     """The name of the runs of a configuration: its file's, or for a run's own config.yaml, that run's."""
     folder = path.resolve().parent
     return folder.parent.name if path.name == "config.yaml" and folder.name.startswith("version_") else path.stem
+
+
+def read_config(path: Path) -> Config:
+    """Read a YAML file of options; every class gets its full path. Anything else is a ConfigError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    config = from_yaml(text, str(path))
+    problem = f"{path} must hold options as 'name: value', got {type(config).__name__}"
+    refuse(
+        ConfigError,
+        (config is None, f"{path} is empty: write options as 'name: value', or leave --config out for the defaults"),
+        (not isinstance(config, dict), problem),
+    )
+    return _with_full_paths(config, str(path))
+
+
+def _with_full_paths(config: Config, where: str) -> Config:
+    """A configuration of a file with every class named by its full path; its sections must hold options."""
+    if "data" in config:
+        config["data"] = as_spec(config["data"], "data")
+    examples = {"model": " such as backbone: LeNet5", "trainer": " such as max_epochs: 5", "data": ""}
+    for section, example in examples.items():
+        if not isinstance(config.get(section, {}), dict):
+            raise ConfigError(f"{where}: '{section}' must hold options{example}, got {config[section]!r}")
+    for slot in CLASS_SLOTS:
+        section, _, key = slot.partition(".")
+        holder = config.get(section, {})
+        holder = holder.get("init_args") if section == "data" else holder
+        if key and isinstance(holder, dict) and holder.get(key) is not None:
+            value = holder[key]
+            several = slot in LIST_SLOTS and isinstance(value, list)
+            holder[key] = [as_spec(item, slot) for item in value] if several else as_spec(value, slot)
+    return config

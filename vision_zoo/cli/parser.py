@@ -21,10 +21,10 @@ from vision_zoo.building import without_random_weights
 from vision_zoo.checkpoints import find_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.cli.commands import SHARED
-from vision_zoo.cli.layers import SECTIONS, Request, read_config
+from vision_zoo.cli.layers import SECTIONS, Request
 from vision_zoo.cli.limits import LIMITS
 from vision_zoo.cli.messages import suggest_option
-from vision_zoo.cli.names import CLASS_SLOTS
+from vision_zoo.cli.names import CLASS_SLOTS, read_config
 from vision_zoo.cli.resuming import changes
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError, refuse
@@ -79,8 +79,7 @@ class Parser(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the command, and hand the data's facts to the model; a checkpoint's own go first."""
         skip: set[str | int] = {"make_trainer", "model", "datamodule", "checkpoint", "plan"}
-        added = parser.add_function_arguments(self.function, skip=skip)
-        self._own_options = [name for name in added if name not in skip]
+        self._own_options = parser.add_function_arguments(self.function, skip=skip)
         for name in ("ckpt_path", "trusted_packages"):  # read before, see layers.py
             parser.add_argument(f"--{name}", type=str | list[str] | None, help=SHARED[name].text)
         if "model" in SECTIONS[self.verb]:
@@ -92,23 +91,22 @@ class Parser(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, then make paths absolute, so that a checkpoint finds its data from anywhere."""
         self.config = parse(parser, args, self.verb, self.request.config)
-        data, model = self.config.get("data"), self.config.get("model")
-        options = data.get("init_args") if data is not None else None
+        data, model = self.config["data"], self.config.get("model")
+        options = data.get("init_args")
         for holder, name in ((options, "root"), (options, "path"), (model, "weights")):
             if holder is not None and isinstance(holder.get(name), str):
                 holder[name] = str(expanded(holder[name]).resolve())
         if model is not None and isinstance(weights := model.get("weights"), str) and Path(weights).is_dir():
             model["weights"] = str(find_checkpoint(weights, Path(), "best"))
-        if self.request.argv.values("data.root") and data and data["class_path"] == "vision_zoo.data.MNIST5k":
+        if self.request.argv.values("data.root") and data["class_path"] == "vision_zoo.data.MNIST5k":
             where = "a folder of images: --data ImageFolder"
             _note(f"vision_zoo: --data.root is not used, for the images of MNIST5k come with a package; {where}")
 
     def _set_seed(self) -> None:
         seed = self.config.get("seed_everything")
-        if seed is True:  # for which Lightning promises a random one, and takes 0
-            raise ConfigError("--seed_everything true names no seed: give a number, such as 1")
-        if type(seed) is int and not 0 <= seed < 2**32:
-            raise ConfigError(f"--seed_everything must be a whole number from 0 to {2**32 - 1}, got {seed}")
+        # For True, Lightning promises a random one, and takes 0.
+        wrong = seed is True or (type(seed) is int and not 0 <= seed < 2**32)
+        refuse(ConfigError, (wrong, f"--seed_everything must be a whole number from 0 to {2**32 - 1}, got {seed}"))
         super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
@@ -157,8 +155,8 @@ class Parser(LightningCLI):
     def trainer_options(self) -> Config:
         """The options of the trainer, with their classes built; those that cannot work here are a ConfigError."""
         options: Config = dict(self.config_init["trainer"])
-        why = "does not work here"
-        refuse(ConfigError, *((lim.applies(options), f"--trainer.{lim.name} {why}: {lim.reason}") for lim in LIMITS))
+        for limit in LIMITS:
+            refuse(ConfigError, (limit.applies(options), f"--trainer.{limit.name} does not work here: {limit.reason}"))
         return options
 
 

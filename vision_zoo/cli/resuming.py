@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vision_zoo.checkpoints import Checkpoint
 from vision_zoo.cli.argv import Argv
+from vision_zoo.cli.names import from_yaml
 from vision_zoo.errors import CheckpointError, ConfigError
 from vision_zoo.schedules import open_length
 from vision_zoo.specs import import_path
@@ -28,10 +27,7 @@ def check_run_folder(checkpoint: Checkpoint) -> None:
     config = run / "config.yaml"
     in_the_way = [run / name for name in (*RESULTS, "metrics.csv") if (run / name).exists()]
     if config.is_file():
-        try:
-            written = yaml.safe_load(config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            written = None
+        written = from_yaml(config.read_text(encoding="utf-8", errors="replace"), str(config))
         theirs, ours = (
             {n: value for n, value in _flat(whole).items() if n.startswith("model.") and "weights" not in n}
             for whole in (written if isinstance(written, Mapping) else {}, checkpoint.config)

@@ -113,9 +113,12 @@ LABELS = np.arange(8) % 2
             {"x_train": IMAGES, "y_train": LABELS, "x_test": np.zeros((8, 5, 4), np.uint8), "y_test": LABELS},
             r"x_test in .*a\.npz has images of .* \(1, 5, 4\), but .* \(1, 4, 4\). .*--data.image_size resizes all",
         ),
-        ({"images": IMAGES, "labels": LABELS[:5]}, "has 8 images and 5 labels"),
-        ({"images": IMAGES, "labels": LABELS - 1}, "the labels 0 or more"),
-        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "has 0 images"),
+        (
+            {"images": IMAGES, "labels": LABELS[:5]},
+            r"labels .* of shape \(5,\), but .* is needed for each of images, which is of shape \(8, 4, 4\)",
+        ),
+        ({"images": IMAGES, "labels": LABELS - 1}, "one whole number, 0 or more, is needed"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, r"images .* is uint8 of shape \(0, 4, 4\), but"),
         (
             {"images": IMAGES, "labels": LABELS + 10**12},
             r"labels .* go up to 1000000000001, far beyond the classes",

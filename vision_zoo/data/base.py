@@ -1,6 +1,8 @@
 """ImageDataModule: what all datasets share, from files on a disk to augmented batches on a device."""
 
+import pickle
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from vision_zoo.data.decode import decoding_threads, resize_images
+from vision_zoo.data.decode import UNREADABLE, decoding_threads, resize_images
 from vision_zoo.data.facts import per_channel
 from vision_zoo.data.fetch import DOWNLOAD_ERRORS, fetch
 from vision_zoo.data.loaders import Loader, fetch_all
@@ -24,6 +26,14 @@ from vision_zoo.transforms import apply_transforms, check_transforms
 from vision_zoo.types import Batch, ImageShape, LabelledImages, Split
 
 NO_NETWORK_NEEDED = "or use the images that need no network: --data MNIST5k"
+# What readers of arrays, archives and pickles raise about damaged files, as those of images do.
+_BROKEN: tuple[type[Exception], ...] = (
+    *UNREADABLE,
+    AttributeError,
+    ImportError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
 _ANNOUNCED = 2_000  # images, which take seconds to minutes to decode
 _STAGES: dict[str | None, tuple[Split, ...]] = {
     None: ("train", "val", "test"),
@@ -287,11 +297,11 @@ class ImageDataModule(LightningDataModule):
         return f"{missing}{reason}. {place}, {NO_NETWORK_NEEDED}"
 
     @contextmanager
-    def _reading(self, path: Path, errors: tuple[type[Exception], ...]) -> Iterator[None]:
-        """Turn what a reader raises about a broken file into one message."""
+    def _reading(self, path: Path, *more: type[Exception]) -> Iterator[None]:
+        """Turn what a reader raises about a broken file, the errors of `_BROKEN` or more, into one message."""
         try:
             yield
-        except errors as error:
+        except (*_BROKEN, *more) as error:
             reason = str(error) or type(error).__name__
             raise DataError(f"{type(self).__name__}: {path} is broken ({reason}). {self.way_out}") from error
 

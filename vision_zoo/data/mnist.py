@@ -2,7 +2,6 @@
 
 import gzip
 import string
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +46,7 @@ class MNIST(ImageDataModule):
         path = self.root / self.folder / name
         path = path if path.is_file() else path.with_name(f"{name}.gz")
         dimensions = int(name.partition("-idx")[2][0])  # the name says how many there are
-        with self._reading(path, (OSError, EOFError, zlib.error, ValueError)):
+        with self._reading(path):
             return read_idx(path, dimensions, (28, 28) if "images" in name else ())
 
 

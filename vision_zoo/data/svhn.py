@@ -1,7 +1,5 @@
 """SVHN: house numbers photographed from the street (Netzer et al. 2011, http://ufldl.stanford.edu/housenumbers)."""
 
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -29,8 +27,7 @@ class SVHN(ImageDataModule):
         from scipy.io import loadmat, matlab  # noqa: PLC0415  half a second, for this dataset alone
 
         path = self.root / self.names[split][0]
-        broken = (OSError, EOFError, ValueError, TypeError, KeyError, NotImplementedError, zlib.error, struct.error)
-        with self._reading(path, (*broken, matlab.MatReadError)):
+        with self._reading(path, matlab.MatReadError):
             content = loadmat(path, variable_names=["X", "y"])
             images, labels = content["X"], content["y"].reshape(-1).astype(np.int64)
             other = f"X is {images.dtype} of shape {images.shape} instead of uint8 (32, 32, 3, N)"

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from vision_zoo.data.decode import Resize
-from vision_zoo.data.facts import Facts, cached_facts, lazy, statistics
+from vision_zoo.data.facts import lazy
 from vision_zoo.data.own import OwnImages
 from vision_zoo.data.splits import stratified_split
 from vision_zoo.errors import DataError, DatasetNotFoundError, refuse
@@ -44,13 +44,12 @@ class ArrayFile(OwnImages):
     @lazy
     def class_names(self) -> tuple[str, ...]:
         """What the file's class_names say, else "0", "1", ..."""
-        return tuple(self._facts["class_names"])
+        return self._described[0]
 
     @lazy
     def image_shape(self) -> ImageShape:
         """(channels, height, width) of the images, after resizing."""
-        channels, height, width = self._facts["image_shape"]
-        return channels, height, width
+        return self._described[1]
 
     @lazy
     def has_val(self) -> bool:
@@ -73,47 +72,36 @@ class ArrayFile(OwnImages):
         self._refuse_empty(len(chosen), split, self.path, "it has none of its own")
         return LabelledImages(images[chosen], labels[chosen])
 
-    @lazy
-    def _facts(self) -> Facts:
-        options = [self.image_size, self.val_split, self.test_split, self.seed]
-        self._names  # noqa: B018  # refuses a file that is missing or broken, before its size is asked for
-        facts = cached_facts([self.path], options, self._compute_facts)
-        if absent := facts.get("absent"):
+    @cached_property
+    def _described(self) -> tuple[tuple[str, ...], ImageShape]:
+        """Class names and image shape; parts that do not fit one another are refused before any work."""
+        images, labels = self.load(self._describing)
+        unnamed = "class_names" not in self._names
+        message = (
+            f"ArrayFile: the {self._describing} labels in {self.path} go up to {labels.max()}, far beyond the classes "
+            f"that {len(labels)} images can have: number the classes 0, 1, 2, ..., or name all in class_names"
+        )
+        refuse(DataError, (unnamed and labels.max() > max(len(labels), _MOST_UNNAMED), message))
+        values = range(int(labels.max()) + 1) if unnamed else self._array("class_names").reshape(-1).tolist()
+        names = tuple(x.decode(errors="replace") if isinstance(x, bytes) else str(x) for x in values)
+        channels, height, width = images.shape[1:]
+        for split in _SCORED:
+            if split in self._parts:
+                self._check_part(split, (channels, height, width), len(names))
+        absent = sorted(set(range(len(names))) - set(labels.tolist())) if self._describing == "train" else []
+        if absent:
             rank_zero_warn(
-                f"ArrayFile: {self.path} has no train images of {len(absent)} of its {len(facts['class_names'])} "
+                f"ArrayFile: {self.path} has no train images of {len(absent)} of its {len(names)} "
                 f"classes ({', '.join(map(str, absent[:5]))}{', ...' * (len(absent) > 5)}), which the network cannot "
                 "learn. Classes are numbered 0, 1, 2, ...",
                 category=UserWarning,
             )
-        return facts
+        return names, (channels, self.image_size or height, self.image_size or width)
 
-    def _compute_facts(self) -> Facts:
-        # Of images that are there to be scored alone, there may be those of a test and nothing else.
-        tests_only = "test" in self._parts and not {"train", "all"} & self._parts.keys()
-        source: Split = "test" if self._tests_all or tests_only else "train"
-        images, labels = self.load(source)
-        message = (
-            f"ArrayFile: the {source} labels in {self.path} go up to {labels.max()}, far beyond the classes that "
-            f"{len(labels)} images can have: number the classes 0, 1, 2, ..., or name all in class_names"
-        )
-        unnamed = "class_names" not in self._names
-        refuse(DataError, (unnamed and labels.max() > max(len(labels), _MOST_UNNAMED), message))
-        channels, height, width = images.shape[1:]
-        self.image_shape = (channels, self.image_size or height, self.image_size or width)
-        names = range(int(labels.max()) + 1) if unnamed else self._array("class_names").reshape(-1).tolist()
-        self.class_names = tuple(x.decode(errors="replace") if isinstance(x, bytes) else str(x) for x in names)
-        for split in _SCORED:
-            if split in self._parts:
-                self._check_part(split, (channels, height, width))
-        absent = sorted(set(range(self.num_classes)) - set(labels.tolist())) if source == "train" else []
-        del images  # which the next line reads anew, as a part that is kept
-        shown = statistics(self.split_images(source).images)
-        return {"class_names": self.class_names, "image_shape": self.image_shape, "absent": absent, **shown}
-
-    def _check_part(self, split: Split, trained_with: tuple[int, ...]) -> None:
+    def _check_part(self, split: Split, trained_with: ImageShape, classes: int) -> None:
         """Refuse a part that does not fit the training images, before any work."""
         images, labels = self.load(split)
-        shape, highest, classes = tuple(images.shape[1:]), int(labels.max()), self.num_classes
+        shape, highest = tuple(images.shape[1:]), int(labels.max())
         images_key, labels_key = self._parts[split]
         differs = shape[0] != trained_with[0] or (self.image_size is None and shape != trained_with)
         of_shape = (

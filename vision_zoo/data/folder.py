@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from vision_zoo.data.decode import Resize, image_extensions, unreadable_extensions
-from vision_zoo.data.facts import Facts, cached_facts, lazy, statistics
+from vision_zoo.data.facts import lazy
 from vision_zoo.data.own import OwnImages
 from vision_zoo.data.sources import Files, InMemory, Source
 from vision_zoo.data.splits import is_everything, split_by_name, stratified_split
@@ -18,7 +18,6 @@ from vision_zoo.errors import DataError, DatasetNotFoundError, refuse
 from vision_zoo.types import LabelledImages, Split
 
 _IN_MEMORY = 2**30  # bytes of decoded images
-_SAMPLE = 4096  # images that mean and std are computed from
 _SPLIT_NAMES = {"val", "valid", "validation", "test"}  # what people call the parts beside train
 
 Listing = tuple[list[Path], Tensor]
@@ -30,7 +29,7 @@ _NOTHING: Listing = ([], torch.empty(0, dtype=torch.int64))
 class ImageFolder(OwnImages):
     """Your own images: root/CLASS/*.jpg, or root/train/CLASS/*.jpg with root/val and root/test where there are such.
 
-    Mean and standard deviation are computed from the training images, once.
+    Mean and standard deviation are computed from the training images.
 
     Args:
         root: the folder of the class folders, or of train, val and test.
@@ -88,11 +87,6 @@ class ImageFolder(OwnImages):
         paths, labels = self._splits.get(split, _NOTHING)
         self._refuse_empty(len(paths), split, self.root, f"there is no folder {split}")
         return Files([str(path) for path in paths], labels, self.image_shape, self.resize, self.strict)
-
-    @lazy
-    def _facts(self) -> Facts:
-        options = [self.image_shape, self.resize, _SAMPLE]
-        return cached_facts(self._splits["train"][0], options, lambda: statistics(self.sample("train", _SAMPLE).images))
 
     @lazy
     def _parts(self) -> Mapping[Split, Listing]:

@@ -326,7 +326,7 @@ def different(root):
             lambda root: (tiny.write_image_folder(root), (root / "wolf").mkdir()),
             "wolf has no images. Images must lie",
         ),
-        (nested, r"cat has no images, only folders \(inside, ...\). Images must lie directly"),
+        (nested, "cat has no images. Images must lie directly in the folder of their class"),
         (different, r"must have the same class folders; only one of them has dog, wolf\. An empty folder stands for"),
         (
             lambda root: [(root / f"test/{name}").mkdir(parents=True) for name in "ab"],

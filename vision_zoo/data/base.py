@@ -216,9 +216,7 @@ class ImageDataModule(LightningDataModule):
         """Batches of the test images."""
         return self._loader("test")
 
-    def predict_dataloader(self) -> Loader:
-        """Batches of the test images."""
-        return self._loader("test")
+    predict_dataloader = test_dataloader
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment a training batch, on the device that it was moved to."""
@@ -291,8 +289,7 @@ class ImageDataModule(LightningDataModule):
         return [names[0] for names in wanted if not any((self.root / self.folder / x).is_file() for x in names)]
 
     def _not_found(self, reason: str) -> str:
-        place = f"Put them there, or set --data.root to the folder that holds {self.folder}"
-        place = place if self.folder else "Set --data.root to a folder that has them"
+        place = f"Put them there, or set --data.root to the folder that holds {self.folder or 'them'}"
         missing = f"{type(self).__name__}: {', '.join(self._missing())} not found under {self.root / self.folder}"
         return f"{missing}{reason}. {place}, {NO_NETWORK_NEEDED}"
 

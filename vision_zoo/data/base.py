@@ -92,7 +92,8 @@ class ImageDataModule(LightningDataModule):
     cuts_test: bool = False
 
     folder: ClassVar[str] = ""  # below root, where the files are
-    names: Mapping[str, Sequence[str]] = {}  # of the files of "train" and "test"; a bar between alternatives
+    names: Mapping[str, Sequence[str]] = {}  # of the files of "train" and "test"
+    endings: Sequence[str] = ("",)  # of the names; a file with any of them will do
     torchvision_class: ClassVar[Callable[..., object]]  # which downloads them
     torchvision_options: Sequence[Mapping[str, object]] = ({},)  # of its calls
     way_out = f"Delete the broken files to download them again, set --data.root to a good copy, {NO_NETWORK_NEEDED}"
@@ -160,10 +161,6 @@ class ImageDataModule(LightningDataModule):
     def load(self, split: Split) -> LabelledImages:
         """All images of a split, uint8 (N, C, H, W) in [0, 255] and int64 (N,) in [0, K); of "val" if `has_val`."""
         raise NotImplementedError
-
-    def files(self) -> Sequence[str]:
-        """Names of the files that must be there, below root/folder; alternatives are separated by a bar."""
-        return [name for names in self.names.values() for name in names]
 
     def download(self, root: Path) -> None:
         """Fetch the files into a root of their own; may raise what is in `fetch.DOWNLOAD_ERRORS`."""
@@ -278,6 +275,7 @@ class ImageDataModule(LightningDataModule):
         problems = (
             (len(images) != len(labels), f"{len(images)} {split} images but {len(labels)} labels"),
             (not len(images), f"no {split} images"),
+            (images.dtype != torch.uint8, f"{split} images of {images.dtype}, where uint8 in [0, 255] is needed"),
             (channels != needed, f"{split} images of {channels} channel(s), where {needed} are needed"),
             (low < 0 or high >= classes, of_labels),
         )
@@ -285,8 +283,9 @@ class ImageDataModule(LightningDataModule):
         return InMemory(resize_images(images, self.image_shape), labels)
 
     def _missing(self) -> list[str]:
-        wanted = [names.split("|") for names in self.files()]
-        return [names[0] for names in wanted if not any((self.root / self.folder / x).is_file() for x in names)]
+        place = self.root / self.folder
+        wanted = [name for names in self.names.values() for name in names]
+        return [name for name in wanted if not any((place / f"{name}{x}").is_file() for x in self.endings)]
 
     def _not_found(self, reason: str) -> str:
         place = f"Put them there, or set --data.root to the folder that holds {self.folder or 'them'}"

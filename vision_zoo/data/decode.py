@@ -64,9 +64,8 @@ def decode_image(path: str | Path, image_shape: ImageShape, resize: Resize = "cr
     try:
         return torch.from_numpy(decode(path, image_shape, resize, invert).copy())
     except UNREADABLE as error:
-        raise DataError(
-            f"{path} cannot be read as an image ({error}). Give a file in a common format such as PNG or JPEG"
-        ) from error
+        message = f"{path} cannot be read as an image ({error}). Give a file in a common format such as PNG or JPEG"
+        raise DataError(message) from error
 
 
 def decoding_threads(processes: int = 1) -> int:

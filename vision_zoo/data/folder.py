@@ -186,9 +186,6 @@ def _list_classes(root: Path, *, may_be_empty: bool) -> tuple[tuple[str, ...], L
     refuse(DataError, (not paths, f"ImageFolder: the class folders in {root} have no images"))
     if unknown:
         kinds = ", ".join(sorted({x.suffix.lower() for x in unknown}))
-        rank_zero_warn(
-            f"ImageFolder: {root} has {len(unknown):,} images of kinds that cannot be read ({kinds}), which are left "
-            "out: convert them to PNG or JPEG",
-            category=UserWarning,
-        )
+        left_out = f"{len(unknown):,} images of kinds that cannot be read ({kinds}), which are left out"
+        rank_zero_warn(f"ImageFolder: {root} has {left_out}: convert them to PNG or JPEG", category=UserWarning)
     return tuple(folder.name for folder in folders), (paths, torch.tensor(labels))

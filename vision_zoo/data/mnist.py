@@ -28,14 +28,11 @@ class MNIST(ImageDataModule):
 
     torchvision_class = datasets.MNIST
     folder = "MNIST/raw"
+    endings = ("", ".gz")
     names: Mapping[str, Sequence[str]] = {
         "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
         "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
     }
-
-    def files(self) -> list[str]:
-        """The IDX files, plain or gzipped."""
-        return [f"{name}|{name}.gz" for name in super().files()]
 
     def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 1, 28, 28) in [0, 255] and int64 (N,) in [0, K)."""

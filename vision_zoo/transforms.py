@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pad
 
-from vision_zoo.errors import ConfigError
+from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.types import TTA, ImageShape
 
 PaddingMode = Literal["constant", "reflect", "edge"]
@@ -61,17 +61,13 @@ class RandomCrop(BatchTransform):
 
     def __init__(self, padding: int = 4, padding_mode: PaddingMode = "constant", fill: int = 0) -> None:
         super().__init__()
-        known = padding_mode in get_args(PaddingMode)
-        _require(self, padding >= 0, f"padding must be at least 0, got {padding}")
-        _require(self, known, f"padding_mode must be constant, reflect or edge, got {padding_mode!r}")
+        refuse(ConfigError, (padding < 0, f"RandomCrop: padding must be at least 0, got {padding}"))
         _within(self, 255, fill=fill)
         self.padding, self.padding_mode, self.fill = padding, padding_mode, fill
 
     def forward(self, images: Tensor) -> Tensor:
         """Shift each image by up to `padding` pixels in both directions."""
         count, _, height, width = images.shape
-        fits = self.padding_mode != "reflect" or self.padding < min(height, width)
-        _require(self, fits, f"cannot reflect {self.padding} pixels of {height}x{width} images")
         top, left = torch.randint(2 * self.padding + 1, (2, count), device=images.device)
         padded = pad(images, [self.padding] * 4, fill=self.fill, padding_mode=self.padding_mode)
         return _windows(padded, top, left, height, width)
@@ -92,9 +88,10 @@ class RandomAffine(BatchTransform):
         self, degrees: float = 0.0, translate: float = 0.0, scale: Span = (1.0, 1.0), shear: float = 0.0, fill: int = 0
     ) -> None:
         super().__init__()
-        inside = min(degrees, translate, shear) >= 0 and shear < 90
-        _require(self, 0 < scale[0] <= scale[1], f"scale must be two rising positive factors, got {list(scale)}")
-        _require(self, inside, "degrees, translate and shear must be at least 0, shear below 90")
+        scales = f"RandomAffine: scale must be two rising positive factors, got {list(scale)}"
+        others = "RandomAffine: degrees, translate and shear must be at least 0, shear below 90"
+        outside = min(degrees, translate, shear) < 0 or shear >= 90
+        refuse(ConfigError, (not 0 < scale[0] <= scale[1], scales), (outside, others))
         _within(self, 255, fill=fill)
         self.degrees, self.translate, self.scale, self.shear, self.fill = degrees, translate, scale, shear, fill
 
@@ -126,14 +123,13 @@ class RandomErasing(BatchTransform):
         value: what is written, 0 to 255, or random for noise.
     """
 
-    attempts = 10
-
     def __init__(
         self, p: float = 0.5, scale: Span = (0.02, 0.33), ratio: Span = (0.3, 3.3), value: int | Literal["random"] = 0
     ) -> None:
         super().__init__()
-        rising, given = 0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1], f"{list(scale)} and {list(ratio)}"
-        _require(self, rising, f"scale must rise within (0, 1] and ratio above 0, got {given}")
+        rising = 0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]
+        given = f"got {list(scale)} and {list(ratio)}"
+        refuse(ConfigError, (not rising, f"RandomErasing: scale must rise within (0, 1] and ratio above 0, {given}"))
         _within(self, 1, p=p)
         _within(self, 255, value=0 if value == "random" else value)
         self.p, self.scale, self.ratio, self.value = p, scale, ratio, value
@@ -141,7 +137,7 @@ class RandomErasing(BatchTransform):
     def forward(self, images: Tensor) -> Tensor:
         """Erase a rectangle of each image with probability p."""
         count, _, height, width = images.shape
-        area, shape, down, right = torch.rand(4, self.attempts, count, device=images.device)
+        area, shape, down, right = torch.rand(4, 10, count, device=images.device)  # of ten attempts for each image
         area = (self.scale[0] + (self.scale[1] - self.scale[0]) * area) * height * width
         shape = _log_uniform(shape, self.ratio)
         tall, wide = torch.sqrt(area * shape).round(), torch.sqrt(area / shape).round()
@@ -166,7 +162,7 @@ class Cutout(BatchTransform):
 
     def __init__(self, size: int = 8, fill: int = 0) -> None:
         super().__init__()
-        _require(self, size >= 1, f"size must be at least 1, got {size}")
+        refuse(ConfigError, (size < 1, f"Cutout: size must be at least 1, got {size}"))
         _within(self, 255, fill=fill)
         self.size, self.fill = size, fill
 
@@ -175,8 +171,7 @@ class Cutout(BatchTransform):
         count, _, height, width = images.shape
         top = torch.randint(height, (count,), device=images.device) - self.size // 2
         left = torch.randint(width, (count,), device=images.device) - self.size // 2
-        side = torch.full_like(top, self.size)
-        return images.masked_fill(_rectangles(images, top, left, side, side), self.fill)
+        return images.masked_fill(_rectangles(images, top, left, self.size, self.size), self.fill)
 
 
 def apply_transforms(transforms: Iterable[nn.Module], images: Tensor) -> Tensor:
@@ -245,7 +240,7 @@ def _by_eight(images: Tensor) -> Tensor:
     return pixels.view(torch.int64) if pixels.shape[1] % 8 == pixels.storage_offset() % 8 == 0 else pixels
 
 
-def _rectangles(images: Tensor, top: Tensor, left: Tensor, tall: Tensor, wide: Tensor) -> Tensor:
+def _rectangles(images: Tensor, top: Tensor, left: Tensor, tall: Tensor | int, wide: Tensor | int) -> Tensor:
     """True inside of one rectangle per image, bool (B, 1, H, W)."""
     rows, columns = (torch.arange(size, device=images.device) for size in images.shape[2:])
     in_rows = (rows >= top[:, None]) & (rows < (top + tall)[:, None])  # (B, H)
@@ -259,11 +254,7 @@ def _log_uniform(draws: Tensor, span: Span) -> Tensor:
     return torch.exp(low + (high - low) * draws)
 
 
-def _require(transform: nn.Module, right: bool, message: str) -> None:
-    if not right:
-        raise ConfigError(f"{type(transform).__name__}: {message}")
-
-
 def _within(transform: nn.Module, most: int, **options: float) -> None:
     for name, value in options.items():
-        _require(transform, 0 <= value <= most, f"{name} must be between 0 and {most}, got {value}")
+        message = f"{type(transform).__name__}: {name} must be between 0 and {most}, got {value}"
+        refuse(ConfigError, (not 0 <= value <= most, message))

@@ -117,9 +117,7 @@ def test_missing_files_are_named_with_the_way_out(kind, write, tmp_path):
     assert f"not found under {tmp_path}" in message
     assert "and the download failed (" in message
     assert "no network in tests" in message
-    place = f"Put them there, or set --data.root to the folder that holds {kind.folder}"
-    if not kind.folder:
-        place = "Set --data.root to a folder that has them"
+    place = f"Put them there, or set --data.root to the folder that holds {kind.folder or 'them'}"
     assert message.endswith(f"{place}, or use the images that need no network: --data MNIST5k")
 
 

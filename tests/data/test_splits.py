@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vision_zoo.data.splits import split_by_name, stratified_split
+from vision_zoo.data.splits import places_by_name, split_by_place, stratified_split
 from vision_zoo.errors import ConfigError
 
 
@@ -57,9 +57,9 @@ def test_what_is_neither_a_fraction_nor_a_count_is_refused(part):
 def test_no_class_of_three_named_images_is_refused_by_chance(count):
     labels = torch.arange(20).repeat_interleave(count)
     for seed in range(20):
-        names = [f"{index}.png" for index in range(len(labels))]
-        stays, _ = split_by_name(labels, names, 0.3, seed, "--data.test_split")
-        _, val = split_by_name(labels[stays], [names[i] for i in stays], 0.51, seed, "--data.val_split")
+        places = places_by_name([f"{index}.png" for index in range(len(labels))], seed)
+        stays, _ = split_by_place(labels, places, 0.3, "--data.test_split")
+        _, val = split_by_place(labels[stays], places[stays], 0.51, "--data.val_split")
         assert set(labels[stays][val].tolist()) == set(range(20))
     with pytest.raises(ConfigError, match=r"the smallest class has 1 to deal: add images, or set --data\.val_split 0"):
-        split_by_name(torch.tensor([0, 0, 1]), ["a", "b", "c"], 0.1, 0, "--data.val_split")
+        split_by_place(torch.tensor([0, 0, 1]), torch.rand(3), 0.1, "--data.val_split")

@@ -1,6 +1,5 @@
 """Files made to do harm by being read: none of their payloads runs, and each is refused by name."""
 
-import bz2
 import copy
 import gzip
 import io
@@ -20,7 +19,7 @@ from tests import tiny
 from tests.hostile.helpers import COMMAND, Calls, refused, save
 from vision_zoo.__main__ import main
 from vision_zoo.classifier import Classifier
-from vision_zoo.data import USPS, ArrayFile
+from vision_zoo.data import ArrayFile
 from vision_zoo.data.mnist import read_idx
 from vision_zoo.errors import CheckpointError, DataError
 
@@ -101,7 +100,7 @@ def array_file(**headers: tuple[int, ...]) -> None:
 def test_an_array_that_announces_more_than_it_holds_is_refused(here, capsys):
     array_file(images=(10**6, 1000, 1000), labels=(100,))
     words = ["fit", "--data", "ArrayFile", "--data.path", "a.npz"]
-    assert "announces the shape (1000000, 1000, 1000), but holds" in refused(capsys, words)
+    assert "a.npz is broken (" in refused(capsys, words)
 
 
 def test_an_array_that_unpacks_to_more_than_the_memory_is_refused(here, monkeypatch):
@@ -129,10 +128,6 @@ def test_packed_files_are_not_unpacked_without_an_end(here, monkeypatch):
     Path("a-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(2 * 10**6)))
     with pytest.raises(ValueError, match="more than 1,000,000 bytes"):
         read_idx(Path("a-idx3-ubyte.gz"), 3)
-    monkeypatch.setattr("vision_zoo.data.usps.MOST_BYTES", 10**6)
-    Path("usps.bz2").write_bytes(bz2.compress(bytes(2 * 10**6)))
-    with pytest.raises(DataError, match=r"usps\.bz2 is broken \(more than 1,000,000 bytes"):
-        USPS(".").load("train")
 
 
 def picture_bomb(path: str) -> None:

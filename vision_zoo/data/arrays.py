@@ -1,11 +1,8 @@
 """ArrayFile: images and labels in one .npz file, as MedMNIST and Keras publish them."""
 
-import math
 import zipfile
-import zlib
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +10,14 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from vision_zoo.data.decode import Resize
-from vision_zoo.data.facts import Facts, cached_facts, lazy, statistics
+from vision_zoo.data.facts import lazy
 from vision_zoo.data.own import OwnImages
 from vision_zoo.data.splits import stratified_split
 from vision_zoo.errors import DataError, DatasetNotFoundError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.types import ImageShape, LabelledImages, Split
 
-_BROKEN = (OSError, EOFError, ValueError, KeyError, MemoryError, zlib.error, zipfile.BadZipFile, NotImplementedError)
+_SCORED: tuple[Split, ...] = ("val", "test")
 _MOST_UNNAMED = 100_000  # classes, where there are fewer images
 
 
@@ -47,13 +44,12 @@ class ArrayFile(OwnImages):
     @lazy
     def class_names(self) -> tuple[str, ...]:
         """What the file's class_names say, else "0", "1", ..."""
-        return tuple(self._facts["class_names"])
+        return self._described[0]
 
     @lazy
     def image_shape(self) -> ImageShape:
         """(channels, height, width) of the images, after resizing."""
-        channels, height, width = self._facts["image_shape"]
-        return channels, height, width
+        return self._described[1]
 
     @lazy
     def has_val(self) -> bool:
@@ -76,48 +72,38 @@ class ArrayFile(OwnImages):
         self._refuse_empty(len(chosen), split, self.path, "it has none of its own")
         return LabelledImages(images[chosen], labels[chosen])
 
-    @lazy
-    def _facts(self) -> Facts:
-        options = [self.image_size, self.val_split, self.test_split, self.seed]
-        self._names  # noqa: B018  # refuses a file that is missing or broken, before its size is asked for
-        facts = cached_facts([self.path], options, self._compute_facts)
-        if absent := facts.get("absent"):
+    @cached_property
+    def _described(self) -> tuple[tuple[str, ...], ImageShape]:
+        """Class names and image shape; parts that do not fit one another are refused before any work."""
+        images, labels = self.load(self._describing)
+        unnamed = "class_names" not in self._names
+        message = (
+            f"ArrayFile: the {self._describing} labels in {self.path} go up to {labels.max()}, far beyond the classes "
+            f"that {len(labels)} images can have: number the classes 0, 1, 2, ..., or name all in class_names"
+        )
+        refuse(DataError, (unnamed and labels.max() > max(len(labels), _MOST_UNNAMED), message))
+        values = range(int(labels.max()) + 1) if unnamed else self._array("class_names").reshape(-1).tolist()
+        names = tuple(x.decode(errors="replace") if isinstance(x, bytes) else str(x) for x in values)
+        channels, height, width = images.shape[1:]
+        for split in _SCORED:
+            if split in self._parts:
+                self._check_part(split, (channels, height, width), len(names))
+        absent = sorted(set(range(len(names))) - set(labels.tolist())) if self._describing == "train" else []
+        if absent:
             rank_zero_warn(
-                f"ArrayFile: {self.path} has no train images of {len(absent)} of its {len(facts['class_names'])} "
+                f"ArrayFile: {self.path} has no train images of {len(absent)} of its {len(names)} "
                 f"classes ({', '.join(map(str, absent[:5]))}{', ...' * (len(absent) > 5)}), which the network cannot "
                 "learn. Classes are numbered 0, 1, 2, ...",
                 category=UserWarning,
             )
-        return facts
+        return names, (channels, self.image_size or height, self.image_size or width)
 
-    def _compute_facts(self) -> Facts:
-        # Of images that are there to be scored alone, there may be those of a test and nothing else.
-        tests_only = "test" in self._parts and not {"train", "all"} & self._parts.keys()
-        source: Split = "test" if self._tests_all or tests_only else "train"
-        images, labels = self.load(source)
-        message = (
-            f"ArrayFile: the {source} labels in {self.path} go up to {labels.max()}, far beyond the classes that "
-            f"{len(labels)} images can have: number the classes 0, 1, 2, ..., or name all in class_names"
-        )
-        unnamed = "class_names" not in self._names
-        refuse(DataError, (unnamed and labels.max() > max(len(labels), _MOST_UNNAMED), message))
-        channels, height, width = images.shape[1:]
-        self.image_shape = (channels, self.image_size or height, self.image_size or width)
-        names = range(int(labels.max()) + 1) if unnamed else self._array("class_names").reshape(-1).tolist()
-        self.class_names = tuple(x.decode(errors="replace") if isinstance(x, bytes) else str(x) for x in names)
-        for split in sorted({"val", "test"} & self._parts.keys()):
-            self._check_part(*self._parts[split], (channels, height, width))
-        absent = sorted(set(range(self.num_classes)) - set(labels.tolist())) if source == "train" else []
-        del images  # which the next line reads anew, as a part that is kept
-        shown = statistics(self.split_images(source).images)
-        return {"class_names": self.class_names, "image_shape": self.image_shape, "absent": absent, **shown}
-
-    def _check_part(self, images_key: str, labels_key: str, trained_with: ImageShape) -> None:
-        """Refuse what does not fit the training images, before any work; of the images, only the head is read."""
-        with self._reading(self.path, _BROKEN):
-            shape = _image_shape(_check_size(self.path, f"{images_key}.npy"))
-        highest, classes = self._array(labels_key).max(initial=0), self.num_classes
-        differs = shape[:1] != trained_with[:1] or (self.image_size is None and shape != trained_with)
+    def _check_part(self, split: Split, trained_with: ImageShape, classes: int) -> None:
+        """Refuse a part that does not fit the training images, before any work."""
+        images, labels = self.load(split)
+        shape, highest = tuple(images.shape[1:]), int(labels.max())
+        images_key, labels_key = self._parts[split]
+        differs = shape[0] != trained_with[0] or (self.image_size is None and shape != trained_with)
         of_shape = (
             f"{images_key} in {self.path} has images of (channels, height, width) {shape}, but those to train with are "
             f"{trained_with}. Save both as gray or both as RGB; --data.image_size resizes all of them to one size"
@@ -133,7 +119,7 @@ class ArrayFile(OwnImages):
         """The keys of the file."""
         absent = f"ArrayFile: there is no file {self.path}. Set --data.path to a .npz file"
         refuse(DatasetNotFoundError, (not self.path.is_file(), absent))
-        with self._reading(self.path, _BROKEN), zipfile.ZipFile(self.path) as archive:
+        with self._reading(self.path), zipfile.ZipFile(self.path) as archive:
             return tuple(name.removesuffix(".npy") for name in archive.namelist())
 
     @lazy
@@ -146,53 +132,31 @@ class ArrayFile(OwnImages):
         return {part: pair for part, pair in pairs.items() if set(pair) <= set(self._names)}
 
     def _array(self, key: str) -> Any:
-        with self._reading(self.path, _BROKEN):
-            _check_size(self.path, f"{key}.npy")
-            with np.load(self.path, allow_pickle=False) as content:
-                return content[key]
+        with self._reading(self.path), zipfile.ZipFile(self.path) as archive:
+            entry = archive.getinfo(f"{key}.npy")
+            bomb = f"{key} would unpack from {entry.compress_size:,} bytes to {entry.file_size:,}"
+            refuse(ValueError, (entry.file_size > max(2**30, 200 * entry.compress_size), bomb))
+            with archive.open(entry) as file:
+                return np.lib.format.read_array(file, allow_pickle=False)
 
     def _pair(self, images_key: str, labels_key: str) -> LabelledImages:
         images, labels = self._array(images_key), self._array(labels_key)
-        shape = _image_shape(images.shape)
-        fits = images.dtype == np.uint8 and len(shape) == 3 and shape[0] in (1, 3) and 0 not in shape
         of_images = (
             f"{images_key} in {self.path} is {images.dtype} of shape {images.shape}, but uint8 in [0, 255] of shape "
             "(N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels is needed. Save values in [0, 1] as "
             "(255 * images).round().astype('uint8')"
         )
-        whole = labels.dtype.kind in "iu" and labels.ndim > 0 and labels.size == len(labels)
         of_labels = (
-            f"{labels_key} in {self.path} is {labels.dtype} of shape {labels.shape}, but one whole number for each "
-            "image is needed"
+            f"{labels_key} in {self.path} is {labels.dtype} of shape {labels.shape}, but one whole number, 0 or more, "
+            f"is needed for each of {images_key}, which is of shape {images.shape}"
         )
-        refuse(DataError, (not fits, f"ArrayFile: {of_images}"), (not whole, f"ArrayFile: {of_labels}"))
-        of_both = (
-            f"ArrayFile: {self.path} has {len(images)} {images_key} and {len(labels)} {labels_key}; their numbers must "
-            "be equal, not 0, and the labels 0 or more"
-        )
-        refuse(DataError, (not 0 < len(labels) == len(images) or labels.min() < 0, of_both))
-        if images.ndim == 4 and images.shape[3] in (1, 3):
+        if images.ndim == 3:
+            images = images[:, None]
+        elif images.ndim == 4 and images.shape[3] in (1, 3):
             images = images.transpose(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
-        pixels = np.ascontiguousarray(images.reshape(-1, *shape))
+        fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] in (1, 3) and images.size > 0
+        count = images.shape[:1]
+        whole = labels.dtype.kind in "iu" and labels.shape in (count, (*count, 1)) and labels.min(initial=0) >= 0
+        refuse(DataError, (not fits, f"ArrayFile: {of_images}"), (not whole, f"ArrayFile: {of_labels}"))
+        pixels = np.ascontiguousarray(images)
         return LabelledImages(torch.from_numpy(pixels), torch.from_numpy(labels.reshape(-1).astype(np.int64)))
-
-
-def _image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(C, H, W) of the images of an array of shape (N, H, W), (N, H, W, C) or (N, C, H, W)."""
-    if len(shape) == 3:
-        return 1, *shape[1:]
-    return (shape[3], *shape[1:3]) if shape[3:] in ((1,), (3,)) else shape[1:]
-
-
-def _check_size(path: Path, name: str) -> tuple[int, ...]:
-    """The shape that an array announces; a ValueError if it unpacks to far more than it is, or than it announces."""
-    with zipfile.ZipFile(path) as archive, archive.open(name) as file:
-        entry = archive.getinfo(name)
-        bomb = f"{name} would unpack from {entry.compress_size:,} bytes to {entry.file_size:,}"
-        refuse(ValueError, (entry.file_size > max(2**30, 200 * entry.compress_size), bomb))
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, kind = read_header(file)
-        too_large = not kind.hasobject and math.prod(shape) * kind.itemsize > entry.file_size
-        refuse(ValueError, (too_large, f"{name} announces the shape {shape}, but holds {entry.file_size:,} bytes"))
-        return tuple(shape)

@@ -1,6 +1,8 @@
 """ImageDataModule: what all datasets share, from files on a disk to augmented batches on a device."""
 
+import pickle
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from vision_zoo.data.decode import decoding_threads, resize_images
+from vision_zoo.data.decode import UNREADABLE, decoding_threads, resize_images
 from vision_zoo.data.facts import per_channel
 from vision_zoo.data.fetch import DOWNLOAD_ERRORS, fetch
 from vision_zoo.data.loaders import Loader, fetch_all
@@ -24,6 +26,14 @@ from vision_zoo.transforms import apply_transforms, check_transforms
 from vision_zoo.types import Batch, ImageShape, LabelledImages, Split
 
 NO_NETWORK_NEEDED = "or use the images that need no network: --data MNIST5k"
+# What readers of arrays, archives and pickles raise about damaged files, as those of images do.
+_BROKEN: tuple[type[Exception], ...] = (
+    *UNREADABLE,
+    AttributeError,
+    ImportError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
 _ANNOUNCED = 2_000  # images, which take seconds to minutes to decode
 _STAGES: dict[str | None, tuple[Split, ...]] = {
     None: ("train", "val", "test"),
@@ -82,7 +92,8 @@ class ImageDataModule(LightningDataModule):
     cuts_test: bool = False
 
     folder: ClassVar[str] = ""  # below root, where the files are
-    names: Mapping[str, Sequence[str]] = {}  # of the files of "train" and "test"; a bar between alternatives
+    names: Mapping[str, Sequence[str]] = {}  # of the files of "train" and "test"
+    endings: Sequence[str] = ("",)  # of the names; a file with any of them will do
     torchvision_class: ClassVar[Callable[..., object]]  # which downloads them
     torchvision_options: Sequence[Mapping[str, object]] = ({},)  # of its calls
     way_out = f"Delete the broken files to download them again, set --data.root to a good copy, {NO_NETWORK_NEEDED}"
@@ -151,10 +162,6 @@ class ImageDataModule(LightningDataModule):
         """All images of a split, uint8 (N, C, H, W) in [0, 255] and int64 (N,) in [0, K); of "val" if `has_val`."""
         raise NotImplementedError
 
-    def files(self) -> Sequence[str]:
-        """Names of the files that must be there, below root/folder; alternatives are separated by a bar."""
-        return [name for names in self.names.values() for name in names]
-
     def download(self, root: Path) -> None:
         """Fetch the files into a root of their own; may raise what is in `fetch.DOWNLOAD_ERRORS`."""
         for options in self.torchvision_options:
@@ -206,9 +213,7 @@ class ImageDataModule(LightningDataModule):
         """Batches of the test images."""
         return self._loader("test")
 
-    def predict_dataloader(self) -> Loader:
-        """Batches of the test images."""
-        return self._loader("test")
+    predict_dataloader = test_dataloader
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment a training batch, on the device that it was moved to."""
@@ -270,6 +275,7 @@ class ImageDataModule(LightningDataModule):
         problems = (
             (len(images) != len(labels), f"{len(images)} {split} images but {len(labels)} labels"),
             (not len(images), f"no {split} images"),
+            (images.dtype != torch.uint8, f"{split} images of {images.dtype}, where uint8 in [0, 255] is needed"),
             (channels != needed, f"{split} images of {channels} channel(s), where {needed} are needed"),
             (low < 0 or high >= classes, of_labels),
         )
@@ -277,21 +283,21 @@ class ImageDataModule(LightningDataModule):
         return InMemory(resize_images(images, self.image_shape), labels)
 
     def _missing(self) -> list[str]:
-        wanted = [names.split("|") for names in self.files()]
-        return [names[0] for names in wanted if not any((self.root / self.folder / x).is_file() for x in names)]
+        place = self.root / self.folder
+        wanted = [name for names in self.names.values() for name in names]
+        return [name for name in wanted if not any((place / f"{name}{x}").is_file() for x in self.endings)]
 
     def _not_found(self, reason: str) -> str:
-        place = f"Put them there, or set --data.root to the folder that holds {self.folder}"
-        place = place if self.folder else "Set --data.root to a folder that has them"
+        place = f"Put them there, or set --data.root to the folder that holds {self.folder or 'them'}"
         missing = f"{type(self).__name__}: {', '.join(self._missing())} not found under {self.root / self.folder}"
         return f"{missing}{reason}. {place}, {NO_NETWORK_NEEDED}"
 
     @contextmanager
-    def _reading(self, path: Path, errors: tuple[type[Exception], ...]) -> Iterator[None]:
-        """Turn what a reader raises about a broken file into one message."""
+    def _reading(self, path: Path, *more: type[Exception]) -> Iterator[None]:
+        """Turn what a reader raises about a broken file, the errors of `_BROKEN` or more, into one message."""
         try:
             yield
-        except errors as error:
+        except (*_BROKEN, *more) as error:
             reason = str(error) or type(error).__name__
             raise DataError(f"{type(self).__name__}: {path} is broken ({reason}). {self.way_out}") from error
 

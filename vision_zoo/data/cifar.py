@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100: 32x32 colour photos (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html)."""
 
+import codecs
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +15,6 @@ from torchvision.datasets.utils import check_md5
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import refuse
 from vision_zoo.types import LabelledImages, Split
-
-# What unpickling damaged bytes has been seen to raise; the unpickler below calls nothing but numpy's array builder.
-_BROKEN = (
-    *(pickle.UnpicklingError, OSError, EOFError, ValueError, TypeError, KeyError, IndexError),
-    *(AttributeError, OverflowError, MemoryError, ImportError, NotImplementedError),
-)
 
 
 class CIFAR10(ImageDataModule):
@@ -45,7 +40,7 @@ class CIFAR10(ImageDataModule):
         paths = [self.root / self.folder / name for name in self.names[split]]
         parts, filenames = [], None
         for path in paths:
-            with self._reading(path, _BROKEN):
+            with self._reading(path):
                 part, filenames = _read_batch(path, self.key)
             parts.append(part)
         checksums = dict(getattr(self.torchvision_class, f"{split}_list"))
@@ -92,17 +87,11 @@ class _ArraysOnly(pickle.Unpickler):
             "numpy._core.multiarray._reconstruct": rebuild,  # where it moved to in numpy 2
             "numpy.ndarray": np.ndarray,
             "numpy.dtype": np.dtype,
-            "_codecs.encode": _latin1,
+            "_codecs.encode": codecs.encode,  # of the bytes of an array
         }
         foreign = f"it names {module}.{name}, which has no place in this dataset"
         refuse(pickle.UnpicklingError, (f"{module}.{name}" not in admitted, foreign))
         return admitted[f"{module}.{name}"]
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """What the pickle of an array calls for its bytes."""
-    refuse(pickle.UnpicklingError, (encoding != "latin1", f"it asks for the encoding {encoding}"))
-    return text.encode("latin1")
 
 
 def _from_jpeg(filenames: object) -> bool:

@@ -1,5 +1,6 @@
 """Images of any size, mode and format to uint8 pixels of one shape."""
 
+import contextlib
 import functools
 import mimetypes
 import os
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
@@ -21,24 +22,13 @@ Resize = Literal["crop", "squash", "pad"]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 # What PIL raises for files that are damaged, truncated, too large or not images at all.
-UNREADABLE = (
+UNREADABLE: tuple[type[Exception], ...] = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError),
     *(struct.error, zlib.error, Image.DecompressionBombError, MemoryError),
     *(RuntimeError, ZeroDivisionError, AssertionError),  # of AVIF, broken metadata, and a PNG that lacks its palette
 )
 
 _ONE = 1.05  # full brightness of images of fractions, which may overshoot where they were sharpened or resized
-
-# What turns an image upright, by the value of Exif's orientation (Exif 2.32, section 4.6.4, tag 0x0112).
-_TURNS: dict[Any, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @functools.cache
@@ -74,9 +64,8 @@ def decode_image(path: str | Path, image_shape: ImageShape, resize: Resize = "cr
     try:
         return torch.from_numpy(decode(path, image_shape, resize, invert).copy())
     except UNREADABLE as error:
-        raise DataError(
-            f"{path} cannot be read as an image ({error}). Give a file in a common format such as PNG or JPEG"
-        ) from error
+        message = f"{path} cannot be read as an image ({error}). Give a file in a common format such as PNG or JPEG"
+        raise DataError(message) from error
 
 
 def decoding_threads(processes: int = 1) -> int:
@@ -93,7 +82,9 @@ def decode(path: str | Path, image_shape: ImageShape, resize: Resize, invert: bo
         opened.draft("RGB", (longer, longer))  # JPEG only: skips detail that the resize throws away
         wide = opened.format in ("PNG", "PPM") and opened.mode != "F"  # there PIL's 32-bit mode means 16 bit
         opened.load()
-        image = _to_mode(_upright(opened), "L" if channels == 1 else "RGB", wide)
+        with contextlib.suppress(*UNREADABLE):  # broken metadata, which are written anew after the image is turned
+            ImageOps.exif_transpose(opened, in_place=True)
+        image = _to_mode(opened, "L" if channels == 1 else "RGB", wide)
     image = ImageOps.invert(image) if invert else image
     size, bilinear = (width, height), Image.Resampling.BILINEAR  # PIL's bilinear is antialiased when it shrinks
     if resize == "squash":
@@ -116,15 +107,6 @@ def resize_images(images: Tensor, image_shape: ImageShape) -> Tensor:
     for source, target in zip(torch.split(images, 1024), torch.split(resized, 1024), strict=True):
         target.copy_(TF.resize(source, list(image_shape[1:]), antialias=True))
     return resized
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn the image as its camera says; unlike ImageOps.exif_transpose, also where other metadata are broken."""
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except UNREADABLE:  # broken metadata, for the pixels are decoded
-        turn = None
-    return image if turn is None else image.transpose(turn)
 
 
 def _to_mode(image: Image.Image, mode: str, wide: bool) -> Image.Image:

@@ -10,15 +10,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from vision_zoo.data.decode import Resize, image_extensions, unreadable_extensions
-from vision_zoo.data.facts import Facts, cached_facts, lazy, statistics
+from vision_zoo.data.facts import lazy
 from vision_zoo.data.own import OwnImages
 from vision_zoo.data.sources import Files, InMemory, Source
-from vision_zoo.data.splits import is_everything, split_by_name, stratified_split
+from vision_zoo.data.splits import is_everything, places_by_name, split_by_place, stratified_split
 from vision_zoo.errors import DataError, DatasetNotFoundError, refuse
 from vision_zoo.types import LabelledImages, Split
 
 _IN_MEMORY = 2**30  # bytes of decoded images
-_SAMPLE = 4096  # images that mean and std are computed from
 _SPLIT_NAMES = {"val", "valid", "validation", "test"}  # what people call the parts beside train
 
 Listing = tuple[list[Path], Tensor]
@@ -30,7 +29,7 @@ _NOTHING: Listing = ([], torch.empty(0, dtype=torch.int64))
 class ImageFolder(OwnImages):
     """Your own images: root/CLASS/*.jpg, or root/train/CLASS/*.jpg with root/val and root/test where there are such.
 
-    Mean and standard deviation are computed from the training images, once.
+    Mean and standard deviation are computed from the training images.
 
     Args:
         root: the folder of the class folders, or of train, val and test.
@@ -90,11 +89,6 @@ class ImageFolder(OwnImages):
         return Files([str(path) for path in paths], labels, self.image_shape, self.resize, self.strict)
 
     @lazy
-    def _facts(self) -> Facts:
-        options = [self.image_shape, self.resize, _SAMPLE]
-        return cached_facts(self._splits["train"][0], options, lambda: statistics(self.sample("train", _SAMPLE).images))
-
-    @lazy
     def _parts(self) -> Mapping[Split, Listing]:
         return self._scan[1]
 
@@ -111,10 +105,9 @@ class ImageFolder(OwnImages):
         if not (_folders(self.root / "train") or (inside and inside <= {"val", "test"})):
             names, listing = _list_classes(self.root, may_be_empty=scored)
             return names, {"train": listing}
-        for folder in folders:
-            stray = folder.name.lower() in _SPLIT_NAMES and folder.name not in ("val", "test")
-            advice = "is not looked into; the parts lie in train, val and test. Rename it or move it"
-            refuse(DataError, (stray, f"ImageFolder: {folder} {advice}"))
+        stray = ", ".join(x for x in sorted(inside - {"val", "test"}) if x.lower() in _SPLIT_NAMES)
+        advice = "is not looked into; the parts lie in train, val and test. Rename it or move it"
+        refuse(DataError, (stray, f"ImageFolder: in {self.root}, {stray} {advice}"))
         splits: tuple[Split, ...] = ("train", "val", "test")
         listed = {x: _list_classes(self.root / x, may_be_empty=scored or x != "train") for x in splits if x in inside}
         first, (names, _) = next(iter(listed.items()))
@@ -142,12 +135,13 @@ class ImageFolder(OwnImages):
             paths, labels = found["train"]
             if split in found or not part or not paths:
                 continue
-            option, names = f"--data.{split}_split", [f"{path.parent.name}/{path.name}" for path in paths]
+            option = f"--data.{split}_split"
+            places = places_by_name((f"{path.parent.name}/{path.name}" for path in paths), self.seed)
             below = below + part * (1 - below) if below is not None and part < 1 else None
             if below is None:
-                stays, cut = stratified_split(labels, part, self.seed, option, names)
+                stays, cut = stratified_split(labels, part, self.seed, option, places)
             else:
-                stays, cut = split_by_name(labels, names, below, self.seed, option)
+                stays, cut = split_by_place(labels, places, below, option)
             found["train"], found[split] = (
                 ([paths[index] for index in chosen.tolist()], labels[chosen]) for chosen in (stays, cut)
             )
@@ -183,21 +177,15 @@ def _list_classes(root: Path, *, may_be_empty: bool) -> tuple[tuple[str, ...], L
         files = [x for x in visible if x.is_file() or not x.exists()]  # decoding names a link to nowhere
         images = [x for x in files if x.suffix.lower() in image_extensions()]
         unknown += [x for x in files if x.suffix.lower() in unreadable_extensions()]
-        nested = _folders(folder)
-        only = f", only folders ({', '.join(x.name for x in nested[:3])}, ...)" if nested else ""
         advice = "Images must lie directly in the folder of their class; remove folders that are not classes"
-        empty = not images and (nested or not may_be_empty)
-        refuse(DataError, (empty, f"ImageFolder: {folder} has no images{only}. {advice}"))
-        if nested:
+        refuse(DataError, (not images and not may_be_empty, f"ImageFolder: {folder} has no images. {advice}"))
+        if _folders(folder):
             rank_zero_warn(f"ImageFolder: the folders inside of {folder} are not looked into", category=UserWarning)
         paths += images
         labels += [label] * len(images)
     refuse(DataError, (not paths, f"ImageFolder: the class folders in {root} have no images"))
     if unknown:
         kinds = ", ".join(sorted({x.suffix.lower() for x in unknown}))
-        rank_zero_warn(
-            f"ImageFolder: {root} has {len(unknown):,} images of kinds that cannot be read ({kinds}), which are left "
-            "out: convert them to PNG or JPEG",
-            category=UserWarning,
-        )
+        left_out = f"{len(unknown):,} images of kinds that cannot be read ({kinds}), which are left out"
+        rank_zero_warn(f"ImageFolder: {root} has {left_out}: convert them to PNG or JPEG", category=UserWarning)
     return tuple(folder.name for folder in folders), (paths, torch.tensor(labels))

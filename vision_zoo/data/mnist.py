@@ -2,7 +2,6 @@
 
 import gzip
 import string
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,14 +28,11 @@ class MNIST(ImageDataModule):
 
     torchvision_class = datasets.MNIST
     folder = "MNIST/raw"
+    endings = ("", ".gz")
     names: Mapping[str, Sequence[str]] = {
         "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
         "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
     }
-
-    def files(self) -> list[str]:
-        """The IDX files, plain or gzipped."""
-        return [f"{name}|{name}.gz" for name in super().files()]
 
     def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 1, 28, 28) in [0, 255] and int64 (N,) in [0, K)."""
@@ -47,7 +43,7 @@ class MNIST(ImageDataModule):
         path = self.root / self.folder / name
         path = path if path.is_file() else path.with_name(f"{name}.gz")
         dimensions = int(name.partition("-idx")[2][0])  # the name says how many there are
-        with self._reading(path, (OSError, EOFError, zlib.error, ValueError)):
+        with self._reading(path):
             return read_idx(path, dimensions, (28, 28) if "images" in name else ())
 
 

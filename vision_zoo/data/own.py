@@ -1,15 +1,18 @@
 """OwnImages: what is common to your own images, whether they come in a folder or in one file."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.decode import Resize
-from vision_zoo.data.facts import Facts, lazy, per_channel
+from vision_zoo.data.facts import lazy, per_channel, statistics
 from vision_zoo.data.splits import check_part, is_everything
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.types import Split
+
+_SAMPLE = 4096  # images that mean and std are computed from
 
 
 class OwnImages(ImageDataModule):
@@ -21,7 +24,6 @@ class OwnImages(ImageDataModule):
     """
 
     resize: Resize  # how predict brings image files to the size that the network was trained with
-    _facts: Facts  # what was computed from the files, or kept from an earlier run: mean, std and more
     _parts: Mapping[Any, Any]  # what the files hold, such as "train", before anything is cut from it
     _cut_from: ClassVar[str]  # the part that the test images are cut from
 
@@ -36,12 +38,14 @@ class OwnImages(ImageDataModule):
     @lazy
     def mean(self) -> tuple[float, ...]:
         """Mean of each channel of the training images."""
-        return self._statistic("mean")
+        given = self._given["mean"]
+        return self._statistics[0] if given is None else per_channel("mean", given, self.image_shape[0])
 
     @lazy
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel of the training images."""
-        return self._statistic("std")
+        given = self._given["std"]
+        return self._statistics[1] if given is None else per_channel("std", given, self.image_shape[0])
 
     @lazy
     def cuts_test(self) -> bool:
@@ -57,9 +61,15 @@ class OwnImages(ImageDataModule):
     def _tests_all(self) -> bool:
         return self.cuts_test and is_everything(self.test_split)
 
-    def _statistic(self, name: str) -> tuple[float, ...]:
-        given = self._given[name]
-        return tuple(self._facts[name]) if given is None else per_channel(name, given, self.image_shape[0])
+    @property
+    def _describing(self) -> Split:
+        """The split that tells the facts: that of training, unless there is none and images are only scored."""
+        tests_only = "test" in self._parts and not {"train", self._cut_from} & self._parts.keys()
+        return "test" if self._tests_all or tests_only else "train"
+
+    @cached_property
+    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return statistics(self.sample(self._describing, _SAMPLE).images)
 
     def _refuse_empty(self, count: int, split: Split, place: Path, absent: str) -> None:
         """Say why a split has no images."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ def check_part(part: int | float, option: str) -> None:
 
 
 def stratified_split(
-    labels: Tensor, part: int | float, seed: int, option: str, names: Sequence[str] | None = None
+    labels: Tensor, part: int | float, seed: int, option: str, places: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Cut an exact number of images, of each class in proportion.
 
@@ -34,7 +34,7 @@ def stratified_split(
         part: fraction below 1, or count of images; 0 cuts nothing, and 1.0 everything.
         seed: decides which images of a class are cut.
         option: the option that `part` comes from, for the message.
-        names: of the N images. With them, their own names and the seed order the images of a class; otherwise a draw.
+        places: float (N,), which order the images of a class; without them, a draw by the seed does.
 
     Returns:
         Indices of what stays and of what is cut, int64, both in rising order.
@@ -62,25 +62,25 @@ def stratified_split(
     is_cut = torch.zeros(len(labels), dtype=torch.bool)
     for label, quota in zip(classes.tolist(), _quotas(counts.tolist(), wanted), strict=True):
         members = (labels == label).nonzero()[:, 0]
-        if names is None:
-            order = torch.randperm(len(members), generator=generator)
-        else:
-            order = _places(members, names, seed).argsort(stable=True)
+        order = (
+            torch.randperm(len(members), generator=generator)
+            if places is None
+            else places[members].argsort(stable=True)
+        )
         is_cut[members[order[:quota]]] = True
     return everything[~is_cut], everything[is_cut]
 
 
-def split_by_name(labels: Tensor, names: Sequence[str], below: float, seed: int, option: str) -> tuple[Tensor, Tensor]:
-    """Cut the images whose names have a place below a limit: an image is not moved when others are added.
+def split_by_place(labels: Tensor, places: Tensor, below: float, option: str) -> tuple[Tensor, Tensor]:
+    """Cut the images whose place is below a limit: an image is not moved when others are added.
 
     Of each class at least one is cut, and two stay where there are three, whatever their places; of such small classes
     images may move later. Returns and raises what `stratified_split` does.
 
     Args:
         labels: int64 (N,).
-        names: of the N images; with the seed, a name decides the image's place, evenly spread over [0, 1).
+        places: float (N,), evenly spread over [0, 1).
         below: the limit, so about the fraction that is cut.
-        seed: another one gives the names other places.
         option: the option that asks for the cut, for the message.
     """
     classes, counts = np.unique(labels.numpy(), return_counts=True)
@@ -92,15 +92,14 @@ def split_by_name(labels: Tensor, names: Sequence[str], below: float, seed: int,
     everything, is_cut = torch.arange(len(labels)), torch.zeros(len(labels), dtype=torch.bool)
     for label in classes.tolist():
         members = (labels == label).nonzero()[:, 0]
-        places = _places(members, names, seed)
-        count = max(1, min(int((places < below).sum()), len(members) - 2))
-        is_cut[members[places.argsort(stable=True)[:count]]] = True
+        count = max(1, min(int((places[members] < below).sum()), len(members) - 2))
+        is_cut[members[places[members].argsort(stable=True)[:count]]] = True
     return everything[~is_cut], everything[is_cut]
 
 
-def _places(members: Tensor, names: Sequence[str], seed: int) -> Tensor:
+def places_by_name(names: Iterable[str], seed: int) -> Tensor:
     """A place in [0, 1) for each image, float64 (N,), which its name and the seed alone decide."""
-    texts = [f"{seed} {names[i]}".encode(errors="surrogateescape") for i in members.tolist()]
+    texts = [f"{seed} {name}".encode(errors="surrogateescape") for name in names]
     places = [int.from_bytes(hashlib.sha256(text).digest()) / 2**256 for text in texts]
     return torch.tensor(places, dtype=torch.float64)
 

@@ -24,9 +24,9 @@ class STL10(ImageDataModule):
     def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 3, 96, 96) in [0, 255] and int64 (N,) in [0, 10)."""
         images_path, labels_path = (self.root / self.folder / name for name in self.names[split])
-        with self._reading(images_path, (OSError, ValueError)):
+        with self._reading(images_path):
             pixels = np.fromfile(images_path, dtype=np.uint8)
             images = torch.from_numpy(pixels.reshape(-1, 3, 96, 96)).transpose(2, 3)  # the files hold columns
-        with self._reading(labels_path, (OSError,)):
+        with self._reading(labels_path):
             labels = np.fromfile(labels_path, dtype=np.uint8)
         return LabelledImages(images, torch.from_numpy(labels).long() - 1)  # labels are counted from 1

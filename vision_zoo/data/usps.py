@@ -1,18 +1,12 @@
 """USPS: digits scanned from envelopes (Hull 1994, https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets)."""
 
-import bz2
-import re
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torchvision import datasets
 
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.errors import refuse
 from vision_zoo.types import LabelledImages, Split
-
-MOST_BYTES = 2**28  # unpacked; the larger published file has 23 million
 
 
 class USPS(ImageDataModule):
@@ -28,14 +22,6 @@ class USPS(ImageDataModule):
 
     def load(self, split: Split) -> LabelledImages:
         """uint8 (N, 1, 16, 16) in [0, 255] and int64 (N,) in [0, 10)."""
-        path = self.root / self.names[split][0]
-        with self._reading(path, (OSError, EOFError, ValueError)):
-            with bz2.open(path) as file:
-                content = file.read(MOST_BYTES + 1)
-            refuse(ValueError, (len(content) > MOST_BYTES, f"more than {MOST_BYTES:,} bytes"))
-            lines = content.splitlines()
-            rows = [re.sub(rb"\b\d+:", b"", line).split() for line in lines]  # "label 1:value ... 256:value"
-            table = np.array(rows, dtype=np.float32).reshape(len(rows), 257)
-        pixels = ((table[:, 1:] + 1) / 2 * 255).astype(np.uint8)  # values run from -1 to 1
-        labels = table[:, 0].astype(np.int64) - 1  # labels are counted from 1
-        return LabelledImages(torch.from_numpy(pixels).reshape(-1, 1, 16, 16), torch.from_numpy(labels))
+        with self._reading(self.root / self.names[split][0]):
+            found = datasets.USPS(self.root, train=split == "train")
+        return LabelledImages(torch.from_numpy(found.data)[:, None], torch.tensor(found.targets))

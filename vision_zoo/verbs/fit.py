@@ -66,9 +66,6 @@ def fit(
         channels_last: memory format of convolutions in training; by default the faster one.
         tta: test-time augmentation of the final test: average the predictions for each image and its mirror image
             (flip), its shifts by one pixel (shift), or both.
-
-    Returns:
-        The run folder; None where Lightning leaves nothing behind (fast_dev_run, barebones).
     """
     options = make_trainer.options
     check_fit(options, datamodule, test_after_fit, save_every_minutes)
@@ -111,13 +108,13 @@ def fit(
             hard_link(saving.last, saving.best)
             saving.best_epoch = None
         trainer.strategy.barrier("best checkpoint")
-    if saving is not None and test_after_fit:
-        model.load_state_dict(read_torch_file(saving.best)["state_dict"])
+        if test_after_fit:
+            model.load_state_dict(read_torch_file(saving.best)["state_dict"])
     if test_after_fit and not options.get("barebones"):
         model.test_time_augmentation = tta
         trainer.test(model, datamodule=datamodule, verbose=False)
         metrics |= {n: v for n, v in to_floats(trainer.callback_metrics).items() if n.startswith("test/")}
-    if run is None:
+    if run is None:  # as with fast_dev_run and barebones
         say(trainer, "nothing is kept of such a run: no folder, no checkpoint")
         return None
     if trainer.is_global_zero:

@@ -20,6 +20,8 @@ from vision_zoo.training.saving import Saving
 from vision_zoo.verbs.trainer import say
 from vision_zoo.version import __version__
 
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse")  # whose versions a result depends on
+
 
 def write_results(
     trainer: Trainer,
@@ -47,7 +49,7 @@ def write_results(
         "devices": trainer.world_size,
         "precision": str(trainer.precision),
         "speed": performance.choices,
-        "versions": _versions(),
+        "versions": {"python": platform.python_version(), "vision_zoo": __version__} | {p: version(p) for p in PACKAGES},
     }
     write_file(run.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
     if (run.path / "metrics.csv").exists():
@@ -65,7 +67,7 @@ def _epochs_trained(trainer: Trainer, run: RunFolder) -> int:
 
 
 def say_results(trainer: Trainer, run: RunFolder, saving: Saving | None, results: dict[str, Any]) -> None:
-    """Print the table of metrics, how the run ended, and its folder."""
+    """Print the table of metrics, and how the run ended."""
     epochs, speed = results["epochs"], results["train_images_per_second"]
     say(trainer, results_table(results["metrics"]))
     stopping = trainer.early_stopping_callback
@@ -94,10 +96,3 @@ def results_table(metrics: dict[str, float]) -> Table:
         values = [metrics.get(f"{split}/{name}") for split in splits]
         table.add_row(name, *("" if value is None else metric_text(name, value) for value in values))
     return table
-
-
-def _versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    packages = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse")
-    own = {"python": platform.python_version(), "vision_zoo": __version__}
-    return {**own, **{package: version(package) for package in packages}}

@@ -32,7 +32,7 @@ def write_results(
     metrics: dict[str, float],
 ) -> dict[str, Any]:
     """Write results.json and curves.png; gives the content of the former."""
-    data = datamodule_of(trainer)
+    data, versions = datamodule_of(trainer), {"python": platform.python_version(), "vision_zoo": __version__}
     results = {
         "config": run.name,
         "network": model.network_name,
@@ -49,7 +49,7 @@ def write_results(
         "devices": trainer.world_size,
         "precision": str(trainer.precision),
         "speed": performance.choices,
-        "versions": {"python": platform.python_version(), "vision_zoo": __version__} | {p: version(p) for p in PACKAGES},
+        "versions": versions | {package: version(package) for package in PACKAGES},
     }
     write_file(run.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
     if (run.path / "metrics.csv").exists():

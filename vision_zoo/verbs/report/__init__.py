@@ -12,13 +12,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from vision_zoo.checkpoints import Checkpoint, open_checkpoint, run_folder
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError, refuse
-from vision_zoo.files import expanded, write_file
+from vision_zoo.files import expanded
 from vision_zoo.formatting import duration, metric_text
 from vision_zoo.trust import trusting
+from vision_zoo.verbs.output import output_file
 from vision_zoo.verbs.report.facts import Facts, collect, interval
 from vision_zoo.version import __version__
 
-MARK = re.compile(r"<!-- written by vision_zoo report(?:, ([0-9a-f]{8}))? -->")  # with the text's checksum
+MARK = re.compile(r"<!-- written by vision_zoo report, ([0-9a-f]{8}) -->")  # with the text's checksum
 
 
 def report(ckpt_path: str, output: str | None = None, trusted_packages: Sequence[str] = ()) -> None:
@@ -45,7 +46,7 @@ def write_report(model: Classifier, checkpoint: Checkpoint, output: str | None =
     card = page.with_name("README.md")
     kept = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
     mark = MARK.search(kept)
-    edited = mark and mark[1] not in (None, _checksum(kept[: mark.start()]))
+    edited = mark and mark[1] != _checksum(kept[: mark.start()])
     foreign_page = page != target and page.is_file() and b'content="vision_zoo ' not in page.read_bytes()[:4096]
     foreign, way_out = "is there and was not written by report", "move it away, or set --output to another folder"
     refuse(
@@ -55,15 +56,11 @@ def write_report(model: Classifier, checkpoint: Checkpoint, output: str | None =
         (foreign_page, f"{page.resolve()} {foreign}: {way_out}"),
     )
     facts = collect(model, checkpoint)
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output {output}: {page.parent.resolve()} cannot be made: {error.strerror}") from error
-    # Names of folders and classes may be any bytes.
-    write_file(page, _render("page.html", facts).encode(errors="replace"))
     text = f"{_render('card.md', facts).strip()}\n\n"
     text += f"<!-- written by vision_zoo report, {_checksum(text)} -->\n"
-    write_file(card, text.encode(errors="replace"))
+    for path, content in ((page, _render("page.html", facts)), (card, text)):
+        with output_file(path) as file:
+            file.write_bytes(content.encode(errors="replace"))  # names of folders and classes may be any bytes
     return page.resolve(), card.resolve()
 
 

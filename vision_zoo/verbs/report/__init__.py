@@ -1,5 +1,6 @@
 """report: a run as one self-contained HTML page, and a model card beside it."""
 
+import html
 import re
 import shlex
 import zlib
@@ -77,8 +78,7 @@ def _render(template: str, run: Facts) -> str:
 def _markdown(value: object) -> str:
     """A value as text that Markdown shows as it is, on one line."""
     escaped = re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", " ".join(str(value).split()))
-    escaped = escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"://", ":&#47;/", escaped)  # addresses do not become links
+    return html.escape(escaped, quote=False).replace("://", ":&#47;/")  # addresses do not become links
 
 
 def _fenced(text: str, language: str) -> str:

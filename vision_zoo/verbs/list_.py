@@ -185,13 +185,13 @@ def _place(value: Any, sign: int = 1) -> tuple[int, float, str]:
 
 
 def _print_table(title: str, rows: list[Row], empty: str) -> None:
-    """Print a table: with a rule on a terminal that is wide enough, else aligned plain text, one line a row."""
-    from rich import box, console, table, text  # noqa: PLC0415  # completion needs the rows alone
+    """Print a table: a terminal that is wide enough folds long texts, else each row is one line."""
+    from rich import console, table, text  # noqa: PLC0415  # completion needs the rows alone
 
     if not rows:
         sys.stdout.write(f"{title}: {empty}\n\n")
         return
-    drawn = table.Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    drawn = table.Table(box=None, pad_edge=False)
     for name in rows[0]:
         right = any(isinstance(row[name], int | float) for row in rows)
         whole = right or name == next(iter(rows[0]))
@@ -199,13 +199,8 @@ def _print_table(title: str, rows: list[Row], empty: str) -> None:
     for row in rows:
         drawn.add_row(*(text.Text(_text(name, value)) for name, value in row.items()))
     screen, paper = console.Console(), console.Console(width=100_000, color_system=None)
-    if sys.stdout.isatty() and paper.measure(drawn).minimum <= screen.width:  # else it would cut figures off
-        screen.print(drawn)
-        return
-    drawn.box = drawn.title = None
-    with paper.capture() as lines:
-        paper.print(drawn)
-    sys.stdout.write("\n".join([title.upper(), *map(str.rstrip, lines.get().splitlines())]) + "\n\n")
+    fits = screen.is_terminal and paper.measure(drawn).minimum <= screen.width  # else it would cut figures off
+    (screen if fits else paper).print(title.upper(), drawn, "", sep="\n")
 
 
 def _text(column: str, value: Any) -> str:

@@ -35,11 +35,6 @@ class Plan(NamedTuple):
     config: Config  # the whole, as config.yaml and checkpoints keep it
     checkpoint: Checkpoint | None = None  # that it continues from
 
-    @property
-    def folder(self) -> Path | None:
-        """Of the run that continues."""
-        return run_folder(self.checkpoint.path) if self.checkpoint else None
-
 
 def fit(
     make_trainer: TrainerMaker,
@@ -69,15 +64,16 @@ def fit(
     """
     options = make_trainer.options
     check_fit(options, datamodule, test_after_fit, save_every_minutes)
-    stored = None
+    folder = stored = None
     if plan.checkpoint is not None:
         check_data(model, datamodule)
+        folder = run_folder(plan.checkpoint.path)
         states = plan.checkpoint.content.get("callbacks") or {}
         stored = states.get("Performance", states.get("Speed", {}))
     performance = Performance(options.get("precision") is not None, stored, channels_last)
     run = saving = None
     if not make_trainer.bare:
-        run = RunFolder(plan.name, plan.config, plan.folder, options.get("logger") is not False)
+        run = RunFolder(plan.name, plan.config, folder, options.get("logger") is not False)
         saving = None if options.get("enable_checkpointing") is False else Saving(run, save_every_minutes)
     shown = make_trainer.shows_bar
     callbacks = run_callbacks(make_trainer.own, run=run, performance=performance, saving=saving, show_bar=shown)

@@ -34,7 +34,7 @@ CHUNK = 16  # images that a thread decodes at a time
 SHOWN = 20  # results, and files that cannot be read, that the terminal shows
 TURN = 4  # batches that are decoded at a time where decoding and network share the processor
 CACHED = 64  # images of a batch; with more of them the activations leave a processor's caches
-BEGINNINGS: dict[Format, bytes] = {"csv": b"path,label,probability", "json": b'[\n{"path": '}  # of what predict writes
+BEGINNINGS = (b"path,label,probability", b'[\n{"path": ')  # of what predict writes
 
 
 class Prediction(NamedTuple):
@@ -80,14 +80,15 @@ def predict(
         trusted_packages: packages whose classes the checkpoint may name.
     """
     kind: Format = format or ("json" if (output or "").lower().endswith(".json") else "csv")
-    foreign = output is None and _is_foreign(Path(f"predictions.{kind}"), kind)
-    output = output or f"predictions.{kind}"
+    default = Path(f"predictions.{kind}")
+    foreign = output is None and default.is_file() and not default.read_bytes().startswith(BEGINNINGS)
+    output = output or str(default)
     way_out = "move it away, or give another name with --output"
     checkpoint = open_checkpoint(ckpt_path, trusted_packages)
     refuse(
         ConfigError,
         (not images, "predict needs images: --images with files, folders or patterns: scans/*.png"),
-        (foreign, f"{Path(output).absolute()} is there and was not written by predict: {way_out}"),
+        (foreign, f"{default.absolute()} is there and was not written by predict: {way_out}"),
     )
     device, paths = _device(accelerator), find_images(images)
     model, datamodule = Classifier.from_checkpoint(checkpoint.content).to(device), described_data(checkpoint.data)
@@ -231,12 +232,6 @@ def _write(file: TextIO, kind: Format, row: dict[str, str | float], *, is_first:
     if is_first:
         table.writeheader()
     table.writerow(row)
-
-
-def _is_foreign(path: Path, kind: Format) -> bool:
-    """Whether there is a file that predict did not write, which it must not replace under a name of its own choice."""
-    beginning = path.read_bytes()[:100] if path.is_file() else b""
-    return bool(beginning) and not beginning.startswith(BEGINNINGS[kind])
 
 
 def _results_table(predictions: Sequence[Prediction]) -> Table:

@@ -104,8 +104,7 @@ def summarise(model: Classifier, bf16: bool = False) -> Summary:
         ConfigError: if the backbone cannot classify images of the classifier's shape.
     """
     calls: list[Layer] = []
-    with torch.random.fork_rng([model.scale.device] if model.scale.is_cuda else []):
-        probe.check(model, bf16=bf16, around=lambda: _watching(model.backbone, calls))
+    probe.check(model, bf16=bf16, around=lambda: _watching(model.backbone, calls))
     return Summary(calls, sum(p.numel() for p in model.backbone.parameters() if p.requires_grad))
 
 

@@ -10,7 +10,6 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError, did_you_mean, refuse
-from vision_zoo.specs import listed
 from vision_zoo.trainer_facts import callbacks_of
 from vision_zoo.trust import TRUSTED_PACKAGES
 
@@ -26,9 +25,7 @@ def check_fit(
     out = "leave the test out with --test_after_fit false"
     no_test = f"{name} has no test images: {out}; where they come from: vision_zoo fit --data.help {name}"
     zeros = [o for o in NOT_ZERO if options.get(o) == 0 and options.get(o) is not False]
-    timers = [callback for callback in listed(options.get("callbacks")) if isinstance(callback, Timer)]
-    timers += [] if options.get("max_time") is None else [Timer(options["max_time"])]
-    no_time = any(timer.time_remaining() == 0 for timer in timers)
+    no_time = options.get("max_time") is not None and Timer(options["max_time"]).time_remaining() == 0
     not_scored = test_after_fit and options.get("limit_test_batches") == 0
     refuse(
         ConfigError,

@@ -20,7 +20,7 @@ from vision_zoo.verbs.output import output_file
 from vision_zoo.verbs.report.facts import Facts, collect, interval
 from vision_zoo.version import __version__
 
-MARK = re.compile(r"<!-- written by vision_zoo report, ([0-9a-f]{8}) -->")  # with the text's checksum
+MARK = "<!-- written by vision_zoo report, {:08x} -->\n"  # with the checksum of the text above it
 
 
 def report(ckpt_path: str, output: str | None = None, trusted_packages: Sequence[str] = ()) -> None:
@@ -46,19 +46,16 @@ def write_report(model: Classifier, checkpoint: Checkpoint, output: str | None =
     page = target if target.suffix in (".html", ".htm") else target / "report.html"
     card = page.with_name("README.md")
     kept = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
-    mark = MARK.search(kept)
-    edited = mark and mark[1] != _checksum(kept[: mark.start()])
-    foreign_page = page != target and page.is_file() and b'content="vision_zoo ' not in page.read_bytes()[:4096]
+    own_card = kept == _marked(kept[: -len(MARK.format(0))])
+    own_page = page == target or not page.is_file() or b'content="vision_zoo ' in page.read_bytes()[:4096]
     foreign, way_out = "is there and was not written by report", "move it away, or set --output to another folder"
     refuse(
         ConfigError,
-        (card.exists() and mark is None, f"{card.resolve()} {foreign}: {way_out}"),
-        (edited, f"{card.resolve()} was edited after report wrote it: {way_out}"),
-        (foreign_page, f"{page.resolve()} {foreign}: {way_out}"),
+        (card.exists() and not own_card, f"{card.resolve()} {foreign}, or was edited since: {way_out}"),
+        (not own_page, f"{page.resolve()} {foreign}: {way_out}"),
     )
     facts = collect(model, checkpoint)
-    text = f"{_render('card.md', facts).strip()}\n\n"
-    text += f"<!-- written by vision_zoo report, {_checksum(text)} -->\n"
+    text = _marked(f"{_render('card.md', facts).strip()}\n\n")
     for path, content in ((page, _render("page.html", facts)), (card, text)):
         with output_file(path) as file:
             file.write_bytes(content.encode(errors="replace"))  # names of folders and classes may be any bytes
@@ -87,5 +84,5 @@ def _fenced(text: str, language: str) -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def _checksum(text: str) -> str:
-    return f"{zlib.crc32(text.encode(errors='replace')):08x}"
+def _marked(text: str) -> str:
+    return text + MARK.format(zlib.crc32(text.encode(errors="replace")))

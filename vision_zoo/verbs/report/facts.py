@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import shlex
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,6 @@ import yaml
 from vision_zoo.checkpoints import Checkpoint, run_folder
 from vision_zoo.classifier import Classifier
 from vision_zoo.formatting import metric_text
-from vision_zoo.plots import plot_curves
 from vision_zoo.trust import foreign_packages, trusting
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -116,11 +114,7 @@ def collect(model: Classifier, checkpoint: Checkpoint) -> Facts:
     files = {"curves": run / "curves.png"}
     if tested is not None:
         files |= {name: tested / f"{name}.png" for name in ("confusion_matrix", "mistakes")}
-    with tempfile.TemporaryDirectory() as scratch:
-        if facts.epochs and not files["curves"].is_file():  # a stopped run has none yet
-            files["curves"] = Path(scratch, "curves.png")
-            plot_curves(run / "metrics.csv", files["curves"], f"{facts.name}: {model.network_name}")
-        contents = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
+    contents = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
     facts.images = {n: base64.b64encode(png).decode() for n, png in contents.items() if png.startswith(PNG)}
     return facts
 

@@ -75,9 +75,6 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-# ---------------------------------------------------------------------------------------------- what is in the package
-
-
 def backbones() -> list[Row]:
     """Name, description, source and file of each backbone."""
     return _classes("backbones")
@@ -135,9 +132,6 @@ def recipes() -> list[Row]:
     return rows
 
 
-# ---------------------------------------------------------------------------------------------------------- past runs
-
-
 def _past_runs(root: Path) -> tuple[list[Row], list[str]]:
     """The runs in the folder "runs" below root, and what is wrong with files that cannot be read.
 
@@ -179,9 +173,6 @@ def _place(value: Any, sign: int = 1) -> tuple[int, float, str]:
     except (TypeError, ValueError):
         return (1, 0.0, value) if isinstance(value, str) else (2, 0.0, "")
     return (2, 0.0, "") if math.isnan(figure) else (0, figure, "")  # NaN compares with nothing
-
-
-# ------------------------------------------------------------------------------------------------------------ printing
 
 
 def _print_table(title: str, rows: list[Row], empty: str) -> None:

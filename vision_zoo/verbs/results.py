@@ -38,7 +38,7 @@ def write_results(
         "network": model.network_name,
         "data": {"name": type(data).__name__, "note": getattr(data, "note", "")},
         "parameters": sum(p.numel() for p in model.parameters()),
-        "epochs": _epochs_trained(trainer, run),
+        "epochs": _epochs_trained(trainer),
         "fit_seconds": round(run.fit_seconds, 3),
         "train_images_per_second": round(run.images_seen / run.train_seconds, 1) if run.train_seconds else None,
         "metrics": {name: metrics[name] for name in sorted(metrics)},
@@ -57,13 +57,11 @@ def write_results(
     return results
 
 
-def _epochs_trained(trainer: Trainer, run: RunFolder) -> int:
+def _epochs_trained(trainer: Trainer) -> int:
     """How many epochs were begun; unlike `trainer.current_epoch`, right also where nothing was left to train."""
     progress: Any = trainer.fit_loop.epoch_progress.current
-    epochs = int(progress.started)
-    if run.trained and trainer.max_epochs not in (None, -1):
-        return min(epochs, trainer.max_epochs or 0)  # averaging weights ends with an epoch that trains nothing
-    return epochs
+    started, most = int(progress.started), trainer.max_epochs or -1
+    return started if most == -1 else min(started, most)  # averaging weights ends with an epoch that trains nothing
 
 
 def say_results(trainer: Trainer, run: RunFolder, saving: Saving | None, results: dict[str, Any]) -> None:

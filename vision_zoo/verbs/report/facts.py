@@ -87,9 +87,6 @@ def interval(share: float, count: int) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-# --------------------------------------------------------------------------------------------------- reading the run
-
-
 def collect(model: Classifier, checkpoint: Checkpoint) -> Facts:
     """Gather the facts of a run; what is missing or broken is reported in words, never made up."""
     path, config = checkpoint.path, checkpoint.config

@@ -335,10 +335,11 @@ def test_a_stopped_run_leaves_the_old_table_and_no_temporary_file(trained_run, h
     save(here / "a.png", digits[0])
     (here / "predictions.csv").write_text(OLD)
 
-    def stop(*_):
+    def stop(file, *_, **__):
+        file.write("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict._Writer, "end", stop)
+    monkeypatch.setattr(predict, "_write", stop)
     assert run(trained_run, "--images", "a.png") == 130
     assert sorted(path.name for path in here.iterdir() if path.is_file()) == ["a.png", "predictions.csv"]
     assert (here / "predictions.csv").read_text() == OLD

@@ -53,14 +53,6 @@ def report(*words: str) -> None:
     assert main(["report", *words]) == 0
 
 
-def started_with(run: Path, root: str) -> None:
-    """As if the run had been started with this --trainer.default_root_dir."""
-    file = run / "checkpoints" / "best.ckpt"
-    content = torch.load(file, weights_only=True)
-    content["vision_zoo"]["config"]["trainer"]["default_root_dir"] = root
-    torch.save(content, file)
-
-
 class Page(HTMLParser):
     """Tags, attributes and text of a page; complains of tags that are not closed."""
 
@@ -132,11 +124,14 @@ def test_output_is_a_folder_or_the_page(output, page, run, here):
     assert not (run / "report.html").exists()
 
 
-def test_the_commands_of_a_report_name_the_folder_that_the_run_was_put_into(run, here):
-    started_with(run, "big disk/mine")
+def test_the_commands_of_a_report_name_the_run_from_the_working_directory(run, here, monkeypatch):
     report("--ckpt_path", str(run))
     page = Page((run / "report.html").read_text())
-    assert "vision_zoo test --ckpt_path 'big disk/mine/runs/default/version_0'" in page.text
+    assert "vision_zoo test --ckpt_path runs/default/version_0" in page.text
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    report("--ckpt_path", str(run))
+    assert f"vision_zoo test --ckpt_path {run}" in Page((run / "report.html").read_text()).text
 
 
 def test_a_card_that_was_edited_is_not_replaced(run, capsys):
@@ -146,7 +141,7 @@ def test_a_card_that_was_edited_is_not_replaced(run, capsys):
     card.write_text(card.read_text().replace("## Licence", "## Licence\n\nCC BY 4.0"))
     edited = card.read_text()
     assert main(["report", "--ckpt_path", str(run)]) == 2
-    assert "README.md was edited after report wrote it" in capsys.readouterr().err
+    assert "README.md is there and was not written by report, or was edited since" in capsys.readouterr().err
     assert card.read_text() == edited
 
 
@@ -156,12 +151,6 @@ def test_a_page_of_another_origin_is_not_replaced_unless_it_is_named(run, here, 
     assert "report.html is there and was not written by report" in capsys.readouterr().err
     assert (here / "report.html").read_text() == "coverage"
     report("--ckpt_path", str(run), "--output", "report.html")
-
-
-def test_the_commands_of_a_run_that_was_moved_name_where_it_is(run, here):
-    started_with(run, "/scratch/gone")
-    report("--ckpt_path", str(run))
-    assert f"vision_zoo test --ckpt_path {run}" in Page((run / "report.html").read_text()).text
 
 
 def test_a_readme_of_another_origin_is_never_replaced(run, here, capsys):
@@ -208,15 +197,15 @@ def test_a_later_test_fills_in_the_figures(run):
     assert "never tested" not in page.text
 
 
-def test_a_run_that_was_stopped_shows_its_epochs_and_curves(run):
+def test_a_run_that_was_stopped_shows_its_epochs(run):
     for name in ("results.json", "curves.png", "per_class.csv", "confusion_matrix.png", "mistakes.png"):
         (run / name).unlink()
     report("--ckpt_path", str(run))
     page = Page((run / "report.html").read_text())
     assert "The run has no results" in page.text
     assert "Epochs" in page.text
-    assert len(page.images()) == 1
-    assert not (run / "curves.png").exists()
+    assert "There is no image curves.png in this run" in page.text
+    assert page.images() == []
 
 
 @pytest.mark.parametrize("name", ["results.json", "per_class.csv", "metrics.csv", "curves.png"])
@@ -305,11 +294,11 @@ def test_a_thousand_classes_do_not_fill_the_card(here):
 
 def test_the_last_value_of_an_epoch_counts():
     rows = [
-        {"epoch": "0", "step": "5", "val/loss": "2.0", "train/loss": ""},
-        {"epoch": "0", "step": "10", "val/loss": "1.0", "train/loss": "1.5", "train/loss_step": "9"},
-        {"epoch": "1", "step": "15", "val/loss": "", "train/loss": "", "train/loss_step": "8"},
+        {"epoch": 0.0, "step": 5.0, "val/loss": 2.0},
+        {"epoch": 0.0, "step": 10.0, "val/loss": 1.0, "train/loss": 1.5, "train/loss_step": 9.0},
+        {"epoch": 1.0, "step": 15.0, "train/loss_step": 8.0},
     ]
-    assert by_epoch(rows) == [{"epoch": "0", "step": "10", "val/loss": "1.0", "train/loss": "1.5"}]
+    assert by_epoch(rows) == [{"epoch": 0.0, "step": 10.0, "val/loss": 1.0, "train/loss": 1.5}]
 
 
 def test_the_interval_is_wilsons():

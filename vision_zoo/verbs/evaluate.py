@@ -2,8 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from lightning.pytorch import Trainer
 from rich.markup import escape
 from rich.table import Column, Table
 
@@ -15,7 +16,7 @@ from vision_zoo.files import expanded
 from vision_zoo.formatting import metric_text
 from vision_zoo.training.evaluation import TestArtifacts, to_floats
 from vision_zoo.types import TTA
-from vision_zoo.verbs.checks import check_data, check_part, data_place
+from vision_zoo.verbs.checks import check_data, data_place
 from vision_zoo.verbs.results import results_table
 from vision_zoo.verbs.trainer import TrainerMaker, say
 
@@ -25,26 +26,9 @@ SHOWN_CLASSES = 100  # in the table of each class
 def validate(
     make_trainer: TrainerMaker, model: Classifier, datamodule: ImageDataModule, checkpoint: Checkpoint
 ) -> dict[str, float]:
-    """Score a checkpoint on the validation images.
-
-    Args:
-        make_trainer: builds the trainer.
-        model: the checkpoint's classifier.
-        datamodule: the data.
-        checkpoint: the checkpoint.
-
-    Returns:
-        The metrics, by name.
-    """
+    """Score a checkpoint on the validation images."""
     trainer = make_trainer([*make_trainer.own, *make_trainer.bar])
-    check_part(trainer, "val", "set it higher")
-    check_data(model, datamodule)
-    trainer.validate(model, datamodule=datamodule, verbose=False)
-    nothing = "there are no validation images: --data.val_split is 0, so all of them were trained with"
-    refuse(ConfigError, (not datamodule.sizes.get("val"), f"{nothing}. To score the test images: vision_zoo test"))
-    metrics = to_floats(trainer.callback_metrics)
-    say(trainer, results_table(metrics))
-    return metrics
+    return _score(trainer, "val", model, datamodule)
 
 
 def test(
@@ -65,9 +49,6 @@ def test(
         output: folder for the confusion matrix, metrics by class and mistakes; default: "test" in the run folder.
         tta: test-time augmentation: average the predictions for each image and its mirror image (flip), its shifts by
             one pixel (shift), or both; by default as the run was tested.
-
-    Returns:
-        The metrics, by name.
     """
     folder = expanded(output) if output else (run_folder(checkpoint.path) or Path.cwd()) / "test"
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
@@ -79,12 +60,8 @@ def test(
         about |= {name: datamodule.hparams[name] for name in ("test_split", "seed")}
     artifacts = TestArtifacts(folder, about)
     trainer = make_trainer([*make_trainer.own, *make_trainer.bar, artifacts])
-    check_part(trainer, "test", "set it higher")
-    check_data(model, datamodule)
     model.test_time_augmentation = tta
-    trainer.test(model, datamodule=datamodule, verbose=False)
-    metrics = to_floats(trainer.callback_metrics)
-    say(trainer, results_table(metrics))
+    metrics = _score(trainer, "test", model, datamodule)
     if datamodule.cuts_test and datamodule.hparams["test_split"] != 1.0:
         say(trainer, "on the part that --data.test_split cuts out; with 1.0, all images are tested")
     if tta != "none":
@@ -93,6 +70,23 @@ def test(
     if (more := len(artifacts.rows) - SHOWN_CLASSES) > 0:
         say(trainer, f"and {more:,} more, in per_class.csv")
     say(trainer, escape(str(folder.resolve())))
+    return metrics
+
+
+def _score(
+    trainer: Trainer, part: Literal["val", "test"], model: Classifier, datamodule: ImageDataModule
+) -> dict[str, float]:
+    """Score a part of the data, print the metrics, and give them by name."""
+    option = f"limit_{part}_batches"
+    nothing = f"--trainer.{option} is 0, so that nothing would be scored: set it higher"
+    refuse(ConfigError, (getattr(trainer, option) == 0, nothing))
+    check_data(model, datamodule)
+    score = trainer.test if part == "test" else trainer.validate
+    score(model, datamodule=datamodule, verbose=False)
+    none = "there are no validation images: --data.val_split is 0, so all of them were trained with"
+    refuse(ConfigError, (not datamodule.sizes[part], f"{none}. To score the test images: vision_zoo test"))
+    metrics = to_floats(trainer.callback_metrics)
+    say(trainer, results_table(metrics))
     return metrics
 
 

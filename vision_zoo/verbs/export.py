@@ -1,13 +1,13 @@
 """export: a checkpoint as one file for other programs, compared with the module before it is handed over."""
 
 import contextlib
-import importlib
 import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,15 +90,14 @@ def export_model(
         ConfigError: if packages are missing or the file cannot be written there.
         ExportError: if the network cannot be exported or the outputs differ. No file is left then.
     """
-    kind = FORMATS[format_]
-    try:
-        for package in kind.packages:
-            importlib.import_module(package)
-    except ImportError as error:
-        raise ConfigError(f"{format_} needs a package: {error}. Run: pip install 'vision_zoo[export]'") from error
-    size = sum(p.nbytes for p in model.backbone.parameters())
+    kind, size = FORMATS[format_], sum(p.nbytes for p in model.backbone.parameters())
+    missing = [package for package in kind.packages if find_spec(package) is None]
     too_large = f"an ONNX file holds less than 2 GiB, the network has {size / 2**30:.1f}: --format torch_export"
-    refuse(ConfigError, (format_ == "onnx" and size >= ONNX_LIMIT, too_large))
+    refuse(
+        ConfigError,
+        (missing, f"{format_} needs {', '.join(missing)}. Run: pip install 'vision_zoo[export]'"),
+        (format_ == "onnx" and size >= ONNX_LIMIT, too_large),
+    )
     model.cpu().eval()
     with output_file(path) as file:
         try:
@@ -114,20 +113,16 @@ def export_model(
 
 def _metadata(model: Classifier, datamodule: ImageDataModule | None, checkpoint: Checkpoint) -> Metadata:
     """What a program needs besides the weights; lists as JSON."""
-    hparams, channels = model.hparams, model.image_shape[0]
-    values: dict[str, Any] = {"class_names": model.class_names, "image_shape": model.image_shape}
-    for name in ("mean", "std"):
-        values[name] = torch.tensor(hparams[name], dtype=torch.float64).expand(channels).tolist()
+    values = {name: model.hparams[name] for name in ("class_names", "image_shape", "backbone")}
+    for name in ("mean", "std"):  # of which one value serves all channels
+        values[name] = torch.tensor(model.hparams[name], dtype=torch.float64).expand(model.image_shape[0]).tolist()
     return {
-        **{name: json.dumps(value) for name, value in {**values, "backbone": hparams["backbone"]}.items()},
+        **{name: json.dumps(value) for name, value in values.items()},
         "resize": getattr(datamodule, "resize", "crop"),
         "checkpoint": checkpoint.path.name,
         "run": checkpoint.run_name or "",
         "vision_zoo_version": __version__,
     }
-
-
-# ------------------------------------------------------------------------------------------------------- comparison
 
 
 def sample_images(model: Classifier, datamodule: ImageDataModule | None) -> tuple[Tensor, str]:
@@ -141,16 +136,9 @@ def sample_images(model: Classifier, datamodule: ImageDataModule | None) -> tupl
             images = datamodule.sample("test", count).images
             if tuple(images.shape[1:]) == shape:
                 return images[torch.arange(count) % len(images)], f"{count} test images of {type(datamodule).__name__}"
-    missing = "; the run's data is not here"
-    if shape[0] in (1, 3):
-        with contextlib.suppress(InputError):
-            images = MNIST5k().sample("test", count).images
-            changed = "" if shape == MNIST5k.image_shape else f" brought to {' x '.join(map(str, shape))}"
-            images = resize_images(images.expand(-1, shape[0], -1, -1), shape)
-            return images, f"{count} embedded MNIST images{changed}{missing}"
-    random = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=random)
-    return images, f"{count} random images{missing}"
+    images = MNIST5k().sample("test", count).images.expand(-1, shape[0], -1, -1)
+    changed = "" if shape == MNIST5k.image_shape else f" brought to {' x '.join(map(str, shape))}"
+    return resize_images(images, shape), f"{count} embedded MNIST images{changed}; the run's data is not here"
 
 
 def _compare(model: Classifier, forward: Forward, images: Tensor, format_: str) -> Difference:

@@ -35,11 +35,6 @@ class Plan(NamedTuple):
     config: Config  # the whole, as config.yaml and checkpoints keep it
     checkpoint: Checkpoint | None = None  # that it continues from
 
-    @property
-    def folder(self) -> Path | None:
-        """Of the run that continues."""
-        return run_folder(self.checkpoint.path) if self.checkpoint else None
-
 
 def fit(
     make_trainer: TrainerMaker,
@@ -66,21 +61,19 @@ def fit(
         channels_last: memory format of convolutions in training; by default the faster one.
         tta: test-time augmentation of the final test: average the predictions for each image and its mirror image
             (flip), its shifts by one pixel (shift), or both.
-
-    Returns:
-        The run folder; None where Lightning leaves nothing behind (fast_dev_run, barebones).
     """
     options = make_trainer.options
     check_fit(options, datamodule, test_after_fit, save_every_minutes)
-    stored = None
+    folder = stored = None
     if plan.checkpoint is not None:
         check_data(model, datamodule)
+        folder = run_folder(plan.checkpoint.path)
         states = plan.checkpoint.content.get("callbacks") or {}
         stored = states.get("Performance", states.get("Speed", {}))
     performance = Performance(options.get("precision") is not None, stored, channels_last)
     run = saving = None
     if not make_trainer.bare:
-        run = RunFolder(plan.name, plan.config, plan.folder, options.get("logger") is not False)
+        run = RunFolder(plan.name, plan.config, folder, options.get("logger") is not False)
         saving = None if options.get("enable_checkpointing") is False else Saving(run, save_every_minutes)
     shown = make_trainer.shows_bar
     callbacks = run_callbacks(make_trainer.own, run=run, performance=performance, saving=saving, show_bar=shown)
@@ -111,13 +104,13 @@ def fit(
             hard_link(saving.last, saving.best)
             saving.best_epoch = None
         trainer.strategy.barrier("best checkpoint")
-    if saving is not None and test_after_fit:
-        model.load_state_dict(read_torch_file(saving.best)["state_dict"])
+        if test_after_fit:
+            model.load_state_dict(read_torch_file(saving.best)["state_dict"])
     if test_after_fit and not options.get("barebones"):
         model.test_time_augmentation = tta
         trainer.test(model, datamodule=datamodule, verbose=False)
         metrics |= {n: v for n, v in to_floats(trainer.callback_metrics).items() if n.startswith("test/")}
-    if run is None:
+    if run is None:  # as with fast_dev_run and barebones
         say(trainer, "nothing is kept of such a run: no folder, no checkpoint")
         return None
     if trainer.is_global_zero:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from vision_zoo.checkpoints import read_state_dict
 from vision_zoo.classifier import Classifier
-from vision_zoo.types import ImageShape
 
 Format = Literal["onnx", "torch_export", "safetensors", "state_dict"]
 Metadata = dict[str, str]
@@ -24,14 +24,9 @@ METADATA_FILE = "metadata.json"  # inside a torch.export archive
 class Images(nn.Module):
     """The part of a classifier that is exported: raw images in, logits out, nothing of training."""
 
-    scale: Tensor
-    shift: Tensor
-
     def __init__(self, model: Classifier) -> None:
         super().__init__()
-        self.backbone = model.backbone
-        self.register_buffer("scale", model.scale)
-        self.register_buffer("shift", model.shift)
+        self.backbone, self.scale, self.shift = model.backbone, nn.Buffer(model.scale), nn.Buffer(model.shift)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float (B, K), of raw images, uint8 (B, C, H, W) in [0, 255]."""
@@ -92,16 +87,10 @@ def _own_tensors(model: Classifier) -> dict[str, Tensor]:
 
 
 def _load_weights(path: Path, model: Classifier) -> Forward:
-    """A second classifier, whose weights are not numbers until those of the file are loaded, so that a lack shows."""
-
-    def backbone(image_shape: ImageShape, num_classes: int) -> nn.Module:
-        empty = copy.deepcopy(model.backbone)
-        for tensor in empty.state_dict().values():
-            tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
-        return empty
-
-    facts = (model.image_shape, model.class_names, model.hparams["mean"], model.hparams["std"])
-    return Classifier(backbone, *facts, weights=str(path)).eval()
+    """A second classifier with the weights of the file, which must have all of them."""
+    other = copy.deepcopy(model)
+    other.backbone.load_state_dict(read_state_dict(path))
+    return other
 
 
 class Kind(NamedTuple):

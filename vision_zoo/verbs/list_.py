@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import io
 import json
 import math
 import re
@@ -76,9 +75,6 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-# ---------------------------------------------------------------------------------------------- what is in the package
-
-
 def backbones() -> list[Row]:
     """Name, description, source and file of each backbone."""
     return _classes("backbones")
@@ -136,9 +132,6 @@ def recipes() -> list[Row]:
     return rows
 
 
-# ---------------------------------------------------------------------------------------------------------- past runs
-
-
 def _past_runs(root: Path) -> tuple[list[Row], list[str]]:
     """The runs in the folder "runs" below root, and what is wrong with files that cannot be read.
 
@@ -156,7 +149,7 @@ def _past_runs(root: Path) -> tuple[list[Row], list[str]]:
             rows.append(row)
         except (OSError, ValueError, AttributeError) as error:  # the last where a list stands in place of a mapping
             broken.append(f"{file} is broken and left out: {error}")
-    return sorted(rows, key=lambda row: (row["config"], len(row["version"]), row["version"])), sorted(broken)
+    return sorted(rows, key=lambda row: (row["config"], _place(row["version"]))), sorted(broken)
 
 
 def _sorted_runs(rows: list[Row], column: str | None) -> list[Row]:
@@ -169,45 +162,36 @@ def _sorted_runs(rows: list[Row], column: str | None) -> list[Row]:
         if column not in shown:
             shown.insert(2, column)
         sign = -1 if column.endswith(("accuracy", "/f1")) else 1
-
-        def place(row: Row) -> tuple[int, float, str]:
-            value = row.get(column)
-            if isinstance(value, str) and not value.isdecimal():
-                return 1, 0.0, value
-            # NaN compares with nothing: it counts as no figure, and comes last.
-            figure = float(value) if isinstance(value, str | int | float) else math.nan
-            return (2, 0.0, "") if math.isnan(figure) else (0, sign * figure, "")
-
-        rows = sorted(rows, key=place)
+        rows = sorted(rows, key=lambda row: _place(row.get(column), sign))
     return [{name: row.get(name) for name in shown} for row in rows]
 
 
-# ------------------------------------------------------------------------------------------------------------ printing
+def _place(value: Any, sign: int = 1) -> tuple[int, float, str]:
+    """Where a value stands in order: figures, also those in texts, then other texts, then what is missing."""
+    try:
+        figure = sign * float(value)
+    except (TypeError, ValueError):
+        return (1, 0.0, value) if isinstance(value, str) else (2, 0.0, "")
+    return (2, 0.0, "") if math.isnan(figure) else (0, figure, "")  # NaN compares with nothing
 
 
 def _print_table(title: str, rows: list[Row], empty: str) -> None:
-    """Print a table: with a rule on a terminal that is wide enough, else aligned plain text, one line a row."""
-    from rich import box, console, table, text  # noqa: PLC0415  # completion needs the rows alone
+    """Print a table: a terminal that is wide enough folds long texts, else each row is one line."""
+    from rich import console, table, text  # noqa: PLC0415  # completion needs the rows alone
 
-    terminal = sys.stdout.isatty()
     if not rows:
-        sys.stdout.write(f"{title}: {empty}\n" + ("" if terminal else "\n"))
+        sys.stdout.write(f"{title}: {empty}\n\n")
         return
-    drawn = table.Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    drawn = table.Table(box=None, pad_edge=False)
     for name in rows[0]:
         right = any(isinstance(row[name], int | float) for row in rows)
         whole = right or name == next(iter(rows[0]))
         drawn.add_column(name, justify="right" if right else "left", no_wrap=whole, overflow="fold")
     for row in rows:
         drawn.add_row(*(text.Text(_text(name, value)) for name, value in row.items()))
-    screen, paper = console.Console(), console.Console(file=io.StringIO(), width=100_000, color_system=None)
-    if terminal and paper.measure(drawn).minimum <= screen.width:  # else it would cut figures off
-        screen.print(drawn)
-        return
-    drawn.box = drawn.title = None
-    with paper.capture() as lines:
-        paper.print(drawn)
-    sys.stdout.write("\n".join([title.upper(), *map(str.rstrip, lines.get().splitlines())]) + "\n\n")
+    screen, paper = console.Console(), console.Console(width=100_000, color_system=None)
+    fits = screen.is_terminal and paper.measure(drawn).minimum <= screen.width  # else it would cut figures off
+    (screen if fits else paper).print(title.upper(), drawn, "", sep="\n")
 
 
 def _text(column: str, value: Any) -> str:

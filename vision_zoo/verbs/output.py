@@ -22,11 +22,8 @@ def output_file(output: str | Path) -> Iterator[Path]:
     cannot, way_out = f"--output {output} cannot be written", "Choose another place"
     # A file that takes its name when it is complete would replace a device or a pipe.
     special = path.parts[:2] == ("/", "dev") or (path.exists() and not path.is_file())
-    refuse(
-        ConfigError,
-        (path.is_dir(), f"{cannot}: it is a folder. {way_out}"),
-        (special, f"{cannot}: it is not a regular file. {way_out}"),
-    )
+    what = "a folder" if path.is_dir() else "not a regular file"
+    refuse(ConfigError, (special, f"{cannot}: it is {what}. {way_out}"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with new_file(path.resolve()) as place:  # a link stays one
@@ -44,15 +41,10 @@ def output_file(output: str | Path) -> Iterator[Path]:
 def text_output(output: str) -> Iterator[TextIO]:
     """Such a file, open for text, or standard output for a dash; raises as `output_file` does."""
     how: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}  # names may be any bytes
-    if output != "-":
+    if output == "-":
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(**how)
+        yield sys.stdout
+    else:
         with output_file(output) as path, path.open("w", newline="", **how) as file:
             yield file
-        return
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(**how)
-    try:
-        yield sys.stdout
-    except BrokenPipeError:  # its reader has seen enough
-        raise
-    except OSError as error:
-        raise TrainingError(f"standard output could not be written ({error.strerror or error})") from error

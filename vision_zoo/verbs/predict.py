@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import sys
 import time
 import warnings
@@ -35,7 +34,7 @@ CHUNK = 16  # images that a thread decodes at a time
 SHOWN = 20  # results, and files that cannot be read, that the terminal shows
 TURN = 4  # batches that are decoded at a time where decoding and network share the processor
 CACHED = 64  # images of a batch; with more of them the activations leave a processor's caches
-BEGINNINGS: dict[Format, bytes] = {"csv": b"path,label,probability", "json": b'[\n{"path": '}  # of what predict writes
+BEGINNINGS = (b"path,label,probability", b'[\n{"path": ')  # of what predict writes
 
 
 class Prediction(NamedTuple):
@@ -81,14 +80,15 @@ def predict(
         trusted_packages: packages whose classes the checkpoint may name.
     """
     kind: Format = format or ("json" if (output or "").lower().endswith(".json") else "csv")
-    foreign = output is None and _is_foreign(Path(f"predictions.{kind}"), kind)
-    output = output or f"predictions.{kind}"
+    default = Path(f"predictions.{kind}")
+    foreign = output is None and default.is_file() and not default.read_bytes().startswith(BEGINNINGS)
+    output = output or str(default)
     way_out = "move it away, or give another name with --output"
     checkpoint = open_checkpoint(ckpt_path, trusted_packages)
     refuse(
         ConfigError,
         (not images, "predict needs images: --images with files, folders or patterns: scans/*.png"),
-        (foreign, f"{Path(output).absolute()} is there and was not written by predict: {way_out}"),
+        (foreign, f"{default.absolute()} is there and was not written by predict: {way_out}"),
     )
     device, paths = _device(accelerator), find_images(images)
     model, datamodule = Classifier.from_checkpoint(checkpoint.content).to(device), described_data(checkpoint.data)
@@ -100,29 +100,24 @@ def predict(
     bar = Progress(console=console, transient=True, refresh_per_second=2, disable=not console.is_terminal)
     start, brightness = time.monotonic(), 0.0
     shown, failures = list[Prediction](), list[Prediction]()
-    try:
-        with bar, text_output(output) as file, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\b")  # odd but readable files
-            writer = _Writer(file, kind)
-            for prediction in bar.track(predictions, total=len(paths), description="predict"):
-                if prediction.problem:
-                    failures.append(prediction)
-                    continue
-                writer.write(prediction.as_dict())
-                brightness += prediction.brightness
-                if len(shown) < SHOWN:
-                    shown.append(prediction)
-            which = "the file" if len(paths) == 1 else f"any of the {len(paths):,} files"
-            way_out = f"give files in a common format such as PNG or JPEG\n{_list_unreadable(failures)}"
-            refuse(InputError, (not shown, f"--images: cannot read {which} as an image; {way_out}"))
-            writer.end()
-    except BrokenPipeError:  # the reader of standard output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
+    with bar, text_output(output) as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\b")  # odd but readable files
+        for prediction in bar.track(predictions, total=len(paths), description="predict"):
+            if prediction.problem:
+                failures.append(prediction)
+                continue
+            _write(file, kind, prediction.as_dict(), is_first=not shown)
+            brightness += prediction.brightness
+            if len(shown) < SHOWN:
+                shown.append(prediction)
+        which = "the file" if len(paths) == 1 else f"any of the {len(paths):,} files"
+        way_out = f"give files in a common format such as PNG or JPEG\n{_list_unreadable(failures)}"
+        refuse(InputError, (not shown, f"--images: cannot read {which} as an image; {way_out}"))
+        file.write("\n]\n" if kind == "json" else "")
+        file.flush()
     done, seconds = len(paths) - len(failures), time.monotonic() - start
-    unread = ""
+    unread = f", {len(failures):,} could not be read" if failures else ""
     if failures:
-        unread = f", {len(failures):,} could not be read"
         sys.stderr.write(f"could not be read as images, {len(failures):,}:\n{_list_unreadable(failures)}\n")
     sys.stderr.write(_inversion_hint(brightness / done, training_mean(model, datamodule), invert))
     if output != "-" and done <= SHOWN:
@@ -228,31 +223,15 @@ def _inversion_hint(brightness: float, mean: float | None, invert: bool) -> str:
     )
 
 
-class _Writer:
-    """Rows of a table or a list of objects, written one by one; nothing before the first."""
-
-    def __init__(self, file: TextIO, kind: Format) -> None:
-        self.file, self.kind, self.begun = file, kind, False
-
-    def write(self, row: dict[str, str | float]) -> None:
-        if self.kind == "csv":
-            table = csv.DictWriter(self.file, row, lineterminator="\n")
-            if not self.begun:
-                table.writeheader()
-            table.writerow(row)
-        else:
-            self.file.write((",\n" if self.begun else "[\n") + json.dumps(row))
-        self.begun = True
-
-    def end(self) -> None:
-        self.file.write("\n]\n" if self.kind == "json" else "")
-        self.file.flush()
-
-
-def _is_foreign(path: Path, kind: Format) -> bool:
-    """Whether there is a file that predict did not write, which it must not replace under a name of its own choice."""
-    beginning = path.read_bytes()[:100] if path.is_file() else b""
-    return bool(beginning) and not beginning.startswith(BEGINNINGS[kind])
+def _write(file: TextIO, kind: Format, row: dict[str, str | float], *, is_first: bool) -> None:
+    """Write a row of a table, or an object of a list that is still open."""
+    if kind == "json":
+        file.write(("[\n" if is_first else ",\n") + json.dumps(row))
+        return
+    table = csv.DictWriter(file, row, lineterminator="\n")
+    if is_first:
+        table.writeheader()
+    table.writerow(row)
 
 
 def _results_table(predictions: Sequence[Prediction]) -> Table:

@@ -20,6 +20,8 @@ from vision_zoo.training.saving import Saving
 from vision_zoo.verbs.trainer import say
 from vision_zoo.version import __version__
 
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse")  # whose versions a result depends on
+
 
 def write_results(
     trainer: Trainer,
@@ -30,13 +32,13 @@ def write_results(
     metrics: dict[str, float],
 ) -> dict[str, Any]:
     """Write results.json and curves.png; gives the content of the former."""
-    data = datamodule_of(trainer)
+    data, versions = datamodule_of(trainer), {"python": platform.python_version(), "vision_zoo": __version__}
     results = {
         "config": run.name,
         "network": model.network_name,
         "data": {"name": type(data).__name__, "note": getattr(data, "note", "")},
         "parameters": sum(p.numel() for p in model.parameters()),
-        "epochs": _epochs_trained(trainer, run),
+        "epochs": _epochs_trained(trainer),
         "fit_seconds": round(run.fit_seconds, 3),
         "train_images_per_second": round(run.images_seen / run.train_seconds, 1) if run.train_seconds else None,
         "metrics": {name: metrics[name] for name in sorted(metrics)},
@@ -47,7 +49,7 @@ def write_results(
         "devices": trainer.world_size,
         "precision": str(trainer.precision),
         "speed": performance.choices,
-        "versions": _versions(),
+        "versions": versions | {package: version(package) for package in PACKAGES},
     }
     write_file(run.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
     if (run.path / "metrics.csv").exists():
@@ -55,17 +57,15 @@ def write_results(
     return results
 
 
-def _epochs_trained(trainer: Trainer, run: RunFolder) -> int:
+def _epochs_trained(trainer: Trainer) -> int:
     """How many epochs were begun; unlike `trainer.current_epoch`, right also where nothing was left to train."""
     progress: Any = trainer.fit_loop.epoch_progress.current
-    epochs = int(progress.started)
-    if run.trained and trainer.max_epochs not in (None, -1):
-        return min(epochs, trainer.max_epochs or 0)  # averaging weights ends with an epoch that trains nothing
-    return epochs
+    started, most = int(progress.started), trainer.max_epochs or -1
+    return started if most == -1 else min(started, most)  # averaging weights ends with an epoch that trains nothing
 
 
 def say_results(trainer: Trainer, run: RunFolder, saving: Saving | None, results: dict[str, Any]) -> None:
-    """Print the table of metrics, how the run ended, and its folder."""
+    """Print the table of metrics, and how the run ended."""
     epochs, speed = results["epochs"], results["train_images_per_second"]
     say(trainer, results_table(results["metrics"]))
     stopping = trainer.early_stopping_callback
@@ -94,10 +94,3 @@ def results_table(metrics: dict[str, float]) -> Table:
         values = [metrics.get(f"{split}/{name}") for split in splits]
         table.add_row(name, *("" if value is None else metric_text(name, value) for value in values))
     return table
-
-
-def _versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    packages = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse")
-    own = {"python": platform.python_version(), "vision_zoo": __version__}
-    return {**own, **{package: version(package) for package in packages}}

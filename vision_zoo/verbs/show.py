@@ -12,6 +12,7 @@ from vision_zoo.files import expanded
 from vision_zoo.plots import plot_images
 from vision_zoo.transforms import apply_transforms
 from vision_zoo.types import Split
+from vision_zoo.verbs.output import output_file
 
 COLUMNS = 5  # of plot_images
 MOST = 500  # images that a PNG of legible labels can hold
@@ -33,9 +34,6 @@ def show(
         count: number of images, spread evenly over the split.
         augmented: show fewer images, each followed by random draws of the training augmentation.
         output: PNG file to write; by default DATASET_SPLIT.png here.
-
-    Raises:
-        ConfigError: if an option cannot be used.
     """
     name, given = type(datamodule).__name__, datamodule.augmentation
     path = expanded(output or f"{name}_{split}.png").absolute()
@@ -60,13 +58,9 @@ def show(
         titles = [title if place == 0 else "" for title in titles for place in range(COLUMNS)]
     part = {"train": "training", "val": "validation", "test": "test"}[split]
     title = f"{name}: {len(labels)} of {datamodule.sizes[split]:,} {part} images"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph")  # names in scripts that the font lacks
-            plot_images(images, titles, path, f"{title}, then four draws of each" if augmented else title)
-    except OSError as error:
-        raise ConfigError(f"--output {path} cannot be written ({error.strerror or error})") from error
+    with output_file(path) as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # names in scripts that the font lacks
+        plot_images(images, titles, file, f"{title}, then four draws of each" if augmented else title)
     channels, height, width = datamodule.image_shape
     colour = {1: "gray", 3: "colour"}.get(channels, f"{channels} channels")
     sizes = ", ".join(f"{split} {size:,}" for split, size in datamodule.sizes.items())

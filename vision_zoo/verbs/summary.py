@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -98,16 +98,13 @@ def summary(model: Classifier, depth: int | None = None) -> None:
 def summarise(model: Classifier, bf16: bool = False) -> Summary:
     """Send one black image through a classifier, which stays as it is, and note what each layer does.
 
-    Args:
-        model: the classifier.
-        bf16: try bfloat16 autocast with it; memory is that of float32.
+    With bf16, bfloat16 autocast is tried with it; memory is that of float32.
 
     Raises:
         ConfigError: if the backbone cannot classify images of the classifier's shape.
     """
     calls: list[Layer] = []
-    with torch.random.fork_rng([model.scale.device] if model.scale.is_cuda else []):
-        probe.check(model, bf16=bf16, around=lambda: _watching(model.backbone, calls))
+    probe.check(model, bf16=bf16, around=lambda: _watching(model.backbone, calls))
     return Summary(calls, sum(p.numel() for p in model.backbone.parameters() if p.requires_grad))
 
 
@@ -171,13 +168,10 @@ def layer_table(model: Classifier, depth: int | None = None, max_rows: int | Non
     )
     if depth is None and len(rows) < len(found.rows()):
         caption += "\nblocks stand for their layers; for each layer: vision_zoo summary"
-    table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True, title=title, caption=caption)
-    table.title_justify = table.caption_justify = "left"
-    table.title_style, table.caption_style = "bold", ""
-    for heading in ("layer", "type", "output shape"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("parameters", "multiply-adds", "memory, MB"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    counts = (Column(name, justify="right") for name in ("parameters", "multiply-adds", "memory, MB"))
+    table = Table("layer", "type", "output shape", *counts, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    table.title, table.title_style, table.title_justify = title, "bold", "left"
+    table.caption, table.caption_style, table.caption_justify = caption, "", "left"
     for row in rows:
         shape = str(row.output_shape) if row.output_shape else ""
         table.add_row(row.name or row.kind, row.kind, shape, *row.texts, end_section=row is rows[-1])

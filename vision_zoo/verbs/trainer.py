@@ -68,8 +68,7 @@ class TrainerMaker:
             options["logger"] = False  # RunFolder opens TensorBoard's file in its folder; Lightning would, elsewhere
         if self.options.get("enable_model_summary") is None:
             options["enable_model_summary"] = False  # fit prints one of its own
-        options["callbacks"] = list(callbacks)
-        options["plugins"] = self._plugins()
+        options |= {"callbacks": list(callbacks), "plugins": self._plugins()}
         try:
             trainer = Trainer(**{**self.options, **options})
         except (ValueError, TypeError, MisconfigurationException) as error:

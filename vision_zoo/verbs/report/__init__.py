@@ -1,5 +1,6 @@
 """report: a run as one self-contained HTML page, and a model card beside it."""
 
+import html
 import re
 import shlex
 import zlib
@@ -12,13 +13,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from vision_zoo.checkpoints import Checkpoint, open_checkpoint, run_folder
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError, refuse
-from vision_zoo.files import expanded, write_file
+from vision_zoo.files import expanded
 from vision_zoo.formatting import duration, metric_text
 from vision_zoo.trust import trusting
+from vision_zoo.verbs.output import output_file
 from vision_zoo.verbs.report.facts import Facts, collect, interval
 from vision_zoo.version import __version__
 
-MARK = re.compile(r"<!-- written by vision_zoo report(?:, ([0-9a-f]{8}))? -->")  # with the text's checksum
+MARK = "<!-- written by vision_zoo report, {:08x} -->\n"  # with the checksum of the text above it
 
 
 def report(ckpt_path: str, output: str | None = None, trusted_packages: Sequence[str] = ()) -> None:
@@ -44,26 +46,19 @@ def write_report(model: Classifier, checkpoint: Checkpoint, output: str | None =
     page = target if target.suffix in (".html", ".htm") else target / "report.html"
     card = page.with_name("README.md")
     kept = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
-    mark = MARK.search(kept)
-    edited = mark and mark[1] not in (None, _checksum(kept[: mark.start()]))
-    foreign_page = page != target and page.is_file() and b'content="vision_zoo ' not in page.read_bytes()[:4096]
+    own_card = kept == _marked(kept[: -len(MARK.format(0))])
+    own_page = page == target or not page.is_file() or b'content="vision_zoo ' in page.read_bytes()[:4096]
     foreign, way_out = "is there and was not written by report", "move it away, or set --output to another folder"
     refuse(
         ConfigError,
-        (card.exists() and mark is None, f"{card.resolve()} {foreign}: {way_out}"),
-        (edited, f"{card.resolve()} was edited after report wrote it: {way_out}"),
-        (foreign_page, f"{page.resolve()} {foreign}: {way_out}"),
+        (card.exists() and not own_card, f"{card.resolve()} {foreign}, or was edited since: {way_out}"),
+        (not own_page, f"{page.resolve()} {foreign}: {way_out}"),
     )
     facts = collect(model, checkpoint)
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output {output}: {page.parent.resolve()} cannot be made: {error.strerror}") from error
-    # Names of folders and classes may be any bytes.
-    write_file(page, _render("page.html", facts).encode(errors="replace"))
-    text = f"{_render('card.md', facts).strip()}\n\n"
-    text += f"<!-- written by vision_zoo report, {_checksum(text)} -->\n"
-    write_file(card, text.encode(errors="replace"))
+    text = _marked(f"{_render('card.md', facts).strip()}\n\n")
+    for path, content in ((page, _render("page.html", facts)), (card, text)):
+        with output_file(path) as file:
+            file.write_bytes(content.encode(errors="replace"))  # names of folders and classes may be any bytes
     return page.resolve(), card.resolve()
 
 
@@ -80,8 +75,7 @@ def _render(template: str, run: Facts) -> str:
 def _markdown(value: object) -> str:
     """A value as text that Markdown shows as it is, on one line."""
     escaped = re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", " ".join(str(value).split()))
-    escaped = escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"://", ":&#47;/", escaped)  # addresses do not become links
+    return html.escape(escaped, quote=False).replace("://", ":&#47;/")  # addresses do not become links
 
 
 def _fenced(text: str, language: str) -> str:
@@ -90,5 +84,5 @@ def _fenced(text: str, language: str) -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def _checksum(text: str) -> str:
-    return f"{zlib.crc32(text.encode(errors='replace')):08x}"
+def _marked(text: str) -> str:
+    return text + MARK.format(zlib.crc32(text.encode(errors="replace")))

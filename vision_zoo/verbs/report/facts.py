@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import shlex
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,7 @@ import yaml
 
 from vision_zoo.checkpoints import Checkpoint, run_folder
 from vision_zoo.classifier import Classifier
-from vision_zoo.files import expanded
 from vision_zoo.formatting import metric_text
-from vision_zoo.plots import plot_curves
 from vision_zoo.trust import foreign_packages, trusting
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -31,7 +28,6 @@ LABELS = {
     "calibration_error": "calibration error",
 }
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
-NOT_TESTED = "This run was never tested, so there are no metrics of the test images."
 
 
 @dataclass
@@ -40,15 +36,15 @@ class Facts:
 
     model: Classifier
     name: str  # of the configuration
-    place: str  # the run folder as a command line may name it; the checkpoint where there is no folder
+    place: str  # the run folder, from the working directory if it is in there; the checkpoint where there is no folder
     weights: str  # the checkpoint, likewise
     dataset: str = "data of your own"  # name of its class
     config: str = ""  # as YAML, without options that are null
     foreign: Sequence[str] = ()  # packages of the user that a command on the checkpoint must trust
     results: dict[str, Any] = field(default_factory=dict)  # results.json
     metrics: dict[str, float] = field(default_factory=dict)  # by name, fractions
-    per_class: list[dict[str, str]] = field(default_factory=list)  # rows of per_class.csv
-    epochs: list[dict[str, str]] = field(default_factory=list)  # the last value of each metric
+    per_class: list[dict[str, Any]] = field(default_factory=list)  # rows of per_class.csv
+    epochs: list[dict[str, Any]] = field(default_factory=list)  # the last value of each metric
     images: dict[str, str] = field(default_factory=dict)  # PNG files in base64, by name
     test_source: str = ""  # folder or file of the test images, where the run was tested by itself
     views: str = "none"  # which the test averaged over: none, flip, shift or flip+shift
@@ -75,12 +71,12 @@ class Facts:
         """Header and rows of the metrics by epoch."""
         logged = dict.fromkeys(name for row in self.epochs for name in row)
         names = [name for part in (*SPLITS, "lr") for name in logged if name.partition("/")[0] == part]
-        rows = [[f"{float(row['epoch']) + 1:.0f}", *_texts(row, names)] for row in self.epochs]
+        rows = [[f"{row['epoch'] + 1:.0f}", *_texts(row, names)] for row in self.epochs]
         return ["epoch", *(name.replace("/", " ").replace("_", " ") for name in names)], rows
 
 
-def _texts(metrics: Mapping[str, str | float], names: Sequence[str]) -> list[str]:
-    return [metric_text(name, float(metrics[name])) if name in metrics else "" for name in names]
+def _texts(metrics: Mapping[str, float], names: Sequence[str]) -> list[str]:
+    return [metric_text(name, metrics[name]) if name in metrics else "" for name in names]
 
 
 def interval(share: float, count: int) -> tuple[float, float]:
@@ -89,9 +85,6 @@ def interval(share: float, count: int) -> tuple[float, float]:
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
     return centre - half, centre + half
-
-
-# --------------------------------------------------------------------------------------------------- reading the run
 
 
 def collect(model: Classifier, checkpoint: Checkpoint) -> Facts:
@@ -106,7 +99,8 @@ def collect(model: Classifier, checkpoint: Checkpoint) -> Facts:
     if run is None:
         facts.missing.append("The checkpoint lies outside a run folder, so nothing is known about its results.")
         return facts
-    facts.place = _place(run, config)
+    here = Path.cwd().resolve()
+    facts.place = str(run.relative_to(here) if run.is_relative_to(here) else run)
     facts.weights = f"{facts.place}/checkpoints/{path.name}"
     facts.results = _read_json(run / "results.json", facts)
     if not facts.results:
@@ -117,20 +111,9 @@ def collect(model: Classifier, checkpoint: Checkpoint) -> Facts:
     files = {"curves": run / "curves.png"}
     if tested is not None:
         files |= {name: tested / f"{name}.png" for name in ("confusion_matrix", "mistakes")}
-    with tempfile.TemporaryDirectory() as scratch:
-        if facts.epochs and not files["curves"].is_file():  # a stopped run has none yet
-            files["curves"] = Path(scratch, "curves.png")
-            plot_curves(run / "metrics.csv", files["curves"], f"{facts.name}: {model.network_name}")
-        contents = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
+    contents = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
     facts.images = {n: base64.b64encode(png).decode() for n, png in contents.items() if png.startswith(PNG)}
     return facts
-
-
-def _place(run: Path, config: dict[str, Any]) -> str:
-    """The run folder as named from where the run was started, unless it was moved since."""
-    root = expanded(str(_mapping(config.get("trainer")).get("default_root_dir") or ""))
-    moved = root.is_absolute() and root.resolve() != run.parents[2]
-    return str(run if run.parent.parent.name != "runs" or moved else Path(root, *run.parts[-3:]))
 
 
 def _take_metrics(facts: Facts, run: Path, checkpoint: Checkpoint) -> Path | None:
@@ -157,7 +140,8 @@ def _take_metrics(facts: Facts, run: Path, checkpoint: Checkpoint) -> Path | Non
     facts.metrics = {n: float(v) for n, v in metrics.items() if isinstance(v, int | float) and not n.endswith("_step")}
     if "test/accuracy" not in facts.metrics:
         words = f"--ckpt_path {shlex.quote(facts.place)}{trusting(facts.foreign)}"
-        facts.missing.append(f"{NOT_TESTED} Test it: vision_zoo test {words}")
+        none = "This run was never tested, so there are no metrics of the test images"
+        facts.missing.append(f"{none}. Test it: vision_zoo test {words}")
     elif tested is not None:
         facts.per_class = _read_csv(tested / "per_class.csv", facts, {"class", "precision", "recall", "f1", "images"})
     of_best = [SPLITS[split] for split in ("val", "test") if any(name.startswith(f"{split}/") for name in stored)]
@@ -179,19 +163,18 @@ def _read_json(path: Path, facts: Facts) -> dict[str, Any]:
         return {}
 
 
-def _read_csv(path: Path, facts: Facts, columns: set[str]) -> list[dict[str, str]]:
-    """Rows of a table in which everything but the class is a number."""
+def _read_csv(path: Path, facts: Facts, columns: set[str]) -> list[dict[str, Any]]:
+    """Rows of a table in which everything but the class is a number, without empty values."""
+    rows: list[dict[str, Any]] = []
     if not path.is_file():
-        return []
+        return rows
     try:
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = list(csv.DictReader(file))
-        if rows and (lacking := columns - rows[0].keys()):
-            raise ValueError(f"it lacks columns: {', '.join(sorted(lacking))}")
-        for row in rows:
-            for name, text in row.items():
-                if name != "class" and (text or name in columns):
-                    float(text)
+            for row in csv.DictReader(file):
+                given = {name: text for name, text in row.items() if text or name == "class"}
+                if lacking := columns - given.keys():
+                    raise ValueError(f"it lacks columns: {', '.join(sorted(lacking))}")
+                rows.append({name: text if name == "class" else float(text) for name, text in given.items()})
     except (ValueError, TypeError, csv.Error) as error:
         facts.missing.append(f"{path.name} is broken: {error}")
         return []
@@ -204,11 +187,11 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def by_epoch(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+def by_epoch(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each epoch with the last value of each metric; values of single steps are left out."""
-    epochs: dict[str, dict[str, str]] = {}
+    epochs: dict[Any, dict[str, Any]] = {}
     for row in rows:
-        known = epochs.setdefault(row.get("epoch") or "", {})
-        known.update({n: v for n, v in row.items() if v and n is not None and not n.endswith("_step")})
+        known = epochs.setdefault(row["epoch"], {})
+        known.update({name: value for name, value in row.items() if not name.endswith("_step")})
     # An epoch that was cut short has no metrics yet.
     return [row for row in epochs.values() if any("/" in name for name in row)]

@@ -17,15 +17,10 @@ if TYPE_CHECKING:  # torch is imported when a function is called
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder.
+    """A run folder."""
 
-    Attributes:
-        path: the folder, absolute.
-        results: content of results.json; empty where the run did not come to its end.
-    """
-
-    path: Path
-    results: dict[str, Any] = field(repr=False, default_factory=dict)
+    path: Path  # absolute
+    results: dict[str, Any] = field(repr=False, default_factory=dict)  # of results.json; empty for a run that goes on
 
     @property
     def metrics(self) -> dict[str, float]:

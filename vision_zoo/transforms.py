@@ -39,9 +39,8 @@ class RandomHorizontalFlip(BatchTransform):
 
     def forward(self, images: Tensor) -> Tensor:
         """Mirror each image with probability p."""
-        chosen = torch.rand(len(images), 1, device=images.device) < self.p
-        mirrored = _by_eight(images.flip(self.dimension))
-        return torch.where(chosen, mirrored, _by_eight(images)).view(images.dtype).view(images.shape)
+        chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < self.p
+        return torch.where(chosen, images.flip(self.dimension), images)
 
 
 class RandomVerticalFlip(RandomHorizontalFlip):
@@ -229,15 +228,6 @@ def _windows(padded: Tensor, top: Tensor, left: Tensor, height: int, width: int)
     row = image + top[:, None, None] + torch.arange(height, device=padded.device)  # (B, C, height), of all rows
     start = (row * wide + left[:, None, None]).flatten()
     return padded.flatten().unfold(0, width, 1).index_select(0, start).view(count, channels, height, width)
-
-
-def _by_eight(images: Tensor) -> Tensor:
-    """The pixels of each image, (B, C * H * W), or where eight divides that, the same memory as int64.
-
-    torch.where costs per element, so eight uint8 are chosen as one int64.
-    """
-    pixels = images.contiguous().flatten(1)  # a transform before may have given a piece of something larger
-    return pixels.view(torch.int64) if pixels.shape[1] % 8 == pixels.storage_offset() % 8 == 0 else pixels
 
 
 def _rectangles(images: Tensor, top: Tensor, left: Tensor, tall: Tensor | int, wide: Tensor | int) -> Tensor:

@@ -70,26 +70,16 @@ class ImageDataModule(LightningDataModule):
             published one; of your own images, that of the training images.
         std: standard deviation of each channel, like mean.
         shuffle: draw the training images in a new order in each epoch; otherwise in file order.
-
-    Attributes:
-        class_names: a name for each label.
-        image_shape: (channels, height, width) of every image.
-        mean: mean of each channel of the training images, in [0, 1].
-        std: standard deviation of each channel of the training images, in [0, 1].
-        note: how the files that were read differ from the published ones; empty where they do not, or it is not known.
-        has_val: whether `load` knows a split "val", so that none is cut from train.
-        has_test: whether there are test images.
-        cuts_test: whether the test images are cut from those of training, as test_split says.
     """
 
-    class_names: tuple[str, ...]
-    image_shape: ImageShape
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    note: str = ""
-    has_val: bool = False
-    has_test: bool = True
-    cuts_test: bool = False
+    class_names: tuple[str, ...]  # a name for each label
+    image_shape: ImageShape  # (channels, height, width) of every image
+    mean: tuple[float, ...]  # of each channel of the training images, in [0, 1]
+    std: tuple[float, ...]  # likewise
+    note: str = ""  # how the files that were read differ from the published ones, where that is known
+    has_val: bool = False  # whether `load` knows a split "val", so that none is cut from train
+    has_test: bool = True  # whether there are test images
+    cuts_test: bool = False  # whether they are cut from those of training, as test_split says
 
     folder: ClassVar[str] = ""  # below root, where the files are
     names: Mapping[str, Sequence[str]] = {}  # of the files of "train" and "test"

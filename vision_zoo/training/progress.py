@@ -18,6 +18,7 @@ from vision_zoo.formatting import metric_text
 from vision_zoo.trainer_facts import callbacks_of, datamodule_of, device_name, validates
 from vision_zoo.training.performance import Performance
 from vision_zoo.training.resizing import ProgressiveResizing
+from vision_zoo.training.saving import Saving
 from vision_zoo.training.signals import StoppedBySignalError
 
 REFRESH_SECONDS = 1.0
@@ -49,7 +50,6 @@ class ProgressBar(callbacks.ProgressBar):
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._drawn = self._started = 0.0
-        self._lowest: float | None = None  # validation loss
         self._validated = False  # at the end of the epoch
         self._ended_epoch = ""  # what its line begins with, until it is printed
         self._seen = 0  # images since the bar began, which is not the epoch's start where a run goes on within one
@@ -61,14 +61,6 @@ class ProgressBar(callbacks.ProgressBar):
     def enable(self) -> None:
         """Show what happens, on the first process."""
         self.console.quiet = not self.trainer.is_global_zero
-
-    def state_dict(self) -> dict[str, Any]:
-        """The lowest validation loss so far."""
-        return {"lowest": self._lowest}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the lowest validation loss of the run that is continued."""
-        self._lowest = state_dict["lowest"]
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print above the bar."""
@@ -142,9 +134,11 @@ class ProgressBar(callbacks.ProgressBar):
     def _line(self, trainer: Trainer, head: str, names: tuple[str, ...]) -> None:
         metrics = trainer.callback_metrics
         text = "  ".join(f"{name} {metric_text(name, float(metrics[name]))}" for name in names if name in metrics)
-        if self._lowest is not None and "val/loss" in names:
-            best = float(metrics["val/loss"]) == self._lowest
-            text += "  [green](lowest)[/green]" if best else f"  (lowest {self._lowest:.4f})"
+        saving = next((callback for callback in callbacks_of(trainer) if isinstance(callback, Saving)), None)
+        if saving is not None and "val/loss" in names:
+            loss, lowest = float(metrics["val/loss"]), saving.best_score
+            lower = lowest is None or loss <= lowest
+            text += "  [green](lowest)[/green]" if lower else f"  (lowest {lowest:.4f})"
         self.print(f"{head:>11}  {text}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -173,8 +167,6 @@ class ProgressBar(callbacks.ProgressBar):
         if trainer.state.fn == "validate":
             self._stop()
         elif not trainer.sanity_checking and "val/loss" in trainer.callback_metrics:
-            loss = float(trainer.callback_metrics["val/loss"])
-            self._lowest = loss if self._lowest is None else min(self._lowest, loss)
             self._validated = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
             if not self._validated:
                 self._line(trainer, f"step {trainer.global_step}", ("val/loss", "val/accuracy"))

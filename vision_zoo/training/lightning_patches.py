@@ -4,6 +4,9 @@ What is here for speed says how long a step takes for it without and with the pa
 fastest recipe takes. What gains less than 2 % is left out.
 """
 
+import functools
+import inspect
+import itertools
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, cast
@@ -11,7 +14,7 @@ from typing import Any, cast
 import torch
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed as set_num_threads
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelPruning, WeightAveraging
+from lightning.pytorch.callbacks import Callback, ModelPruning, WeightAveraging
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher as MultiProcessingLauncher
@@ -20,6 +23,12 @@ from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 
 from vision_zoo.data.loaders import Loader
+from vision_zoo.trainer_facts import callbacks_of
+
+STEP_HOOKS = (
+    *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
+    *("on_before_optimizer_step", "on_train_batch_end"),
+)
 
 __all__ = ["MultiProcessingLauncher", "SubprocessScriptLauncher", "set_num_threads"]
 
@@ -137,6 +146,20 @@ def ask_no_gpu(optimizer: Optimizer) -> None:
     takes 0.043 ms for it, and so none.
     """
     cast(Any, optimizer)._accelerator_graph_capture_health_check = lambda: None
+
+
+def ask_once(trainer: Trainer) -> None:
+    """Ask once, not at each step, which callbacks have a hook, whose data hook counts, and what training_step takes.
+
+    A step takes 0.068 ms for these questions, and so nothing.
+    """
+    for callback, hook in itertools.product(callbacks_of(trainer), STEP_HOOKS):
+        if getattr(type(callback), hook) is getattr(Callback, hook):
+            vars(callback)[hook] = None  # Lightning passes over what cannot be called
+    selector: Any = trainer._data_connector._datahook_selector
+    selector.get_instance = functools.cache(selector.get_instance)
+    step: Any = type(trainer.lightning_module).training_step
+    step.__signature__ = inspect.signature(step)
 
 
 class NoProfiler(PassThroughProfiler):

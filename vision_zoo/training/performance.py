@@ -140,6 +140,7 @@ class Performance(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take note of whether the optimizer is fused, and give its state the layout of the weights."""
         if self.choices:
+            patches.ask_once(trainer)
             self.choices["fused"] = all(bool(optimizer.defaults.get("fused")) for optimizer in trainer.optimizers)
             self._optimizer = type(trainer.optimizers[0]).__name__
             for optimizer in trainer.optimizers:

@@ -217,12 +217,7 @@ class Classifier(ScoredModule):
     def set_memory_format(self, channels_last: bool) -> None:
         """Lay out convolution weights and inputs in channels_last or torch's contiguous format; no value changes."""
         self.channels_last = channels_last
-        order = torch.channels_last if channels_last else torch.contiguous_format
-        for module in self.backbone.modules():
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-                # A copy, for `contiguous` leaves weights of one input channel with strides that convolution takes for
-                # the plain format.
-                module.weight.data = module.weight.data.clone(memory_format=order)
+        set_memory_format(self.backbone, torch.channels_last if channels_last else torch.contiguous_format)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -248,10 +243,24 @@ class Classifier(ScoredModule):
         try:
             with without_random_weights():
                 model = cls(**described_options(checkpoint))
-            model.load_state_dict(checkpoint["state_dict"])
+            return model.take_over(checkpoint)
         except VisionZooError:
             raise
         except Exception as error:  # whatever a network makes of options that nothing has checked
             what = "the network that the checkpoint describes cannot be built, or its weights do not fit"
             raise CheckpointError(f"{what}: {error}") from error
-        return model.eval()
+
+    def take_over(self, checkpoint: Mapping[str, Any]) -> Self:
+        """Take the weights of a checkpoint, and compute as it was evaluated, in eval mode."""
+        self.load_state_dict(checkpoint["state_dict"])
+        self.set_memory_format(bool(checkpoint.get("channels_last")))
+        return self.eval()
+
+
+def set_memory_format(network: nn.Module, memory_format: torch.memory_format) -> None:
+    """Set the memory format of convolution weights; no value changes."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            # A copy, for `contiguous` leaves weights of one input channel with strides that convolution takes for the
+            # plain format.
+            module.weight.data = module.weight.data.clone(memory_format=memory_format)

@@ -99,6 +99,8 @@ def full_loop(root: str, system: System, steps: int, mark: Mark) -> None:
     """`vision_zoo fit` with everything on, and its bar drawn."""
     from vision_zoo.__main__ import main
     from vision_zoo.classifier import Classifier
+    from vision_zoo.training import performance
+    from vision_zoo.training.speed_trial import Way
 
     original = Classifier.training_step
 
@@ -118,6 +120,7 @@ def full_loop(root: str, system: System, steps: int, mark: Mark) -> None:
         contextlib.chdir(folder),
         contextlib.redirect_stdout(_Terminal()),
         patch.object(Classifier, "training_step", training_step),
+        patch.object(performance, "fastest", lambda *_, **__: (Way(bf16(system), channels_last=True), {})),
     ):
         code = main(words)
     assert code == 0, f"vision_zoo {' '.join(words)} ended with {code}"
@@ -160,10 +163,10 @@ class Batches(pl.LightningDataModule):
 
 
 def bf16(system: System) -> bool:
-    """Whether `fit` would train in bfloat16 here."""
-    from vision_zoo.training.performance import SMALLEST_BF16_BATCH, has_fast_bf16
+    """Whether the loops compute in bfloat16 here, all alike: section k says what `fit` would choose."""
+    from vision_zoo.training.performance import has_fast_bf16
 
-    return has_fast_bf16(torch.device("cpu")) and system.batch >= SMALLEST_BF16_BATCH
+    return has_fast_bf16(torch.device("cpu")) and system.batch >= 32
 
 
 def lightning_loop(root: str, system: System, steps: int, mark: Mark) -> None:

@@ -2,12 +2,14 @@
 
 import csv
 import io
+import itertools
 import re
 import statistics
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,12 @@ from scripts.benchmark.loops import in_process, operations
 from scripts.benchmark.training import against_tutorials
 from scripts.benchmark.tutorials import ON_CPU, SYSTEMS, datamodule, network, tutorial_data
 
+# Networks of torchvision whose speed is chosen in section k, with batches of 64 images of 96 px.
+OTHERS = (
+    *("mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x1_0", "squeezenet1_1", "resnet18", "regnet_y_400mf"),
+    *("convnext_tiny", "vit_b_16"),
+)
+STEPS_OF_RUN = 3000  # of the run that the trial in section k is for
 LEAST_AGREEING = 0.95  # of labels; JPEGs that are shrunk while they are decoded differ by some roundings
 
 
@@ -255,7 +263,42 @@ def two_processes(bench: Bench) -> None:
     bench.row("j", "resnet18, two processes", *sides, "images/s", f"from {2 * steps} steps")
 
 
+def speed_choice(bench: Bench) -> None:
+    """The speed of training steps that fit's trial chooses, against that of the best way of all."""
+    from vision_zoo import backbones
+    from vision_zoo.classifier import Classifier
+    from vision_zoo.training.performance import has_fast_bf16
+    from vision_zoo.training.speed_trial import Trial, Way, fastest
+
+    cpu = torch.device("cpu")
+    networks: list[tuple[str, Any, int, tuple[int, int, int]]] = [
+        *((name, getattr(backbones, s.backbone), s.batch, s.shape) for name, s in SYSTEMS.items()),
+        *((name, partial(backbones.Torchvision, name=name, weights=None), 64, (3, 96, 96)) for name in OTHERS),
+    ]
+    for name, backbone, batch, shape in networks:
+        model = Classifier(backbone, shape, [str(number) for number in range(10)])
+        orders = (False, True) if any(isinstance(module, nn.Conv2d) for module in model.modules()) else (False,)
+        ways = [Way(*way) for way in itertools.product([False, True][: 1 + has_fast_bf16(cpu)], orders)]
+        trial = Trial(model.backbone, (batch, *shape), model.num_classes, cpu)
+        chosen: list[float] = []
+        best: list[float] = []
+        names: Counter[str] = Counter()
+        for _ in range(bench.n):
+            way, _ = fastest(model, batch, cpu, ways, STEPS_OF_RUN)
+            names[str(way)] += 1
+            count = max(1, round(0.1 / trial.seconds(way)))
+            times: dict[Way, list[float]] = {way: [] for way in ways}
+            for _ in range(2 if bench.quick else 7):
+                for each, taken in times.items():
+                    taken.append(trial.seconds(each, count))
+            speeds = {each: batch / statistics.median(taken) for each, taken in times.items()}
+            chosen.append(speeds[way])
+            best.append(max(speeds.values()))
+        bench.row("k", f"{name} {batch}", chosen, best, "images/s", ", ".join(names))
+
+
 SECTIONS: dict[str, Callable[[Bench], Any]] = {
     "m": machine, "a": batches, "b": step_cost, "c": against_tutorials, "d": against_tutorials, "e": augmentation,
     "f": door, "g": first_step, "h": memory, "i": predict, "j": two_processes,
+    "k": speed_choice,
 }  # fmt: skip

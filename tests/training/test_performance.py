@@ -1,6 +1,8 @@
 """What fit chooses by itself for speed: what it says and records, how to override it, and what it leaves alone."""
 
+import itertools
 import json
+import math
 import os
 import platform
 import subprocess
@@ -15,8 +17,9 @@ from torch import Tensor, nn
 
 from vision_zoo.__main__ import main
 from vision_zoo.classifier import Classifier
-from vision_zoo.training import performance
+from vision_zoo.training import performance, speed_trial
 from vision_zoo.training.performance import TrainingPrecision, has_fast_bf16, match_layouts
+from vision_zoo.training.speed_trial import Trial, Way
 from vision_zoo.types import ImageShape
 
 SHORT = ["fit", "--data.batch_size", "32", "--trainer.limit_train_batches", "6", "--trainer.max_epochs", "1",
@@ -61,7 +64,17 @@ class SinglePrecision(Flattening):
 
 @pytest.fixture
 def fast_machine(monkeypatch):
+    """Pretends that bf16 and channels_last take half the time each, and that no run is too short for a trial."""
+    seconds = Trial.seconds
+
+    def pretended(trial, way, count=1):
+        seconds(trial, way)
+        return 1 / (1 + way.bf16) / (1 + way.channels_last)
+
     monkeypatch.setattr(performance, "has_fast_bf16", lambda device: True)
+    monkeypatch.setattr(speed_trial, "SECONDS", math.inf)
+    monkeypatch.setattr(speed_trial, "LARGEST_SHARE", math.inf)
+    monkeypatch.setattr(Trial, "seconds", pretended)
 
 
 @pytest.fixture
@@ -73,8 +86,16 @@ def results(root: Path, run: str = "version_0") -> dict:
     return json.loads((root / "runs" / "default" / run / "results.json").read_text())
 
 
+def chosen(root: Path) -> tuple[str, bool, bool]:
+    speed = results(root)["speed"]
+    return speed["precision"], speed["channels_last"], speed["fused"]
+
+
 def line(capsys) -> str:
-    return next(x for x in capsys.readouterr().out.splitlines() if x.startswith("speed "))
+    """What is said of the speed, in one line, however the terminal wraps it."""
+    lines = iter(capsys.readouterr().out.splitlines())
+    first = next(x for x in lines if x.startswith("speed "))
+    return " ".join([first.strip(), *(x.strip() for x in itertools.takewhile(lambda x: x.startswith(" " * 9), lines))])
 
 
 # -------------------------------------------------------------------------------------------------------------- choices
@@ -83,9 +104,17 @@ def line(capsys) -> str:
 def test_the_choices_are_said_in_one_line_and_recorded(fast_machine, here, capsys):
     assert main(LENET) == 0
     assert line(capsys).split(maxsplit=1)[1].strip() == (
-        "bf16-mixed autocast in training steps, channels_last, fused Adam"
+        "bf16-mixed autocast in training steps, channels_last, fused Adam; "
+        "tried: bf16 channels_last 128, float32 channels_last 64, bf16 64, float32 32 images/s"
     )
-    assert results(here)["speed"] == {"precision": "bf16-mixed", "channels_last": True, "fused": True}
+    assert results(here)["speed"] == {
+        "precision": "bf16-mixed",
+        "channels_last": True,
+        "fused": True,
+        "evaluation_channels_last": True,
+        "tried": {"bf16 channels_last": 128.0, "float32 channels_last": 64.0, "bf16": 64.0, "float32": 32.0},
+        "tried_evaluation": {"float32 channels_last": 64.0, "float32": 32.0},
+    }
     assert results(here)["precision"] == "bf16-mixed"
 
 
@@ -99,6 +128,8 @@ def test_a_processor_with_either_unit_for_bf16_is_fast(amx, avx512, fast, monkey
 
 def test_a_machine_without_bf16_trains_in_float32(slow_machine, here, capsys):
     assert main([*LENET, "--test_after_fit", "false"]) == 0
+    assert "32-true (the run is too short to try others), fused Adam" in line(capsys)
+    assert main([*LENET, "--test_after_fit", "false", "--channels_last", "true"]) == 0
     assert "32-true (this cpu has no fast bf16), channels_last, fused Adam" in line(capsys)
 
 
@@ -113,7 +144,6 @@ def test_a_machine_without_bf16_trains_in_float32(slow_machine, here, capsys):
         (["--model.optimizer", "RMSprop"], "channels_last, RMSprop", ("bf16-mixed", True, False)),
         (["--model.optimizer", "SGD"], "channels_last, fused SGD", ("bf16-mixed", True, True)),
         (["--model.backbone", "MLP"], "in training steps, fused Adam", ("bf16-mixed", False, True)),
-        (["--data.batch_size", "31"], "32-true (batches below 32 images gain", ("32-true", True, True)),
         (
             ["--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", "1"],
             "channels_last, Adam",
@@ -130,7 +160,7 @@ def test_a_machine_without_bf16_trains_in_float32(slow_machine, here, capsys):
 def test_one_option_overrides_each_choice(words, said, recorded, fast_machine, here, capsys):
     assert main([*LENET, *words, "--test_after_fit", "false"]) == 0
     assert said in line(capsys)
-    assert tuple(results(here)["speed"].values()) == recorded
+    assert chosen(here) == recorded
 
 
 # ------------------------------------------------------------------------------------------- networks of one's own
@@ -143,14 +173,14 @@ def own(name: str) -> list[str]:
 def test_a_network_of_ones_own_gains_the_same_and_is_evaluated_in_float32(fast_machine, here, monkeypatch):
     monkeypatch.setattr(Flattening, "seen", [])
     assert main(own("Flattening")) == 0
-    assert results(here)["speed"] == {"precision": "bf16-mixed", "channels_last": True, "fused": True}
+    assert chosen(here) == ("bf16-mixed", True, True)
     assert Flattening.seen.count((True, torch.bfloat16)) >= 6, "training steps"
-    assert (False, torch.float32) in Flattening.seen, "validation"
+    assert Flattening.seen.count((True, torch.float32)) >= 4, "validation"
 
 
 def test_a_network_that_needs_the_plain_layout_keeps_it(fast_machine, here):
     assert main(own("Viewing")) == 0
-    assert results(here)["speed"] == {"precision": "bf16-mixed", "channels_last": False, "fused": True}
+    assert chosen(here) == ("bf16-mixed", False, True)
 
 
 class Rows(torch.optim.Optimizer):
@@ -175,7 +205,7 @@ def test_an_optimizer_of_ones_own_trains_and_goes_on(fast_machine, here):
     words = ["--model.optimizer", f"{__name__}.Rows", "--model.scheduler", "null"]  # it has no learning rate to log
     words += ["--trainer.log_every_n_steps", "1"]
     assert main([*own("Flattening"), *words, "--trainer.max_epochs", "1"]) == 0
-    assert results(here)["speed"] == {"precision": "bf16-mixed", "channels_last": False, "fused": False}
+    assert chosen(here) == ("bf16-mixed", False, False)
     assert main(["fit", "--ckpt_path", "last", "--trusted_packages", __name__, "--trainer.max_epochs", "2"]) == 0
     last = torch.load("runs/default/version_0/checkpoints/last.ckpt", weights_only=True)
     assert last["optimizer_states"][0]["state"]["count"] == last["global_step"]
@@ -183,7 +213,50 @@ def test_an_optimizer_of_ones_own_trains_and_goes_on(fast_machine, here):
 
 def test_a_network_that_cannot_run_in_bf16_trains_in_float32(fast_machine, here, capsys):
     assert main(own("SinglePrecision")) == 0
-    assert "32-true (the network does not run in bf16), channels_last" in line(capsys)
+    assert "32-true, channels_last, fused Adam; tried: float32 channels_last 64, float32 32 images/s" in line(capsys)
+
+
+# ------------------------------------------------------------------------------------------------------------ the trial
+
+
+class Noisy(nn.Module):
+    """Has all that a training step changes: batch statistics, dropout and weights."""
+
+    def __init__(self, image_shape: ImageShape, num_classes: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(image_shape[0], 8, 3), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8 * 26 * 26, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(F.dropout(self.norm(self.conv(images)).flatten(1), 0.5, self.training))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_trial_changes_nothing_and_draws_nothing(training):
+    network = Noisy((1, 28, 28), 10)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    trial = Trial(network, (4, 1, 28, 28), 10, torch.device("cpu"), training)
+    times = trial.fastest([Way(), Way(channels_last=True)], 1e6)
+    assert set(times) == {Way(), Way(channels_last=True)}
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(weight.grad is None and weight.is_contiguous() for weight in network.parameters())
+
+
+def test_the_fastest_way_wins_and_of_equal_ones_the_simplest(monkeypatch):
+    ways = [Way(False, False), Way(False, True), Way(True, False), Way(True, True)]
+    trial = Trial(Noisy((1, 28, 28), 10), (4, 1, 28, 28), 10, torch.device("cpu"))
+    for seconds, first in (((4, 3, 2, 1), ways[3]), ((1, 2, 1, 2), ways[0]), ((1.01, 2, 2, 1), ways[0])):
+        monkeypatch.setattr(trial, "seconds", lambda way, *_, s=seconds: 1e-6 * s[ways.index(way)])
+        assert next(iter(trial.fastest(ways, 1e9))) == first
+
+
+def test_a_run_that_is_too_short_is_not_held_up():
+    trial = Trial(Noisy((1, 28, 28), 10), (4, 1, 28, 28), 10, torch.device("cpu"))
+    assert trial.fastest([Way(), Way(channels_last=True)], steps=10) == {}
 
 
 # ------------------------------------------------------------------------------------------------------------ exactness
@@ -201,7 +274,6 @@ def test_figures_of_the_run_are_exactly_those_of_its_loaded_checkpoint(fast_mach
     stored = torch.load(best, weights_only=True)["state_dict"]
     loaded = Classifier.load_from_checkpoint(best)
     assert all(torch.equal(value, stored[name]) for name, value in loaded.state_dict().items())
-    assert all(value.is_contiguous() for value in loaded.state_dict().values())
 
 
 def test_validation_within_training_is_exactly_that_of_the_loaded_checkpoint(fast_machine, here, capsys):
@@ -222,14 +294,13 @@ def test_precision_contexts_are_null_in_evaluation():
             assert (a @ a).dtype == torch.float32
 
 
-def test_a_continued_run_keeps_its_choices_on_another_machine(here, monkeypatch, capsys):
+def test_a_continued_run_keeps_its_choices_on_another_machine(fast_machine, here, monkeypatch, capsys):
     words = [*LENET, "--model.scheduler", "null", "--test_after_fit", "false", "--channels_last", "false"]
-    monkeypatch.setattr(performance, "has_fast_bf16", lambda device: True)
     assert main([*words, "--trainer.max_epochs", "1"]) == 0
     monkeypatch.setattr(performance, "has_fast_bf16", lambda device: False)
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2", "--test_after_fit", "false"]) == 0
     assert "bf16-mixed autocast in training steps (as the run began), fused Adam" in capsys.readouterr().out
-    assert results(here)["speed"] == {"precision": "bf16-mixed", "channels_last": False, "fused": True}
+    assert chosen(here) == ("bf16-mixed", False, True)
 
 
 def test_a_run_of_before_the_choices_goes_on_as_it_was(fast_machine, here):
@@ -240,7 +311,7 @@ def test_a_run_of_before_the_choices_goes_on_as_it_was(fast_machine, here):
     del checkpoint["callbacks"]["Performance"]
     torch.save(checkpoint, last)
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2", "--test_after_fit", "false"]) == 0
-    assert results(here)["speed"] == {"precision": "32-true", "channels_last": False, "fused": False}
+    assert chosen(here) == ("32-true", False, False)
 
 
 def test_the_configuration_of_a_run_says_how_it_was_computed(fast_machine, here):

@@ -146,11 +146,10 @@ class Parser(LightningCLI):
         if self.checkpoint is None or self.model is None or self.verb == "fit":
             return
         try:
-            self.model.load_state_dict(self.checkpoint.content["state_dict"])
+            self.model.take_over(self.checkpoint.content)
         except RuntimeError as error:
             network = self.model.network_name
             raise CheckpointError(f"the weights in {self.checkpoint.path} do not fit {network}: {error}") from error
-        self.model.eval()
 
     def trainer_options(self) -> Config:
         """The options of the trainer, with their classes built; those that cannot work here are a ConfigError."""

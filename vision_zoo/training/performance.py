@@ -1,6 +1,7 @@
 """What makes training fast on the machine at hand: chosen at the start of fit, told in one line, kept on resume."""
 
 import ctypes
+import itertools
 import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -15,14 +16,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from vision_zoo import probe
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError
-from vision_zoo.trainer_facts import callbacks_of, datamodule_of
+from vision_zoo.trainer_facts import callbacks_of, datamodule_of, steps_of_run
 from vision_zoo.training import lightning_patches as patches
+from vision_zoo.training.speed_trial import Way, fastest
 
-# Below this many images, casting the weights takes longer than bf16 saves.
-SMALLEST_BF16_BATCH = 32
+EVALUATED = 0.1  # batches of evaluation for each of training, about
+# A loaded checkpoint computes in the layout that it was evaluated in, for equal figures.
+PLAIN = {"channels_last": False, "evaluation_channels_last": False}
 
 
 class TrainingPrecision(MixedPrecision):
@@ -58,8 +60,9 @@ def has_fast_bf16(device: torch.device) -> bool:
 class Performance(Callback):
     """Chooses bf16 autocast, the memory layout of convolutions and the optimizer's fused form.
 
-    Each depends on the machine, the network and the batch size only. A continued run keeps its stored choices, none
-    where it made none, and a precision or memory layout that the user gives is not ours to choose.
+    A trial of a few steps decides, or float32 in the plain layout where the run is too short for one. A continued run
+    keeps its stored choices, none where it made none, and a precision or layout that the user gives is not ours to
+    choose.
     """
 
     topic = "speed"
@@ -68,7 +71,9 @@ class Performance(Callback):
         self, precision_given: bool = False, stored: Mapping[str, Any] | None = None, channels_last: bool | None = None
     ) -> None:
         self.precision_given, self.stored, self.channels_last = precision_given, stored, channels_last
-        self.choices: dict[str, Any] = {}  # precision, channels_last and fused, from the start of training on
+        # precision, channels_last and fused of training, evaluation_channels_last, and the images per second of what
+        # was tried in each; from the start of training on.
+        self.choices: dict[str, Any] = {}
         self._reason = self._optimizer = ""
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,8 +84,9 @@ class Performance(Callback):
         """Choose, on the first process for all of them, before the optimizer is built."""
         if stage != "fit" or not isinstance(pl_module, Classifier):
             return
-        strategy = trainer.strategy
-        choices, self._reason = strategy.broadcast(self._choose(trainer, pl_module))
+        strategy, steps = trainer.strategy, steps_of_run(trainer)
+        answer = self._choose(trainer, pl_module, steps) if trainer.is_global_zero else ({}, "")
+        choices, self._reason = strategy.broadcast(answer)
         if choices["precision"] == "bf16-mixed" and type(strategy.precision_plugin) is Precision:
             strategy.precision_plugin = TrainingPrecision(strategy.root_device.type)
         elif type(strategy.precision_plugin) is MixedPrecision and trainer.gradient_clip_val:
@@ -91,10 +97,10 @@ class Performance(Callback):
         pl_module.set_memory_format(choices["channels_last"])
         self.choices = choices
 
-    def _choose(self, trainer: Trainer, model: Classifier) -> tuple[dict[str, Any], str]:
+    def _choose(self, trainer: Trainer, model: Classifier, steps: float) -> tuple[dict[str, Any], str]:
         # Sharding strategies have precisions and memory layouts of their own.
         simple = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
-        device, stored = trainer.strategy.root_device, self.stored
+        device = trainer.strategy.root_device
         # Pruning looks at each weight as a vector.
         pruned = any(isinstance(callback, ModelPruning) for callback in callbacks_of(trainer))
         takes_order = not pruned and _steps_in_channels_last(model, device)
@@ -102,40 +108,32 @@ class Performance(Callback):
             way_out = "the optimizer needs the plain order, or ModelPruning does; leave it out"
             raise ConfigError(f"--channels_last true: {way_out}")
         precision, reason = str(trainer.precision), "as asked" if self.precision_given else ""
-        if stored is not None:
-            choices = {"precision": "32-true", "channels_last": False, "fused": False, **stored}
+        choices = {"precision": precision, **PLAIN, "fused": simple and device.type in ("cpu", "cuda")}
+        if self.stored is not None:
+            choices |= {**PLAIN, "fused": False, "precision": "32-true", **self.stored}
             if simple and not self.precision_given:
-                precision, reason = choices["precision"], "as the run began"
-        else:
+                reason = "as the run began"
+            else:
+                choices["precision"] = precision
+        elif simple:
+            bf16 = [precision == "bf16-mixed"] if self.precision_given else [False, True][: 1 + has_fast_bf16(device)]
             convolutions = any(isinstance(module, nn.Conv2d) for module in model.backbone.modules())
-            undecided = simple and self.channels_last is None
-            order = undecided and takes_order and convolutions and probe.accepts(model, channels_last=True)
-            choices = {"precision": "", "channels_last": order, "fused": simple and device.type in ("cpu", "cuda")}
-            if simple and not self.precision_given:
-                reason = self._against_bf16(device, getattr(datamodule_of(trainer), "batch_size", None))
-                # (The network is not on its device yet; CUDA's autocast knows more operations than the CPU's.)
-                if not reason and device.type != "cuda" and not probe.accepts(model, bf16=True):
-                    reason = "the network does not run in bf16"
-                precision = "32-true" if reason else "bf16-mixed"
-        choices["precision"] = precision
+            orders = [False, True] if takes_order and convolutions else [False]
+            orders = orders if self.channels_last is None else [self.channels_last]
+            batch = getattr(datamodule_of(trainer), "batch_size", 1)
+            ways = [Way(*way) for way in itertools.product(bf16, orders)]
+            found, choices["tried"] = fastest(model, batch, device, ways, steps)
+            if not self.precision_given:
+                choices["precision"] = "bf16-mixed" if found.bf16 else "32-true"
+                reason = "" if len(bf16) > 1 else f"this {device.type} has no fast bf16"
+                reason = reason if choices["tried"] or len(ways) == 1 else "the run is too short to try others"
+            choices["channels_last"] = found.channels_last
+            ways = [Way(False, order) for order in orders]
+            found, choices["tried_evaluation"] = fastest(model, batch, device, ways, EVALUATED * steps, training=False)
+            choices["evaluation_channels_last"] = found.channels_last
         if self.channels_last is not None:
             choices["channels_last"] = self.channels_last
         return choices, reason
-
-    @staticmethod
-    def _against_bf16(device: torch.device, batch_size: int | None) -> str:
-        """Why training steps on a device stay in float32, whatever the network, or nothing."""
-        if not has_fast_bf16(device):
-            return f"this {device.type} has no fast bf16"
-        if (batch_size or 1) < SMALLEST_BF16_BATCH:
-            return f"batches below {SMALLEST_BF16_BATCH} images gain nothing from bf16"
-        return ""
-
-    def tries_bf16(self, trainer: Trainer, batch_size: int | None) -> bool:
-        """Whether the network is to be tried in bf16 before training."""
-        device = trainer.strategy.root_device
-        undecided = not self.precision_given and self.stored is None and device.type == "cpu"
-        return undecided and not self._against_bf16(device, batch_size)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take note of whether the optimizer is fused, and give its state the layout of the weights."""
@@ -149,21 +147,30 @@ class Performance(Callback):
                     patches.ask_no_gpu(optimizer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the weights into the layout of a loaded checkpoint, for equal figures; buffers are alike everywhere."""
+        """Put the weights into the layout of evaluation; buffers are alike everywhere."""
         if isinstance(trainer.strategy.model, DistributedDataParallel):
             # Or after a batch whose gradients are yet to be added up, each would use batch statistics of its own.
             trainer.strategy.model.require_forward_param_sync = True
-        self.on_train_end(trainer, pl_module)
+        self._lay_out(pl_module, "evaluation_channels_last")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the weights back into the layout of training."""
-        if self.choices.get("channels_last") and isinstance(pl_module, Classifier) and trainer.state.fn == "fit":
-            pl_module.set_memory_format(channels_last=True)
+        if trainer.state.fn == "fit":
+            self._lay_out(pl_module, "channels_last")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave a network like any other."""
-        if self.choices.get("channels_last") and isinstance(pl_module, Classifier):
-            pl_module.set_memory_format(channels_last=False)
+        """Leave the network in the layout of evaluation."""
+        self._lay_out(pl_module, "evaluation_channels_last")
+
+    on_test_start = on_train_end
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let a loaded checkpoint compute as it was evaluated."""
+        checkpoint["channels_last"] = self.choices.get("evaluation_channels_last", False)
+
+    def _lay_out(self, model: LightningModule, choice: str) -> None:
+        if isinstance(model, Classifier) and model.channels_last != self.choices.get(choice, model.channels_last):
+            model.set_memory_format(self.choices[choice])
 
     def describe(self) -> str:
         """The choices in one line."""
@@ -173,7 +180,9 @@ class Performance(Callback):
         where = " autocast in training steps" if precision == "bf16-mixed" and not self.precision_given else ""
         reason = f" ({self._reason})" if self._reason else ""
         last = ", channels_last" if order else ""
-        return f"{precision}{where}{reason}{last}, {'fused ' if fused else ''}{self._optimizer}"
+        figures = ", ".join(f"{way} {speed:,.0f}" for way, speed in (self.choices.get("tried") or {}).items())
+        tried = f"; tried: {figures} images/s" if figures else ""
+        return f"{precision}{where}{reason}{last}, {'fused ' if fused else ''}{self._optimizer}{tried}"
 
 
 def keep_freed_memory() -> None:

@@ -3,14 +3,12 @@
 import contextlib
 import copy
 import itertools
-import random
 import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 import yaml
 from filelock import BaseFileLock
@@ -23,6 +21,7 @@ from vision_zoo.trainer_facts import callbacks_of, gather, steps_after
 from vision_zoo.training import lightning_patches as patches
 from vision_zoo.training.metrics_file import EventFiles, MetricsFile
 from vision_zoo.training.processes import expect_answers
+from vision_zoo.training.random_states import random_states, restore_random_states
 from vision_zoo.training.signals import end_on_sigterm
 
 CHECKPOINT_VERSION = 1
@@ -143,7 +142,7 @@ class RunFolder(Callback):
             "fit_seconds": self.fit_seconds,
             "train_seconds": self.train_seconds,
             "images_seen": self.images_seen,
-            "rng": gather(_random_states()),
+            "rng": gather(random_states()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -208,7 +207,7 @@ class RunFolder(Callback):
         if len(self._rng) != trainer.world_size:
             before = f"was trained by {len(self._rng)} processes and cannot resume exactly with {trainer.world_size}"
             raise CheckpointError(f"the run {before}: set --trainer.devices and --trainer.num_nodes as before")
-        _restore_random_states(self._rng[trainer.global_rank])
+        restore_random_states(self._rng[trainer.global_rank])
         patches.load_positions(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -275,26 +274,3 @@ class RunFolder(Callback):
             epoch, step = when or (trainer.current_epoch, trainer.global_step)
             values = {name: trainer.callback_metrics[name] for name in names}
             self.metrics.append(self.path / "metrics.csv", {"epoch": epoch, "step": step, **values})
-
-
-def _random_states() -> dict[str, Any]:
-    """The states of this process: torch's, of the CPU and the process's own GPU, Python's and numpy's."""
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
-        "python": (version, list(internal), gauss),
-        "numpy": (str(name), torch.tensor(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)),
-    }
-
-
-def _restore_random_states(states: dict[str, Any]) -> None:
-    """Set what `_random_states` gave."""
-    torch.set_rng_state(states["torch"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state(states["cuda"][min(torch.cuda.current_device(), len(states["cuda"]) - 1)])
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))

@@ -98,7 +98,7 @@ def export_model(
         (missing, f"{format_} needs {', '.join(missing)}. Run: pip install 'vision_zoo[export]'"),
         (format_ == "onnx" and size >= ONNX_LIMIT, too_large),
     )
-    model.cpu().eval()
+    model.cpu().eval().set_memory_format(channels_last=False)
     with output_file(path) as file:
         try:
             with _quiet():

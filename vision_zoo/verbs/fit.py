@@ -56,7 +56,8 @@ def fit(
         plan: the run.
         test_after_fit: test the best checkpoint when training ends.
         save_every_minutes: minutes between saves within an epoch.
-        deterministic: two runs of one configuration on one machine are the same bit for bit; false lets a GPU choose
+        deterministic: two runs of one configuration on one machine are the same bit for bit, if
+            their speed was chosen alike, which --trainer.precision and --channels_last settle; false lets a GPU choose
             faster algorithms that are not (a CPU has none to choose).
         channels_last: memory format of convolutions in training; by default the faster one.
         tta: test-time augmentation of the final test: average the predictions for each image and its mirror image
@@ -83,7 +84,7 @@ def fit(
     table = None
     if trainer.is_global_zero and not make_trainer.has(ModelSummary) and options.get("enable_model_summary") is None:
         # The pass of one image through the layers serves as the check.
-        table = layer_table(model, max_rows=24, bf16=performance.tries_bf16(trainer, datamodule.batch_size))
+        table = layer_table(model, max_rows=24)
     model.check(datamodule.batch_size)
     model.check_optimizer()
     datamodule.check_augmentation()
@@ -97,7 +98,6 @@ def fit(
         raise
     metrics = {} if run is None else training_metrics(run.path / "metrics.csv")
     if run is not None and not run.trained:
-        model.set_memory_format(channels_last=False)  # which the end of training does otherwise
         say(trainer, f"nothing was left to train: {_why_ended(trainer, plan, run)}")
     if saving is not None:
         if trainer.is_global_zero and (saving.best_epoch is None or not saving.best.exists()):  # nothing was validated

@@ -95,23 +95,20 @@ def summary(model: Classifier, depth: int | None = None) -> None:
     Console(highlight=False, soft_wrap=True).print(layer_table(model, depth))
 
 
-def summarise(model: Classifier, bf16: bool = False) -> Summary:
+def summarise(model: Classifier) -> Summary:
     """Send one black image through a classifier, which stays as it is, and note what each layer does.
-
-    With bf16, bfloat16 autocast is tried with it; memory is that of float32.
 
     Raises:
         ConfigError: if the backbone cannot classify images of the classifier's shape.
     """
     calls: list[Layer] = []
-    probe.check(model, bf16=bf16, around=lambda: _watching(model.backbone, calls))
+    probe.check(model, around=lambda: _watching(model.backbone, calls))
     return Summary(calls, sum(p.numel() for p in model.backbone.parameters() if p.requires_grad))
 
 
 @contextmanager
 def _watching(backbone: nn.Module, calls: list[Layer]) -> Iterator[None]:
-    """Note each call of a layer during a pass; a pass that is tried again begins anew."""
-    calls.clear()
+    """Note each call of a layer during a pass."""
     names = {module: name for name, module in backbone.named_modules()}
     counter = FlopCounterMode(display=False)
     open_calls: list[tuple[int, int]] = []  # place in the list, and operations before
@@ -133,9 +130,8 @@ def _watching(backbone: nn.Module, calls: list[Layer]) -> Iterator[None]:
         outputs = _tensors(output)
         layer.output_shape = tuple(outputs[0].shape) if outputs else ()
         inputs = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
-        if not inside and not isinstance(module, nn.Flatten):  # shares its input's memory, but in channels_last
-            made = (o for o in outputs if o.untyped_storage().data_ptr() not in inputs)
-            layer.output_bytes = sum(o.numel() * (4 if o.dtype == torch.bfloat16 else o.element_size()) for o in made)
+        if not inside:
+            layer.output_bytes = sum(o.nbytes for o in outputs if o.untyped_storage().data_ptr() not in inputs)
 
     hooks = [module.register_forward_pre_hook(enter) for module in names]
     hooks += [module.register_forward_hook(leave, with_kwargs=True) for module in names]
@@ -154,9 +150,9 @@ def _watching(backbone: nn.Module, calls: list[Layer]) -> Iterator[None]:
         calls.append(Layer("(in no layer)", "", 1, parameters=size, parameter_bytes=nbytes))
 
 
-def layer_table(model: Classifier, depth: int | None = None, max_rows: int | None = None, bf16: bool = False) -> Table:
+def layer_table(model: Classifier, depth: int | None = None, max_rows: int | None = None) -> Table:
     """A table of a classifier's layers in order of execution, with totals; see `Summary.rows` and `summarise`."""
-    found = summarise(model, bf16)
+    found = summarise(model)
     rows, total = found.rows(depth, max_rows), found.total
     frozen = total.parameters - found.trainable
     trainable = f"{found.trainable:,} trainable, {frozen:,} frozen" if frozen else "all trainable"

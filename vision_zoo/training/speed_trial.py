@@ -1,0 +1,119 @@
+"""A trial of the ways in which a network can compute, before training: which of them is the fastest here?"""
+
+import copy
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vision_zoo import probe
+from vision_zoo.classifier import Classifier, set_memory_format
+from vision_zoo.training.random_states import kept_random_states
+
+SECONDS, SHARE = 2.0, 0.02  # of the run: what a trial may take is the larger of both,
+LARGEST_SHARE = 0.1  # but no more than this share of a short run
+CHUNK = 0.02  # seconds that are timed at once, for steps that are shorter
+CHUNKS = 2, 12  # of each way: the fewest that tell, and as many as are of use
+BEHIND = 1.25  # a way that takes so many times as long as the fastest is out of the race
+TIE = 1.02  # a simpler way is preferred where it takes at most so many times as long
+
+
+class Way(NamedTuple):
+    """How a network computes."""
+
+    bf16: bool = False  # autocast, otherwise float32
+    channels_last: bool = False
+
+    def __str__(self) -> str:
+        return ("bf16" if self.bf16 else "float32") + " channels_last" * self.channels_last
+
+
+def fastest(
+    model: Classifier, batch_size: int, device: torch.device, ways: Sequence[Way], steps: float, training: bool = True
+) -> tuple[Way, dict[str, float]]:
+    """The fastest of some ways for a run of so many steps, and images per second of each that works.
+
+    The first way, and no figures, where there is no other, the run is too short, or the network does not run at all:
+    training then tells why.
+    """
+    times: dict[Way, float] = {}
+    if len(ways) > 1:
+        with suppress(*probe.REFUSALS):
+            shape = (batch_size, *model.image_shape)
+            times = Trial(model.backbone, shape, model.num_classes, device, training).fastest(ways, steps)
+    figures = {str(way): float(f"{batch_size / seconds:.4g}") for way, seconds in times.items()}
+    return next(iter(times), ways[0]), figures
+
+
+class Trial:
+    """Steps of a copy of a network on random images, so that nothing is changed, nor any random number drawn.
+
+    Args:
+        network: maps images (B, C, H, W) to logits (B, K).
+        shape: (B, C, H, W) of a batch.
+        classes: number of classes K.
+        device: where to compute.
+        training: try training steps, with their backward pass; otherwise evaluation.
+    """
+
+    def __init__(
+        self, network: nn.Module, shape: Sequence[int], classes: int, device: torch.device, training: bool = True
+    ) -> None:
+        self.device, self.training = device, training
+        self.network = copy.deepcopy(network).to(device).train(training)
+        with kept_random_states():
+            self.images = torch.randn(*shape, device=device)
+            self.labels = torch.randint(classes, shape[:1], device=device)
+
+    def fastest(self, ways: Sequence[Way], steps: float) -> dict[Way, float]:
+        """Try ways of computing, the simplest first, within what a run of so many steps may spend on it.
+
+        Returns:
+            Seconds per step of each way that works, the one to take first; empty if the run is too short for a trial.
+        """
+        fewest = (1 + CHUNKS[0]) * len(ways)
+        if fewest > LARGEST_SHARE * steps:
+            return {}
+        began = time.perf_counter()
+        self.seconds(ways[0])  # which makes the kernels, as the first step of each way does
+        step = self.seconds(ways[0])
+        allowed = min(max(SECONDS, SHARE * steps * step), LARGEST_SHARE * steps * step)
+        if fewest * step > allowed:
+            return {}
+        count = max(1, round(CHUNK / step))
+        best: dict[Way, float] = {}
+        for way in ways:
+            with suppress(*probe.REFUSALS):  # such as a `view` of features in channels_last
+                self.seconds(way)
+                best[way] = self.seconds(way, count)
+        for chunk in range(1, CHUNKS[1]):
+            if chunk >= CHUNKS[0] and time.perf_counter() - began > allowed:
+                break
+            for way in [way for way in best if best[way] <= BEHIND * min(best.values())]:
+                best[way] = min(best[way], self.seconds(way, count))
+        chosen = next((way for way in best if best[way] <= TIE * min(best.values())), None)
+        return {way: best[way] for way in sorted(best, key=lambda way: (way != chosen, best[way]))}
+
+    def seconds(self, way: Way, count: int = 1) -> float:
+        """Seconds of one of so many steps."""
+        order = torch.channels_last if way.channels_last else torch.contiguous_format
+        set_memory_format(self.network, order)
+        with kept_random_states():
+            self._wait()
+            began = time.perf_counter()
+            for _ in range(count):
+                with torch.set_grad_enabled(self.training), torch.autocast(self.device.type, torch.bfloat16, way.bf16):
+                    logits = self.network(self.images.contiguous(memory_format=order))
+                if self.training:
+                    torch.autograd.backward(F.cross_entropy(logits.float(), self.labels))
+                    self.network.zero_grad()
+            self._wait()
+            return (time.perf_counter() - began) / count
+
+    def _wait(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from vision_zoo.classifier import Classifier
-from vision_zoo.errors import ConfigError
+from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.trainer_facts import callbacks_of, datamodule_of, steps_of_run
 from vision_zoo.training import lightning_patches as patches
 from vision_zoo.training.speed_trial import Way, fastest
@@ -84,8 +84,9 @@ class Performance(Callback):
         """Choose, on the first process for all of them, before the optimizer is built."""
         if stage != "fit" or not isinstance(pl_module, Classifier):
             return
-        strategy, steps = trainer.strategy, steps_of_run(trainer)
-        answer = self._choose(trainer, pl_module, steps) if trainer.is_global_zero else ({}, "")
+        strategy, orders = trainer.strategy, self._orders(trainer, pl_module)
+        steps = steps_of_run(trainer)
+        answer = self._choose(trainer, pl_module, orders, steps) if trainer.is_global_zero else ({}, "")
         choices, self._reason = strategy.broadcast(answer)
         if choices["precision"] == "bf16-mixed" and type(strategy.precision_plugin) is Precision:
             strategy.precision_plugin = TrainingPrecision(strategy.root_device.type)
@@ -97,43 +98,66 @@ class Performance(Callback):
         pl_module.set_memory_format(choices["channels_last"])
         self.choices = choices
 
-    def _choose(self, trainer: Trainer, model: Classifier, steps: float) -> tuple[dict[str, Any], str]:
-        # Sharding strategies have precisions and memory layouts of their own.
-        simple = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
-        device = trainer.strategy.root_device
+    def _orders(self, trainer: Trainer, model: Classifier) -> list[bool]:
+        """The values of channels_last to choose from; a given one that cannot be is a ConfigError."""
         # Pruning looks at each weight as a vector.
         pruned = any(isinstance(callback, ModelPruning) for callback in callbacks_of(trainer))
-        takes_order = not pruned and _steps_in_channels_last(model, device)
-        if self.channels_last and not takes_order:
-            way_out = "the optimizer needs the plain order, or ModelPruning does; leave it out"
-            raise ConfigError(f"--channels_last true: {way_out}")
-        precision, reason = str(trainer.precision), "as asked" if self.precision_given else ""
-        choices = {"precision": precision, **PLAIN, "fused": simple and device.type in ("cpu", "cuda")}
+        takes_it = not pruned and _steps_in_channels_last(model, trainer.strategy.root_device)
+        way_out = "the optimizer needs the plain order, or ModelPruning does; leave it out"
+        refuse(ConfigError, (self.channels_last and not takes_it, f"--channels_last true: {way_out}"))
+        if self.channels_last is not None:
+            return [self.channels_last]
+        convolutions = any(isinstance(module, nn.Conv2d) for module in model.backbone.modules())
+        return [False, True] if takes_it and convolutions else [False]
+
+    def _choose(
+        self, trainer: Trainer, model: Classifier, orders: list[bool], steps: float
+    ) -> tuple[dict[str, Any], str]:
+        """The choices, and why the precision is what it is."""
+        precision, device = str(trainer.precision), trainer.strategy.root_device
+        reason = "as asked" if self.precision_given else ""
+        # Sharding strategies have precisions and memory layouts of their own.
+        simple = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
         if self.stored is not None:
-            choices |= {**PLAIN, "fused": False, "precision": "32-true", **self.stored}
+            choices = {"precision": "32-true", **PLAIN, "fused": False, **self.stored}
             if simple and not self.precision_given:
                 reason = "as the run began"
             else:
                 choices["precision"] = precision
-        elif simple:
-            bf16 = [precision == "bf16-mixed"] if self.precision_given else [False, True][: 1 + has_fast_bf16(device)]
-            convolutions = any(isinstance(module, nn.Conv2d) for module in model.backbone.modules())
-            orders = [False, True] if takes_order and convolutions else [False]
-            orders = orders if self.channels_last is None else [self.channels_last]
-            batch = getattr(datamodule_of(trainer), "batch_size", 1)
-            ways = [Way(*way) for way in itertools.product(bf16, orders)]
-            found, choices["tried"] = fastest(model, batch, device, ways, steps)
-            if not self.precision_given:
-                choices["precision"] = "bf16-mixed" if found.bf16 else "32-true"
-                reason = "" if len(bf16) > 1 else f"this {device.type} has no fast bf16"
-                reason = reason if choices["tried"] or len(ways) == 1 else "the run is too short to try others"
-            choices["channels_last"] = found.channels_last
-            ways = [Way(False, order) for order in orders]
-            found, choices["tried_evaluation"] = fastest(model, batch, device, ways, EVALUATED * steps, training=False)
-            choices["evaluation_channels_last"] = found.channels_last
+        else:
+            choices = {"precision": precision, **PLAIN, "fused": simple and device.type in ("cpu", "cuda")}
+            if simple:
+                reason = self._try(
+                    choices, model, device, orders, getattr(datamodule_of(trainer), "batch_size", 1), steps
+                )
         if self.channels_last is not None:
             choices["channels_last"] = self.channels_last
         return choices, reason
+
+    def _try(
+        self,
+        choices: dict[str, Any],
+        model: Classifier,
+        device: torch.device,
+        orders: list[bool],
+        batch: int,
+        steps: float,
+    ) -> str:
+        """Make the choices by a trial; why the precision is what it is."""
+        fast = has_fast_bf16(device)
+        bf16 = [choices["precision"] == "bf16-mixed"] if self.precision_given else [False, True][: 1 + fast]
+        ways = [Way(*way) for way in itertools.product(bf16, orders)]
+        found, choices["tried"] = fastest(model, batch, device, ways, steps)
+        choices["channels_last"] = found.channels_last
+        ways = [Way(False, order) for order in orders]
+        evaluation, choices["tried_evaluation"] = fastest(model, batch, device, ways, EVALUATED * steps, training=False)
+        choices["evaluation_channels_last"] = evaluation.channels_last
+        if self.precision_given:
+            return "as asked"
+        choices["precision"] = "bf16-mixed" if found.bf16 else "32-true"
+        if not fast:
+            return f"this {device.type} has no fast bf16"
+        return "" if choices["tried"] else "the run is too short to try others"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take note of whether the optimizer is fused, and give its state the layout of the weights."""

@@ -15,7 +15,7 @@ from vision_zoo.classifier import Classifier, set_memory_format
 from vision_zoo.training.random_states import kept_random_states
 
 SECONDS, SHARE = 2.0, 0.02  # of the run: what a trial may take is the larger of both,
-LARGEST_SHARE = 0.1  # but no more than this share of a short run
+LARGEST_SHARE = 0.05  # but no more than this share of a short run
 CHUNK = 0.02  # seconds that are timed at once, for steps that are shorter
 CHUNKS = 2, 12  # of each way: the fewest that tell, and as many as are of use
 BEHIND = 1.25  # a way that takes so many times as long as the fastest is out of the race

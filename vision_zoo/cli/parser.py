@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, _loaders_dumpers
 from jsonargparse.typing import register_type
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -24,7 +24,7 @@ from vision_zoo.cli.commands import SHARED
 from vision_zoo.cli.layers import SECTIONS, Request
 from vision_zoo.cli.limits import LIMITS
 from vision_zoo.cli.messages import suggest_option
-from vision_zoo.cli.names import CLASS_SLOTS, read_config
+from vision_zoo.cli.names import CLASS_SLOTS, Loader, read_config
 from vision_zoo.cli.resuming import changes
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError, refuse
@@ -42,6 +42,8 @@ def _as_number(value: Any) -> int | float:
     return value  # type: ignore[no-any-return]
 
 
+# What the parser reads values with, which must mean the same as in a file.
+_loaders_dumpers.yaml_default_loader = Loader
 # Types of options of torch, torchvision and Lightning that jsonargparse could read, but not write to config.yaml.
 register_type(Number, serializer=_as_number, deserializer=_as_number)
 register_type(torch.device)

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -50,14 +50,14 @@ class Loader(yaml.SafeLoader):
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
             name, line = (key.tag, str(key.value)), key.start_mark.line + 1
-            twice = f"{key.value} is given in line {lines.get(name)} and again in line {line}: join the two, or drop one"
+            twice = f"{key.value} is given in line {lines.get(name)} and again in line {line}: join or drop one"
             refuse(yaml.YAMLError, (name in lines, twice))
             lines[name] = line
         return node
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         """The type of a value that has no tag of its own."""
-        tag = super().resolve(kind, value, implicit)
+        tag: str = cast(Any, super()).resolve(kind, value, implicit)
         name = tag.rpartition(":")[2]
         if name == "timestamp" or (name in ("int", "float") and ":" in value):
             return self.DEFAULT_SCALAR_TAG

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer, SparseAdam, lr_scheduler
+from torch.optim import Optimizer, lr_scheduler
 
 from vision_zoo.errors import ConfigError
 from vision_zoo.schedules import Schedule, build_schedule
@@ -19,6 +19,7 @@ from vision_zoo.specs import class_and_arguments, options_of
 
 Build = Callable[..., Optimizer]
 TRIAL_STEPS = 1000  # of a run whose length is not known yet
+UNFIT = (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)  # of options
 
 
 def build_optimizer(build: Build | None, parameters: Iterable[nn.Parameter], fused: bool) -> Optimizer:
@@ -38,11 +39,15 @@ def check_optimizer(build: Build | None, schedule: Schedule | None, parameters: 
     """Build optimizer and schedule for a trial; values that teach nothing, or cannot be saved, are a ConfigError."""
     try:
         optimizer = build_optimizer(build, parameters, fused=False)
+        if class_and_arguments(build)[0].__module__.startswith("torch."):  # some look at their options in a step only
+            weights = nn.Parameter(torch.ones(2, 2))
+            gradient = weights.grad = torch.ones(2, 2)
+            trial = build_optimizer(build, [weights], fused=False)
+            for _ in range(2):
+                trial.step(lambda: float(gradient.mul_(0.5).sum()))
         rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"--model.optimizer cannot be used so: {error}") from error
-    if isinstance(optimizer, SparseAdam):
-        raise ConfigError("--model.optimizer SparseAdam is for sparse gradients, which no network has here: say Adam")
+    except UNFIT as error:
+        raise ConfigError(f"--model.optimizer cannot be used so: {str(error) or type(error).__name__}") from error
     useless = [rate for rate in rates if not math.isfinite(rate) or rate < 0 or max(rates) == 0]
     if useless:
         lr = f"--model.optimizer.lr is {useless[0]:g}"
@@ -59,7 +64,7 @@ def _check_schedule(build: Schedule, optimizer: Optimizer) -> None:
             scheduler = build_schedule(build, optimizer, given.get("total_steps") or TRIAL_STEPS)["scheduler"]
             if not isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
                 scheduler.step()
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except UNFIT as error:
         raise ConfigError(f"--model.scheduler cannot be used so: {error}") from error
     if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) and scheduler.mode == "max":
         raise ConfigError("--model.scheduler.mode max: it watches the loss, which is better the lower it is: say min")

@@ -70,15 +70,20 @@ def options_of(target: Any) -> dict[str, Any]:
 
     Those of a base class are included, where `__init__` ends in ``**options``.
     """
+    return {name: parameter.default for name, parameter in parameters_of(target).items()}
+
+
+def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
+    """The parameters behind `options_of`."""
     bases = inspect.getmro(target)[1:-1] if inspect.isclass(target) else ()
-    found: dict[str, Any] = {}
+    found: dict[str, inspect.Parameter] = {}
     for owner in (target, *(vars(base)["__init__"] for base in bases if "__init__" in vars(base))):
         parameters = inspect.signature(owner).parameters.values()
-        named = {p.name: p.default for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-        found = {**{name: default for name, default in named.items() if name != "self"}, **found}
+        named = {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        found = {**{name: p for name, p in named.items() if name != "self"}, **found}
         if all(p.kind is not p.VAR_KEYWORD for p in parameters):
             break
-    return {name: default for name, default in found.items() if not name.startswith("_")}
+    return {name: parameter for name, parameter in found.items() if not name.startswith("_")}
 
 
 def describe(target: Any) -> dict[str, Any] | None:

@@ -312,7 +312,11 @@ OPTIONS = [
     ),
     Case("infinite val_split", (*FIT, "--data.val_split", ".inf"), r"--data\.val_split must be a fraction"),
     Case("std that is no number", (*FIT, "--data.std", "[.nan]"), r"--data\.std must be finite"),
-    Case("metrics never counted", (*FIT, "--trainer.log_every_n_steps", "0"), r"--trainer\.log_every_n_steps is 0"),
+    Case(
+        "metrics never counted",
+        (*FIT, "--trainer.log_every_n_steps", "0"),
+        r"--trainer\.log_every_n_steps must be",
+    ),
     Case("no test batches", (*FIT, "--trainer.limit_test_batches", "0"), r"limit_test_batches is 0.*test_after_fit"),
     Case("config without a value", (*FIT, "--config"), r"--config needs a value"),
     Case(
@@ -337,7 +341,11 @@ OPTIONS = [
         lambda here: np.savez(here / "a.npz", images=np.zeros((40, 28, 28), np.uint8), labels=np.zeros(40, int)),
     ),
     Case("no time at all", (*FIT, "--trainer.max_time", "00:00:00:00"), r"--trainer\.max_time is 0"),
-    Case("an optimizer for other gradients", (*FIT, "--model.optimizer", "SparseAdam"), r"SparseAdam is for sparse"),
+    Case(
+        "an optimizer for other gradients",
+        (*FIT, "--model.optimizer", "SparseAdam"),
+        r"SparseAdam does not support",
+    ),
     Case(
         "an optimizer for the plain order only",
         (*FIT, "--model.optimizer", "LBFGS", "--model.scheduler", "null", "--channels_last", "true"),
@@ -389,7 +397,7 @@ OPTIONS = [
     Case(
         "gradients added up zero times",
         (*FIT, "--trainer.accumulate_grad_batches", "0"),
-        r"--trainer\.accumulate_grad_batches is 0",
+        r"--trainer\.accumulate_grad_batches must be at least 1, got 0",
     ),
     Case(
         "to go on from the best",

@@ -1,6 +1,7 @@
 """The command line: what is refused with which words."""
 
 import pytest
+import torch
 
 from tests import tiny
 from tests.cli.runs import config_of, fit, newest, refused
@@ -56,12 +57,30 @@ def test_a_saved_configuration_is_a_configuration(trained_run, here):
     assert ours["data"]["class_path"] == again["data"]["class_path"]
 
 
-def test_processes_that_a_launcher_started_are_to_be_counted_in_words(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    error = ValueError("You set `devices=1` in Lightning, but the product does not match the world size (2)")
-    message, code = explain(error)
-    assert code == 2
-    assert message.startswith("the launcher started 2 processes in all: say so with --trainer.devices")
+def test_what_a_library_raises_on_purpose_is_the_user_s_to_mend():
+    for words, code in (((torch.optim.SGD, [torch.zeros(1)], -1), 2), ((torch.mm, torch.zeros(2), torch.zeros(3)), 1)):
+        try:
+            words[0](*words[1:])
+        except (ValueError, RuntimeError) as error:
+            assert explain(error)[1] == code
+            assert ("internal error" in explain(error)[0]) == (code == 1)
+
+
+@pytest.mark.parametrize(("started", "devices"), [("1", "2"), ("2", "1")])
+def test_slurm_that_starts_other_processes_than_the_options_say_is_refused(started, devices, here, capsys, monkeypatch):
+    slurm = {"JOB_ID": "7", "JOB_NAME": "digits", "NTASKS_PER_NODE": "2", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in {**slurm, "NTASKS": started, "NODELIST": "localhost"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    error = refused(capsys, *QUICK, "--trainer.accelerator", "cpu", "--trainer.devices", devices)
+    assert f"SLURM started {started} processes in all, and the options ask for {devices}" in error
+    assert not (here / "runs").exists()
+
+
+def test_hosts_that_cannot_find_each_other_are_refused(here, capsys, monkeypatch):
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    error = refused(capsys, *QUICK, "--trainer.accelerator", "cpu", "--trainer.num_nodes", "2")
+    assert "--trainer.num_nodes 2: no MASTER_ADDR, MASTER_PORT, NODE_RANK in the environment" in error
 
 
 def test_all_options_are_explained_on_request(capsys):

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from vision_zoo.backbones.shapes import require
+from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.types import ImageShape
 
 
@@ -21,7 +22,7 @@ class FullyConnected(nn.Module):
         drop_rate: probability of dropping a value, where norm is dropout.
 
     Raises:
-        ConfigError: if there is no layer, or the drop rate is not in [0, 1).
+        ConfigError: if there is no layer, or more than values of an image, or the drop rate is not in [0, 1).
     """
 
     def __init__(
@@ -35,6 +36,8 @@ class FullyConnected(nn.Module):
         super().__init__()
         require("FullyConnected", n_layers=n_layers, drop_rate=drop_rate)
         in_features = math.prod(image_shape)
+        most = f"FullyConnected: n_layers is {n_layers}, set --model.backbone.n_layers to at most {in_features}"
+        refuse(ConfigError, (n_layers > in_features, f"{most}, the number of values of an image"))
         step = int((in_features - num_classes) / n_layers)
         widths = [in_features - i * step for i in range(n_layers)]  # 784, 630, 476, 322, 168 for MNIST
         layers: list[nn.Module] = []

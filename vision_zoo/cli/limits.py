@@ -1,5 +1,7 @@
 """The options and callbacks of Lightning that cannot work here, each with its reason; everything else does."""
 
+import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +13,22 @@ from torch.optim.swa_utils import SWALR
 from vision_zoo.specs import listed
 
 Options = Mapping[str, Any]
+
+# The least and the greatest number of options whose libraries do not look: beyond, they train uphill, divide by zero,
+# or ask for all memory. (No image file has more than 65,535 rows; sixteen processes to a processor hardly begin.)
+RANGES = {
+    "data.image_size": (1, 65_535),
+    "data.mean": (0, 1),
+    "trainer.devices": (-1, 16 * (os.cpu_count() or 1)),
+    "trainer.gradient_clip_val": (0, math.inf),
+    "trainer.val_check_interval": (1e-6, math.inf),
+    "trainer.callbacks.amount": (0, math.inf),
+    "trainer.callbacks.unfreeze_backbone_at_epoch": (0, math.inf),
+    **dict.fromkeys(
+        (f"trainer.{name}" for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "log_every_n_steps")),
+        (1, math.inf),
+    ),
+}
 
 
 class Limit(NamedTuple):

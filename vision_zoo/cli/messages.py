@@ -1,5 +1,6 @@
 """Exceptions and the parser's errors in words."""
 
+import dis
 import logging
 import os
 import re
@@ -13,7 +14,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from vision_zoo.errors import VisionZooError, did_you_mean, is_out_of_memory
 from vision_zoo.specs import import_path, options_of
 from vision_zoo.training.processes import lost_process
-from vision_zoo.verbs.trainer import processes_to_count
 
 
 def explain(error: BaseException) -> tuple[str, int]:
@@ -35,9 +35,10 @@ def explain(error: BaseException) -> tuple[str, int]:
             return str(lost), lost.exit_code
     if isinstance(error, ArgumentError):
         return _tidy(str(error)), 2
+    for link in chain:
+        if refusal := _refusal(link):
+            return refusal
     text = str(error)
-    if isinstance(error, ValueError) and "does not match the world size" in text:
-        return processes_to_count(), 2
     if isinstance(error, ValueError) and "any of the Union subtypes" in text:  # no class could be built
         reasons = re.findall(r"^ +- (?!Expected an? )(.+(?:\n {6,}.+)*)", text, re.MULTILINE)
         return " ".join("; ".join(reasons).split()) or text, 2
@@ -53,6 +54,26 @@ def explain(error: BaseException) -> tuple[str, int]:
         f"internal error, {type(error).__name__}: {error}\nThis is a bug in vision_zoo or in a class that the "
         "configuration names. VISION_ZOO_DEBUG=1 shows the traceback."
     ), 1
+
+
+def _refusal(error: BaseException) -> tuple[str, int] | None:
+    """What a library refuses by a raise statement of its own, or a callback of Lightning's before the first step."""
+    places, place = [], error.__traceback__
+    while place is not None:
+        places.append(place)
+        place = place.tb_next
+    stack = [place.tb_frame for place in places]
+    modules = [str(frame.f_globals.get("__name__")) for frame in stack]
+    if not stack or any(frame.f_code.co_name in ("training_step", "forward", "__getattr__") for frame in stack):
+        return None  # about a batch, or by our own mistake
+    text = " ".join(str(error.args[0] if error.args else type(error).__name__).split())
+    for module, frame in zip(modules, stack, strict=True):
+        if ".pytorch.callbacks." in module and frame.f_code.co_name in ("setup", "on_fit_start"):
+            return f"--trainer.callbacks {type(frame.f_locals['self']).__name__} cannot be used so: {text}", 2
+    raised = stack[-1].f_code.co_code[places[-1].tb_lasti] == dis.opmap["RAISE_VARARGS"]  # no operation that failed
+    ours = modules[-1].partition(".")[0] not in ("lightning", "torch", "torchvision", "torchmetrics")
+    running = any(module.endswith("training_epoch_loop") for module in modules)
+    return None if ours or not raised else (text, 1 if running else 2)
 
 
 def _tidy(message: str) -> str:

@@ -1,18 +1,19 @@
 """LightningCLI for the commands that build a network or a dataset from options: fit, validate, test, summary, show."""
 
 import contextlib
+import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from functools import partial
 from numbers import Number
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, _loaders_dumpers
 from jsonargparse.typing import register_type
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -22,14 +23,14 @@ from vision_zoo.checkpoints import find_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.cli.commands import SHARED
 from vision_zoo.cli.layers import SECTIONS, Request
-from vision_zoo.cli.limits import LIMITS
+from vision_zoo.cli.limits import LIMITS, RANGES
 from vision_zoo.cli.messages import suggest_option
-from vision_zoo.cli.names import CLASS_SLOTS, read_config
+from vision_zoo.cli.names import CLASS_SLOTS, Loader, read_config
 from vision_zoo.cli.resuming import changes
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError, refuse
 from vision_zoo.files import expanded
-from vision_zoo.specs import import_path, options_of
+from vision_zoo.specs import import_path, options_of, parameters_of
 from vision_zoo.types import Config
 
 # What config.yaml and checkpoints keep: all that decides what a run computes.
@@ -42,6 +43,8 @@ def _as_number(value: Any) -> int | float:
     return value  # type: ignore[no-any-return]
 
 
+# What the parser reads values with, which must mean the same as in a file.
+cast(Any, _loaders_dumpers).yaml_default_loader = Loader
 # Types of options of torch, torchvision and Lightning that jsonargparse could read, but not write to config.yaml.
 register_type(Number, serializer=_as_number, deserializer=_as_number)
 register_type(torch.device)
@@ -91,6 +94,8 @@ class Parser(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, then make paths absolute, so that a checkpoint finds its data from anywhere."""
         self.config = parse(parser, args, self.verb, self.request.config)
+        for name, value, may_be_null in _values(self.config.as_dict()):
+            _check_value(name, value, may_be_null)
         data, model = self.config["data"], self.config.get("model")
         options = data.get("init_args")
         for holder, name in ((options, "root"), (options, "path"), (model, "weights")):
@@ -157,6 +162,33 @@ class Parser(LightningCLI):
         for limit in LIMITS:
             refuse(ConfigError, (limit.applies(options), f"--trainer.{limit.name} does not work here: {limit.reason}"))
         return options
+
+
+def _values(node: Any, name: str = "", may_be_null: bool = True) -> Iterator[tuple[str, Any, bool]]:
+    """Every value of a configuration with its option, and whether the class that has that takes null."""
+    if isinstance(node, Mapping):
+        known = parameters_of(import_path(node["class_path"])) if "class_path" in node else {}
+        for key, value in {**node, **(node.get("init_args") or {})}.items():
+            takes = key not in known or known[key].default is None
+            takes = takes or bool(re.search("None|Optional|Any|_empty", str(known[key].annotation)))
+            yield from () if key == "init_args" else _values(value, f"{name}.{key}".lstrip("."), takes)
+    for item in node if isinstance(node, list) else ():
+        yield from _values(item, name)
+    yield name, node, may_be_null
+
+
+def _check_value(name: str, value: Any, may_be_null: bool) -> None:
+    """Refuse what no option can be, and the parser lets pass."""
+    count = name == "trainer.devices" and str(value).isdigit()  # which is a text, too
+    number = int(value) if count else value if isinstance(value, int | float) and not math.isinf(value) else 0.5
+    most = 2**63 - 1 if isinstance(number, int) else torch.finfo(torch.float32).max
+    least, most = RANGES.get(name, (-most, most)) if value is not True else (0, 1)
+    bound = "finite" if math.isnan(number) else f"at least {least}" if number < least else f"at most {most}"
+    refuse(
+        ConfigError,
+        (value is None and not may_be_null, f"--{name} is null, or left blank in a file: leave it out, or set it"),
+        (number != 0.5 and not least <= number <= most, f"--{name} must be {bound}, got {value}"),
+    )
 
 
 def parse(parser: ArgumentParser, words: Any, verb: str, config: Config) -> Namespace:

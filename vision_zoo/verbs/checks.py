@@ -1,5 +1,6 @@
 """What would fail late, or score the wrong thing, is refused before any work, with a ConfigError unless it says so."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from vision_zoo.trainer_facts import callbacks_of
 from vision_zoo.trust import TRUSTED_PACKAGES
 
 # Options of the trainer of which 0 leaves nothing to train on.
-NOT_ZERO = ("accumulate_grad_batches", "max_epochs", "max_steps", "limit_train_batches", "log_every_n_steps")
+NOT_ZERO = ("max_epochs", "max_steps", "limit_train_batches")
 
 
 def check_fit(
@@ -35,6 +36,17 @@ def check_fit(
         (test_after_fit and not datamodule.has_test, no_test),
         (not_scored, f"--trainer.limit_test_batches {nothing} scored: set it higher, or {out}"),
     )
+
+
+def check_share(trainer: Trainer, datamodule: ImageDataModule) -> None:
+    """Refuse a share of the test batches that is less than one; Lightning would after the training."""
+    share = trainer.limit_test_batches
+    if isinstance(share, float) and 0 < share < 1:  # only then the test images are counted before
+        datamodule.prepare_data()
+        datamodule.setup("test")
+        batches = math.ceil(datamodule.sizes["test"] / trainer.world_size / datamodule.batch_size)
+        less = f"--trainer.limit_test_batches {share} of {batches} is less than one batch: set it to {1 / batches:.3g}"
+        refuse(ConfigError, (int(share * batches) < 1, f"{less} at least, or to a number of batches"))
 
 
 def check_strategy(trainer: Trainer, test_after_fit: bool) -> None:

@@ -22,7 +22,7 @@ from vision_zoo.training.run_folder import RunFolder
 from vision_zoo.training.saving import Saving, hard_link
 from vision_zoo.trust import foreign_packages, trusting
 from vision_zoo.types import TTA, Config
-from vision_zoo.verbs.checks import check_data, check_fit, check_monitors, check_strategy
+from vision_zoo.verbs.checks import check_data, check_fit, check_monitors, check_share, check_strategy
 from vision_zoo.verbs.results import say_results, write_results
 from vision_zoo.verbs.summary import layer_table
 from vision_zoo.verbs.trainer import TrainerMaker, determinism, say
@@ -81,6 +81,8 @@ def fit(
     trainer = make_trainer(callbacks, **determinism(options, deterministic))
     check_strategy(trainer, test_after_fit)
     check_monitors(trainer, model, datamodule)
+    if test_after_fit:
+        check_share(trainer, datamodule)
     table = None
     if trainer.is_global_zero and not make_trainer.has(ModelSummary) and options.get("enable_model_summary") is None:
         # The pass of one image through the layers serves as the check.

@@ -9,15 +9,19 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
-from lightning.pytorch.plugins import AsyncCheckpointIO, CheckpointIO
+from lightning.pytorch.plugins import AsyncCheckpointIO, CheckpointIO, environments
 from rich.console import Console
 
-from vision_zoo.errors import ConfigError
+from vision_zoo.errors import ConfigError, refuse
+from vision_zoo.optimizers import UNFIT
 from vision_zoo.specs import listed
 from vision_zoo.training.lightning_patches import NoProfiler, resume_only_what_is_named
 from vision_zoo.training.processes import start_by_command
 from vision_zoo.training.progress import ProgressBar
 from vision_zoo.training.saving import AtomicCheckpointIO
+
+env: Any = environments  # which does not export them by its types
+LAUNCHERS = (env.TorchElasticEnvironment, env.SLURMEnvironment, env.LSFEnvironment, env.MPIEnvironment)
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,10 @@ class TrainerMaker:
         options |= {"callbacks": list(callbacks), "plugins": self._plugins()}
         try:
             trainer = Trainer(**{**self.options, **options})
-        except (ValueError, TypeError, MisconfigurationException) as error:
-            raise ConfigError(f"these --trainer options do not work here: {error}") from error
-        if "TORCHELASTIC_RUN_ID" in os.environ and trainer.world_size < int(os.environ["WORLD_SIZE"]):
-            raise ConfigError(processes_to_count())  # each would train a network of its own
+        except (*UNFIT, MisconfigurationException) as error:  # a KeyError is of a launcher's variables
+            reason = f"no {error} in the environment" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise ConfigError(f"these --trainer options do not work here: {reason}") from error
+        check_processes(trainer, options["plugins"])
         start_by_command(trainer, self.words)
         resume_only_what_is_named(trainer)
         return trainer
@@ -89,11 +93,22 @@ class TrainerMaker:
         return plugins if theirs else [*plugins, self.checkpoint_io]
 
 
-def processes_to_count() -> str:
-    """The message where a launcher started other processes than the options say."""
-    return (
-        f"the launcher started {os.environ.get('WORLD_SIZE', 'other')} processes in all: say so with "
-        "--trainer.devices, processes of one host, and --trainer.num_nodes; on CPUs also --trainer.strategy ddp"
+def check_processes(trainer: Trainer, plugins: Sequence[Any]) -> None:
+    """Refuse other processes than a launcher has started: they would wait, or each train a network of its own."""
+    given = [plugin for plugin in plugins if isinstance(plugin, env.ClusterEnvironment)]
+    given += listed(getattr(trainer.strategy, "cluster_environment", None))
+    cluster = next(iter(given), None) or next((kind() for kind in LAUNCHERS if kind.detect()), None)
+    wanted, nodes = trainer.num_devices * trainer.num_nodes, trainer.num_nodes
+    launched = isinstance(cluster, LAUNCHERS)
+    started = cluster.world_size() if cluster is not None and launched else wanted
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+    told = f"{type(cluster).__name__.removesuffix('Environment')} started {started} processes in all, and the options "
+    told += f"ask for {wanted}: say as many with --trainer.devices, processes of one host, and --trainer.num_nodes (on "
+    lacks = f"--trainer.num_nodes {nodes}: no {', '.join(missing)} in the environment, which tell hosts of each other"
+    refuse(
+        ConfigError,
+        (started != wanted, f"{told}CPUs also --trainer.strategy ddp), or start as many"),
+        (nodes > 1 and not launched and missing, f"{lacks}: set them on each, or start by torchrun or srun"),
     )
 
 

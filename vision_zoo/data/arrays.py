@@ -230,10 +230,10 @@ class ArrayFile(OwnImages):
             return images if images.dtype == np.uint8 else images * np.uint8(255)
         other = f"{key} in {self.path} is {images.dtype}, but the images to train with are 8 bits. Save both alike"
         broken = f"some of {key} in {self.path} are not numbers. Save the images as np.nan_to_num(images)"
+        refuse(DataError, (np.isnan(images.max()), f"ArrayFile: {broken}"))
         refuse(DataError, (self.value_range is None, f"ArrayFile: {other}"))
         low, high = self.value_range or (0.0, 1.0)
         scaled = (images.astype(np.result_type(images, np.float32)) - low) * (255 / (high - low))
-        refuse(DataError, (np.isnan(scaled).any(), f"ArrayFile: {broken}"))
         return scaled.round().clip(0, 255).astype(np.uint8)
 
 

@@ -1,5 +1,6 @@
 """What would fail late, or score the wrong thing, is refused before any work."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -66,6 +67,11 @@ def check_monitors(trainer: Trainer, model: Classifier, datamodule: ImageDataMod
         return  # one of the user's own may log anything
     for callback in callbacks:
         wanted, option = getattr(callback, "monitor", None), f"--trainer.callbacks {type(callback).__name__}"
+        filename = callback.filename or "" if isinstance(callback, ModelCheckpoint) else ""
+        for name in re.findall(r"{([^:}]*)", filename):  # Lightning writes 0 for what there is not
+            unknown = f"{option}: its filename {filename} has {name}, which is no metric"
+            there_are = did_you_mean(name, known) or f". There are epoch, step, {', '.join(known)}"
+            refuse(ConfigError, (name not in (*known, "epoch", "step"), f"{unknown}{there_are}"))
         if not isinstance(wanted, str) or (isinstance(callback, ModelCheckpoint) and wanted in ("epoch", "step")):
             continue
         better = "min" if "loss" in wanted else "max"

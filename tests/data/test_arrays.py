@@ -100,6 +100,9 @@ LABELS = np.arange(8) % 2
             {"images": np.array([None] * 8), "labels": LABELS},
             r"is broken \(its objects are not all numbers, texts or plain arrays",
         ),
+        ({"images": IMAGES, "labels": np.arange(8).astype("M8[s]")}, r"datetime64\[s\] of shape .* but one word"),
+        ({"images": IMAGES, "labels": LABELS * 1j}, r"complex128 of shape .* but one word"),
+        ({"images": IMAGES, "labels": np.full(8, np.nan)}, r"float64 of shape .* but one word"),
         ({"images": IMAGES, "labels": np.ones((8, 2))}, r"of shape \(8, 2\), but one word, or one whole number"),
         (
             {
@@ -220,7 +223,11 @@ def test_a_damaged_array_is_named(tmp_path):
 
 def test_one_array_alone_and_a_missing_file_are_named(tmp_path):
     np.save(tmp_path / "a.npy", IMAGES)
-    with pytest.raises(DataError, match=r"a\.npy has no train images with labels; with it are a\. Name them"):
+    np.save(tmp_path / "images.npy", IMAGES)
+    np.save(tmp_path / "labels.npy", LABELS)  # of which none is what is asked for
+    with pytest.raises(
+        DataError, match=r"a\.npy has no train images with labels; with it are a, images, labels\. Name them"
+    ):
         ArrayFile(str(tmp_path / "a.npy")).class_names  # noqa: B018  # reading it raises
     with pytest.raises(DatasetNotFoundError, match=r"there is no file .*b\.npz. Set --data.path"):
         ArrayFile(str(tmp_path / "b.npz")).class_names  # noqa: B018  # reading it raises

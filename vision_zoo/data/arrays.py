@@ -128,7 +128,7 @@ class ArrayFile(OwnImages):
     @cached_property
     def _names(self) -> tuple[str, ...]:
         """The keys of the file."""
-        absent = f"ArrayFile: there is no file {self.path}. Set --data.path to a .npz file"
+        absent = f"ArrayFile: there is no file {self.path}. Set --data.path to a .npz or .npy file"
         refuse(DatasetNotFoundError, (not self.path.is_file(), absent))
         if not self._is_archive:
             return tuple(sorted(path.stem for path in self.path.parent.glob("*.npy")))
@@ -142,10 +142,10 @@ class ArrayFile(OwnImages):
     @lazy
     def _parts(self) -> Mapping[str, tuple[str, str]]:
         """The keys of the images and of the labels of each split, and of all images where splits are cut from them."""
-        given, found = _KEY.fullmatch("images" if self._is_archive else self.path.stem), dict[str, dict[str, str]]()
+        given, found = _KEY.fullmatch(self.path.stem), dict[str, dict[str, str]]()
         for key in self._names:
             match = _KEY.fullmatch(key)
-            if match and match[1] == (given or match)[1]:
+            if match and (self._is_archive or (given and match[1] == given[1])):
                 kind = "images" if match[3].lower() in ("images", "x") else "labels"
                 found.setdefault((match[2] or match[4] or "all").lower(), {}).setdefault(kind, key)
         return {split: (pair["images"], pair["labels"]) for split, pair in found.items() if len(pair) == 2}
@@ -175,7 +175,7 @@ class ArrayFile(OwnImages):
                 except ValueError as error:
                     if "allow_pickle" not in str(error):  # said of an array of objects, when its header is read
                         raise
-                    return plain_array(Unpickler(file).load(), max(2**30, size))
+                    return np.asarray(plain_array(Unpickler(file).load(), max(2**30, size)))
 
     @lazy
     def value_range(self) -> tuple[float, float] | None:
@@ -216,14 +216,15 @@ class ArrayFile(OwnImages):
             way_out = f"{labels_key} in {self.path} has {foreign}. Leave those out, or name all classes in class_names"
             refuse(DataError, (not {*words} <= {*places}, f"ArrayFile: {way_out}"))
             labels = np.array([places[word] for word in words]).reshape(labels.shape)
-        if labels.ndim == 2 and len(labels) == len(images) and labels.shape[1] > 1 and (labels.sum(1) == 1).all():
-            labels = labels.argmax(1) if np.isin(labels, (0, 1)).all() else labels  # one-hot
-        labels = labels.reshape(-1) if labels.ndim == 2 and labels.size == len(images) else labels
-        whole = labels.shape == images.shape[:1] and (labels >= 0).all() and (labels < 2**53).all()
-        whole = whole and (np.floor(labels.astype(np.float64)) == labels).all()
+        numbers = labels.astype(np.float64) if labels.dtype.kind in "biuf" else np.array(-1.0)  # which fits nothing
+        if numbers.ndim == 2 and numbers.size > len(images) == len(numbers) and np.isin(numbers, (0, 1)).all():
+            numbers = numbers.argmax(1) if (numbers.sum(1) == 1).all() else numbers  # one-hot
+        numbers = numbers.reshape(-1) if numbers.ndim == 2 and numbers.size == len(images) else numbers
+        whole = numbers.shape == images.shape[:1] and ((numbers >= 0) & (numbers < 2**53)).all()
+        whole = whole and (np.floor(numbers) == numbers).all()
         refuse(DataError, (not whole, f"ArrayFile: {of_labels}"))
         pixels = np.ascontiguousarray(self._to_8_bits(images, images_key))
-        return LabelledImages(torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64)))
+        return LabelledImages(torch.from_numpy(pixels), torch.from_numpy(numbers.astype(np.int64)))
 
     def _to_8_bits(self, images: Any, key: str) -> Any:
         if images.dtype in (np.uint8, np.bool_):

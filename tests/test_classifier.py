@@ -1,10 +1,13 @@
 """The Classifier: raw images in, logits out, the same for one image and for many."""
 
+import re
 from functools import partial
 
 import lightning.pytorch as pl
 import pytest
 import torch
+import torchvision
+from safetensors.torch import save_file
 from torch import nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
@@ -201,12 +204,93 @@ def test_weights_of_another_network_are_refused_by_name(here):
     torch.save(SmallCNN((1, 28, 28), 10).state_dict(), "small.pth")
     with pytest.raises(CheckpointError, match=r"small.pth does not fit LeNet5: Missing key.*head"):
         classifier(weights="small.pth")
-    torch.save(LeNet5((1, 28, 28), 5).state_dict(), "five.pth")
-    mismatch = r"five.pth does not fit LeNet5: size mismatch for head.2.weight: .*\[5, 84\].*\[10, 84\]"
+    torch.save(LeNet5((3, 28, 28), 10).state_dict(), "colour.pth")
+    mismatch = r"colour.pth does not fit LeNet5: size mismatch for features.0.weight: .*\[6, 3, 5, 5\].*\[6, 1, 5, 5\]"
     with pytest.raises(CheckpointError, match=mismatch):
-        classifier(weights="five.pth")
+        classifier(weights="colour.pth")
     own = LeNet5((1, 28, 28), 10)
     torch.save(own.state_dict(), "own.pth")
     model = classifier(weights="own.pth")
     assert all(torch.equal(a, b) for a, b in zip(model.backbone.parameters(), own.parameters(), strict=True))
     assert "weights" not in model.hparams
+
+
+def _prefixed(prefix, state):
+    return {prefix + name: value for name, value in state.items()}
+
+
+def _within(state):
+    """Names that torch.compile put into the middle."""
+    return {name.replace("features.", "features._orig_mod."): value for name, value in state.items()}
+
+
+FILES = {  # what other programs save, of a state dict
+    "DataParallel": lambda state: _prefixed("module.", state),
+    "torch.compile": lambda state: _prefixed("_orig_mod.", state),
+    "torch.compile of a part": _within,
+    "a module of Lightning": lambda state: {"state_dict": _prefixed("model.", state), "epoch": 3},
+    "a module with a loss": lambda state: {"state_dict": {**_prefixed("net.", state), "loss.weight": torch.ones(10)}},
+    "two wrappers": lambda state: {"state_dict": _prefixed("backbone.module._orig_mod.", state)},
+    "timm": lambda state: {"model": state, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}},
+    "torchvision, with an average": lambda state: {"model": state, "model_ema": _prefixed("module.", _zeros(state))},
+    "nested twice": lambda state: {"trainer": {"model_state": _prefixed("student.encoder.", state)}},
+    "half precision": lambda state: {name: value.half() for name, value in state.items()},
+}
+
+
+def _zeros(state):
+    return {name: torch.zeros_like(value) for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "network"),
+    [*((kind, "LeNet5") for kind in FILES), ("timm", "squeezenet1_1"), ("two wrappers", "squeezenet1_1")],
+)
+def test_weights_are_found_under_whatever_names_a_program_gives_them(kind, network, here, capsys):
+    if network == "squeezenet1_1":  # whose names begin with "network." here
+        shape, backbone = (3, 32, 32), partial(Torchvision, name=network)
+        own = torchvision.models.squeezenet1_1(num_classes=10)
+    else:
+        shape, backbone = (1, 28, 28), LeNet5
+        own = LeNet5(shape, 10)
+    state = own.state_dict()
+    torch.save(FILES[kind](state), "own.pth")
+    found = Classifier(backbone, shape, NAMES, weights="own.pth").backbone.state_dict()
+    for (name, value), expected in zip(found.items(), state.values(), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-4, msg=name)
+    assert ("1 of the file do not begin with net." in capsys.readouterr().err) == (kind == "a module with a loss")
+
+
+@pytest.mark.parametrize("save", [torch.save, save_file])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: state, "8 of the network's 10 tensors are taken; the last layer, head.2, starts anew, .* 5 cl"),
+        (lambda state: _prefixed("module.", state), "8 of the network's 10 tensors are taken"),
+        (
+            lambda state: {name: value for name, value in state.items() if "head.2" not in name},
+            "the last layer, head.2, starts anew, for the file has none",
+        ),
+    ],
+    ids=["other classes", "behind a prefix", "no last layer"],
+)
+def test_the_last_layer_of_other_classes_is_left_out_and_told(save, change, told, here, capsys):
+    state = LeNet5((1, 28, 28), 5).state_dict()
+    save(change(state), "five.pth")
+    fresh = classifier().backbone.state_dict()
+    found = classifier(weights="five.pth").backbone.state_dict()
+    for name, value in found.items():
+        assert torch.equal(value, (fresh if name.startswith("head.2") else state)[name]), name
+    assert re.search(told, error := capsys.readouterr().err)
+    assert error.count("\n") == 1
+
+
+def test_a_whole_network_is_refused_with_advice_that_works(here, capsys):
+    torch.save(LeNet5((1, 28, 28), 10), "whole.pth")
+    words = ["summary", "--model.backbone", "LeNet5", "--model.weights"]
+    assert main([*words, "whole.pth"]) == 2
+    error = capsys.readouterr().err
+    assert "it names vision_zoo.backbones.lenet.LeNet5, and no code is run" in error
+    advice = re.search(r"save its weights alone: (.*\))$", error.strip())[1]
+    eval(advice, {"torch": torch, "network": torch.load("whole.pth", weights_only=False), "FILE": "alone.pth"})
+    assert main([*words, "alone.pth"]) == 0

@@ -1,22 +1,30 @@
 """Building the network that a description names, and giving it the weights of a file."""
 
 import inspect
+import re
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import takewhile
+from operator import itemgetter
 from textwrap import shorten
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from vision_zoo.checkpoints import read_state_dict
+from vision_zoo.checkpoints import read_state_dicts
 from vision_zoo.errors import CheckpointError, ConfigError, is_out_of_memory
 from vision_zoo.specs import class_and_arguments, rebuild, returned_class, walk, without_downloads
 from vision_zoo.types import ImageShape
 
 Backbone = Callable[[ImageShape, int], nn.Module]
+
+_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # of torch, in names
 
 
 def build_backbone(backbone: Backbone, image_shape: ImageShape, num_classes: int) -> nn.Module:
@@ -47,14 +55,48 @@ def build_backbone(backbone: Backbone, image_shape: ImageShape, num_classes: int
         raise ConfigError(f"{what}: set --data.image_size or the options of the network lower") from error
 
 
-def load_backbone_weights(backbone: nn.Module, path: str, name: str) -> None:
-    """Load a file of weights, see `read_state_dict`; those of another network are a CheckpointError."""
+def load_backbone_weights(backbone: nn.Module, path: str, name: str, num_classes: int) -> None:
+    """Load the weights of a file, see `read_state_dicts`; those of another network are a CheckpointError.
+
+    Their names may begin with those of modules around the network. The last layer is left as it is where the file has
+    none, or one for another number of classes; a line on standard error says so.
+    """
+    own = backbone.state_dict()
+    paths = [key.split(".") for key in own]
+    shared = takewhile(lambda words: len({*words}) == 1, zip(*(path[:-1] for path in paths), strict=False))
+    root = len(list(shared))
+    names = {".".join(path[root:]): key for path, key in zip(paths, own, strict=True)}  # such as without "network."
+    _, prefix, state = max((_found(state, names) for state in read_state_dicts(path)), key=itemgetter(0))
+    begun = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    taken = {names.get(key, key): value for key, value in begun.items()}
+    last = next((key.rpartition(".")[0] for key in reversed(own) if own[key].shape[:1] == (num_classes,)), None)
+    head = {key: value for key, value in own.items() if key.rpartition(".")[0] == last}
+    theirs = [taken[key] for key in head if key in taken]
+    other = [(num_classes, *value.shape[1:]) for value in theirs] == [tuple(value.shape) for value in head.values()]
+    left_out = head if not theirs or (other and all(len(value) != num_classes for value in theirs)) else {}
     try:
-        backbone.load_state_dict(read_state_dict(path))
+        backbone.load_state_dict({**taken, **left_out})
     except RuntimeError as error:
         problems = [shorten(line, 200, placeholder=" ...") for line in str(error).splitlines()[1:5]]
-        hint = "Weights serve the network, the number of classes and the image size that they were trained with"
+        hint = "Weights serve the network and the image size that they were trained with"
         raise CheckpointError(f"{path} does not fit {name}: {' '.join(problems)} {hint}") from error
+    if left_out or len(taken) < len(state):
+        has = f"one for {len(theirs[0])} classes" if theirs else "none"
+        what = f"; the last layer, {last}, starts anew, for the file has {has}" * bool(left_out)
+        what += f"; {len(state) - len(taken)} of the file do not begin with {prefix}" * (len(taken) < len(state))
+        counts = f"{len(own) - len(left_out)} of the network's {len(own)} tensors are taken"
+        rank_zero_only(print)(f"vision_zoo: {path}: {counts}{what}", file=sys.stderr)
+
+
+def _found(state: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[int, str, dict[str, Tensor]]:
+    """How many of the names a state dict has behind one prefix, the prefix, and the state dict without wrappers."""
+    state, counts = {_WRAPPERS.sub("", key): value for key, value in state.items()}, Counter[str]()
+    for words in (key.split(".") for key in state):
+        counts.update(
+            "".join(f"{word}." for word in words[:n]) for n in range(len(words)) if ".".join(words[n:]) in names
+        )
+    prefix, count = next(iter(counts.most_common(1)), ("", 0))
+    return count, prefix, state
 
 
 class _UndrawnParameters(TorchFunctionMode):

@@ -2,6 +2,7 @@
 
 import glob
 import math
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -37,14 +38,17 @@ def read_torch_file(path: str | Path) -> Any:
     except Exception as error:  # torch.load raises whatever the zip or pickle reader meets in a broken file
         lines = str(error).splitlines() or [type(error).__name__]
         telling = [line for line in lines if "Unsupported" in line or "WeightsUnpickler error" in line]
+        if code := re.search(r"GLOBAL (\S+)", telling[-1] if telling else ""):
+            alone = "where it was made, save its weights alone: torch.save(network.state_dict(), FILE)"
+            telling = [f"it names {code[1]}, and no code is run; {alone}"]
         raise CheckpointError(
             f"{file.resolve()} is not a checkpoint that can be loaded safely (truncated, of another kind, or holding "
             f"more than tensors and plain data): {(telling or lines[:1])[-1].strip()}"
         ) from error
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read the weights of a state dict, a safetensors file, or a checkpoint's backbone, by the backbone's own names."""
+def read_state_dicts(path: str | Path) -> list[dict[str, Tensor]]:
+    """Read the state dicts in a file of torch or safetensors, such as a checkpoint: outer ones first, any depth."""
     file, begin = Path(path), b""
     state: Any
     with suppress(OSError), file.open("rb") as stream:  # the reader below says what is wrong
@@ -58,11 +62,17 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{file.resolve()} is not a whole safetensors file: {error}") from error
     else:
         state = read_torch_file(file)
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = {str(name).removeprefix("backbone."): value for name, value in state["state_dict"].items()}
-    if not isinstance(state, dict) or not (_are(str, list(state)) and _are(Tensor, list(state.values()))):
+    if not (found := list(_state_dicts(state))):
         raise CheckpointError(f"{path} is neither a state dict (names with tensors) nor a checkpoint")
-    return state
+    return found
+
+
+def _state_dicts(content: Any, depth: int = 4) -> Iterator[dict[str, Tensor]]:
+    if isinstance(content, Mapping) and depth:
+        own = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+        yield from (own,) if own else ()
+        for value in content.values():
+            yield from _state_dicts(value, depth - 1)
 
 
 def read_checkpoint(path: str | Path, trusted_packages: Sequence[str] = ()) -> dict[str, Any]:
@@ -148,6 +158,11 @@ class Checkpoint(NamedTuple):
     content: dict[str, Any]
 
     @property
+    def run(self) -> Path:
+        """The run folder that it lies in, or would lie in."""
+        return run_folder(self.path) or self.path.parent.parent
+
+    @property
     def config(self) -> Config:
         """The whole configuration of its run; empty for one that plain Python wrote."""
         return dict((self.content.get("vision_zoo") or {}).get("config", {}))
@@ -195,10 +210,10 @@ def open_checkpoint(
     try:
         return Checkpoint(path, read_checkpoint(path, trusted_packages))
     except CheckpointError as error:
-        if path.parent.name != "checkpoints":
+        if (run := run_folder(path)) is None:
             raise
-        hint = f"There is no other good checkpoint in {path.parent}"
-        others = set(path.parent.glob("*.ckpt")) - {path}
+        hint = f"There is no other good checkpoint in {run / 'checkpoints'}"
+        others = set((run / "checkpoints").rglob("*.ckpt")) - {path}
         for other in sorted(others, key=lambda p: p.stat().st_mtime_ns, reverse=True):
             with suppress(CheckpointError):
                 read_checkpoint(other, trusted_packages)
@@ -229,9 +244,10 @@ def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = N
 
 
 def run_folder(checkpoint: Path) -> Path | None:
-    """The run folder that a checkpoint lies in, or None for one that lies elsewhere."""
-    folder = checkpoint.resolve().parent
-    return folder.parent if folder.name == "checkpoints" else None
+    """The run folder whose checkpoints one lies among, or in a folder below; None for one that lies elsewhere."""
+    folder, *above = checkpoint.resolve().parents
+    runs = [f.parent for f in above if f.name == "checkpoints" and (f.parent / "config.yaml").is_file()]
+    return folder.parent if folder.name == "checkpoints" else next(iter(runs), None)
 
 
 def _written(folder: Path) -> tuple[int, str]:

@@ -45,7 +45,7 @@ class Classifier(ScoredModule):
             then the number of steps of the whole run, and the schedule moves with every step instead of every epoch.
         label_smoothing: of the training loss, in [0, 1).
         weights: file with the backbone's weights to start from: a checkpoint, or a state dict of torch.save or
-            safetensors.
+            safetensors, of any program. The last layer of another number of classes is left out.
 
     Raises:
         ConfigError: if label_smoothing is not in [0, 1), or the backbone is of the wrong kind or beyond the memory.
@@ -91,7 +91,7 @@ class Classifier(ScoredModule):
         self.label_smoothing = label_smoothing
         self.backbone = build_backbone(backbone, self.image_shape, self.num_classes)
         if weights is not None:
-            load_backbone_weights(self.backbone, weights, self.network_name)
+            load_backbone_weights(self.backbone, weights, self.network_name, self.num_classes)
         # One multiplication and one addition bring uint8 to normalised float. Both follow from the hyperparameters, so
         # the state dict holds the backbone's own keys and nothing else.
         mean_, std_ = (torch.tensor(list(v)).expand(image_shape[0]).reshape(-1, 1, 1) for v in (mean, std))

@@ -216,10 +216,10 @@ OPTIONS = [
         lambda here: torch.save(SmallCNN((1, 28, 28), 10).state_dict(), here / "own.pth"),
     ),
     Case(
-        "weights of other classes",
+        "weights of another image size",
         (*FIT, "--model.weights", "own.pth"),
-        r"size mismatch for head\.2\.weight: .*\[5, 84\].*\[10, 84\].* Weights serve the network",
-        lambda here: torch.save(LeNet5((1, 28, 28), 5).state_dict(), here / "own.pth"),
+        r"size mismatch for features\.0\.weight: .*\[6, 3, 5, 5\].*\[6, 1, 5, 5\].* Weights serve the network",
+        lambda here: torch.save(LeNet5((3, 28, 28), 10).state_dict(), here / "own.pth"),
     ),
     Case(
         "weights in half a safetensors file",

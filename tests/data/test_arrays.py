@@ -1,8 +1,11 @@
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from tests import tiny
+from vision_zoo.__main__ import main
 from vision_zoo.data import ArrayFile
 from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError
 
@@ -86,14 +89,35 @@ LABELS = np.arange(8) % 2
     ("arrays", "message"),
     [
         (
-            {"images": IMAGES / 255, "labels": LABELS},
-            r"images in .* is float64 of shape .*, but uint8 in \[0, 255\] .* is needed. Save .*round",
+            {"images": IMAGES * 1j, "labels": LABELS},
+            r"images in .* is complex128 of shape .*, but numbers of shape .* are needed",
+        ),
+        (
+            {"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES / 255, "y_test": LABELS},
+            r"x_test in .* is float64, but the images to train with are 8 bits. Save both alike",
+        ),
+        (
+            {"images": np.array([None] * 8), "labels": LABELS},
+            r"is broken \(its objects are not all numbers, texts or plain arrays",
+        ),
+        ({"images": IMAGES, "labels": np.arange(8).astype("M8[s]")}, r"datetime64\[s\] of shape .* but one word"),
+        ({"images": IMAGES, "labels": LABELS * 1j}, r"complex128 of shape .* but one word"),
+        ({"images": IMAGES, "labels": np.full(8, np.nan)}, r"float64 of shape .* but one word"),
+        ({"images": IMAGES, "labels": np.ones((8, 2))}, r"of shape \(8, 2\), but one word, or one whole number"),
+        (
+            {
+                "x_train": IMAGES,
+                "y_train": np.array(["a", "b"])[LABELS],
+                "x_test": IMAGES,
+                "y_test": np.array(["c"] * 8),
+            },
+            r"y_test in .* has c, of which there are no training images. Leave those out, or name all",
         ),
         ({"images": IMAGES[:, 0], "labels": LABELS}, r"is uint8 of shape \(8, 4\), but"),
-        ({"images": np.zeros((8, 4, 4, 5), np.uint8), "labels": LABELS}, "with 1 or 3 channels is needed"),
+        ({"images": np.zeros((8, 4, 4, 5), np.uint8), "labels": LABELS}, "with 1 or 3 channels are needed"),
         (
             {"images": IMAGES, "labels": np.zeros((8, 3), int)},
-            r"labels in .* is int64 of shape \(8, 3\), but one whole number",
+            r"labels in .* is int64 of shape \(8, 3\), but one word, or one whole number",
         ),
         ({"images": IMAGES, "labels": LABELS / 2}, "is float64 of shape"),
         ({"images": IMAGES, "labels": np.int64(3)}, r"labels in .* is int64 of shape \(\), but"),
@@ -115,8 +139,7 @@ LABELS = np.arange(8) % 2
             {"images": IMAGES, "labels": LABELS + 10**12},
             r"labels .* go up to 1000000000001, far beyond the classes",
         ),
-        ({"photos": IMAGES}, "has no train images; it has photos. Name them train_images and train_labels"),
-        ({"images": np.array([None] * 8), "labels": LABELS}, "is broken .*allow_pickle"),
+        ({"photos": IMAGES}, "has no train images with labels; it has photos. Name them train_images and train_labels"),
         (
             {"images": IMAGES, "labels": LABELS, "class_names": np.array(["one"])},
             "labels from 0 to 1, but the 1 classes",
@@ -200,7 +223,11 @@ def test_a_damaged_array_is_named(tmp_path):
 
 def test_one_array_alone_and_a_missing_file_are_named(tmp_path):
     np.save(tmp_path / "a.npy", IMAGES)
-    with pytest.raises(DataError, match=r"a\.npy is broken .File is not a zip file"):
+    np.save(tmp_path / "images.npy", IMAGES)
+    np.save(tmp_path / "labels.npy", LABELS)  # of which none is what is asked for
+    with pytest.raises(
+        DataError, match=r"a\.npy has no train images with labels; with it are a, images, labels\. Name them"
+    ):
         ArrayFile(str(tmp_path / "a.npy")).class_names  # noqa: B018  # reading it raises
     with pytest.raises(DatasetNotFoundError, match=r"there is no file .*b\.npz. Set --data.path"):
         ArrayFile(str(tmp_path / "b.npz")).class_names  # noqa: B018  # reading it raises
@@ -208,3 +235,110 @@ def test_one_array_alone_and_a_missing_file_are_named(tmp_path):
 
 def test_nothing_is_read_before_it_is_asked_for(tmp_path):
     assert ArrayFile(str(tmp_path / "missing.npz")).hparams["path"] == str(tmp_path / "missing.npz")
+
+
+# ------------------------------------------------------------------------------ arrays as other programs save them
+
+PIXELS, DIGITS = tiny.digits(40, 2, (6, 6))  # the second class is brighter than the first
+PIXELS[:, 0, 0], PIXELS[:, 0, 1] = 0, 255
+WORDS = np.array(["cat", "dog"])[DIGITS]
+PHOTOS = np.empty(40, dtype=object)
+PHOTOS[:] = list(PIXELS)
+FORMS = {
+    "uint16": (PIXELS.astype(np.uint16) * 257, DIGITS),
+    "12 bits": ((PIXELS / 255 * 4095).astype(np.uint16), DIGITS),
+    "int64": (PIXELS.astype(np.int64) * 2, DIGITS),
+    "float in [0, 1]": (PIXELS / 255, DIGITS),
+    "float16 in [-1, 1]": ((PIXELS / 127.5 - 1).astype(np.float16), DIGITS),
+    "float in [0, 255]": (PIXELS.astype(np.float32), DIGITS),
+    "truth values": (PIXELS > 57, DIGITS.astype(bool)),
+    "(N, 1)": (PIXELS, DIGITS[:, None].astype(float)),
+    "(1, N)": (PIXELS, DIGITS[None].astype(">i8")),
+    "one-hot": (PIXELS, np.eye(2)[DIGITS]),
+    "one-hot of truth values": (PIXELS, np.eye(2, dtype=bool)[DIGITS]),
+    "words": (PIXELS, WORDS),
+    "bytes": (PIXELS, WORDS.astype("S")[:, None]),
+    "objects": (PIXELS, WORDS.astype(object)),
+    "objects that are numbers": (PIXELS, np.array([*map(np.int64, DIGITS), None], dtype=object)[:-1]),
+    "objects that are arrays": (PHOTOS, DIGITS),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("split", ["pair", "parts"])
+def test_images_and_labels_of_every_kind_are_those_that_were_saved(form, split, tmp_path, ready, capsys):
+    images, labels = FORMS[form]
+    pairs = {"images": images, "labels": labels}
+    if split == "parts":
+        pairs = {"X_train": images, "y_train": labels, "X_val": images, "y_val": labels}
+        pairs |= {"X_test": images[:10], "y_test": labels.reshape(-1)[:10] if labels.shape[0] == 1 else labels[:10]}
+    data = ready(ArrayFile(save(tmp_path / "a.npz", **pairs), val_split=0, test_split=10, mean=[0.0], std=[1.0]))
+    assert data.class_names == (("cat", "dog") if labels.dtype.kind in "USO" and "cat" in str(labels) else ("0", "1"))
+    found, kept = data.split_images("test")
+    dim, bright = (found[kept == k][:, :, 1:].float().mean() for k in (0, 1))
+    scaled = (0.0, 255.0) if form == "truth values" else (9.5, 124.5)
+    assert abs(dim - scaled[0]) < 3
+    assert abs(bright - scaled[1]) < 3
+    told = capsys.readouterr().err.count("become 0 to 255")
+    assert told == (images.dtype.kind in "iuf" and images.dtype != np.uint8)
+
+
+def test_one_range_serves_all_images_whatever_the_test_holds(tmp_path, ready):
+    dark = {"x_train": PIXELS / 255, "y_train": DIGITS, "x_test": PIXELS[:4] / 2550, "y_test": DIGITS[:4]}
+    images, _ = ready(ArrayFile(save(tmp_path / "a.npz", **dark))).split_images("test")
+    assert (images[:, 0] - torch.from_numpy(PIXELS[:4] / 10).round()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "given"),
+    [
+        ("images", "labels", "images"),
+        ("X", "y", "X"),
+        ("digits_images", "digits_labels", "digits_images"),
+        ("x_train", "y_train", "y_train"),
+    ],
+)
+def test_npy_files_beside_each_other_are_one_dataset(images, labels, given, tmp_path):
+    np.save(tmp_path / f"{images}.npy", PIXELS)
+    np.save(tmp_path / f"{labels}.npy", WORDS.astype(object))
+    np.save(tmp_path / "letters_images.npy", PIXELS[:3])  # another one
+    np.save(tmp_path / "letters_labels.npy", WORDS[:3])
+    data = ArrayFile(str(tmp_path / f"{given}.npy"), val_split=4)
+    assert (data.class_names, len(data.split_images("train").labels)) == (
+        ("cat", "dog"),
+        32 if "train" not in images else 36,
+    )
+
+
+def test_words_are_in_the_order_of_class_names(tmp_path):
+    names = np.array(["dog", "cat", "eel"], dtype=object)
+    data = ArrayFile(save(tmp_path / "a.npz", images=PIXELS, labels=WORDS, class_names=names), test_split=0)
+    with pytest.warns(UserWarning, match=r"no train images of 1 of its 3 classes"):
+        assert data.class_names == ("dog", "cat", "eel")
+    assert data.load("train").labels.tolist() == (1 - DIGITS.astype(int)).tolist()
+
+
+@pytest.mark.parametrize("form", ["rows", "opacity", "nan", "alone", "names"])
+def test_the_advice_of_each_message_works(form, here, capsys):
+    images = {
+        "rows": PIXELS.reshape(40, 36),
+        "opacity": np.repeat(PIXELS[..., None], 4, axis=3),
+        "nan": np.where(PIXELS > 130, np.nan, PIXELS / 255),
+    }.get(form, PIXELS)
+    keys = ("photos", "kinds") if form == "names" else ("images", "labels")
+    if form == "alone":
+        np.save("plain.npy", PIXELS)
+    else:
+        np.savez("a.npz", **dict(zip(keys, (images, DIGITS), strict=True)))
+    words = ["show", "--output", "a.png", "--data", "ArrayFile", "--data.path"]
+    assert main([*words, "plain.npy" if form == "alone" else "a.npz"]) == 2
+    error = capsys.readouterr().err
+    if form in ("alone", "names"):
+        keys = re.search(r"or just (\w+) and (\w+)", error).groups()
+        for key, array in zip(keys, (images, DIGITS), strict=True) if form == "alone" else ():
+            np.save(f"{key}.npy", array)
+    else:
+        images = eval(re.search(r" as (.*)", error)[1], {"images": images, "np": np})
+    if form != "alone":
+        np.savez("a.npz", **dict(zip(keys, (images, DIGITS), strict=True)))
+    assert main([*words, f"{keys[0]}.npy" if form == "alone" else "a.npz"]) == 0

@@ -120,7 +120,23 @@ def test_an_array_that_unpacks_to_more_than_the_memory_is_refused(here, monkeypa
 def test_an_array_of_objects_is_not_unpickled(here, capsys):
     np.savez("a.npz", images=np.array([Calls(os.system, COMMAND)] * 4, dtype=object), labels=np.arange(4))
     words = ["fit", "--data", "ArrayFile", "--data.path", "a.npz"]
-    assert "allow_pickle" in refused(capsys, words)
+    assert "which has no place in this dataset" in refused(capsys, words)
+
+
+def test_an_array_that_lies_about_its_memory_is_not_believed(here, capsys):
+    """numpy takes the bytes of an object array for addresses, if its dtype says that they are no objects."""
+
+    class Lies:
+        def __reduce__(self):
+            kind = Calls(np.dtype, "O", False, True)
+            kind.call = (*kind.call, (3, "|", None, None, None, -1, -1, 0))
+            rebuild, arguments, _ = np.empty(0).__reduce__()
+            return rebuild, arguments, (1, (2,), kind, False, b"A" * 16)
+
+    tiny.write_cifar10(here / "data", 50, 20)
+    batch = pickle.dumps({"data": Lies(), "labels": [0, 1]})
+    (here / "data/cifar-10-batches-py/data_batch_3").write_bytes(batch)
+    assert "data_batch_3 is broken" in refused(capsys, ["fit", "--data", "CIFAR10", "--model.backbone", "SmallCNN"])
 
 
 def test_packed_files_are_not_unpacked_without_an_end(here, monkeypatch):

@@ -1,17 +1,19 @@
 """Which checkpoints there are, what they hold, and what they are taken for."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import QUICK
 from tests.training.runs import STATEFUL, WITH_SWA, rows, same, state
 from vision_zoo.__main__ import main
-from vision_zoo.checkpoints import find_checkpoint
+from vision_zoo.checkpoints import find_checkpoint, open_checkpoint, run_folder
 from vision_zoo.classifier import Classifier
-from vision_zoo.errors import TrainingError
+from vision_zoo.errors import CheckpointError, TrainingError
 from vision_zoo.files import write_file
 from vision_zoo.training import AtomicCheckpointIO, Saving
 from vision_zoo.training.saving import hard_link
@@ -215,3 +217,47 @@ def test_two_names_of_a_checkpoint_are_replaced_one_by_one_also_without_hard_lin
     hard_link(best, last)
     assert last.read_bytes() == b"second"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+NAMES = {  # filenames, and the files that they make
+    "{epoch}-{val/accuracy:.3f}": r"epoch=0-val_accuracy=0\.\d{3}\.ckpt",
+    "{step:04d}_{train/loss:.1f}": r"step=0010_train_loss=\d\.\d\.ckpt",
+    "by epoch/{epoch}": r"by epoch/epoch=0\.ckpt",  # a folder that the user names
+}
+
+
+def test_checkpoints_named_after_metrics_lie_in_the_run_and_commands_take_them(here):
+    spec = "{{class_path: ModelCheckpoint, init_args: {{filename: '{}', monitor: {}}}}}"
+    monitors = ("val/loss", "train/loss", "step")  # Lightning takes no two callbacks that differ in their names alone
+    callbacks = f"[{', '.join(map(spec.format, NAMES, monitors))}]"
+    few = ["--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1", "--model.scheduler", "null"]
+    assert main([*QUICK, *few, "--trainer.max_epochs", "1", "--trainer.callbacks", callbacks]) == 0
+    run, kept = here / "runs/default/version_0", here / "runs/default/version_0/checkpoints"
+    files = {path.relative_to(kept).as_posix() for path in run.rglob("*.ckpt")} - {"best.ckpt", "last.ckpt"}
+    found = [next(file for file in files if re.fullmatch(pattern, file)) for pattern in NAMES.values()]
+    assert len(files) == 3
+    Image.new("L", (28, 28)).save("a.png")
+    assert main(["predict", "--ckpt_path", str(kept / found[0]), "--images", "a.png"]) == 0
+    deep = str(kept / found[2])
+    assert main(["test", "--ckpt_path", deep, "--trainer.limit_test_batches", "1"]) == 0
+    assert json.loads((run / "test/test.json").read_text())["checkpoint"] == "epoch=0.ckpt"
+    assert main(["report", "--ckpt_path", deep]) == 0
+    assert f"checkpoints/{found[2]}" in (run / "README.md").read_text()
+    assert main(["fit", "--ckpt_path", deep, "--trainer.max_epochs", "2", "--test_after_fit", "false"]) == 0
+    assert [row["epoch"] for row in rows(run) if row["train/accuracy"]] == ["0", "1"]
+    assert [path.name for path in run.parent.iterdir()] == ["version_0"]
+    (kept / found[2]).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"older good checkpoint is \S+/checkpoints/"):
+        open_checkpoint(str(kept / found[2]))
+
+
+def test_a_metric_in_a_filename_that_there_is_not_is_refused(here, capsys):
+    keep = "[{class_path: ModelCheckpoint, init_args: {filename: '{epoch}-{val_accuracy:.2f}'}}]"
+    assert main([*QUICK, "--trainer.callbacks", keep]) == 2
+    error = capsys.readouterr().err
+    assert "its filename {epoch}-{val_accuracy:.2f} has val_accuracy, which is no metric; did you mean val/acc" in error
+
+
+def test_a_file_in_a_folder_that_is_called_checkpoints_by_chance_is_of_no_run(tmp_path):
+    assert run_folder(tmp_path / "checkpoints/mine/a.ckpt") is None
+    assert run_folder(tmp_path / "checkpoints/a.ckpt") == tmp_path

@@ -129,7 +129,7 @@ def test_a_state_dict_is_where_a_fit_starts_from(exported, here, model):
 
 
 def _renamed(state):
-    return {f"module.{name}": tensor for name, tensor in state.items()}
+    return {f"{name}.inner": tensor for name, tensor in state.items()}
 
 
 def _shortened(state):
@@ -143,7 +143,7 @@ def _reshaped(state):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_renamed, r"does not fit LeNet5: Missing key.* Unexpected key.* \"module\.\S+"),
+        (_renamed, r"does not fit LeNet5: Missing key.* Unexpected key.* \"\S+\.inner\""),
         (_shortened, r"does not fit LeNet5: Missing key\S+ in state_dict: \"head\.\d\.bias\"\. Weights"),
         (_reshaped, r"does not fit LeNet5: size mismatch for head\.0\.bias: .*\[3\].*\[84\]"),
         (lambda state: list(state.values()), r"is neither a state dict \(names with tensors\) nor a checkpoint"),

@@ -8,7 +8,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from vision_zoo.checkpoints import Checkpoint, open_checkpoint
+from vision_zoo.checkpoints import Checkpoint, open_checkpoint, run_folder
 from vision_zoo.cli import names
 from vision_zoo.cli.argv import Argv
 from vision_zoo.cli.resuming import check_places, check_run_folder
@@ -106,7 +106,7 @@ def _checkpoint(argv: Argv, given: Config, trusted: tuple[str, ...], files: list
     outside = f"{path} lies in no run folder, and fit continues a run in its own: {way_out}"
     stateless = f"{path} holds weights alone, and no state to continue from: {way_out}"
     has_state = {"optimizer_states", "loops"} <= checkpoint.content.keys()
-    refuse(CheckpointError, (path.parent.name != "checkpoints", outside), (not has_state, stateless))
+    refuse(CheckpointError, (run_folder(path) is None, outside), (not has_state, stateless))
     check_run_folder(checkpoint)
     return checkpoint
 
@@ -118,7 +118,7 @@ def _stored(checkpoint: Checkpoint, verb: str) -> Config:
             # How it was trained (devices, epochs, loggers) says nothing about how to use it; how it was tested does.
             return {key: config[key] for key in ("seed_everything", "model", "data", "tta") if key in config}
         root = (config.get("trainer") or {}).get("default_root_dir")
-        if root is not None and expanded(root).resolve() != checkpoint.path.resolve().parents[4]:  # it was moved
+        if root is not None and expanded(root).resolve() != checkpoint.run.parents[2]:  # it was moved
             del config["trainer"]["default_root_dir"]
         return config
     # Written by plain Python: the model describes itself.

@@ -131,7 +131,7 @@ class Parser(LightningCLI):
     def run_config(self) -> Config:
         """The same for a run: one that continues keeps the weights that it began with in its configuration."""
         config = self.plain_config()
-        began = self.checkpoint.path.parents[1] / "config.yaml" if self.checkpoint else None
+        began = self.checkpoint.run / "config.yaml" if self.checkpoint else None
         if began is not None and began.is_file():
             model = read_config(began).get("model") or {}
             config["model"]["weights"] = model.get("weights")

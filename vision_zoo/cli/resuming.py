@@ -23,7 +23,7 @@ LENGTHS = ("max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_ba
 
 def check_run_folder(checkpoint: Checkpoint) -> None:
     """Refuse to continue in a folder that holds another run's things, which would be overwritten."""
-    run = checkpoint.path.parent.parent
+    run = checkpoint.run
     config = run / "config.yaml"
     in_the_way = [run / name for name in (*RESULTS, "metrics.csv") if (run / name).exists()]
     if config.is_file():
@@ -42,7 +42,7 @@ def check_run_folder(checkpoint: Checkpoint) -> None:
 
 def check_places(checkpoint: Checkpoint, stored: Config, given: Config, argv: Argv) -> None:
     """Refuse to write where the checkpoint alone says so: it may be another person's."""
-    run = checkpoint.path.parent.parent
+    run = checkpoint.run
     for name, value in (stored.get("trainer") or {}).items():
         if name in (given.get("trainer") or {}) or argv.values(f"trainer.{name}"):
             continue
@@ -101,7 +101,7 @@ def _check_length(checkpoint: Checkpoint, stored: Config, now: Config) -> None:
         return
     for length in (f"trainer.{name}" for name in LENGTHS):
         if stored.get(length) != now.get(length):
-            config = checkpoint.path.parent.parent / "config.yaml"
+            config = checkpoint.run / "config.yaml"
             raise ConfigError(
                 f"the run's {name} was laid out for {length.partition('.')[2]} {stored.get(length)}, which cannot "
                 f"become {now.get(length)}: start a new run from its weights with --config {shlex.quote(str(config))} "

@@ -1,10 +1,8 @@
 """CIFAR-10 and CIFAR-100: 32x32 colour photos (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html)."""
 
-import codecs
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_md5
 
 from vision_zoo.data.base import ImageDataModule
+from vision_zoo.data.unpickling import Unpickler, plain_array
 from vision_zoo.errors import refuse
 from vision_zoo.types import LabelledImages, Split
 
@@ -77,23 +76,6 @@ class CIFAR100(CIFAR10):
     key = "fine_labels"
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Admits numpy arrays among the plain values, and calls nothing else that a file may name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        rebuild = np.empty(0).__reduce__()[0]
-        admitted = {
-            "numpy.core.multiarray._reconstruct": rebuild,
-            "numpy._core.multiarray._reconstruct": rebuild,  # where it moved to in numpy 2
-            "numpy.ndarray": np.ndarray,
-            "numpy.dtype": np.dtype,
-            "_codecs.encode": codecs.encode,  # of the bytes of an array
-        }
-        foreign = f"it names {module}.{name}, which has no place in this dataset"
-        refuse(pickle.UnpicklingError, (f"{module}.{name}" not in admitted, foreign))
-        return admitted[f"{module}.{name}"]
-
-
 def _from_jpeg(filenames: object) -> bool:
     """Whether a batch names its images as JPEGs; the published ones are PNGs."""
     return isinstance(filenames, list) and str(*filenames[:1]).endswith((".jpg", ".jpeg"))
@@ -102,10 +84,10 @@ def _from_jpeg(filenames: object) -> bool:
 def _read_batch(path: Path, key: str) -> tuple[LabelledImages, object]:
     """The images and labels of a batch, and its names of the images."""
     with path.open("rb") as file:
-        content = _ArraysOnly(file, encoding="latin1").load()
+        content = Unpickler(file, encoding="latin1").load()
     absent = not isinstance(content, dict) or "data" not in content or key not in content
     refuse(ValueError, (absent, f"no pickled dictionary with data and {key}"))
-    rows, labels = np.asarray(content["data"]), np.asarray(content[key], dtype=np.int64)
+    rows, labels = np.asarray(plain_array(content["data"])), np.asarray(content[key], dtype=np.int64)
     refuse(
         ValueError,
         (rows.dtype != np.uint8 or rows.shape[1:] != (3072,), "data is not a table of 3072 bytes per image"),

@@ -2,11 +2,12 @@
 
 import io
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder, WeightAveraging
+from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from matplotlib.figure import Figure
 
@@ -39,6 +40,9 @@ def run_callbacks(
     before other checkpoint callbacks, which Lightning moves behind all that are none.
     """
     ours: list[Callback] = [callback for callback in (run, performance, saving) if callback is not None]
+    for callback in own:
+        if isinstance(callback, ModelCheckpoint):
+            _keep_in_one_folder(callback)
     if run is not None and run.resumes:
         own = [callback for callback in own if not isinstance(callback, FINDERS)]
     if run is not None and any(isinstance(callback, FINDERS) for callback in own):
@@ -47,6 +51,14 @@ def run_callbacks(
         ours.append(AverageInTime())
     shown = [] if any(isinstance(callback, AnyProgressBar) for callback in own) else [ProgressBar(show_bar)]
     return [*ours, *own, *shown, TestArtifacts(run)]
+
+
+def _keep_in_one_folder(callback: ModelCheckpoint) -> None:
+    """Have {val/accuracy} in a filename become val_accuracy=0.98; Lightning makes a folder of what is before it."""
+    filename, sign = callback.filename or "", callback.CHECKPOINT_EQUALS_CHAR
+    if callback.auto_insert_metric_name and re.search(r"{[^:}]*/", filename):
+        named = re.sub(r"{([^:}]*)", lambda found: f"{found[1].replace('/', '_')}{sign}{found[0]}", filename)
+        callback.filename, callback.auto_insert_metric_name = named, False
 
 
 class _Findings(Callback):

@@ -1,11 +1,12 @@
 """What would fail late, or score the wrong thing, is refused before any work, with a ConfigError unless it says so."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from vision_zoo.classifier import Classifier
@@ -66,12 +67,16 @@ def check_monitors(trainer: Trainer, model: Classifier, datamodule: ImageDataMod
     none = "--trainer.limit_val_batches is 0" if datamodule.val_split else "--data.val_split is 0"
     known = ["epoch", "step", "lr", "train/loss_step", *map(str, model.train_metrics.keys())]
     known += map(str, model.val_metrics.keys() if validates else ())
+    there_are = f". There are {', '.join(known)}"
     for callback in callbacks:
-        wanted = getattr(callback, "monitor", None)
+        wanted, option = getattr(callback, "monitor", None), f"--trainer.callbacks {type(callback).__name__}"
+        filename = callback.filename or "" if isinstance(callback, ModelCheckpoint) else ""
+        for name in re.findall(r"{([^:}]*)", filename):  # Lightning writes 0 for what there is not
+            unknown = f"{option}: its filename {filename} has {name}, which is no metric"
+            refuse(ConfigError, (name not in known, f"{unknown}{did_you_mean(name, known) or there_are}"))
         if not isinstance(wanted, str):
             continue
-        option = f"--trainer.callbacks {type(callback).__name__}"
-        instead = did_you_mean(wanted, known) or f". There are {', '.join(known)}"
+        instead = did_you_mean(wanted, known) or there_are
         if wanted.startswith("val/") and not validates:
             instead = f", for nothing is validated: {none}"
         better, worst = ("min", "highest") if "loss" in wanted else ("max", "lowest")

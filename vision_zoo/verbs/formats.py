@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from vision_zoo.checkpoints import read_state_dict
+from vision_zoo.checkpoints import read_state_dicts
 from vision_zoo.classifier import Classifier
 
 Format = Literal["onnx", "torch_export", "safetensors", "state_dict"]
@@ -89,7 +89,7 @@ def _own_tensors(model: Classifier) -> dict[str, Tensor]:
 def _load_weights(path: Path, model: Classifier) -> Forward:
     """A second classifier with the weights of the file, which must have all of them."""
     other = copy.deepcopy(model)
-    other.backbone.load_state_dict(read_state_dict(path))
+    other.backbone.load_state_dict(read_state_dicts(path)[0])
     return other
 
 

@@ -101,7 +101,7 @@ def collect(model: Classifier, checkpoint: Checkpoint) -> Facts:
         return facts
     here = Path.cwd().resolve()
     facts.place = str(run.relative_to(here) if run.is_relative_to(here) else run)
-    facts.weights = f"{facts.place}/checkpoints/{path.name}"
+    facts.weights = f"{facts.place}/{path.relative_to(run).as_posix()}"
     facts.results = _read_json(run / "results.json", facts)
     if not facts.results:
         facts.missing.append("The run has no results: it was stopped before its end, or is still training.")
@@ -145,7 +145,7 @@ def _take_metrics(facts: Facts, run: Path, checkpoint: Checkpoint) -> Path | Non
     elif tested is not None:
         facts.per_class = _read_csv(tested / "per_class.csv", facts, {"class", "precision", "recall", "f1", "images"})
     of_best = [SPLITS[split] for split in ("val", "test") if any(name.startswith(f"{split}/") for name in stored)]
-    best = checkpoint.path.with_name("best.ckpt")
+    best = run / "checkpoints/best.ckpt"
     if of_best and not (best.is_file() and best.samefile(checkpoint.path)):
         facts.missing.append(f"The {' and '.join(of_best)} metrics are of best.ckpt, not of {checkpoint.path.name}.")
     return tested

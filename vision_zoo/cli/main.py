@@ -15,6 +15,7 @@ from vision_zoo.cli.messages import explain, quiet
 from vision_zoo.cli.parser import Parser, parse
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.specs import import_path
+from vision_zoo.stopping import StoppedBySignalError
 from vision_zoo.training.performance import keep_freed_memory
 from vision_zoo.training.processes import leave_processes, reported_elsewhere
 from vision_zoo.training.saving import AtomicCheckpointIO
@@ -28,7 +29,7 @@ def main(words: Sequence[str]) -> int:
     keep_freed_memory()
     try:
         execute(words)
-    except Exception as error:
+    except (Exception, StoppedBySignalError) as error:
         if isinstance(error, BrokenPipeError) or os.environ.get("VISION_ZOO_DEBUG") == "1":
             raise
         message, code = explain(error)

@@ -15,7 +15,7 @@ from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from vision_zoo.errors import DataError
+from vision_zoo.errors import DataError, TrainingError, lack, refuse
 from vision_zoo.types import ImageShape
 
 Resize = Literal["crop", "squash", "pad"]
@@ -75,7 +75,16 @@ def decoding_threads(processes: int = 1) -> int:
 
 
 def decode(path: str | Path, image_shape: ImageShape, resize: Resize, invert: bool = False) -> Pixels:
-    """As `decode_image`, to NumPy; raises what PIL raises, see `UNREADABLE`."""
+    """As `decode_image`, to NumPy; raises what PIL raises, see `UNREADABLE`, or TrainingError for a lack."""
+    try:
+        return _decode(path, image_shape, resize, invert)
+    except UNREADABLE as error:
+        what = lack(error, reading=True)
+        refuse(TrainingError, (what, f"{path} cannot be read: {what}"))
+        raise
+
+
+def _decode(path: str | Path, image_shape: ImageShape, resize: Resize, invert: bool) -> Pixels:
     channels, height, width = image_shape
     with Image.open(path) as opened:
         longer = 2 * max(width, height)

@@ -23,7 +23,6 @@ from vision_zoo.trainer_facts import callbacks_of, gather, steps_after
 from vision_zoo.training import lightning_patches as patches
 from vision_zoo.training.metrics_file import EventFiles, MetricsFile
 from vision_zoo.training.processes import expect_answers
-from vision_zoo.training.signals import end_on_sigterm
 
 CHECKPOINT_VERSION = 1
 EVENTS_FLUSHED_SECONDS = 10  # what TensorBoard may lag behind; metrics.csv never does
@@ -200,7 +199,6 @@ class RunFolder(Callback):
                 if isinstance(logger, EventFiles):
                     _ = logger.experiment  # opens the file now: the first steps need not wait for TensorBoard
         expect_answers(trainer)
-        end_on_sigterm()  # which Saving replaces
         self.trained = self._trains = True
         self._ticked = time.monotonic()
 

@@ -4,6 +4,7 @@ import math
 import os
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +19,11 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, Stochasti
 from vision_zoo.checkpoints import Checkpoint, read_checkpoint
 from vision_zoo.errors import TrainingError, diverged
 from vision_zoo.files import new_file
+from vision_zoo.stopping import Signals, StoppedBySignalError
 from vision_zoo.trainer_facts import callbacks_of, steps_after, validates
 from vision_zoo.training import lightning_patches as patches
+from vision_zoo.training.processes import most_urgent
 from vision_zoo.training.run_folder import RunFolder
-from vision_zoo.training.signals import SignalWatch, StoppedBySignalError, most_urgent
 from vision_zoo.trust import foreign_packages, trusting
 
 
@@ -73,8 +75,8 @@ class Saving(CheckpointCallback):
         self.run, self.save_every_minutes = run, save_every_minutes
         self.best_score: float | None = None  # the lowest validation loss so far
         self.best_epoch: int | None = None  # None where nothing was validated
-        self._signals = SignalWatch()
-        self._ended_within = self._ends_after_step = False
+        self._signals = Signals(self._say)
+        self._speaks = self._ended_within = self._ends_after_step = False
         self._last_save = 0.0
 
     @property
@@ -104,7 +106,8 @@ class Saving(CheckpointCallback):
             if isinstance(callback, (GradientAccumulationScheduler, StochasticWeightAveraging)):
                 callback.on_train_epoch_start(trainer, pl_module)
         self._last_save = time.monotonic()
-        self._signals.start(speaks=trainer.is_global_zero)
+        self._speaks = trainer.is_global_zero
+        self._signals.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save when the time has come, or a signal asks to stop."""
@@ -112,6 +115,10 @@ class Saving(CheckpointCallback):
         ends = self._steps(trainer, batch_idx) and (wants or trainer.should_stop)
         if ends and not self._validation_follows(trainer, batch_idx):
             self._save_within_epoch(trainer, wants)
+
+    def _say(self, signal: str) -> None:
+        if self._speaks:
+            sys.stderr.write(f"\n{signal}: saving at the end of this step (a second one ends it at once) ...\n")
 
     def _wants(self, trainer: Trainer) -> int:
         due = time.monotonic() - self._last_save >= 60 * self.save_every_minutes
@@ -190,8 +197,11 @@ class Saving(CheckpointCallback):
         if path == self.last:
             self._last_save = time.monotonic()
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back, and end for one that came after the last step had looked."""
+        self._signals.stop()
+        self._stop(most_urgent(self._signals.number, trainer))
+
+    def on_exception(self, *_: Any) -> None:
         """Give the signals back."""
         self._signals.stop()
-
-    on_exception = on_train_end

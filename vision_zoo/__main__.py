@@ -34,20 +34,14 @@ def _answer(words: list[str]) -> int:
     except VisionZooError as error:
         sys.stderr.write(f"vision_zoo: {error}\n")
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
     except Exception as error:
         what = lack(error)  # while torch was imported, which needs much of everything
         if os.environ.get("VISION_ZOO_DEBUG") == "1" or not (what or isinstance(error, OSError)):
             raise
-        if what:
-            sys.stderr.write(f"vision_zoo: {what}\n")
-            return 1
-        # Standard output cannot be written.
         with contextlib.suppress(OSError):  # no file: the embedding program has put something else in its place
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python writes again as it ends
         if not isinstance(error, BrokenPipeError):  # whose reader, such as head, has seen enough
-            sys.stderr.write(f"vision_zoo: {error}\n")
+            sys.stderr.write(f"vision_zoo: {what or error}\n")
         return 1
     return code
 

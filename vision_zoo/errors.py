@@ -67,8 +67,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 # What a machine or its limits may lack: numbers of an OSError, words of other errors, what to tell.
 _LACKS = (
     ((errno.EMFILE, errno.ENFILE), "open files", "no more files can be opened: raise the limit (ulimit -n)"),
-    ((errno.ENOSPC, errno.EDQUOT), "space left", "the disk is full: make room, or write to another place"),
-    ((errno.EFBIG,), "File too large", "a file may not grow any further: raise the limit (ulimit -f)"),
+    ((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "space left", "the disk is full, or a limit is reached (ulimit -f)"),
     ((errno.EAGAIN,), "start new thread", "no more threads or processes can be started: raise the limit (ulimit -u)"),
     ((errno.ENOMEM,), "MemoryError|allocate memory|bad_alloc|map segment|calculation overflowed|multiplication over",
      "there is not enough memory: set --data.batch_size or --data.image_size lower, or take a smaller network"),
@@ -78,9 +77,7 @@ _LACKS = (
 def lack(error: BaseException, *, reading: bool = False) -> str:
     """What the machine or its limits lack, where an error says so, and the way out; else nothing.
 
-    Args:
-        error: of Python, numpy or torch.
-        reading: it comes from reading a file, which may be broken and ask for more memory than any machine has.
+    Where it comes from ``reading`` a file, that may be broken and ask for more memory than any machine has.
     """
     for numbers, words, told in _LACKS:
         if getattr(error, "errno", None) in numbers or re.search(words, f"{type(error).__name__}: {error}"):

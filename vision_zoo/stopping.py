@@ -8,14 +8,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from types import FrameType
 
 REPEAT_SECONDS = 1.0  # a signal repeated within this time counts once: torchrun passes on a Ctrl-C that all have got
 PATIENCE_SECONDS = 15.0  # that a command gets to end, once a signal asked it to or it has failed
 STUCK_SECONDS = 60.0  # that a training, which saves first, gets for a single call that does not come back
-
-at_once: list[Callable[[], None]] = []  # called where force ends the process: for those that it has started
 
 
 class StoppedBySignalError(BaseException):
@@ -27,19 +24,16 @@ class StoppedBySignalError(BaseException):
 
 
 class Signals:
-    """Takes over the signals that end a command: raises the first, or notes it; one that comes again later raises.
+    """Takes over the signals that end a command: raises the first, or notes it; one that comes again later raises."""
 
-    Args:
-        note: called with the name of the first one, in place of raising it.
-    """
-
-    def __init__(self, note: Callable[[str], None] | None = None) -> None:
-        self.number = 0  # of the first, once there was one
-        self.note, self._time = note, 0.0
+    def __init__(self, *, notes: bool = False) -> None:
+        self.notes, self.number = notes, 0  # of the first, once there was one
+        self._speaks, self._time = True, 0.0
         self._before: dict[int, Callable[[int, FrameType | None], object] | int] = {}
 
-    def start(self) -> None:
-        """Take over; SLURM has a signal of its own, which comes before its SIGTERM."""
+    def start(self, speaks: bool = True) -> None:
+        """Take over; say on standard error when one was noted."""
+        self._speaks = speaks
         slurm = "SLURM_JOB_ID" in os.environ and hasattr(signal, "SIGUSR1")  # Windows has none
         with contextlib.suppress(ValueError):  # not in the main thread: the embedding program handles them
             for number in [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if slurm else [])]:
@@ -54,73 +48,59 @@ class Signals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first, before = not self.number, self._time
         self.number, self._time = self.number or number, before or time.monotonic()
-        if first and self.note:
-            self.note(signal.Signals(number).name)
-        elif first or time.monotonic() - before > REPEAT_SECONDS:
+        if not first and time.monotonic() - before <= REPEAT_SECONDS:
+            return
+        if not first or not self.notes:
             raise StoppedBySignalError(number)
+        if self._speaks:
+            sys.stderr.write(f"\n{signal.Signals(number).name}: saving at the end of this step; again: at once ...\n")
 
 
 def until_stopped(command: Callable[[], int], *, own_process: bool) -> int:
     """Run a command until its end or a signal; the exit code. In a process of its own, force is used where need be."""
-    signals, watch = Signals(), None
+    signals, forced = Signals(), own_process and os.name == "posix"
     try:
         signals.start()
-        if own_process and os.name == "posix":
-            watch = _Watch(signals.stop)
-            watch.start()
+        if forced:
+            reader, writer = os.pipe()
+            os.set_blocking(writer, False)
+            signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+            os.register_at_fork(after_in_child=signals.stop)  # a fork's signals are its own
+            with contextlib.suppress(RuntimeError):  # no thread can be started, which the command tells
+                threading.Thread(target=_watch, args=[reader], daemon=True, name="watch-signals").start()
         code = command()
-    except StoppedBySignalError as error:  # while torch was imported
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            sys.stderr.write(f"vision_zoo: {error}\n")
+    except StoppedBySignalError as error:
+        first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+        sys.stderr.write(f"vision_zoo: {error}\n" if first else "")
         code = error.exit_code
     finally:
         signals.stop()
-    if watch:
+    if forced:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python ends, its own handler would show a traceback
-        watch.end(code)
+    if forced and code:
+        late = threading.Timer(PATIENCE_SECONDS, os._exit, [code])  # other threads may be in the way
+        late.daemon = True
+        with contextlib.suppress(RuntimeError):  # no thread can be started
+            late.start()
     return code
 
 
-class _Watch(threading.Thread):
-    """Ends the process where its main thread does not; C tells it of signals, whatever that thread does."""
-
-    def __init__(self, in_fork: Callable[[], None]) -> None:
-        super().__init__(daemon=True, name="watch-signals")
-        self._code = 0
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
-        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=in_fork)  # whose signals are its own
-        os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))
-
-    def end(self, code: int) -> None:
-        """See to it that a command that failed ends, which its threads may be in the way of."""
-        self._code = code
-        os.write(self._writer, bytes([0] * bool(code)))
-
-    def run(self) -> None:
-        """Wait for a signal, then for the end."""
-        code, asked, since, saves, place = 0, 0.0, 0.0, False, (0, 0)
-        while True:
-            ready = select.select([self._reader], [], [], 1.0 if code else None)[0]
-            number = os.read(self._reader, 1)[0] if ready else -1
-            now = time.monotonic()
-            handler = getattr(signal.getsignal(number), "__self__", None) if number > 0 else None
-            if code and number > 0 and now - asked > REPEAT_SECONDS:
-                self._leave(128 + number)
-            if number == 0 or (isinstance(handler, Signals) and not code):
-                code, asked, since = self._code or 128 + number, asked or now, now
-                saves = isinstance(handler, Signals) and handler.note is not None
-            frame = sys._current_frames()[threading.main_thread().ident or 0]
-            if saves and (here := (id(frame), frame.f_lasti)) != place:
-                place, since = here, now
-            if code and now - since > (STUCK_SECONDS if saves else PATIENCE_SECONDS):
-                self._leave(code)
-
-    def _leave(self, code: int) -> None:
-        for end in at_once:
-            end()
-        if not self._code and select.select([], [2], [], 0)[1]:  # what reads standard error may be stuck as well
-            name = signal.Signals(code - 128).name
-            os.write(2, f"vision_zoo: ended by {name} at once; what was saved before is kept\n".encode())
-        os._exit(code)
+def _watch(reader: int) -> None:
+    """End the process where its main thread does not; C tells of signals, whatever that thread does."""
+    handler = None
+    while not isinstance(handler, Signals):
+        number = os.read(reader, 1)[0]
+        handler = getattr(signal.getsignal(number), "__self__", None)
+    began = since = now = time.monotonic()
+    place = (0, 0)  # where the main thread is
+    while now - since < (STUCK_SECONDS if handler.notes else PATIENCE_SECONDS):
+        again = select.select([reader], [], [], 1.0)[0] and os.read(reader, 1)
+        now, frame = time.monotonic(), sys._current_frames()[threading.main_thread().ident or 0]
+        if again and now - began > REPEAT_SECONDS:
+            break
+        if handler.notes and (here := (id(frame), frame.f_lasti)) != place:
+            place, since = here, now
+    if select.select([], [2], [], 0)[1]:  # what reads standard error may be stuck as well
+        name = signal.Signals(number).name
+        os.write(2, f"vision_zoo: ended by {name} at once; what was saved before is kept\n".encode())
+    os._exit(128 + number)

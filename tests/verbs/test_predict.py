@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -336,7 +337,7 @@ def test_a_stopped_run_leaves_the_old_table_and_no_temporary_file(trained_run, h
     (here / "predictions.csv").write_text(OLD)
 
     def stop(*_):
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(predict._Writer, "end", stop)
     assert run(trained_run, "--images", "a.png") == 130

@@ -15,7 +15,6 @@ from vision_zoo.cli.messages import explain, quiet
 from vision_zoo.cli.parser import Parser, parse
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.specs import import_path
-from vision_zoo.stopping import StoppedBySignalError
 from vision_zoo.training.performance import keep_freed_memory
 from vision_zoo.training.processes import leave_processes, reported_elsewhere
 from vision_zoo.training.saving import AtomicCheckpointIO
@@ -29,7 +28,7 @@ def main(words: Sequence[str]) -> int:
     keep_freed_memory()
     try:
         execute(words)
-    except (Exception, StoppedBySignalError) as error:
+    except Exception as error:
         if isinstance(error, BrokenPipeError) or os.environ.get("VISION_ZOO_DEBUG") == "1":
             raise
         message, code = explain(error)

@@ -13,7 +13,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from vision_zoo.errors import InputError, VisionZooError, did_you_mean, lack
 from vision_zoo.specs import import_path, options_of
-from vision_zoo.stopping import StoppedBySignalError
 from vision_zoo.training.processes import lost_process
 from vision_zoo.verbs.trainer import processes_to_count
 
@@ -27,7 +26,7 @@ def explain(error: BaseException) -> tuple[str, int]:
         current = current.__cause__ or current.__context__
     lacks = [what for link in chain if (what := lack(link, reading=any(isinstance(e, InputError) for e in chain)))]
     for link in chain:
-        if isinstance(link, VisionZooError | StoppedBySignalError) and not (lacks and isinstance(link, InputError)):
+        if isinstance(link, VisionZooError) and not (lacks and isinstance(link, InputError)):
             return str(link), link.exit_code
     if lacks:
         return lacks[0], 1

@@ -59,11 +59,12 @@ def decode_image(path: str | Path, image_shape: ImageShape, resize: Resize = "cr
         invert: turn dark into light; what pad adds stays black.
 
     Raises:
-        DataError: if the file is missing or cannot be decoded.
+        DataError: if the file is missing or cannot be decoded; TrainingError for what the machine lacks.
     """
     try:
         return torch.from_numpy(decode(path, image_shape, resize, invert).copy())
     except UNREADABLE as error:
+        refuse(TrainingError, (what := lack(error, reading=True), what))
         message = f"{path} cannot be read as an image ({error}). Give a file in a common format such as PNG or JPEG"
         raise DataError(message) from error
 
@@ -75,16 +76,7 @@ def decoding_threads(processes: int = 1) -> int:
 
 
 def decode(path: str | Path, image_shape: ImageShape, resize: Resize, invert: bool = False) -> Pixels:
-    """As `decode_image`, to NumPy; raises what PIL raises, see `UNREADABLE`, or TrainingError for a lack."""
-    try:
-        return _decode(path, image_shape, resize, invert)
-    except UNREADABLE as error:
-        what = lack(error, reading=True)
-        refuse(TrainingError, (what, f"{path} cannot be read: {what}"))
-        raise
-
-
-def _decode(path: str | Path, image_shape: ImageShape, resize: Resize, invert: bool) -> Pixels:
+    """As `decode_image`, to NumPy; raises what PIL raises, see `UNREADABLE`."""
     channels, height, width = image_shape
     with Image.open(path) as opened:
         longer = 2 * max(width, height)

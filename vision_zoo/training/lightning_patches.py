@@ -87,8 +87,7 @@ def resume_only_what_is_named(trainer: Trainer) -> None:
 
 def leave_signals(trainer: Trainer) -> None:
     """Leave signals to `stopping` and Saving: Lightning's handler waits for all processes, some of which have none."""
-    connector: Any = trainer._signal_connector
-    connector.register_signal_handlers = lambda: None
+    cast(Any, trainer)._signal_connector.register_signal_handlers = lambda: None
 
 
 def forget_trial(trainer: Trainer) -> None:

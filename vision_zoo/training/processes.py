@@ -14,11 +14,9 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import ClusterEnvironment
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 
 from vision_zoo.errors import TrainingError
-from vision_zoo.stopping import at_once
 from vision_zoo.training import lightning_patches as patches
 
 # A process that stays silent this long is taken for lost: a host that vanished closes no connection.
@@ -49,9 +47,7 @@ def lost_process(error: BaseException) -> LostProcessError | None:
 
 
 def reported_elsewhere(error: BaseException) -> bool:
-    """Whether another process tells the same: the first of the run, or the one that launched this one."""
-    if getattr(error, "exit_code", 0) > 128:  # a signal, which all have agreed on
-        return bool(getattr(rank_zero_only, "rank", 0))
+    """Whether the process that launched this one tells the same."""
     return lost_process(error) is not None and _launcher_lives() is True
 
 
@@ -144,7 +140,6 @@ class Launcher(patches.SubprocessScriptLauncher):
         for rank in range(1, self.num_processes):
             process = subprocess.Popen(self._command, env={**environment, "LOCAL_RANK": str(rank)})  # noqa: S603  # ours
             self.procs.append(process)
-            at_once.append(process.kill)
 
     def _watch(self) -> None:
         ended: str = ""
@@ -177,4 +172,3 @@ class Launcher(patches.SubprocessScriptLauncher):
         for process in self.procs:
             process.kill()
             process.wait()
-        at_once.clear()

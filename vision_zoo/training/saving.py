@@ -4,7 +4,6 @@ import math
 import os
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,8 +74,8 @@ class Saving(CheckpointCallback):
         self.run, self.save_every_minutes = run, save_every_minutes
         self.best_score: float | None = None  # the lowest validation loss so far
         self.best_epoch: int | None = None  # None where nothing was validated
-        self._signals = Signals(self._say)
-        self._speaks = self._ended_within = self._ends_after_step = False
+        self._signals = Signals(notes=True)
+        self._ended_within = self._ends_after_step = False
         self._last_save = 0.0
 
     @property
@@ -106,8 +105,7 @@ class Saving(CheckpointCallback):
             if isinstance(callback, (GradientAccumulationScheduler, StochasticWeightAveraging)):
                 callback.on_train_epoch_start(trainer, pl_module)
         self._last_save = time.monotonic()
-        self._speaks = trainer.is_global_zero
-        self._signals.start()
+        self._signals.start(speaks=trainer.is_global_zero)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save when the time has come, or a signal asks to stop."""
@@ -115,10 +113,6 @@ class Saving(CheckpointCallback):
         ends = self._steps(trainer, batch_idx) and (wants or trainer.should_stop)
         if ends and not self._validation_follows(trainer, batch_idx):
             self._save_within_epoch(trainer, wants)
-
-    def _say(self, signal: str) -> None:
-        if self._speaks:
-            sys.stderr.write(f"\n{signal}: saving at the end of this step (a second one ends it at once) ...\n")
 
     def _wants(self, trainer: Trainer) -> int:
         due = time.monotonic() - self._last_save >= 60 * self.save_every_minutes

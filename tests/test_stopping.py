@@ -10,14 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tests import tiny
 from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.cli.messages import explain
 from vision_zoo.data import sources
-from vision_zoo.errors import DataError, TrainingError, lack
+from vision_zoo.errors import DataError, lack
 from vision_zoo.training import Saving
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +64,7 @@ def command():
 
 sys.exit(stopping.until_stopped(command, own_process=True))
 """
+SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
 STOPPED, FORCED = "stopped by {}\n", "ended by {} at once"
 ENDS = {  # command, signals, exit code, what it says, seconds
     ("waits", "SIGTERM"): (143, STOPPED, 0.0),
@@ -107,3 +107,83 @@ def test_a_signal_ends_whatever_a_command_is_at_and_a_second_one_at_once():
     finally:
         for process in running.values():
             process.kill()
+
+
+def test_a_signal_after_the_last_step_s_look_is_not_lost(here, monkeypatch, capsys):
+    original = Saving.on_train_end
+
+    def on_train_end(self, *arguments):
+        signal.raise_signal(signal.SIGTERM)
+        original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Saving, "on_train_end", on_train_end)
+        assert main([*QUICK, *SHORT]) == 143
+    assert "stopped by SIGTERM, the state is saved" in capsys.readouterr().err
+    assert not list(here.rglob("test.json"))
+
+
+@pytest.mark.parametrize("when", ["setup", "on_fit_start", "on_sanity_check_start", "on_test_start"])
+def test_a_signal_outside_of_the_training_steps_ends_fit(when, here, monkeypatch, capsys):
+    monkeypatch.setattr("vision_zoo.training.RunFolder." + when, lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    words = [*QUICK, *SHORT, "--trainer.num_sanity_val_steps", "1", "--test_after_fit", "true"]
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(words) == 143
+    assert capsys.readouterr().err == "vision_zoo: stopped by SIGTERM\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not list(here.rglob(".lock"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.EMFILE, "Too many open files", "a.png"), "no more files can be opened"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (OSError(errno.EFBIG, "File too large"), "the disk is full, or a limit is reached"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "no more threads or processes"),
+        (RuntimeError("can't start new thread"), "no more threads or processes can be started"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "there is not enough memory"),
+        (MemoryError(), "there is not enough memory"),
+        (RuntimeError("std::bad_alloc"), "there is not enough memory"),
+    ],
+)
+def test_what_the_machine_lacks_is_told_with_exit_code_1_though_it_made_an_input_unreadable(error, told):
+    wrapped = DataError("images.npz is broken: delete it")
+    wrapped.__cause__ = error
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    for each in (error, wrapped):
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, limits[1]))  # a MemoryError is the file's where there is
+        try:
+            message, code = explain(each)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limits)
+        assert (told in message, code) == (True, 1), message
+
+
+def test_a_file_that_asks_for_impossible_memory_is_broken_itself():
+    assert not lack(MemoryError(), reading=True)
+    assert not lack(OSError("cannot identify image file"), reading=True)
+
+
+@pytest.mark.parametrize("threads", ["0", "2"])
+def test_too_few_open_files_end_a_training_and_leave_no_image_out(threads, here, monkeypatch, capsys):
+    tiny.write_image_folder(here / "images", count=20)
+
+    def decode(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(sources, "decode", decode)
+    words = [
+        "--data",
+        "ImageFolder",
+        "--data.root",
+        "images",
+        "--data.in_memory",
+        "false",
+        "--data.num_workers",
+        threads,
+    ]
+    assert main([*QUICK, *words, "--data.image_size", "28", "--data.strict", "false"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "no more files can be opened: raise the limit (ulimit -n)" in error

@@ -186,4 +186,5 @@ def test_too_few_open_files_end_a_training_and_leave_no_image_out(threads, here,
     ]
     assert main([*QUICK, *words, "--data.image_size", "28", "--data.strict", "false"]) == 1
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "no more files can be opened: raise the limit (ulimit -n)" in error
+    assert error.count("\n") == 1
+    assert "no more files can be opened: raise the limit (ulimit -n)" in error

@@ -139,7 +139,7 @@ def test_a_signal_outside_of_the_training_steps_ends_fit(when, here, monkeypatch
     [
         (OSError(errno.EMFILE, "Too many open files", "a.png"), "no more files can be opened"),
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
-        (OSError(errno.EFBIG, "File too large"), "the disk is full, or a limit is reached"),
+        (OSError(errno.EFBIG, "File too large"), "files may not grow"),
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "no more threads or processes"),
         (RuntimeError("can't start new thread"), "no more threads or processes can be started"),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "there is not enough memory"),

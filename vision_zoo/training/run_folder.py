@@ -17,7 +17,7 @@ from filelock import BaseFileLock
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from vision_zoo.errors import CheckpointError, ConfigError
+from vision_zoo.errors import CheckpointError, ConfigError, TrainingError, lack, refuse
 from vision_zoo.files import flush, lock_file, release, write_file
 from vision_zoo.trainer_facts import callbacks_of, gather, steps_after
 from vision_zoo.training import lightning_patches as patches
@@ -79,6 +79,7 @@ class RunFolder(Callback):
             try:
                 self._open(root)
             except OSError as failure:
+                refuse(TrainingError, (what := lack(failure), what))
                 error = f"the run folder below {root} cannot be written: {failure}"
         folder, error = trainer.strategy.broadcast((str(self.folder), error))
         if error:

@@ -21,9 +21,15 @@ from vision_zoo.training import Saving
 
 ROOT = Path(__file__).parents[1]
 # Commands that stand for what a real one may be at when a signal comes.
-PROGRAM = """
+PROGRAM = '''
 import ctypes, sys, threading, time
 from vision_zoo import stopping
+open(sys.argv[2] + "/ends_here.py", "w").write("""try:
+    __import__("time").sleep(60)
+except BaseException:
+    raise RuntimeError("half a module") from None
+""")
+sys.path.append(sys.argv[2])
 stopping.PATIENCE_SECONDS, stopping.STUCK_SECONDS = 1.5, 2.5
 training = stopping.Signals(notes=True)
 
@@ -54,6 +60,9 @@ def trains_and_waits_in_c():
     training.start()
     waits_in_c()
 
+def imports():
+    import ends_here
+
 def fails_beside_a_thread():
     threading.Thread(target=time.sleep, args=[60]).start()
     return 1
@@ -63,9 +72,9 @@ def command():
     return globals()[sys.argv[1]]()
 
 sys.exit(stopping.until_stopped(command, own_process=True))
-"""
+'''
 SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
-STOPPED, FORCED = "stopped by {}\n", "ended by {} at once"
+STOPPED, FORCED = "stopped by {}\n", "ended at once by {}\n"
 ENDS = {  # command, signals, exit code, what it says, seconds
     ("waits", "SIGTERM"): (143, STOPPED, 0.0),
     ("waits", "SIGINT"): (130, STOPPED, 0.0),
@@ -75,16 +84,17 @@ ENDS = {  # command, signals, exit code, what it says, seconds
     ("trains", "SIGTERM"): (143, "stopped by {}, the state is saved", 3.5),
     ("trains", "SIGINT SIGINT"): (130, FORCED, 1.2),
     ("trains_and_waits_in_c", "SIGTERM"): (143, FORCED, 2.5),
+    ("imports", "SIGINT"): (130, STOPPED, 0.0),
     ("fails_beside_a_thread", ""): (1, "", 1.5),
 }
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_a_signal_ends_whatever_a_command_is_at_and_a_second_one_at_once():
+def test_a_signal_ends_whatever_a_command_is_at_and_a_second_one_at_once(tmp_path):
     """Four seconds: all at the same time."""
 
     def start(name: str) -> subprocess.Popen[str]:
-        words = [sys.executable, "-c", PROGRAM, name]
+        words = [sys.executable, "-c", PROGRAM, name, str(tmp_path)]
         return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     running = {case: start(case[0]) for case in ENDS}

@@ -26,8 +26,8 @@ class StoppedBySignalError(BaseException):
 class Signals:
     """Takes over the signals that end a command: raises the first, or notes it; one that comes again later raises."""
 
-    def __init__(self, *, notes: bool = False) -> None:
-        self.notes, self.number = notes, 0  # of the first, once there was one
+    def __init__(self, *, notes: bool = False, forced: bool = False) -> None:
+        self.notes, self._forced, self.number = notes, forced, 0  # of the first, once there was one
         self._speaks, self._time = True, 0.0
         self._before: dict[int, Callable[[int, FrameType | None], object] | int] = {}
 
@@ -50,6 +50,10 @@ class Signals:
         self.number, self._time = self.number or number, before or time.monotonic()
         if not first and time.monotonic() - before <= REPEAT_SECONDS:
             return
+        while frame is not None and self._forced:  # an import that is broken off would leave a module in halves
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                _leave(number, "stopped by")
+            frame = frame.f_back
         if not first or not self.notes:
             raise StoppedBySignalError(number)
         if self._speaks:
@@ -58,7 +62,8 @@ class Signals:
 
 def until_stopped(command: Callable[[], int], *, own_process: bool) -> int:
     """Run a command until its end or a signal; the exit code. In a process of its own, force is used where need be."""
-    signals, forced = Signals(), own_process and os.name == "posix"
+    forced = own_process and os.name == "posix"
+    signals = Signals(forced=forced)
     try:
         signals.start()
         if forced:
@@ -100,7 +105,10 @@ def _watch(reader: int) -> None:
             break
         if handler.notes and (here := (id(frame), frame.f_lasti)) != place:
             place, since = here, now
+    _leave(number, "ended at once by")
+
+
+def _leave(number: int, how: str) -> None:
     if select.select([], [2], [], 0)[1]:  # what reads standard error may be stuck as well
-        name = signal.Signals(number).name
-        os.write(2, f"vision_zoo: ended by {name} at once; what was saved before is kept\n".encode())
+        os.write(2, f"vision_zoo: {how} {signal.Signals(number).name}\n".encode())
     os._exit(128 + number)

@@ -26,7 +26,7 @@ GRACE = 20.0
 
 _LAUNCHER = "VISION_ZOO_LAUNCHER"  # the process that started this one
 _OURS: set[str] = set()  # environment variables that the group of processes adds
-_LOST = re.compile(r"connection (was likely )?(closed|reset|refused)|timed? ?out|broken pipe|socket closed", re.IGNORECASE)
+_LOST = re.compile(r"connection (was likely )?(closed|reset|refused)|timed? ?out|broken pipe|socket closed", re.I)
 
 
 class LostProcessError(TrainingError):

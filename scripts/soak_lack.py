@@ -233,7 +233,8 @@ def trials(count: int, seed: int, choose: Callable[[int], Trial]) -> int:
     with prepared() as (base, proxy, seconds):
         for number in range(count):
             trial, part = choose(number), CHANCE.random()
-            command, moment = trial.command, part * seconds[trial.command]
+            # Not while Python itself starts.
+            command, moment = trial.command, max(1.0, part * seconds[trial.command])
             taking = Taking(base, command, proxy, limited=trial.kind == "threads")
             try:
                 taking.wait(moment)
@@ -250,5 +251,5 @@ def trials(count: int, seed: int, choose: Callable[[int], Trial]) -> int:
             bad += bool(wrong)
             what = f"{trial.kind} at {moment:.1f} s of {command}: exit {code} {took:.1f} s later"
             print(f"{number + 1:3}: {what}, {' '.join(wrong) or 'right'}", flush=True)
-    print(f"{count} trials, {bad} problems")
+    print(f"{count} takings or signals, {bad} problems")
     return int(bad > 0)

@@ -56,8 +56,9 @@ class Signals:
             frame = frame.f_back
         if not first or not self.notes:
             raise StoppedBySignalError(number)
-        if self._speaks:
-            sys.stderr.write(f"\n{signal.Signals(number).name}: saving at the end of this step; again: at once ...\n")
+        with contextlib.suppress(RuntimeError):  # standard error is just being written to
+            name = signal.Signals(number).name
+            sys.stderr.write(f"\n{name}: saving at the end of this step; again: at once ...\n" * self._speaks)
 
 
 def until_stopped(command: Callable[[], int], *, own_process: bool) -> int:

@@ -63,7 +63,7 @@ class Taking:
         self.log = (base / "log.txt").open("w+b")
         self.process = subprocess.Popen(
             ["unshare", "-m", "sh", "-c", own, "sh", *words], cwd=self.folder, stdout=self.log, stderr=self.log,
-            env={**os.environ, **proxies, "HOME": str(self.folder), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **proxies, "HOME": str(base), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
     def wait(self, seconds: float) -> int | None:
@@ -229,17 +229,17 @@ def signals(count: int, seed: int) -> int:
 def trials(count: int, seed: int, choose: Callable[[int], Trial]) -> int:
     """Try so many and print a line for each; the exit code."""
     CHANCE.seed(seed)
-    bad = 0
+    bad = number = 0
     with prepared() as (base, proxy, seconds):
-        for number in range(count):
+        while number < count:
             trial, part = choose(number), CHANCE.random()
             # Not while Python itself starts.
             command, moment = trial.command, max(1.0, part * seconds[trial.command])
             taking = Taking(base, command, proxy, limited=trial.kind == "threads")
             try:
-                taking.wait(moment)
-                with contextlib.suppress(OSError):  # it has ended
-                    trial.act(taking)
+                if taking.wait(moment) is not None:  # it was faster than before
+                    continue
+                trial.act(taking)
                 began = time.monotonic()
                 code = taking.wait(trial.seconds or IN_TIME + 2 * seconds[command])
                 took = time.monotonic() - began
@@ -248,8 +248,8 @@ def trials(count: int, seed: int, choose: Callable[[int], Trial]) -> int:
                     wrong += taking.problems(-1, 0, ())
             finally:
                 taking.close()
-            bad += bool(wrong)
+            bad, number = bad + bool(wrong), number + 1
             what = f"{trial.kind} at {moment:.1f} s of {command}: exit {code} {took:.1f} s later"
-            print(f"{number + 1:3}: {what}, {' '.join(wrong) or 'right'}", flush=True)
+            print(f"{number:3}: {what}, {' '.join(wrong) or 'right'}", flush=True)
     print(f"{count} takings or signals, {bad} problems")
     return int(bad > 0)

@@ -1,9 +1,12 @@
-"""Two long tests of what people rely on overnight: nothing is lost when a run is killed, and nothing piles up.
+"""Long tests of what people rely on overnight: nothing is lost, nothing piles up, nothing hangs.
 
     python scripts/soak.py kill --kills 20   # kill training at random moments, resume, compare with an undisturbed run
     python scripts/soak.py leak --fits 200   # many short fits in one process: memory, open files, threads stay flat
+    python scripts/soak.py lack --takings 30 # take away disk, memory, open files, ... from commands at random moments
+    python scripts/soak.py signal --signals 30 # end every command by SIGTERM or Ctrl-C at random moments
 
-Both print one line for each kill or each twenty fits and end with exit code 1 where something differs or grows.
+They print a line for each kill, twenty fits, taking or signal, and end with exit code 1 where one shows a problem. The
+last two need root on Linux, for small disks.
 """
 
 import argparse
@@ -24,6 +27,9 @@ from typing import Any
 import torch
 
 from vision_zoo.__main__ import main
+
+sys.path.insert(0, str(Path(__file__).parent))
+import soak_lack  # beside this script
 
 # Dropout, augmentation, a per-step schedule, a validation within the epoch: every source of state at once.
 FIT = [
@@ -194,5 +200,15 @@ if __name__ == "__main__":
     one.add_argument("--seed", type=int, default=0)
     two = commands.add_parser("leak")
     two.add_argument("--fits", type=int, default=200)
+    for name, counted in (("lack", "--takings"), ("signal", "--signals")):
+        three = commands.add_parser(name)
+        three.add_argument(counted, type=int, default=30)
+        three.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    sys.exit(kill(given.kills, given.seed) if given.command == "kill" else leak(given.fits))
+    calls = {
+        "kill": lambda: kill(given.kills, given.seed),
+        "leak": lambda: leak(given.fits),
+        "lack": lambda: soak_lack.lack(given.takings, given.seed),
+        "signal": lambda: soak_lack.signals(given.signals, given.seed),
+    }
+    sys.exit(calls[given.command]())

@@ -6,7 +6,8 @@ import os
 import sys
 
 from vision_zoo.cli.commands import COMMANDS, command_help, overview
-from vision_zoo.errors import InputError, VisionZooError, did_you_mean
+from vision_zoo.errors import InputError, VisionZooError, did_you_mean, lack
+from vision_zoo.stopping import until_stopped
 from vision_zoo.version import __version__
 
 
@@ -22,21 +23,25 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes may be any bytes
+    return until_stopped(lambda: _answer(words), own_process=argv is None)
+
+
+def _answer(words: list[str]) -> int:
+    """Run the command and put its end in words; the exit code."""
     try:
         code = _run(words)
         sys.stdout.flush()
     except VisionZooError as error:
         sys.stderr.write(f"vision_zoo: {error}\n")
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except OSError as error:  # of standard output
-        if os.environ.get("VISION_ZOO_DEBUG") == "1":
+    except Exception as error:
+        what = lack(error)  # while torch was imported, which needs much of everything
+        if os.environ.get("VISION_ZOO_DEBUG") == "1" or not (what or isinstance(error, OSError)):
             raise
         with contextlib.suppress(OSError):  # no file: the embedding program has put something else in its place
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python writes again as it ends
         if not isinstance(error, BrokenPipeError):  # whose reader, such as head, has seen enough
-            sys.stderr.write(f"vision_zoo: {error}\n")
+            sys.stderr.write(f"vision_zoo: {what or error}\n")
         return 1
     return code
 

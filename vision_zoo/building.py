@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vision_zoo.checkpoints import read_state_dicts
-from vision_zoo.errors import CheckpointError, ConfigError, is_out_of_memory
+from vision_zoo.errors import CheckpointError, ConfigError, lack
 from vision_zoo.specs import class_and_arguments, rebuild, returned_class, walk, without_downloads
 from vision_zoo.types import ImageShape
 
@@ -49,7 +49,7 @@ def build_backbone(backbone: Backbone, image_shape: ImageShape, num_classes: int
     try:
         return backbone(image_shape, num_classes)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not lack(error):
             raise
         what = f"backbone {path} for images of shape {tuple(image_shape)} does not fit into the memory"
         raise ConfigError(f"{what}: set --data.image_size or the options of the network lower") from error

@@ -1,6 +1,10 @@
 """What can go wrong, for the person at the terminal: each message says what, where and the way out."""
 
+import contextlib
 import difflib
+import errno
+import mmap
+import re
 from collections.abc import Iterable
 
 
@@ -60,9 +64,26 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(by_lower[c] for c in close)}?" if close else ""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, numpy or Python could not have the memory that it asked for."""
-    words = ("allocate memory", "Storage size calculation overflowed", "numel: integer multiplication overflow")
-    # By name: this module comes without torch.
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or any(word in str(error) for word in words)
+# What a machine or its limits may lack: numbers of an OSError, words of other errors, what to tell.
+_LACKS = (
+    ((errno.EMFILE, errno.ENFILE), "open files", "no more files can be opened: raise the limit (ulimit -n)"),
+    ((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "space left", "the disk is full, or files may not grow (ulimit -f)"),
+    ((errno.EAGAIN,), "start new thread", "no more threads or processes can be started: raise the limit (ulimit -u)"),
+    ((errno.ENOMEM,), "MemoryError|allocate memory|bad_alloc|map segment|calculation overflowed|multiplication over",
+     "there is not enough memory: set --data.batch_size or --data.image_size lower, or take a smaller network"),
+)  # fmt: skip
+
+
+def lack(error: BaseException, *, reading: bool = False) -> str:
+    """What the machine or its limits lack, where an error says so, and the way out; else nothing.
+
+    Where it comes from ``reading`` a file, that may be broken and ask for more memory than any machine has.
+    """
+    for numbers, words, told in _LACKS:
+        if getattr(error, "errno", None) in numbers or re.search(words, f"{type(error).__name__}: {error}"):
+            if reading and isinstance(error, MemoryError):
+                with contextlib.suppress(OSError):
+                    mmap.mmap(-1, 2**30).close()  # more than the largest image takes
+                    return ""
+            return f"{told} ({str(error).partition(chr(10))[0] or type(error).__name__})"
+    return ""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -160,7 +161,7 @@ def test_a_misspelt_name_in_a_file_is_answered_alike(text, message, here, capsys
 
 def test_stopping_while_torch_is_imported_is_no_error(monkeypatch):
     def stopped(words):
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("vision_zoo.cli.main.main", stopped)
     assert main(["fit"]) == 130

@@ -34,8 +34,11 @@ def test_several_threads_fetch_at_once_and_end_when_nobody_takes_more():
     met = threading.Barrier(2, timeout=10)
     results = pump(lambda batch: met.wait() >= 0, range(100), threads=2, ahead=2)
     assert next(results)
-    results.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    results.close()  # does not wait for what is being fetched
+    for thread in threading.enumerate():
+        if thread.name.startswith("decode"):
+            thread.join(timeout=10)
+            assert not thread.is_alive()
 
 
 def test_an_error_of_fetching_is_raised_where_its_batch_is_taken():

@@ -322,6 +322,7 @@ def test_ctrl_c_under_torchrun_saves_once_though_it_arrives_twice(words, trained
         (RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:545] Connection closed by peer"), True),
         (RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 40000ms for recv operation"), True),
         (torch.distributed.DistStoreError("Timed out after 61 seconds waiting for clients"), True),
+        (torch.distributed.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed."), True),
         (torch.distributed.DistNetworkError("The server socket has failed to listen: EADDRINUSE"), False),
         (RuntimeError("[enforce fail at gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes"), False),
         (RuntimeError("the connection closed"), False),

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -337,7 +338,7 @@ def test_a_stopped_run_leaves_the_old_table_and_no_temporary_file(trained_run, h
 
     def stop(file, *_, **__):
         file.write("half")
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(predict, "_write", stop)
     assert run(trained_run, "--images", "a.png") == 130

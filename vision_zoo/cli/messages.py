@@ -4,6 +4,7 @@ import dis
 import logging
 import os
 import re
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from vision_zoo.errors import VisionZooError, did_you_mean, is_out_of_memory
+from vision_zoo.errors import InputError, VisionZooError, did_you_mean, lack
 from vision_zoo.specs import import_path, options_of
 from vision_zoo.training.processes import lost_process
 
@@ -23,9 +24,12 @@ def explain(error: BaseException) -> tuple[str, int]:
     while current is not None and current not in chain:
         chain.append(current)
         current = current.__cause__ or current.__context__
+    lacks = [what for link in chain if (what := lack(link, reading=any(isinstance(e, InputError) for e in chain)))]
     for link in chain:
-        if isinstance(link, VisionZooError):
+        if isinstance(link, VisionZooError) and not (lacks and isinstance(link, InputError)):
             return str(link), link.exit_code
+    if lacks:
+        return lacks[0], 1
     for link in chain:
         if isinstance(link, ModuleNotFoundError):  # of a logger, a strategy, or the user's own code
             return f"a package is missing: {link}".strip(), 2
@@ -42,10 +46,6 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ValueError) and "any of the Union subtypes" in text:  # no class could be built
         reasons = re.findall(r"^ +- (?!Expected an? )(.+(?:\n {6,}.+)*)", text, re.MULTILINE)
         return " ".join("; ".join(reasons).split()) or text, 2
-    if is_out_of_memory(error):
-        first_line = text.partition("\n")[0] or type(error).__name__  # Python's own MemoryError says nothing
-        way_out = "set --data.batch_size or --data.image_size lower, or take a smaller network"
-        return f"there is not enough memory: {way_out} ({first_line})", 1
     if "returned nan values" in text:  # with --trainer.detect_anomaly true
         return text, 1
     if isinstance(error, OSError) and error.errno is not None:
@@ -143,6 +143,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torchvision|torchmetrics|jsonargparse|onnx\w*)\b")
     warnings.filterwarnings("ignore", "Glyph .* missing from")  # names of classes may be of any script
     warnings.formatwarning = _words
+    # TensorBoard's thread, which a lack ends, has it raised in the main thread too.
+    threading.excepthook = lambda e: None if e.exc_value and lack(e.exc_value) else threading.__excepthook__(e)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for name in ("profilers", "callbacks.model_summary"):  # what they print was asked for

@@ -15,7 +15,7 @@ from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from vision_zoo.errors import DataError
+from vision_zoo.errors import DataError, TrainingError, lack, refuse
 from vision_zoo.types import ImageShape
 
 Resize = Literal["crop", "squash", "pad"]
@@ -59,11 +59,12 @@ def decode_image(path: str | Path, image_shape: ImageShape, resize: Resize = "cr
         invert: turn dark into light; what pad adds stays black.
 
     Raises:
-        DataError: if the file is missing or cannot be decoded.
+        DataError: if the file is missing or cannot be decoded; TrainingError for what the machine lacks.
     """
     try:
         return torch.from_numpy(decode(path, image_shape, resize, invert).copy())
     except UNREADABLE as error:
+        refuse(TrainingError, (what := lack(error, reading=True), what))
         message = f"{path} cannot be read as an image ({error}). Give a file in a common format such as PNG or JPEG"
         raise DataError(message) from error
 

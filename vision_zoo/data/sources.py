@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vision_zoo.data.decode import UNREADABLE, Resize, decode
-from vision_zoo.errors import DataError, refuse
+from vision_zoo.errors import DataError, TrainingError, lack, refuse
 from vision_zoo.types import ImageShape
 
 B = TypeVar("B")
@@ -82,6 +82,7 @@ class Files(Source):
                 try:
                     images[len(found)] = decode(self.paths[index], self.image_shape, self.resize)
                 except UNREADABLE as error:
+                    refuse(TrainingError, (what := lack(error, reading=True), what))
                     failures.append((self.paths[index], str(error)))
                 else:
                     found.append(index)
@@ -132,4 +133,4 @@ def pump(
         while pending:
             yield pending.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # what is being decoded may take its time

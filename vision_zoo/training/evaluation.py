@@ -19,7 +19,6 @@ from vision_zoo.plots import plot_confusion_matrix, plot_images
 from vision_zoo.trainer_facts import gather
 from vision_zoo.training.processes import expect_answers
 from vision_zoo.training.run_folder import RunFolder
-from vision_zoo.training.signals import end_on_sigterm
 from vision_zoo.types import Batch
 
 MISTAKES = 20
@@ -68,10 +67,9 @@ class TestArtifacts(Callback):
         self._mistakes: list[_Mistake] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start afresh, and let a signal end the command; within a training, it is the training that ends."""
+        """Start afresh."""
         self._mistakes = []
         if trainer.state.fn != "fit":
-            end_on_sigterm()
             expect_answers(trainer)
 
     on_validation_start = on_test_start

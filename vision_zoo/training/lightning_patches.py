@@ -94,6 +94,11 @@ def resume_only_what_is_named(trainer: Trainer) -> None:
     connector._parse_ckpt_path = lambda fn, path, **more: None if path is None else parse(fn, path, **more)
 
 
+def leave_signals(trainer: Trainer) -> None:
+    """Leave signals to `stopping` and Saving: Lightning's handler waits for all processes, some of which have none."""
+    cast(Any, trainer)._signal_connector.register_signal_handlers = lambda: None
+
+
 def forget_trial(trainer: Trainer) -> None:
     """Begin as if no finder had trained before: it leaves its metrics, and a loop that believes to be resumed."""
     trainer.fit_loop.restarting = False

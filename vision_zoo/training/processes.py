@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import ClusterEnvironment
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 
 from vision_zoo.errors import TrainingError
@@ -27,7 +26,7 @@ GRACE = 20.0
 
 _LAUNCHER = "VISION_ZOO_LAUNCHER"  # the process that started this one
 _OURS: set[str] = set()  # environment variables that the group of processes adds
-_LOST = re.compile(r"connection (closed|reset|refused)|timed? ?out|broken pipe|socket closed", re.IGNORECASE)
+_LOST = re.compile(r"connection (was likely )?(closed|reset|refused)|timed? ?out|broken pipe|socket closed", re.I)
 
 
 class LostProcessError(TrainingError):
@@ -48,9 +47,7 @@ def lost_process(error: BaseException) -> LostProcessError | None:
 
 
 def reported_elsewhere(error: BaseException) -> bool:
-    """Whether another process tells the same: the first of the run, or the one that launched this one."""
-    if getattr(error, "exit_code", 0) > 128:  # a signal, which all have agreed on
-        return bool(getattr(rank_zero_only, "rank", 0))
+    """Whether the process that launched this one tells the same."""
     return lost_process(error) is not None and _launcher_lives() is True
 
 
@@ -68,12 +65,22 @@ def expect_answers(trainer: Trainer) -> None:
         patches.set_timeout(trainer.strategy, SILENCE)
 
 
+def most_urgent(wants: int, trainer: Trainer) -> int:
+    """Agree over all processes: a signal's number beats -1 (time to save), which beats 0."""
+    if trainer.world_size == 1:
+        return wants
+    value = torch.tensor(float(wants) if wants >= 0 else 0.5, device=trainer.strategy.root_device)  # one dtype for all
+    torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+    return -1 if value == 0.5 else int(value)
+
+
 def start_by_command(trainer: Trainer, words: Sequence[str]) -> None:
     """Let a trainer start its processes as ``python -m vision_zoo`` with the words of the call, and notice their end.
 
     Lightning would run the words of *this* process again, which may be a program that calls ours, or fork or spawn it,
     where what such processes learn stays in them. torchrun and SLURM start the processes by themselves.
     """
+    patches.leave_signals(trainer)
     strategy: Any = trainer.strategy
     if type(strategy.launcher) in (patches.SubprocessScriptLauncher, patches.MultiProcessingLauncher):
         command = [sys.executable, "-m", "vision_zoo", *words]
@@ -101,13 +108,13 @@ class Launcher(patches.SubprocessScriptLauncher):
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
         """Start the other processes, then call the function in this one."""
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-        if not self.procs and not self.cluster_environment.creates_processes_externally:
-            self._start()
-        patches.set_num_threads(num_processes=self.num_processes)
-        if not self._watched and (self.procs or os.environ.get(_LAUNCHER)):
-            self._watched = True
-            threading.Thread(target=self._watch, daemon=True, name="watch-processes").start()
         try:
+            if not self.procs and not self.cluster_environment.creates_processes_externally:
+                self._start()
+            patches.set_num_threads(num_processes=self.num_processes)
+            if not self._watched and (self.procs or os.environ.get(_LAUNCHER)):
+                self._watched = True
+                threading.Thread(target=self._watch, daemon=True, name="watch-processes").start()
             return function(*args, **kwargs)
         except BaseException as error:
             loss = lost_process(error)

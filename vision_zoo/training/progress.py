@@ -15,11 +15,11 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from vision_zoo.classifier import Classifier
 from vision_zoo.formatting import metric_text
+from vision_zoo.stopping import StoppedBySignalError
 from vision_zoo.trainer_facts import callbacks_of, datamodule_of, device_name, validates
 from vision_zoo.training.performance import Performance
 from vision_zoo.training.resizing import ProgressiveResizing
 from vision_zoo.training.saving import Saving
-from vision_zoo.training.signals import StoppedBySignalError
 
 REFRESH_SECONDS = 1.0
 

@@ -15,14 +15,13 @@ from filelock import BaseFileLock
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from vision_zoo.errors import CheckpointError, ConfigError
+from vision_zoo.errors import CheckpointError, ConfigError, TrainingError, lack, refuse
 from vision_zoo.files import flush, lock_file, release, write_file
 from vision_zoo.trainer_facts import callbacks_of, gather, steps_after
 from vision_zoo.training import lightning_patches as patches
 from vision_zoo.training.metrics_file import EventFiles, MetricsFile
 from vision_zoo.training.processes import expect_answers
 from vision_zoo.training.random_states import random_states, restore_random_states
-from vision_zoo.training.signals import end_on_sigterm
 
 CHECKPOINT_VERSION = 1
 EVENTS_FLUSHED_SECONDS = 10  # what TensorBoard may lag behind; metrics.csv never does
@@ -79,6 +78,7 @@ class RunFolder(Callback):
             try:
                 self._open(root)
             except OSError as failure:
+                refuse(TrainingError, (what := lack(failure), what))
                 error = f"the run folder below {root} cannot be written: {failure}"
         folder, error = trainer.strategy.broadcast((str(self.folder), error))
         if error:
@@ -199,7 +199,6 @@ class RunFolder(Callback):
                 if isinstance(logger, EventFiles):
                     _ = logger.experiment  # opens the file now: the first steps need not wait for TensorBoard
         expect_answers(trainer)
-        end_on_sigterm()  # which Saving replaces
         self.trained = self._trains = True
         self._ticked = time.monotonic()
 

@@ -18,10 +18,11 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, Stochasti
 from vision_zoo.checkpoints import Checkpoint, read_checkpoint
 from vision_zoo.errors import TrainingError, diverged
 from vision_zoo.files import new_file
+from vision_zoo.stopping import Signals, StoppedBySignalError
 from vision_zoo.trainer_facts import callbacks_of, steps_after, validates
 from vision_zoo.training import lightning_patches as patches
+from vision_zoo.training.processes import most_urgent
 from vision_zoo.training.run_folder import RunFolder
-from vision_zoo.training.signals import SignalWatch, StoppedBySignalError, most_urgent
 from vision_zoo.trust import foreign_packages, trusting
 
 
@@ -73,7 +74,7 @@ class Saving(CheckpointCallback):
         self.run, self.save_every_minutes = run, save_every_minutes
         self.best_score: float | None = None  # the lowest validation loss so far
         self.best_epoch: int | None = None  # None where nothing was validated
-        self._signals = SignalWatch()
+        self._signals = Signals(notes=True)
         self._ended_within = self._ends_after_step = False
         self._last_save = 0.0
 
@@ -190,8 +191,11 @@ class Saving(CheckpointCallback):
         if path == self.last:
             self._last_save = time.monotonic()
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back, and end for one that came after the last step had looked."""
+        self._signals.stop()
+        self._stop(most_urgent(self._signals.number, trainer))
+
+    def on_exception(self, *_: Any) -> None:
         """Give the signals back."""
         self._signals.stop()
-
-    on_exception = on_train_end

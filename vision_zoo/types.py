@@ -10,6 +10,12 @@ Config = dict[str, Any]
 ImageShape = tuple[int, int, int]
 """(channels, height, width) of one image. A plain tuple: named ones cannot be loaded with ``weights_only=True``."""
 
+ImageSize = int | tuple[int, int]
+"""The side of a square, or height and width, in pixels."""
+
+ValueRange = tuple[float, float]
+"""(low, high): the values that become 0 and 255 in images that are not 8 bits."""
+
 Split = Literal["train", "val", "test"]
 
 TTA = Literal["none", "flip", "shift", "flip+shift"]

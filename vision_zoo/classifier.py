@@ -24,7 +24,7 @@ from vision_zoo.schedules import CosineAnnealingLR, OneCycleLR, build_schedule
 from vision_zoo.specs import class_and_arguments, copyable, describe, options_of, without_downloads
 from vision_zoo.trainer_facts import steps_of_run
 from vision_zoo.transforms import views
-from vision_zoo.types import TTA, Batch, ImageShape
+from vision_zoo.types import TTA, Batch, ImageShape, ValueRange
 
 
 class Classifier(ScoredModule):
@@ -40,6 +40,8 @@ class Classifier(ScoredModule):
         class_names: a name for each logit.
         mean: one value, or one for each channel, of pixels scaled to [0, 1]; subtracted from the images.
         std: likewise, each above 0; the images are divided by it.
+        value_range: (low, high), the values that became 0 and 255 in training images that were not 8 bits, so that
+            predict reads others alike.
         optimizer: called with the parameters, such as torch.optim.Adam with an lr. Needed for training only.
         scheduler: learning rate schedule, called with the optimizer. T_max and total_steps may be left out: they are
             then the number of steps of the whole run, and the schedule moves with every step instead of every epoch.
@@ -68,6 +70,7 @@ class Classifier(ScoredModule):
         scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
         label_smoothing: float = 0.0,
         weights: str | None = None,
+        value_range: Sequence[float] | None = None,
     ) -> None:
         super().__init__(len(class_names))
         self.num_classes = len(class_names)
@@ -80,6 +83,7 @@ class Classifier(ScoredModule):
             "class_names": list(class_names),
             "mean": list(mean),
             "std": list(std),
+            "value_range": None if value_range is None else list(value_range),
             "optimizer": describe(optimizer),
             "scheduler": describe(scheduler),
             "label_smoothing": label_smoothing,
@@ -87,6 +91,7 @@ class Classifier(ScoredModule):
         self.save_hyperparameters(options, logger=False)
         self.image_shape: ImageShape = (image_shape[0], image_shape[1], image_shape[2])
         self.class_names = tuple(class_names)
+        self.value_range: ValueRange | None = None if value_range is None else (value_range[0], value_range[1])
         self.optimizer, self.scheduler = copyable(optimizer), copyable(scheduler)
         self.label_smoothing = label_smoothing
         self.backbone = build_backbone(backbone, self.image_shape, self.num_classes)

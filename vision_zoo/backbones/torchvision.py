@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from vision_zoo.errors import ConfigError, ImageShapeError, did_you_mean
+from vision_zoo.errors import ConfigError, ImageShapeError, did_you_mean, refuse
 from vision_zoo.types import ImageShape
 
 _RGB = 3
@@ -86,6 +86,8 @@ def _build(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
     options: dict[str, Any] = {"num_classes": num_classes}
     channels, height, width = image_shape
     if name.startswith("vit_"):
+        square = f"Torchvision: {name} takes square images only: set --data.image_size to one number, such as 224"
+        refuse(ImageShapeError, (height != width, square))
         options["image_size"] = height
     elif name.startswith("maxvit"):
         options["input_size"] = (height, width)

@@ -1,6 +1,8 @@
 """The command line as options and values, read once and never changed."""
 
+import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from vision_zoo.errors import ConfigError
@@ -18,7 +20,10 @@ class Argv:
 
     @classmethod
     def read(cls, words: Iterable[str]) -> "Argv":
-        """Read ``VERB --option value --option=value ...``; -c is --config. An option needs its value."""
+        """Read ``VERB --option value --option=value ...``; -c is --config. An option needs its value.
+
+        Several numbers after an option of a class are a list of them.
+        """
         verb, *rest = words
         options: list[tuple[str, str | None]] = []
         stray: list[str] = []
@@ -30,14 +35,15 @@ class Argv:
                 stray.append(word)
                 continue
             name, equals, value = word[2:].partition("=")
-            if equals:
-                options.append((name, value))
-            elif name in FLAGS:
+            if not equals and name in FLAGS:
                 options.append((name, None))
-            elif waiting and not waiting[-1].startswith("--"):
-                options.append((name, waiting.pop()))
-            else:
+                continue
+            if not equals and (not waiting or waiting[-1].startswith("--")):
                 raise ConfigError(f"--{name} needs a value")
+            values = [value if equals else waiting.pop()]
+            while "." in name and waiting and _is_number(values[0]) and _is_number(waiting[-1]):
+                values.append(waiting.pop())  # such as --data.image_size 96 128
+            options.append((name, values[0] if len(values) == 1 else f"[{', '.join(values)}]"))
         return cls(verb, tuple(options), tuple(stray))
 
     def values(self, *names: str) -> list[str]:
@@ -53,3 +59,9 @@ class Argv:
         out = set(names)
         kept = ((name, value) for name, value in self.options if name not in out)
         return [*(f"--{name}" if value is None else f"--{name}={value}" for name, value in kept), *self.stray]
+
+
+def _is_number(word: str) -> bool:
+    with suppress(ValueError):
+        return math.isfinite(float(word))
+    return False

@@ -2,24 +2,28 @@
 
 import contextlib
 import functools
+import math
 import mimetypes
 import os
 import struct
+import threading
+import warnings
 import zlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_png
 from torchvision.transforms.v2 import functional as TF
 
+from vision_zoo.data.values import Numbers, Pixels, to_8_bits
 from vision_zoo.errors import DataError
-from vision_zoo.types import ImageShape
+from vision_zoo.types import ImageShape, ValueRange
 
 Resize = Literal["crop", "squash", "pad"]
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 # What PIL raises for files that are damaged, truncated, too large or not images at all.
 UNREADABLE: tuple[type[Exception], ...] = (
@@ -28,7 +32,16 @@ UNREADABLE: tuple[type[Exception], ...] = (
     *(RuntimeError, ZeroDivisionError, AssertionError),  # of AVIF, broken metadata, and a PNG that lacks its palette
 )
 
-_ONE = 1.05  # full brightness of images of fractions, which may overshoot where they were sharpened or resized
+_LARGEST = 2**29  # pixels, after JPEG was reduced; 2 GiB in colour
+_LARGE = 2**27  # pixels of an image that is decoded while no other large one is
+_large_image = threading.Lock()
+
+PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 2**26)  # bytes; printers' colour profiles have 2**21
+for _order, _mode in (
+    (b"II", "F;64F"),
+    (b"MM", "F;64BF"),
+):  # as NumPy saves; PIL reads it, but not of TIFF
+    TiffImagePlugin.OPEN_INFO.setdefault((_order, 1, (3,), 1, (64,), ()), ("F", _mode))
 
 
 @functools.cache
@@ -49,7 +62,13 @@ def unreadable_extensions() -> frozenset[str]:
     return frozenset(ending for ending, kind in known.items() if kind.startswith("image/")) - image_extensions()
 
 
-def decode_image(path: str | Path, image_shape: ImageShape, resize: Resize = "crop", invert: bool = False) -> Tensor:
+def decode_image(
+    path: str | Path,
+    image_shape: ImageShape,
+    resize: Resize = "crop",
+    invert: bool = False,
+    value_range: ValueRange | None = None,
+) -> Tensor:
     """Read one image as uint8 (C, H, W) in [0, 255].
 
     Args:
@@ -57,12 +76,14 @@ def decode_image(path: str | Path, image_shape: ImageShape, resize: Resize = "cr
         image_shape: (channels, height, width) of the result; 1 channel is gray, 3 are RGB.
         resize: crop keeps the proportions and cuts the centre, pad keeps them and adds black, squash changes them.
         invert: turn dark into light; what pad adds stays black.
+        value_range: (low, high), the values that become 0 and 255 in an image that is not 8 bits; a classifier knows
+            that of its training images. By default the whole range of its type, 0 to 1 for floats.
 
     Raises:
         DataError: if the file is missing or cannot be decoded.
     """
     try:
-        return torch.from_numpy(decode(path, image_shape, resize, invert).copy())
+        return torch.from_numpy(decode(path, image_shape, resize, invert, value_range).copy())
     except UNREADABLE as error:
         message = f"{path} cannot be read as an image ({error}). Give a file in a common format such as PNG or JPEG"
         raise DataError(message) from error
@@ -74,17 +95,27 @@ def decoding_threads(processes: int = 1) -> int:
     return max(1, min(processors // processes, 16))
 
 
-def decode(path: str | Path, image_shape: ImageShape, resize: Resize, invert: bool = False) -> Pixels:
+def decode(
+    path: str | Path,
+    image_shape: ImageShape,
+    resize: Resize,
+    invert: bool = False,
+    value_range: ValueRange | None = None,
+) -> Pixels:
     """As `decode_image`, to NumPy; raises what PIL raises, see `UNREADABLE`."""
     channels, height, width = image_shape
-    with Image.open(path) as opened:
+    with _open(path) as opened:
         longer = 2 * max(width, height)
         opened.draft("RGB", (longer, longer))  # JPEG only: skips detail that the resize throws away
-        wide = opened.format in ("PNG", "PPM") and opened.mode != "F"  # there PIL's 32-bit mode means 16 bit
-        opened.load()
-        with contextlib.suppress(*UNREADABLE):  # broken metadata, which are written anew after the image is turned
-            ImageOps.exif_transpose(opened, in_place=True)
-        image = _to_mode(opened, "L" if channels == 1 else "RGB", wide)
+        with _large_image if math.prod(opened.size) > _LARGE else contextlib.nullcontext():
+            _check_size(opened)
+            values = _values(opened)
+            if values is None:
+                opened.load()
+            image = opened if values is None else _to_8_bit_image(values, opened, value_range)
+            with contextlib.suppress(*UNREADABLE):  # broken metadata, which are written anew after the image is turned
+                ImageOps.exif_transpose(image, in_place=True)
+            image = _to_mode(image, "L" if channels == 1 else "RGB")
     image = ImageOps.invert(image) if invert else image
     size, bilinear = (width, height), Image.Resampling.BILINEAR  # PIL's bilinear is antialiased when it shrinks
     if resize == "squash":
@@ -109,23 +140,87 @@ def resize_images(images: Tensor, image_shape: ImageShape) -> Tensor:
     return resized
 
 
-def _to_mode(image: Image.Image, mode: str, wide: bool) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        image = Image.fromarray(_to_8_bit(image, wide))
+def read_values(path: str | Path) -> Numbers | None:
+    """The pixels of an image that is not 8 bits, see `_values`, without opacity; raises what PIL raises."""
+    with _open(path) as opened:
+        _check_size(opened)
+        values = _values(opened)
+        return values if values is None or values.ndim == 2 else values[..., : {2: 1}.get(values.shape[2], 3)]
+
+
+def _open(path: str | Path) -> ImageFile.ImageFile:
+    """Open an image of any size, of which nothing is decoded yet."""
+    try:
+        return Image.open(path)
+    except Image.DecompressionBombError:
+        with Path(path).open("rb") as file:
+            begin = file.read(16)
+        kinds: list[Any] = [Image.OPEN[name] for name in Image.ID]
+        return next(cast(ImageFile.ImageFile, kind(path)) for kind, accept in kinds if accept and accept(begin) is True)
+
+
+def _check_size(image: ImageFile.ImageFile) -> None:
+    """Refuse an image that would fill the memory."""
+    if (pixels := math.prod(image.size)) > _LARGEST:
+        way_out = "make it smaller, or save it as JPEG, which is read at a reduced size"
+        raise Image.DecompressionBombError(
+            f"Image size ({pixels} pixels) exceeds limit of {_LARGEST} pixels: {way_out}"
+        )
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
-def _to_8_bit(image: Image.Image, wide: bool) -> Pixels:
-    """Gray of more than 8 bit to 8 bit, scaled; PIL's own conversion would clip at 255."""
-    values = np.asarray(image).astype(np.float64)
-    largest = values.max(initial=0)
-    if np.isnan(largest):
-        raise ValueError("some of its pixels are not numbers")
-    if image.mode == "F" and largest <= _ONE:
-        values = values * 255
-    elif wide or image.mode.startswith("I;16") or largest > 255:
-        values = values / 257  # 65535 -> 255
-    return values.round().clip(0, 255).astype(np.uint8)
+def _to_8_bit_image(values: Numbers, opened: ImageFile.ImageFile, value_range: ValueRange | None) -> Image.Image:
+    """Values as an image of 8 bits, which is still to be turned as the opened one says."""
+    pixels = to_8_bits(values, value_range)
+    if values.ndim == 3 and values.shape[2] in (2, 4):
+        pixels[..., -1] = values[..., -1] // 257  # opacity, of 16 bits, has a range of its own
+    image, exif, orientation = Image.fromarray(pixels), Image.Exif(), ExifTags.Base.Orientation
+    with contextlib.suppress(*UNREADABLE):
+        exif[orientation] = opened.getexif()[orientation]
+        image.info["exif"] = exif.tobytes()
+    return image
+
+
+def _values(image: ImageFile.ImageFile) -> Numbers | None:
+    """The pixels of an image that is not 8 bits, (H, W) or (H, W, C), in the type of its file; None of one that is."""
+    mode, format_ = image.mode, image.format
+    if mode in ("RGB", "RGBA") and format_ in ("PNG", "TIFF", "PPM") and image.tile:
+        return _values_in_colour(image)
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    bits, signed = tags.get(258, (8,))[0], tags.get(339, (1,))[0] == 2
+    if mode[0] not in "IF" and not (mode == "L" and signed):
+        return None
+    image.load()
+    values = np.asarray(image)
+    if mode == "I" and format_ in ("PNG", "PPM"):
+        return values.astype(np.uint16)  # which PIL keeps in 32 bits
+    return values.astype(f"{'ui'[signed]}{bits // 8}") if mode in ("I", "L") and tags else values  # as above; and signs
+
+
+def _values_in_colour(image: ImageFile.ImageFile) -> Numbers | None:
+    """The same of an image in colour, of whose 16 bits PIL keeps the upper 8."""
+    tiles: list[Any] = list(image.tile)
+    rawmode, most = (*tiles[0][3], 0)[:2] if isinstance(tiles[0][3], tuple) else (tiles[0][3], 0)
+    path, is_ppm = Path(os.fsdecode(image.filename)), image.format == "PPM"
+    if ";16" not in rawmode and not (is_ppm and most > 255):
+        return None
+    if image.format == "PNG":
+        content = torch.from_numpy(np.fromfile(path, np.uint8))
+        return np.asarray(decode_png(content, ImageReadMode.UNCHANGED).permute(1, 2, 0))  # (H, W, 2 to 4)
+    values = np.empty((image.height, image.width, len(image.mode)), np.uint16)
+    for codec, (left, top, right, bottom), offset, args in tiles:
+        part = values[top:bottom, left:right]
+        whole = is_ppm or args[1] in (0, part.shape[1] * part.shape[2] * 2)  # bytes of a row
+        if codec not in ("raw", "ppm") or not whole or rawmode.partition(";")[0] != image.mode:
+            warnings.warn("of 16-bit colour in compressed TIFF files the upper 8 bits are read", stacklevel=2)
+            image.load()
+            return np.asarray(image).astype(np.uint16) * 257
+        order = "<" if rawmode.endswith("L") else ">"
+        part[:] = np.fromfile(path, f"{order}u2", part.size, offset=offset).reshape(part.shape)
+    return (values * (65535 / most)).round().astype(np.uint16) if is_ppm else values

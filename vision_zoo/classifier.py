@@ -40,12 +40,11 @@ class Classifier(ScoredModule):
         class_names: a name for each logit.
         mean: one value, or one for each channel, of pixels scaled to [0, 1]; subtracted from the images.
         std: likewise, each above 0; the images are divided by it.
-        value_range: (low, high), the values that became 0 and 255 in training images that were not 8 bits, so that
-            predict reads others alike.
         optimizer: called with the parameters, such as torch.optim.Adam with an lr. Needed for training only.
         scheduler: learning rate schedule, called with the optimizer. T_max and total_steps may be left out: they are
             then the number of steps of the whole run, and the schedule moves with every step instead of every epoch.
         label_smoothing: of the training loss, in [0, 1).
+        value_range: the values that became 0 and 255 in training images that were not 8 bits, for predict.
         weights: file with the backbone's weights to start from: a checkpoint, or a state dict of torch.save or
             safetensors.
 
@@ -83,7 +82,7 @@ class Classifier(ScoredModule):
             "class_names": list(class_names),
             "mean": list(mean),
             "std": list(std),
-            "value_range": None if value_range is None else list(value_range),
+            "value_range": list(value_range) if value_range else None,
             "optimizer": describe(optimizer),
             "scheduler": describe(scheduler),
             "label_smoothing": label_smoothing,
@@ -91,7 +90,7 @@ class Classifier(ScoredModule):
         self.save_hyperparameters(options, logger=False)
         self.image_shape: ImageShape = (image_shape[0], image_shape[1], image_shape[2])
         self.class_names = tuple(class_names)
-        self.value_range: ValueRange | None = None if value_range is None else (value_range[0], value_range[1])
+        self.value_range: ValueRange = (value_range[0], value_range[1]) if value_range else None
         self.optimizer, self.scheduler = copyable(optimizer), copyable(scheduler)
         self.label_smoothing = label_smoothing
         self.backbone = build_backbone(backbone, self.image_shape, self.num_classes)

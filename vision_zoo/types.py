@@ -10,11 +10,8 @@ Config = dict[str, Any]
 ImageShape = tuple[int, int, int]
 """(channels, height, width) of one image. A plain tuple: named ones cannot be loaded with ``weights_only=True``."""
 
-ImageSize = int | tuple[int, int]
-"""The side of a square, or height and width, in pixels."""
-
-ValueRange = tuple[float, float]
-"""(low, high): the values that become 0 and 255 in images that are not 8 bits."""
+ValueRange = tuple[float, float] | None
+"""The values that become 0 and 255 in images that are not 8 bits; None where all images are."""
 
 Split = Literal["train", "val", "test"]
 

@@ -1,12 +1,12 @@
 """The command line as options and values, read once and never changed."""
 
-import math
+import re
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from vision_zoo.errors import ConfigError
 
+_NUMBERS = re.compile(r"[-+\d.e\[\], ]*\d[-+\d.e\[\], ]*")
 FLAGS = ("help", "help_all", "print_config")  # which may stand without a value
 
 
@@ -22,7 +22,7 @@ class Argv:
     def read(cls, words: Iterable[str]) -> "Argv":
         """Read ``VERB --option value --option=value ...``; -c is --config. An option needs its value.
 
-        Several numbers after an option of a class are a list of them.
+        Numbers that follow the number of a dotted option, such as --data.image_size 96 128, make it a list.
         """
         verb, *rest = words
         options: list[tuple[str, str | None]] = []
@@ -32,18 +32,20 @@ class Argv:
             word = waiting.pop()
             word = "--config" if word == "-c" else word
             if not word.startswith("--") or word == "--":
-                stray.append(word)
+                if options and "." in options[-1][0] and _NUMBERS.fullmatch(f"{options[-1][1]} {word}"):
+                    options[-1] = (options[-1][0], f"[{(options[-1][1] or '').strip('[]')}, {word}]")
+                else:
+                    stray.append(word)
                 continue
             name, equals, value = word[2:].partition("=")
-            if not equals and name in FLAGS:
+            if equals:
+                options.append((name, value))
+            elif name in FLAGS:
                 options.append((name, None))
-                continue
-            if not equals and (not waiting or waiting[-1].startswith("--")):
+            elif waiting and not waiting[-1].startswith("--"):
+                options.append((name, waiting.pop()))
+            else:
                 raise ConfigError(f"--{name} needs a value")
-            values = [value if equals else waiting.pop()]
-            while "." in name and waiting and _is_number(values[0]) and _is_number(waiting[-1]):
-                values.append(waiting.pop())  # such as --data.image_size 96 128
-            options.append((name, values[0] if len(values) == 1 else f"[{', '.join(values)}]"))
         return cls(verb, tuple(options), tuple(stray))
 
     def values(self, *names: str) -> list[str]:
@@ -59,9 +61,3 @@ class Argv:
         out = set(names)
         kept = ((name, value) for name, value in self.options if name not in out)
         return [*(f"--{name}" if value is None else f"--{name}={value}" for name, value in kept), *self.stray]
-
-
-def _is_number(word: str) -> bool:
-    with suppress(ValueError):
-        return math.isfinite(float(word))
-    return False

@@ -18,7 +18,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vision_zoo.building import without_random_weights
-from vision_zoo.checkpoints import FACTS, find_checkpoint
+from vision_zoo.checkpoints import find_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.cli.commands import SHARED
 from vision_zoo.cli.layers import SECTIONS, Request
@@ -84,7 +84,7 @@ class Parser(LightningCLI):
             parser.add_argument(f"--{name}", type=str | list[str] | None, help=SHARED[name].text)
         if "model" in SECTIONS[self.verb]:
             stored = self.checkpoint.content["hyper_parameters"] if self.checkpoint else {}
-            for name in FACTS:
+            for name in ("image_shape", "class_names", "mean", "std", "value_range"):
                 fact = partial(_fact, name, stored)
                 parser.link_arguments("data", f"model.{name}", compute_fn=fact, apply_on="instantiate")
 
@@ -143,10 +143,9 @@ class Parser(LightningCLI):
             self.config_init = self.parser.instantiate_classes(self.config)
         self.datamodule, self.model = self.config_init.get("data"), self.config_init.get("model")
         self.options = {name: self.config_init.get(name) for name in self._own_options}
-        if self.checkpoint is None or self.model is None:
-            return
-        self.datamodule.value_range = self.model.value_range
-        if self.verb == "fit":
+        if self.checkpoint is not None and self.model is not None:
+            self.datamodule.value_range = self.model.value_range
+        if self.checkpoint is None or self.model is None or self.verb == "fit":
             return
         try:
             self.model.load_state_dict(self.checkpoint.content["state_dict"])
@@ -191,6 +190,6 @@ def _note(text: str) -> None:
 
 def _fact(name: str, stored: Mapping[str, Any], data: ImageDataModule) -> Any:
     """What a checkpoint knows of the images, else what the data say."""
-    unknown = stored.get(name) is None and not (stored and name == "value_range")  # a network of 8 bits has none
+    unknown = stored.get(name) is None and not (stored and name == "value_range")  # None where all images were 8 bits
     value: Any = getattr(data, name) if unknown else stored.get(name)
     return tuple(value) if name == "image_shape" else list(value) if isinstance(value, tuple) else value

@@ -17,8 +17,6 @@ from vision_zoo.types import Config
 
 # These decide nothing about a run: where the data lie, who reads them, and which weights it began with.
 MAY_DIFFER = ("data.root", "data.path", "data.num_workers", "model.weights", "model.backbone.weights")
-# What a network keeps of the images that it was trained with, whatever these options say.
-IGNORED = ("data.mean", "data.std", "data.image_size", "data.value_range")
 # Options of the trainer that decide how many steps a run has.
 LENGTHS = ("max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches", "overfit_batches")
 
@@ -64,7 +62,8 @@ def changes(checkpoint: Checkpoint, config: Config, verb: str) -> list[str]:
         short = name.replace("init_args.", "")
         shown = short.removesuffix(".class_path")
         if name.split(".")[0] in ("seed_everything", "model", "data") and short not in MAY_DIFFER:
-            ignored = ", ignored: the network keeps its own" * (shown in IGNORED)
+            kept = shown in ("data.mean", "data.std", "data.image_size", "data.value_range")
+            ignored = ", ignored: the network keeps its own" * kept
             found[shown] = f"--{shown}: {stored.get(name)} -> {now.get(name)}{ignored}"
     if verb != "fit":
         lines = [f"changed against the checkpoint: {change}" for change in found.values()]

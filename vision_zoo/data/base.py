@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from vision_zoo.data.decode import UNREADABLE, decoding_threads, resize_images
-from vision_zoo.data.facts import per_channel, sides
+from vision_zoo.data.facts import per_channel
 from vision_zoo.data.fetch import DOWNLOAD_ERRORS, fetch
 from vision_zoo.data.loaders import Loader, fetch_all
 from vision_zoo.data.sources import Files, InMemory, Source
@@ -23,7 +23,7 @@ from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, Inpu
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path, plain
 from vision_zoo.transforms import apply_transforms, check_transforms
-from vision_zoo.types import Batch, ImageShape, ImageSize, LabelledImages, Split, ValueRange
+from vision_zoo.types import Batch, ImageShape, LabelledImages, Split, ValueRange
 
 NO_NETWORK_NEEDED = "or use the images that need no network: --data MNIST5k"
 # What readers of arrays, archives and pickles raise about damaged files, as those of images do.
@@ -77,7 +77,7 @@ class ImageDataModule(LightningDataModule):
         image_shape: (channels, height, width) of every image.
         mean: mean of each channel of the training images, in [0, 1].
         std: standard deviation of each channel of the training images, in [0, 1].
-        value_range: (low, high), the values that became 0 and 255 in images that are not 8 bits; None where all are.
+        value_range: the values that become 0 and 255 in images that are not 8 bits; None where all are 8 bits.
         note: how the files that were read differ from the published ones; empty where they do not, or it is not known.
         has_val: whether `load` knows a split "val", so that none is cut from train.
         has_test: whether there are test images.
@@ -88,7 +88,7 @@ class ImageDataModule(LightningDataModule):
     image_shape: ImageShape
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    value_range: ValueRange | None = None
+    value_range: ValueRange = None
     note: str = ""
     has_val: bool = False
     has_test: bool = True
@@ -107,7 +107,7 @@ class ImageDataModule(LightningDataModule):
         batch_size: int = 128,
         val_split: int | float = 0.1,
         seed: int = 0,
-        image_size: ImageSize | None = None,
+        image_size: int | tuple[int, int] | None = None,
         augmentation: list[nn.Module] | None = None,
         num_workers: int | None = None,
         mean: list[float] | None = None,
@@ -120,15 +120,16 @@ class ImageDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.val_split = val_split
         self.seed = seed
-        self.image_size = None if image_size is None else sides(image_size)  # (height, width)
+        self.image_size: Any = image_size
         self.augmentation = list(augmentation or [])
         self.num_workers = num_workers
         self.shuffle = shuffle
         self._subsets: dict[Split, Subset] = {}
-        for name, least in {"batch_size": 1, "seed": 0, "num_workers": 0}.items():
+        for name, least in {"batch_size": 1, "image_size": 1, "seed": 0, "num_workers": 0}.items():
             value = getattr(self, name)
-            small = value is not None and value < least
+            small = value is not None and min(value if isinstance(value, Sequence) else [value]) < least
             refuse(ConfigError, (small, f"--data.{name} must be at least {least}, got {value}"))
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size  # (height, width)
         for it in self.augmentation:  # such as the description in a checkpoint, which Lightning passes on
             message = f"--data.augmentation: {it} cannot be applied to images; give a module"
             refuse(ConfigError, (not callable(it), message))

@@ -6,17 +6,16 @@ import math
 import mimetypes
 import os
 import struct
-import threading
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_png
+from torchvision.io import decode_png
 from torchvision.transforms.v2 import functional as TF
 
 from vision_zoo.data.values import Numbers, Pixels, to_8_bits
@@ -33,14 +32,8 @@ UNREADABLE: tuple[type[Exception], ...] = (
 )
 
 _LARGEST = 2**29  # pixels, after JPEG was reduced; 2 GiB in colour
-_LARGE = 2**27  # pixels of an image that is decoded while no other large one is
-_large_image = threading.Lock()
-
-PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 2**26)  # bytes; printers' colour profiles have 2**21
-for _order, _mode in (
-    (b"II", "F;64F"),
-    (b"MM", "F;64BF"),
-):  # as NumPy saves; PIL reads it, but not of TIFF
+PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 2**26)  # bytes; colour profiles of printers are long
+for _order, _mode in ((b"II", "F;64F"), (b"MM", "F;64BF")):  # as NumPy saves; PIL reads it, but not of TIFF
     TiffImagePlugin.OPEN_INFO.setdefault((_order, 1, (3,), 1, (64,), ()), ("F", _mode))
 
 
@@ -67,7 +60,7 @@ def decode_image(
     image_shape: ImageShape,
     resize: Resize = "crop",
     invert: bool = False,
-    value_range: ValueRange | None = None,
+    value_range: ValueRange = None,
 ) -> Tensor:
     """Read one image as uint8 (C, H, W) in [0, 255].
 
@@ -76,8 +69,8 @@ def decode_image(
         image_shape: (channels, height, width) of the result; 1 channel is gray, 3 are RGB.
         resize: crop keeps the proportions and cuts the centre, pad keeps them and adds black, squash changes them.
         invert: turn dark into light; what pad adds stays black.
-        value_range: (low, high), the values that become 0 and 255 in an image that is not 8 bits; a classifier knows
-            that of its training images. By default the whole range of its type, 0 to 1 for floats.
+        value_range: the values that become 0 and 255 in an image that is not 8 bits, such as a classifier's
+            value_range. By default the whole range of its type, 0 to 1 for floats.
 
     Raises:
         DataError: if the file is missing or cannot be decoded.
@@ -96,26 +89,19 @@ def decoding_threads(processes: int = 1) -> int:
 
 
 def decode(
-    path: str | Path,
-    image_shape: ImageShape,
-    resize: Resize,
-    invert: bool = False,
-    value_range: ValueRange | None = None,
+    path: str | Path, image_shape: ImageShape, resize: Resize, invert: bool = False, value_range: ValueRange = None
 ) -> Pixels:
     """As `decode_image`, to NumPy; raises what PIL raises, see `UNREADABLE`."""
     channels, height, width = image_shape
-    with _open(path) as opened:
-        longer = 2 * max(width, height)
-        opened.draft("RGB", (longer, longer))  # JPEG only: skips detail that the resize throws away
-        with _large_image if math.prod(opened.size) > _LARGE else contextlib.nullcontext():
-            _check_size(opened)
-            values = _values(opened)
-            if values is None:
-                opened.load()
-            image = opened if values is None else _to_8_bit_image(values, opened, value_range)
+    with _open(path, 2 * max(width, height)) as opened:
+        values = _values_in_colour(opened)
+        if values is None:
+            opened.load()
             with contextlib.suppress(*UNREADABLE):  # broken metadata, which are written anew after the image is turned
-                ImageOps.exif_transpose(image, in_place=True)
-            image = _to_mode(image, "L" if channels == 1 else "RGB")
+                ImageOps.exif_transpose(opened, in_place=True)
+            values = _gray_values(opened)
+        image = opened if values is None else Image.fromarray(to_8_bits(values, value_range))
+        image = _to_mode(image, "L" if channels == 1 else "RGB")
     image = ImageOps.invert(image) if invert else image
     size, bilinear = (width, height), Image.Resampling.BILINEAR  # PIL's bilinear is antialiased when it shrinks
     if resize == "squash":
@@ -141,31 +127,27 @@ def resize_images(images: Tensor, image_shape: ImageShape) -> Tensor:
 
 
 def read_values(path: str | Path) -> Numbers | None:
-    """The pixels of an image that is not 8 bits, see `_values`, without opacity; raises what PIL raises."""
-    with _open(path) as opened:
-        _check_size(opened)
-        values = _values(opened)
-        return values if values is None or values.ndim == 2 else values[..., : {2: 1}.get(values.shape[2], 3)]
+    """The pixels of an image that is not 8 bits, (H, W) or (H, W, 3), in its own type; raises what PIL raises."""
+    with _open(path, 1) as opened:
+        values = _values_in_colour(opened)
+        return _gray_values(opened) if values is None else values
 
 
-def _open(path: str | Path) -> ImageFile.ImageFile:
-    """Open an image of any size, of which nothing is decoded yet."""
+def _open(path: str | Path, longer: int) -> Any:
+    """Open an image of any size, of which `longer` pixels a side will do; one that would fill the memory is refused."""
+    opened: Any
     try:
-        return Image.open(path)
+        opened = Image.open(path)
     except Image.DecompressionBombError:
-        with Path(path).open("rb") as file:
-            begin = file.read(16)
-        kinds: list[Any] = [Image.OPEN[name] for name in Image.ID]
-        return next(cast(ImageFile.ImageFile, kind(path)) for kind, accept in kinds if accept and accept(begin) is True)
-
-
-def _check_size(image: ImageFile.ImageFile) -> None:
-    """Refuse an image that would fill the memory."""
-    if (pixels := math.prod(image.size)) > _LARGEST:
+        begin, kinds = np.fromfile(path, np.uint8, 16).tobytes(), list[Any](map(Image.OPEN.get, Image.ID))
+        if not (fitting := [kind for kind, fits in kinds if fits and fits(begin) is True]):
+            raise
+        opened = fitting[0](path)
+    opened.draft("RGB", (longer, longer))  # JPEG only: skips detail that the resize throws away
+    if (pixels := math.prod(opened.size)) > _LARGEST:
         way_out = "make it smaller, or save it as JPEG, which is read at a reduced size"
-        raise Image.DecompressionBombError(
-            f"Image size ({pixels} pixels) exceeds limit of {_LARGEST} pixels: {way_out}"
-        )
+        raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {_LARGEST}: {way_out}")
+    return opened
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -175,52 +157,29 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _to_8_bit_image(values: Numbers, opened: ImageFile.ImageFile, value_range: ValueRange | None) -> Image.Image:
-    """Values as an image of 8 bits, which is still to be turned as the opened one says."""
-    pixels = to_8_bits(values, value_range)
-    if values.ndim == 3 and values.shape[2] in (2, 4):
-        pixels[..., -1] = values[..., -1] // 257  # opacity, of 16 bits, has a range of its own
-    image, exif, orientation = Image.fromarray(pixels), Image.Exif(), ExifTags.Base.Orientation
-    with contextlib.suppress(*UNREADABLE):
-        exif[orientation] = opened.getexif()[orientation]
-        image.info["exif"] = exif.tobytes()
-    return image
-
-
-def _values(image: ImageFile.ImageFile) -> Numbers | None:
-    """The pixels of an image that is not 8 bits, (H, W) or (H, W, C), in the type of its file; None of one that is."""
-    mode, format_ = image.mode, image.format
-    if mode in ("RGB", "RGBA") and format_ in ("PNG", "TIFF", "PPM") and image.tile:
-        return _values_in_colour(image)
-    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-    bits, signed = tags.get(258, (8,))[0], tags.get(339, (1,))[0] == 2
-    if mode[0] not in "IF" and not (mode == "L" and signed):
+def _gray_values(image: Any) -> Numbers | None:
+    """The pixels of a gray image that is not 8 bits, (H, W), in the type of its file; PIL knows fewer types."""
+    tags = getattr(image, "tag_v2", {})  # of TIFF
+    bits, signed = tags.get(258, (16,))[0], tags.get(339, (1,))[0] == 2
+    if image.mode[0] not in "IF" and not (image.mode == "L" and signed):
         return None
-    image.load()
+    of_16 = image.mode == "I" and image.format in ("PNG", "PPM")
     values = np.asarray(image)
-    if mode == "I" and format_ in ("PNG", "PPM"):
-        return values.astype(np.uint16)  # which PIL keeps in 32 bits
-    return values.astype(f"{'ui'[signed]}{bits // 8}") if mode in ("I", "L") and tags else values  # as above; and signs
+    return values.astype(f"{'ui'[signed]}{bits // 8}") if of_16 or (tags and image.mode in "IL") else values
 
 
-def _values_in_colour(image: ImageFile.ImageFile) -> Numbers | None:
-    """The same of an image in colour, of whose 16 bits PIL keeps the upper 8."""
-    tiles: list[Any] = list(image.tile)
-    rawmode, most = (*tiles[0][3], 0)[:2] if isinstance(tiles[0][3], tuple) else (tiles[0][3], 0)
-    path, is_ppm = Path(os.fsdecode(image.filename)), image.format == "PPM"
-    if ";16" not in rawmode and not (is_ppm and most > 255):
+def _values_in_colour(image: Any) -> Numbers | None:
+    """The pixels of an image of 16 bits in colour, uint16 (H, W, 3), of which PIL keeps the upper 8 bits."""
+    if image.mode != "RGB" or not image.tile or "RGB;16" not in str(image.tile[0]):
         return None
+    path, tiles = image.filename, image.tile
     if image.format == "PNG":
         content = torch.from_numpy(np.fromfile(path, np.uint8))
-        return np.asarray(decode_png(content, ImageReadMode.UNCHANGED).permute(1, 2, 0))  # (H, W, 2 to 4)
-    values = np.empty((image.height, image.width, len(image.mode)), np.uint16)
-    for codec, (left, top, right, bottom), offset, args in tiles:
-        part = values[top:bottom, left:right]
-        whole = is_ppm or args[1] in (0, part.shape[1] * part.shape[2] * 2)  # bytes of a row
-        if codec not in ("raw", "ppm") or not whole or rawmode.partition(";")[0] != image.mode:
-            warnings.warn("of 16-bit colour in compressed TIFF files the upper 8 bits are read", stacklevel=2)
-            image.load()
-            return np.asarray(image).astype(np.uint16) * 257
-        order = "<" if rawmode.endswith("L") else ">"
-        part[:] = np.fromfile(path, f"{order}u2", part.size, offset=offset).reshape(part.shape)
-    return (values * (65535 / most)).round().astype(np.uint16) if is_ppm else values
+        return np.asarray(decode_png(content, apply_exif_orientation=True).permute(1, 2, 0))
+    turned = image.tag_v2.get(274, 1) != 1
+    if turned or any(codec != "raw" or left or right < image.width for codec, (left, _, right, _), *_ in tiles):
+        warnings.warn("of 16-bit colour in compressed or turned TIFF files the upper 8 bits are read", stacklevel=2)
+        return np.asarray(image).astype(np.uint16) * 257
+    kind = "<u2" if "16L" in str(tiles[0]) else ">u2"
+    rows = [np.fromfile(path, kind, (y1 - y0) * 3 * image.width, offset=at) for _, (_, y0, _, y1), at, _ in tiles]
+    return np.concatenate(rows).reshape(image.height, image.width, 3)

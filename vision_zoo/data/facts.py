@@ -18,20 +18,6 @@ def lazy(compute: Callable[[Any], T]) -> T:
     return cast(T, cached_property(compute))
 
 
-def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width, in pixels, of what image_size says: a number is the side of a square."""
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    refuse(
-        ConfigError, (min(height, width) < 1, f"--data.image_size must be at least 1, got {size_words(height, width)}")
-    )
-    return height, width
-
-
-def size_words(height: int, width: int) -> str:
-    """The words of image_size on the command line."""
-    return f"{height}" if height == width else f"{height} {width}"
-
-
 def per_channel(option: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
     """Return one value per channel, or refuse the list by its name on the command line."""
     count = f"--data.{option} has {len(values)} values, but the images have {channels} channel(s)"

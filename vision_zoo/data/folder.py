@@ -11,13 +11,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from vision_zoo.data.decode import UNREADABLE, Resize, image_extensions, read_values, unreadable_extensions
-from vision_zoo.data.facts import lazy, sides
+from vision_zoo.data.facts import lazy
 from vision_zoo.data.own import OwnImages
 from vision_zoo.data.sources import Files, InMemory, Source
 from vision_zoo.data.splits import is_everything, places_by_name, split_by_place, stratified_split
 from vision_zoo.data.values import LOOKED_AT, Numbers
 from vision_zoo.errors import DataError, DatasetNotFoundError, refuse
-from vision_zoo.types import ImageSize, LabelledImages, Split
+from vision_zoo.types import LabelledImages, Split
 
 _IN_MEMORY = 2**30  # bytes of decoded images
 _SPLIT_NAMES = {"val", "valid", "validation", "test"}  # what people call the parts beside train
@@ -49,19 +49,18 @@ class ImageFolder(OwnImages):
         self,
         root: str = "data",
         *,
-        image_size: ImageSize | None = 224,
+        image_size: int | tuple[int, int] | None = 224,
         channels: Literal[1, 3] = 3,
         resize: Resize = "crop",
         strict: bool = False,
         in_memory: bool | None = None,
         **options: Any,
     ) -> None:
-        size = 224 if image_size is None else image_size
-        self.image_shape = (channels, *sides(size))
         self.resize = resize
         self.strict = strict
         self.in_memory = in_memory
-        super().__init__(root=root, image_size=size, **options)
+        super().__init__(root=root, image_size=224 if image_size is None else image_size, **options)
+        self.image_shape = (channels, *self.image_size)
 
     @lazy
     def class_names(self) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ class Files(Source):
     image_shape: ImageShape  # of every decoded image
     resize: Resize = "crop"  # see `decode_image`
     strict: bool = False  # refuse files that cannot be decoded instead of leaving them out
-    value_range: ValueRange | None = None  # see `decode_image`
+    value_range: ValueRange = None  # see `decode_image`
     _reported: set[str] = field(default_factory=set)
 
     def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:

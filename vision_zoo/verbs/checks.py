@@ -9,7 +9,6 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.data.facts import size_words
 from vision_zoo.errors import CheckpointError, ConfigError, did_you_mean, refuse
 from vision_zoo.specs import listed
 from vision_zoo.trainer_facts import callbacks_of
@@ -100,8 +99,8 @@ def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
     name, option, place = type(datamodule).__name__, _option_of(datamodule), data_place(datamodule)
     channels, height, width = model.image_shape
     turns = "" if datamodule.image_shape[0] == channels else f"--data.channels {channels} "
-    can_turn = not turns or "channels" in datamodule.hparams
-    resize = f"set {turns}--data.image_size {size_words(height, width)}" if can_turn else "choose another --data"
+    can_turn, size = not turns or "channels" in datamodule.hparams, f"{height}{f' {width}' * (width != height)}"
+    resize = f"set {turns}--data.image_size {size}" if can_turn else "choose another --data"
 
     ours, theirs = model.class_names, tuple(datamodule.class_names)
     where, other = "", f"choose another {option}"

@@ -115,8 +115,8 @@ def export_model(
 def _metadata(model: Classifier, datamodule: ImageDataModule | None, checkpoint: Checkpoint) -> Metadata:
     """What a program needs besides the weights; lists as JSON."""
     hparams, channels = model.hparams, model.image_shape[0]
-    facts = {"class_names": model.class_names, "image_shape": model.image_shape, "value_range": model.value_range}
-    values: dict[str, Any] = {name: fact for name, fact in facts.items() if fact is not None}
+    values: dict[str, Any] = {"class_names": model.class_names, "image_shape": model.image_shape}
+    values |= {"value_range": model.value_range} if model.value_range else {}
     for name in ("mean", "std"):
         values[name] = torch.tensor(hparams[name], dtype=torch.float64).expand(channels).tolist()
     return {

@@ -86,8 +86,6 @@ def _build(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
     options: dict[str, Any] = {"num_classes": num_classes}
     channels, height, width = image_shape
     if name.startswith("vit_"):
-        square = f"Torchvision: {name} takes square images only: set --data.image_size to one number, such as 224"
-        refuse(ImageShapeError, (height != width, square))
         options["image_size"] = height
     elif name.startswith("maxvit"):
         options["input_size"] = (height, width)
@@ -95,6 +93,7 @@ def _build(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
         # Their pretrained weights expect [-1, 1]; colour images normalised by ImageNet's mean are brought there.
         options |= {"aux_logits": False, "init_weights": True, "transform_input": channels == _RGB}
     try:
+        refuse(ValueError, (name.startswith("vit_") and height != width, "it takes square ones"))
         return models.get_model(name, weights=None, **options)
     except (ValueError, AssertionError) as error:  # of one that is built for the size of the images
         answer = " ".join(str(error).split())

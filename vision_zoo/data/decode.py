@@ -2,20 +2,18 @@
 
 import contextlib
 import functools
-import math
 import mimetypes
 import os
 import struct
-import warnings
+import sys
 import zlib
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin
+from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 from torch import Tensor
-from torchvision.io import decode_png
 from torchvision.transforms.v2 import functional as TF
 
 from vision_zoo.data.values import Numbers, Pixels, to_8_bits
@@ -31,7 +29,8 @@ UNREADABLE: tuple[type[Exception], ...] = (
     *(RuntimeError, ZeroDivisionError, AssertionError),  # of AVIF, broken metadata, and a PNG that lacks its palette
 )
 
-_LARGEST = 2**29  # pixels, after JPEG was reduced; 2 GiB in colour
+# PIL refuses images of twice as many pixels: here those of 2 GiB in colour.
+Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS and max(Image.MAX_IMAGE_PIXELS, 2**28)
 PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 2**26)  # bytes; colour profiles of printers are long
 for _order, _mode in ((b"II", "F;64F"), (b"MM", "F;64BF")):  # as NumPy saves; PIL reads it, but not of TIFF
     TiffImagePlugin.OPEN_INFO.setdefault((_order, 1, (3,), 1, (64,), ()), ("F", _mode))
@@ -94,13 +93,10 @@ def decode(
     """As `decode_image`, to NumPy; raises what PIL raises, see `UNREADABLE`."""
     channels, height, width = image_shape
     with _open(path, 2 * max(width, height)) as opened:
-        values = _values_in_colour(opened)
-        if values is None:
-            opened.load()
-            with contextlib.suppress(*UNREADABLE):  # broken metadata, which are written anew after the image is turned
-                ImageOps.exif_transpose(opened, in_place=True)
-            values = _gray_values(opened)
-        image = opened if values is None else Image.fromarray(to_8_bits(values, value_range))
+        values = _values(opened, path)
+        image = _upright(opened) if values is None else Image.fromarray(to_8_bits(values, value_range))
+        if values is not None and opened.mode == "RGBA":
+            image.putalpha(opened.getchannel("A"))  # which has no range
         image = _to_mode(image, "L" if channels == 1 else "RGB")
     image = ImageOps.invert(image) if invert else image
     size, bilinear = (width, height), Image.Resampling.BILINEAR  # PIL's bilinear is antialiased when it shrinks
@@ -129,24 +125,22 @@ def resize_images(images: Tensor, image_shape: ImageShape) -> Tensor:
 def read_values(path: str | Path) -> Numbers | None:
     """The pixels of an image that is not 8 bits, (H, W) or (H, W, 3), in its own type; raises what PIL raises."""
     with _open(path, 1) as opened:
-        values = _values_in_colour(opened)
-        return _gray_values(opened) if values is None else values
+        values = _values(opened, path)
+        return values if values is None or values.ndim == 2 else values[..., :3]
 
 
 def _open(path: str | Path, longer: int) -> Any:
-    """Open an image of any size, of which `longer` pixels a side will do; one that would fill the memory is refused."""
+    """Open an image of which `longer` pixels a side will do, a JPEG of any size, as an ImageFile."""
     opened: Any
     try:
         opened = Image.open(path)
-    except Image.DecompressionBombError:
-        begin, kinds = np.fromfile(path, np.uint8, 16).tobytes(), list[Any](map(Image.OPEN.get, Image.ID))
-        if not (fitting := [kind for kind, fits in kinds if fits and fits(begin) is True]):
-            raise
-        opened = fitting[0](path)
-    opened.draft("RGB", (longer, longer))  # JPEG only: skips detail that the resize throws away
-    if (pixels := math.prod(opened.size)) > _LARGEST:
+    except Image.DecompressionBombError as error:
         way_out = "make it smaller, or save it as JPEG, which is read at a reduced size"
-        raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {_LARGEST}: {way_out}")
+        try:
+            opened = JpegImagePlugin.JpegImageFile(path)
+        except SyntaxError:
+            raise Image.DecompressionBombError(f"{str(error).partition(',')[0]}: {way_out}") from error
+    opened.draft("RGB", (longer, longer))  # JPEG only: skips detail that the resize throws away
     return opened
 
 
@@ -157,29 +151,32 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _gray_values(image: Any) -> Numbers | None:
-    """The pixels of a gray image that is not 8 bits, (H, W), in the type of its file; PIL knows fewer types."""
-    tags = getattr(image, "tag_v2", {})  # of TIFF
+def _values(image: Any, path: str | Path) -> Numbers | None:
+    """The pixels of an image that is not 8 bits, (H, W) or (H, W, C), in the type of its file: PIL knows fewer."""
+    mode, tags = image.mode, getattr(image, "tag_v2", {})  # of TIFF
     bits, signed = tags.get(258, (16,))[0], tags.get(339, (1,))[0] == 2
-    if image.mode[0] not in "IF" and not (image.mode == "L" and signed):
+    if mode in ("RGB", "RGBA") and f"{mode};16" in str(image.tile[:1]):  # PIL gives the upper 8 bits alone
+        with _open(path, 1) as lower:
+            lower.tile = [tile._replace(args=_swapped(tile.args)) for tile in lower.tile]
+            upper: Numbers = np.asarray(_upright(image)).astype(np.uint16)
+            return upper * 256 + np.asarray(_upright(lower))
+    if mode[0] not in "IF" and not (mode == "L" and signed):
         return None
-    of_16 = image.mode == "I" and image.format in ("PNG", "PPM")
-    values = np.asarray(image)
-    return values.astype(f"{'ui'[signed]}{bits // 8}") if of_16 or (tags and image.mode in "IL") else values
+    values: Numbers = np.asarray(_upright(image))
+    of_16 = mode == "I" and image.format in ("PNG", "PPM")
+    return values.astype(f"{'ui'[signed]}{bits // 8}") if of_16 or (tags and mode in "IL") else values
 
 
-def _values_in_colour(image: Any) -> Numbers | None:
-    """The pixels of an image of 16 bits in colour, uint16 (H, W, 3), of which PIL keeps the upper 8 bits."""
-    if image.mode != "RGB" or not image.tile or "RGB;16" not in str(image.tile[0]):
-        return None
-    path, tiles = image.filename, image.tile
-    if image.format == "PNG":
-        content = torch.from_numpy(np.fromfile(path, np.uint8))
-        return np.asarray(decode_png(content, apply_exif_orientation=True).permute(1, 2, 0))
-    turned = image.tag_v2.get(274, 1) != 1
-    if turned or any(codec != "raw" or left or right < image.width for codec, (left, _, right, _), *_ in tiles):
-        warnings.warn("of 16-bit colour in compressed or turned TIFF files the upper 8 bits are read", stacklevel=2)
-        return np.asarray(image).astype(np.uint16) * 257
-    kind = "<u2" if "16L" in str(tiles[0]) else ">u2"
-    rows = [np.fromfile(path, kind, (y1 - y0) * 3 * image.width, offset=at) for _, (_, y0, _, y1), at, _ in tiles]
-    return np.concatenate(rows).reshape(image.height, image.width, 3)
+def _swapped(coding: Any) -> tuple[Any, ...]:
+    """A decoder's arguments with the other order of bytes: of 16 bits it takes the first byte, or the last."""
+    rawmode, *others = (coding,) if isinstance(coding, str) else coding
+    last = "B" if rawmode[-1] == "L" or (rawmode[-1] == "N" and sys.byteorder == "little") else "L"
+    return (rawmode[:-1] + last, *others)
+
+
+def _upright(image: Any) -> Any:
+    """Decode an image and turn it as its camera says."""
+    image.load()
+    with contextlib.suppress(*UNREADABLE):  # broken metadata, which are written anew after the image is turned
+        ImageOps.exif_transpose(image, in_place=True)
+    return image

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from tests import tiny
@@ -28,7 +29,7 @@ def write_png(path: Path, values: np.ndarray) -> None:
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", *values.shape[1::-1], 16, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", *values.shape[1::-1], 16, {3: 2, 4: 6}[values.shape[2]], 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
@@ -77,6 +78,15 @@ def test_a_folder_of_each_kind_learns_the_range_of_its_training_images(name, tmp
     assert [low, high] == pytest.approx([least, most], abs=0.01 * (most - least))
     assert "2 training images looked at, 2 are not 8 bits: values from " in capsys.readouterr().err
     assert len(data.split_images("train").images.unique()) > 240
+
+
+def test_transparent_is_white_in_16_bits_too(tmp_path):
+    opacity = np.full_like(RAMP, 65535)
+    opacity[:32] = 0
+    write_png(tmp_path / "clear.png", np.stack([RAMP, RAMP, RAMP, opacity], 2))
+    decoded = decode_image(tmp_path / "clear.png", (1, 64, 64), value_range=(0, 4095))[0]
+    assert (decoded[:32] == 255).all()
+    assert len(decoded[32:].unique()) == 128
 
 
 def test_one_bright_pixel_decides_nothing():
@@ -136,7 +146,7 @@ def ct(tmp_path_factory):
         patch.chdir(folder)
         words = ["--data.root", "slices", "--data.channels", "1", "--data.image_size", "24", "32", "--data.val_split",
                  "0.2", "--data.test_split", "0.2", "--data.batch_size", "4", "--model.backbone", "SmallCNN",
-                 "--trainer.max_epochs", "1", "--trainer.logger", "false"]  # fmt: skip
+                 "--model.scheduler", "null", "--trainer.max_epochs", "1", "--trainer.logger", "false"]  # fmt: skip
         assert main(["fit", "--data", "ImageFolder", *words]) == 0
     return folder
 
@@ -167,6 +177,16 @@ def test_a_test_on_other_images_keeps_the_range_of_the_training(ct, monkeypatch,
     assert "looked at" not in error
     assert main(["test", "--ckpt_path", "last", "--data.image_size", "24"]) == 2
     assert "set --data.image_size 24 32" in capsys.readouterr().err
+
+
+def test_a_run_that_continues_keeps_size_and_range(ct, monkeypatch, capsys):
+    monkeypatch.chdir(ct)
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "2", "--test_after_fit", "false"]) == 0
+    captured = capsys.readouterr()
+    assert "looked at" not in captured.err
+    assert "epoch 2/2" in captured.out + captured.err
+    config = yaml.safe_load(next(ct.glob("runs/*/*/config.yaml")).read_text())
+    assert config["data"]["init_args"]["image_size"] == [24, 32]
 
 
 def test_an_export_says_what_becomes_of_other_values(ct, monkeypatch):

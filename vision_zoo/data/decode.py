@@ -157,14 +157,16 @@ def _values(image: Any, path: str | Path) -> Numbers | None:
     bits, signed = tags.get(258, (16,))[0], tags.get(339, (1,))[0] == 2
     if mode in ("RGB", "RGBA") and f"{mode};16" in str(image.tile[:1]):  # PIL gives the upper 8 bits alone
         with _open(path, 1) as lower:
-            lower.tile = [tile._replace(args=_swapped(tile.args)) for tile in lower.tile]
-            upper: Numbers = np.asarray(_upright(image)).astype(np.uint16)
-            return upper * 256 + np.asarray(_upright(lower))
+            lower.tile = [type(tile)(*tile[:3], _swapped(tile[3])) for tile in lower.tile]
+            upper: Numbers = np.asarray(_upright(image)).astype(np.uint16) * 256
+            upper += np.asarray(_upright(lower))
+        return upper
     if mode[0] not in "IF" and not (mode == "L" and signed):
         return None
     values: Numbers = np.asarray(_upright(image))
-    of_16 = mode == "I" and image.format in ("PNG", "PPM")
-    return values.astype(f"{'ui'[signed]}{bits // 8}") if of_16 or (tags and mode in "IL") else values
+    narrower = mode == "I" and image.format in ("PNG", "PPM")
+    kind = f"{'ui'[signed]}{bits // 8}" if narrower or (tags and mode in "IL") else values.dtype
+    return values.astype(kind, copy=False)
 
 
 def _swapped(coding: Any) -> tuple[Any, ...]:

@@ -67,7 +67,7 @@ def _robust_range(values: Numbers, *, beside_8_bits: bool) -> tuple[float, float
     """
     low, high = np.quantile(values, _TAILS).tolist() if len(values) else (0.0, 1.0)
     if low == high:  # of almost all values
-        low, high = float(values.min()), max(float(values.max()), low + 1e-6)
+        low, high = float(values.min()), max(float(values.max()), low + 1e-6 * max(1, abs(low)))
     for least, most in _USUAL:
         if least <= low and high <= most and (beside_8_bits or high - low > 0.9 * (most - least)):
             return float(least), float(most)

@@ -3,6 +3,8 @@
 import bz2
 import gzip
 import pickle
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +164,34 @@ def write_image_folder(
             colour = (label * 60 + 20, index % 200, 100)
             Image.new("RGB", size, colour).save(root / name / f"{index:04}{suffix}")
     return root
+
+
+def write_tiff(path: Path, values: np.ndarray, deflate: bool = False) -> Path:
+    """A TIFF by hand, (H, W) or (H, W, 3), of any type: cameras write more than PIL does."""
+    height, width, *bands = values.shape
+    bits, kind = values.dtype.itemsize * 8, {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    data, many = values.astype(values.dtype.newbyteorder("<")).tobytes(), len(bands)
+    data = zlib.compress(data) if deflate else data
+    data += bytes(len(data) % 2)
+    places = {
+        256: width,
+        257: height,
+        258: bits,
+        259: 8 if deflate else 1,
+        262: 1 + many,
+        273: 8,
+        277: 3 if many else 1,
+        278: height,
+    }
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in {**places, 279: len(data), 339: kind}.items()]
+    after = 8 + len(data)
+    if many:  # three values do not fit into an entry
+        for index, value in ((2, bits), (9, kind)):
+            entries[index] = entries[index][:2] + struct.pack("<HII", 3, 3, after)
+            data, after = data + struct.pack("<4H", value, value, value, 0), after + 8
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    path.write_bytes(b"II*\0" + struct.pack("<I", after) + data + directory)
+    return path
 
 
 def write_npz(

@@ -18,7 +18,8 @@ from vision_zoo.specs import import_path, without_downloads
 from vision_zoo.trust import WEIGHTS_ALONE, endless, untrusted
 from vision_zoo.types import Config
 
-OPTIONS = {"backbone", "image_shape", "class_names", "mean", "std", "optimizer", "scheduler", "label_smoothing"}
+FACTS = {"image_shape", "class_names", "mean", "std", "value_range"}
+OPTIONS = {"backbone", "optimizer", "scheduler", "label_smoothing", *FACTS}
 MOST_SIDE, MOST_VALUES, MOST_CLASSES = 2**15, 2**28, 10**6  # of an image, in an image, of a network
 
 
@@ -121,6 +122,8 @@ def _form(checkpoint: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
         values = hparams.get(name, [0.0])
         yield not _are((int, float), values), f"{name} is not a list of numbers"
         yield len(values) not in (1, shape[0]), f"{name} has {len(values)} values for {shape[0]} channels"
+    span = hparams.get("value_range") or (0, 1)
+    yield not (_are((int, float), span) and len(span) == 2 and span[0] < span[1]), f"value_range is {str(span)[:80]}"
     if about is not None:
         sections = about.get("config") if isinstance(about, dict) else None
         complete = isinstance(sections, dict) and _are(dict, [sections.get(part) for part in ("model", "data")])

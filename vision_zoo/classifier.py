@@ -24,7 +24,7 @@ from vision_zoo.schedules import CosineAnnealingLR, OneCycleLR, build_schedule
 from vision_zoo.specs import class_and_arguments, copyable, describe, options_of, without_downloads
 from vision_zoo.trainer_facts import steps_of_run
 from vision_zoo.transforms import views
-from vision_zoo.types import TTA, Batch, ImageShape
+from vision_zoo.types import TTA, Batch, ImageShape, ValueRange
 
 
 class Classifier(ScoredModule):
@@ -44,6 +44,7 @@ class Classifier(ScoredModule):
         scheduler: learning rate schedule, called with the optimizer. T_max and total_steps may be left out: they are
             then the number of steps of the whole run, and the schedule moves with every step instead of every epoch.
         label_smoothing: of the training loss, in [0, 1).
+        value_range: the values that became 0 and 255 in training images that were not 8 bits, for predict.
         weights: file with the backbone's weights to start from: a checkpoint, or a state dict of torch.save or
             safetensors, of any program. The last layer of another number of classes is left out.
 
@@ -68,6 +69,7 @@ class Classifier(ScoredModule):
         scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
         label_smoothing: float = 0.0,
         weights: str | None = None,
+        value_range: Sequence[float] | None = None,
     ) -> None:
         super().__init__(len(class_names))
         self.num_classes = len(class_names)
@@ -80,6 +82,7 @@ class Classifier(ScoredModule):
             "class_names": list(class_names),
             "mean": list(mean),
             "std": list(std),
+            "value_range": list(value_range) if value_range else None,
             "optimizer": describe(optimizer),
             "scheduler": describe(scheduler),
             "label_smoothing": label_smoothing,
@@ -87,6 +90,7 @@ class Classifier(ScoredModule):
         self.save_hyperparameters(options, logger=False)
         self.image_shape: ImageShape = (image_shape[0], image_shape[1], image_shape[2])
         self.class_names = tuple(class_names)
+        self.value_range: ValueRange = (value_range[0], value_range[1]) if value_range else None
         self.optimizer, self.scheduler = copyable(optimizer), copyable(scheduler)
         self.label_smoothing = label_smoothing
         self.backbone = build_backbone(backbone, self.image_shape, self.num_classes)

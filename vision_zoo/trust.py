@@ -162,7 +162,7 @@ class Allowlist:
 def untrusted(checkpoint: Mapping[str, Any], trusted_packages: Sequence[str]) -> Iterator[str]:
     """What a checkpoint of the right form holds beyond what it may, as predicates of one sentence each."""
     allowlist = Allowlist(trusted_packages)
-    facts = ("image_shape", "class_names", "mean", "std")  # which name nothing
+    facts = ("image_shape", "class_names", "mean", "std", "value_range")  # which name nothing
     yield from allowlist.option({k: v for k, v in checkpoint["hyper_parameters"].items() if k not in facts}, "model")
     data = dict(checkpoint.get("datamodule_hyper_parameters") or {})
     if data.pop("_instantiator", None) not in INSTANTIATORS:

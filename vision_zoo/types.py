@@ -10,6 +10,9 @@ Config = dict[str, Any]
 ImageShape = tuple[int, int, int]
 """(channels, height, width) of one image. A plain tuple: named ones cannot be loaded with ``weights_only=True``."""
 
+ValueRange = tuple[float, float] | None
+"""The values that become 0 and 255 in images that are not 8 bits; None where all images are."""
+
 Split = Literal["train", "val", "test"]
 
 TTA = Literal["none", "flip", "shift", "flip+shift"]

@@ -87,7 +87,6 @@ def test_unknown_weights_are_refused_with_those_there_are() -> None:
         ("alexnet", (3, 32, 32), "too small"),
         ("inception_v3", (3, 64, 64), "greater than actual input size|too small"),
         ("vgg11", (1, 28, 28), "too small"),
-        ("vit_b_16", (3, 32, 48), "Wrong image width! Expected 32 but got 48"),
     ],
 )
 def test_shapes_that_a_network_cannot_take_are_refused_with_its_answer_before_training(
@@ -99,10 +98,13 @@ def test_shapes_that_a_network_cannot_take_are_refused_with_its_answer_before_tr
         model.check()
 
 
-@pytest.mark.parametrize(("name", "size"), [("vit_b_16", 28), ("maxvit_t", 32)])
-def test_a_network_that_is_built_for_one_size_names_a_size_that_works(name: str, size: int, no_values: None) -> None:
-    with pytest.raises(ImageShapeError, match=rf"{name} cannot take images of shape \(1, {size}, {size}\) \(.*to 224"):
-        Torchvision((1, size, size), 10, name=name)
+@pytest.mark.parametrize(("name", "size"), [("vit_b_16", (28, 28)), ("maxvit_t", (32, 32)), ("vit_b_16", (32, 48))])
+def test_a_network_that_is_built_for_one_size_names_a_size_that_works(
+    name: str, size: tuple[int, int], no_values: None
+) -> None:
+    message = rf"{name} cannot take images of shape {re.escape(str((1, *size)))} \(.*to 224"
+    with pytest.raises(ImageShapeError, match=message):
+        Torchvision((1, *size), 10, name=name)
 
 
 def test_building_draws_the_same_numbers_as_the_network_alone() -> None:

@@ -65,6 +65,11 @@ OPTIONS = [
     ),
     Case("seed below zero", (*FIT, "--data.seed", "-1"), r"--data\.seed must be at least 0, got -1"),
     Case("image_size zero", (*FIT, "--data.image_size", "0"), r"--data\.image_size must be at least 1, got 0"),
+    Case(
+        "image_size of three sides",
+        (*FIT, "--data.image_size", "9", "9", "9"),
+        r"--data\.image_size: got '\[9, 9, 9\]', .* list of 2",
+    ),
     Case("image_size absurd", (*FIT, "--data.image_size", "1000000"), r"--data\.image_size"),
     Case(
         "image too small for the network",

@@ -15,6 +15,13 @@ def test_options_are_pairs_in_the_order_given():
     assert argv.without({"config"}) == ["--data.root=x=y", "--print_config", "--lr=-1"]
 
 
+def test_numbers_after_the_number_of_an_option_of_a_class_are_a_list_of_it():
+    argv = Argv.read(["fit", "--data.image_size", "96", "128", "--data.value_range=-1e3", "700", "--data.mean", "0.5"])
+    assert argv.without(()) == ["--data.image_size=[96, 128]", "--data.value_range=[-1e3, 700]", "--data.mean=0.5"]
+    assert Argv.read(["predict", "--images", "1", "2"]).stray == ("2",)  # files
+    assert Argv.read(["fit", "--data.root", "1", "cnn_mnist", "2x"]).stray == ("cnn_mnist", "2x")
+
+
 def test_what_belongs_to_no_option_is_kept():
     argv = Argv.read(["fit", "cnn_mnist", "--data", "MNIST", "more"])
     assert argv.stray == ("cnn_mnist", "more")

@@ -187,6 +187,7 @@ def test_labels_that_do_not_count_from_zero_are_told(tmp_path):
 def test_parts_of_several_sizes_are_resized_to_a_given_one(tmp_path):
     large = np.zeros((8, 9, 7, 1), np.uint8)
     path = save(tmp_path / "a.npz", x_train=IMAGES, y_train=LABELS, x_test=large, y_test=LABELS)
+    assert ArrayFile(path, image_size=(6, 9), val_split=2).split_images("train").images.shape[1:] == (1, 6, 9)
     data = ArrayFile(path, image_size=6, val_split=2)
     assert data.split_images("train").images.shape[1:] == data.split_images("test").images.shape[1:] == (1, 6, 6)
 

@@ -56,6 +56,7 @@ def trainer(**options):
         ({"batch_size": 0}, "--data.batch_size must be at least 1, got 0"),
         ({"num_workers": -1}, "--data.num_workers must be at least 0, got -1"),
         ({"image_size": 0}, "--data.image_size must be at least 1, got 0"),
+        ({"image_size": (9, 0)}, r"--data.image_size must be at least 1, got \(9, 0\)"),
         ({"seed": -1}, "--data.seed must be at least 0, got -1"),
         ({"val_split": 1.0}, "--data.val_split must be a fraction of at least 0 and below 1"),
         ({"mean": [0.1, 0.2]}, r"--data.mean has 2 values, but the images have 3 channel\(s\)"),
@@ -69,6 +70,7 @@ def test_impossible_options_are_refused_by_name(options, message):
 
 
 def test_facts_can_be_overridden_for_one_experiment():
+    assert CIFAR10(image_size=(20, 64)).image_shape == (3, 20, 64)
     data = CIFAR10(mean=[0.0], std=[1.0], image_size=64)
     assert (data.mean, data.std, data.image_shape) == ((0.0,) * 3, (1.0,) * 3, (3, 64, 64))
     assert CIFAR10().mean == (0.4914, 0.4822, 0.4465)

@@ -243,6 +243,8 @@ NAMES: list[tuple[str, Mutation, str]] = [
     ("image of many channels", hparam("image_shape", [30_000, 80, 80]), "its network has"),
     ("image in words", hparam("image_shape", ["1", "28", "28"]), "image_shape is ['1', '28', '28']"),
     ("image below zero", hparam("image_shape", [1, -28, 28]), "image_shape is [1, -28, 28]"),
+    ("range of one value", hparam("value_range", [1]), "value_range is [1]"),
+    ("range in words", hparam("value_range", ["0", "os.system"]), "value_range is ['0', 'os.system']"),
     ("image of two sides", hparam("image_shape", [28, 28]), "image_shape is [28, 28]"),
     (
         "network beyond measure",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from vision_zoo.errors import ConfigError, ImageShapeError, did_you_mean
+from vision_zoo.errors import ConfigError, ImageShapeError, did_you_mean, refuse
 from vision_zoo.types import ImageShape
 
 _RGB = 3
@@ -93,6 +93,7 @@ def _build(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
         # Their pretrained weights expect [-1, 1]; colour images normalised by ImageNet's mean are brought there.
         options |= {"aux_logits": False, "init_weights": True, "transform_input": channels == _RGB}
     try:
+        refuse(ValueError, (name.startswith("vit_") and height != width, "it takes square ones"))
         return models.get_model(name, weights=None, **options)
     except (ValueError, AssertionError) as error:  # of one that is built for the size of the images
         answer = " ".join(str(error).split())

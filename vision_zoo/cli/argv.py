@@ -1,10 +1,12 @@
 """The command line as options and values, read once and never changed."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vision_zoo.errors import ConfigError
 
+_NUMBERS = re.compile(r"[-+\d.e\[\], ]*\d[-+\d.e\[\], ]*")
 FLAGS = ("help", "help_all", "print_config")  # which may stand without a value
 
 
@@ -18,7 +20,10 @@ class Argv:
 
     @classmethod
     def read(cls, words: Iterable[str]) -> "Argv":
-        """Read ``VERB --option value --option=value ...``; -c is --config. An option needs its value."""
+        """Read ``VERB --option value --option=value ...``; -c is --config. An option needs its value.
+
+        Numbers that follow the number of a dotted option, such as --data.image_size 96 128, make it a list.
+        """
         verb, *rest = words
         options: list[tuple[str, str | None]] = []
         stray: list[str] = []
@@ -27,7 +32,10 @@ class Argv:
             word = waiting.pop()
             word = "--config" if word == "-c" else word
             if not word.startswith("--") or word == "--":
-                stray.append(word)
+                if options and "." in options[-1][0] and _NUMBERS.fullmatch(f"{options[-1][1]} {word}"):
+                    options[-1] = (options[-1][0], f"[{(options[-1][1] or '').strip('[]')}, {word}]")
+                else:
+                    stray.append(word)
                 continue
             name, equals, value = word[2:].partition("=")
             if equals:

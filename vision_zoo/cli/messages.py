@@ -133,7 +133,7 @@ def _readable(kind: str) -> str:
         return f"one of {literal[1]}"
     if class_ := re.match(r"<class '([^']+)'>", kind):
         return names.get(class_[1], class_[1])
-    return "" if kind.startswith(("path but", "dot import path")) else kind
+    return "" if kind.startswith(("path but", "dot import path")) else kind.replace("tuple with", "a list of")
 
 
 def quiet() -> None:

@@ -87,7 +87,7 @@ class Parser(LightningCLI):
             parser.add_argument(f"--{name}", type=str | list[str] | None, help=SHARED[name].text)
         if "model" in SECTIONS[self.verb]:
             stored = self.checkpoint.content["hyper_parameters"] if self.checkpoint else {}
-            for name in ("image_shape", "class_names", "mean", "std"):
+            for name in ("image_shape", "class_names", "mean", "std", "value_range"):
                 fact = partial(_fact, name, stored)
                 parser.link_arguments("data", f"model.{name}", compute_fn=fact, apply_on="instantiate")
 
@@ -148,6 +148,8 @@ class Parser(LightningCLI):
             self.config_init = self.parser.instantiate_classes(self.config)
         self.datamodule, self.model = self.config_init.get("data"), self.config_init.get("model")
         self.options = {name: self.config_init.get(name) for name in self._own_options}
+        if self.checkpoint is not None and self.model is not None:
+            self.datamodule.value_range = self.model.value_range
         if self.checkpoint is None or self.model is None or self.verb == "fit":
             return
         try:
@@ -219,5 +221,6 @@ def _note(text: str) -> None:
 
 def _fact(name: str, stored: Mapping[str, Any], data: ImageDataModule) -> Any:
     """What a checkpoint knows of the images, else what the data say."""
-    value = getattr(data, name) if stored.get(name) is None else stored[name]
+    unknown = stored.get(name) is None and not (stored and name == "value_range")  # None where all images were 8 bits
+    value: Any = getattr(data, name) if unknown else stored.get(name)
     return tuple(value) if name == "image_shape" else list(value) if isinstance(value, tuple) else value

@@ -62,7 +62,8 @@ def changes(checkpoint: Checkpoint, config: Config, verb: str) -> list[str]:
         short = name.replace("init_args.", "")
         shown = short.removesuffix(".class_path")
         if name.split(".")[0] in ("seed_everything", "model", "data") and short not in MAY_DIFFER:
-            ignored = ", ignored: the network keeps its own" * (shown in ("data.mean", "data.std", "data.image_size"))
+            kept = shown in ("data.mean", "data.std", "data.image_size", "data.value_range")
+            ignored = ", ignored: the network keeps its own" * kept
             found[shown] = f"--{shown}: {stored.get(name)} -> {now.get(name)}{ignored}"
     if verb != "fit":
         lines = [f"changed against the checkpoint: {change}" for change in found.values()]

@@ -107,7 +107,7 @@ class ArrayFile(OwnImages):
                 "learn. Classes are numbered 0, 1, 2, ...",
                 category=UserWarning,
             )
-        return names, (channels, self.image_size or height, self.image_size or width)
+        return names, (channels, *(self.image_size or (height, width)))
 
     def _check_part(self, split: Split, trained_with: ImageShape, classes: int) -> None:
         """Refuse a part that does not fit the training images, before any work."""

@@ -23,7 +23,7 @@ from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, Inpu
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path, plain
 from vision_zoo.transforms import apply_transforms, check_transforms
-from vision_zoo.types import Batch, ImageShape, LabelledImages, Split
+from vision_zoo.types import Batch, ImageShape, LabelledImages, Split, ValueRange
 
 NO_NETWORK_NEEDED = "or use the images that need no network: --data MNIST5k"
 # What readers of arrays, archives and pickles raise about damaged files, as those of images do.
@@ -62,7 +62,8 @@ class ImageDataModule(LightningDataModule):
         val_split: what is cut from the training images for validation, stratified by class: a fraction, a count, or 0
             for none. Not used where the dataset has validation images.
         seed: decides the splits and the order of the images in each epoch.
-        image_size: height and width that the images are resized to. By default they keep their own.
+        image_size: side of the square that the images are resized to, or height and width: 96 128. By default they
+            keep their own size.
         augmentation: random transforms of the training batches, on the device.
         num_workers: threads that decode image files ahead of the training, where the images are not in memory. By
             default one for each processor; 0 decodes in the thread that trains.
@@ -76,6 +77,7 @@ class ImageDataModule(LightningDataModule):
     image_shape: ImageShape  # (channels, height, width) of every image
     mean: tuple[float, ...]  # of each channel of the training images, in [0, 1]
     std: tuple[float, ...]  # likewise
+    value_range: ValueRange = None  # what becomes 0 and 255 in images that are not 8 bits; None where all are
     note: str = ""  # how the files that were read differ from the published ones, where that is known
     has_val: bool = False  # whether `load` knows a split "val", so that none is cut from train
     has_test: bool = True  # whether there are test images
@@ -94,7 +96,7 @@ class ImageDataModule(LightningDataModule):
         batch_size: int = 128,
         val_split: int | float = 0.1,
         seed: int = 0,
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
         augmentation: list[nn.Module] | None = None,
         num_workers: int | None = None,
         mean: list[float] | None = None,
@@ -107,15 +109,16 @@ class ImageDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.val_split = val_split
         self.seed = seed
-        self.image_size = image_size
+        self.image_size: Any = image_size
         self.augmentation = list(augmentation or [])
         self.num_workers = num_workers
         self.shuffle = shuffle
         self._subsets: dict[Split, Subset] = {}
         for name, least in {"batch_size": 1, "image_size": 1, "seed": 0, "num_workers": 0}.items():
             value = getattr(self, name)
-            small = value is not None and value < least
+            small = value is not None and min(value if isinstance(value, Sequence) else [value]) < least
             refuse(ConfigError, (small, f"--data.{name} must be at least {least}, got {value}"))
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size  # (height, width)
         for it in self.augmentation:  # such as the description in a checkpoint, which Lightning passes on
             message = f"--data.augmentation: {it} cannot be applied to images; give a module"
             refuse(ConfigError, (not callable(it), message))
@@ -132,7 +135,7 @@ class ImageDataModule(LightningDataModule):
         """Let the options override the constants of the class."""
         channels = self.image_shape[0]
         if self.image_size is not None:
-            self.image_shape = (channels, self.image_size, self.image_size)
+            self.image_shape = (channels, *self.image_size)
         if mean is not None:
             self.mean = per_channel("mean", mean, channels)
         if std is not None:

@@ -5,21 +5,22 @@ import functools
 import mimetypes
 import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from vision_zoo.data.values import Numbers, Pixels, to_8_bits
 from vision_zoo.errors import DataError, TrainingError, lack, refuse
-from vision_zoo.types import ImageShape
+from vision_zoo.types import ImageShape, ValueRange
 
 Resize = Literal["crop", "squash", "pad"]
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 # What PIL raises for files that are damaged, truncated, too large or not images at all.
 UNREADABLE: tuple[type[Exception], ...] = (
@@ -28,7 +29,11 @@ UNREADABLE: tuple[type[Exception], ...] = (
     *(RuntimeError, ZeroDivisionError, AssertionError),  # of AVIF, broken metadata, and a PNG that lacks its palette
 )
 
-_ONE = 1.05  # full brightness of images of fractions, which may overshoot where they were sharpened or resized
+# PIL refuses images of twice as many pixels: here those of 2 GiB in colour.
+Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS and max(Image.MAX_IMAGE_PIXELS, 2**28)
+PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 2**26)  # bytes; colour profiles of printers are long
+for _order, _mode in ((b"II", "F;64F"), (b"MM", "F;64BF")):  # as NumPy saves; PIL reads it, but not of TIFF
+    TiffImagePlugin.OPEN_INFO.setdefault((_order, 1, (3,), 1, (64,), ()), ("F", _mode))
 
 
 @functools.cache
@@ -49,7 +54,13 @@ def unreadable_extensions() -> frozenset[str]:
     return frozenset(ending for ending, kind in known.items() if kind.startswith("image/")) - image_extensions()
 
 
-def decode_image(path: str | Path, image_shape: ImageShape, resize: Resize = "crop", invert: bool = False) -> Tensor:
+def decode_image(
+    path: str | Path,
+    image_shape: ImageShape,
+    resize: Resize = "crop",
+    invert: bool = False,
+    value_range: ValueRange = None,
+) -> Tensor:
     """Read one image as uint8 (C, H, W) in [0, 255].
 
     Args:
@@ -57,12 +68,14 @@ def decode_image(path: str | Path, image_shape: ImageShape, resize: Resize = "cr
         image_shape: (channels, height, width) of the result; 1 channel is gray, 3 are RGB.
         resize: crop keeps the proportions and cuts the centre, pad keeps them and adds black, squash changes them.
         invert: turn dark into light; what pad adds stays black.
+        value_range: the values that become 0 and 255 in an image that is not 8 bits, such as a classifier's
+            value_range. By default the whole range of its type, 0 to 1 for floats.
 
     Raises:
         DataError: if the file is missing or cannot be decoded; TrainingError for what the machine lacks.
     """
     try:
-        return torch.from_numpy(decode(path, image_shape, resize, invert).copy())
+        return torch.from_numpy(decode(path, image_shape, resize, invert, value_range).copy())
     except UNREADABLE as error:
         refuse(TrainingError, (what := lack(error, reading=True), what))
         message = f"{path} cannot be read as an image ({error}). Give a file in a common format such as PNG or JPEG"
@@ -75,17 +88,17 @@ def decoding_threads(processes: int = 1) -> int:
     return max(1, min(processors // processes, 16))
 
 
-def decode(path: str | Path, image_shape: ImageShape, resize: Resize, invert: bool = False) -> Pixels:
+def decode(
+    path: str | Path, image_shape: ImageShape, resize: Resize, invert: bool = False, value_range: ValueRange = None
+) -> Pixels:
     """As `decode_image`, to NumPy; raises what PIL raises, see `UNREADABLE`."""
     channels, height, width = image_shape
-    with Image.open(path) as opened:
-        longer = 2 * max(width, height)
-        opened.draft("RGB", (longer, longer))  # JPEG only: skips detail that the resize throws away
-        wide = opened.format in ("PNG", "PPM") and opened.mode != "F"  # there PIL's 32-bit mode means 16 bit
-        opened.load()
-        with contextlib.suppress(*UNREADABLE):  # broken metadata, which are written anew after the image is turned
-            ImageOps.exif_transpose(opened, in_place=True)
-        image = _to_mode(opened, "L" if channels == 1 else "RGB", wide)
+    with _open(path, 2 * max(width, height)) as opened:
+        values = _values(opened, path)
+        image = _upright(opened) if values is None else Image.fromarray(to_8_bits(values, value_range))
+        if values is not None and opened.mode == "RGBA":
+            image.putalpha(opened.getchannel("A"))  # which has no range
+        image = _to_mode(image, "L" if channels == 1 else "RGB")
     image = ImageOps.invert(image) if invert else image
     size, bilinear = (width, height), Image.Resampling.BILINEAR  # PIL's bilinear is antialiased when it shrinks
     if resize == "squash":
@@ -110,23 +123,63 @@ def resize_images(images: Tensor, image_shape: ImageShape) -> Tensor:
     return resized
 
 
-def _to_mode(image: Image.Image, mode: str, wide: bool) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        image = Image.fromarray(_to_8_bit(image, wide))
+def read_values(path: str | Path) -> Numbers | None:
+    """The pixels of an image that is not 8 bits, (H, W) or (H, W, 3), in its own type; raises what PIL raises."""
+    with _open(path, 1) as opened:
+        values = _values(opened, path)
+        return values if values is None or values.ndim == 2 else values[..., :3]
+
+
+def _open(path: str | Path, longer: int) -> Any:
+    """Open an image of which `longer` pixels a side will do, a JPEG of any size, as an ImageFile."""
+    opened: Any
+    try:
+        opened = Image.open(path)
+    except Image.DecompressionBombError as error:
+        way_out = "make it smaller, or save it as JPEG, which is read at a reduced size"
+        try:
+            opened = JpegImagePlugin.JpegImageFile(path)
+        except SyntaxError:
+            raise Image.DecompressionBombError(f"{str(error).partition(',')[0]}: {way_out}") from error
+    opened.draft("RGB", (longer, longer))  # JPEG only: skips detail that the resize throws away
+    return opened
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
-def _to_8_bit(image: Image.Image, wide: bool) -> Pixels:
-    """Gray of more than 8 bit to 8 bit, scaled; PIL's own conversion would clip at 255."""
-    values = np.asarray(image).astype(np.float64)
-    largest = values.max(initial=0)
-    if np.isnan(largest):
-        raise ValueError("some of its pixels are not numbers")
-    if image.mode == "F" and largest <= _ONE:
-        values = values * 255
-    elif wide or image.mode.startswith("I;16") or largest > 255:
-        values = values / 257  # 65535 -> 255
-    return values.round().clip(0, 255).astype(np.uint8)
+def _values(image: Any, path: str | Path) -> Numbers | None:
+    """The pixels of an image that is not 8 bits, (H, W) or (H, W, C), in the type of its file: PIL knows fewer."""
+    mode, tags = image.mode, getattr(image, "tag_v2", {})  # of TIFF
+    bits, signed = tags.get(258, (16,))[0], tags.get(339, (1,))[0] == 2
+    if mode in ("RGB", "RGBA") and f"{mode};16" in str(image.tile[:1]):  # PIL gives the upper 8 bits alone
+        with _open(path, 1) as lower:
+            lower.tile = [type(tile)(*tile[:3], _swapped(tile[3])) for tile in lower.tile]
+            upper: Numbers = np.asarray(_upright(image)).astype(np.uint16) * 256
+            upper += np.asarray(_upright(lower))
+        return upper
+    if mode[0] not in "IF" and not (mode == "L" and signed):
+        return None
+    values: Numbers = np.asarray(_upright(image))
+    narrower = mode == "I" and image.format in ("PNG", "PPM")
+    kind = f"{'ui'[signed]}{bits // 8}" if narrower or (tags and mode in "IL") else values.dtype
+    return values.astype(kind, copy=False)
+
+
+def _swapped(coding: Any) -> tuple[Any, ...]:
+    """A decoder's arguments with the other order of bytes: of 16 bits it takes the first byte, or the last."""
+    rawmode, *others = (coding,) if isinstance(coding, str) else coding
+    last = "B" if rawmode[-1] == "L" or (rawmode[-1] == "N" and sys.byteorder == "little") else "L"
+    return (rawmode[:-1] + last, *others)
+
+
+def _upright(image: Any) -> Any:
+    """Decode an image and turn it as its camera says."""
+    image.load()
+    with contextlib.suppress(*UNREADABLE):  # broken metadata, which are written anew after the image is turned
+        ImageOps.exif_transpose(image, in_place=True)
+    return image

@@ -1,6 +1,7 @@
 """ImageFolder: your own images, one folder per class."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +10,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from vision_zoo.data.decode import Resize, image_extensions, unreadable_extensions
+from vision_zoo.data.decode import UNREADABLE, Resize, image_extensions, read_values, unreadable_extensions
 from vision_zoo.data.facts import lazy
 from vision_zoo.data.own import OwnImages
 from vision_zoo.data.sources import Files, InMemory, Source
 from vision_zoo.data.splits import is_everything, places_by_name, split_by_place, stratified_split
+from vision_zoo.data.values import LOOKED_AT, Numbers
 from vision_zoo.errors import DataError, DatasetNotFoundError, refuse
 from vision_zoo.types import LabelledImages, Split
 
@@ -33,7 +35,7 @@ class ImageFolder(OwnImages):
 
     Args:
         root: the folder of the class folders, or of train, val and test.
-        image_size: height and width that every image is resized to.
+        image_size: side of the square that every image is resized to, or height and width: 96 128.
         channels: 3 for colour, 1 for gray.
         resize: crop keeps the proportions and cuts out the centre, pad keeps them and adds black, squash changes them.
         strict: stop at a file that cannot be decoded, instead of naming it and leaving it out.
@@ -47,19 +49,18 @@ class ImageFolder(OwnImages):
         self,
         root: str = "data",
         *,
-        image_size: int | None = 224,
+        image_size: int | tuple[int, int] | None = 224,
         channels: Literal[1, 3] = 3,
         resize: Resize = "crop",
         strict: bool = False,
         in_memory: bool | None = None,
         **options: Any,
     ) -> None:
-        size = 224 if image_size is None else image_size
-        self.image_shape = (channels, size, size)
         self.resize = resize
         self.strict = strict
         self.in_memory = in_memory
-        super().__init__(root=root, image_size=size, **options)
+        super().__init__(root=root, image_size=224 if image_size is None else image_size, **options)
+        self.image_shape = (channels, *self.image_size)
 
     @lazy
     def class_names(self) -> tuple[str, ...]:
@@ -86,7 +87,14 @@ class ImageFolder(OwnImages):
     def _files(self, split: Split) -> Files:
         paths, labels = self._splits.get(split, _NOTHING)
         self._refuse_empty(len(paths), split, self.root, f"there is no folder {split}")
-        return Files([str(path) for path in paths], labels, self.image_shape, self.resize, self.strict)
+        names = [str(path) for path in paths]
+        return Files(names, labels, self.image_shape, self.resize, self.strict, self.value_range)
+
+    def _values(self) -> Iterator[Numbers | None]:
+        paths, _ = self._splits[self._describing]
+        for path in paths[:: max(1, len(paths) // LOOKED_AT)]:
+            with suppress(*UNREADABLE):  # such a file is named when its turn comes
+                yield read_values(path)
 
     @lazy
     def _parts(self) -> Mapping[Split, Listing]:

@@ -1,6 +1,6 @@
 """OwnImages: what is common to your own images, whether they come in a folder or in one file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,8 +9,9 @@ from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.decode import Resize
 from vision_zoo.data.facts import lazy, per_channel, statistics
 from vision_zoo.data.splits import check_part, is_everything
+from vision_zoo.data.values import Numbers, find_range
 from vision_zoo.errors import ConfigError, refuse
-from vision_zoo.types import Split
+from vision_zoo.types import Split, ValueRange
 
 _SAMPLE = 4096  # images that mean and std are computed from
 
@@ -21,15 +22,17 @@ class OwnImages(ImageDataModule):
     Args:
         test_split: what is cut from all images for testing: like val_split, or 1.0 to test with all of them and train
             with none. Not used where there are test images.
+        value_range: the values that become 0 and 255 in images that are not 8 bits, such as 0 4095 for 12 bits in files
+            of 16. By default they are learned from the training images, without the lowest and the highest 0.1 %.
     """
 
     resize: Resize  # how predict brings image files to the size that the network was trained with
     _parts: Mapping[Any, Any]  # what the files hold, such as "train", before anything is cut from it
     _cut_from: ClassVar[str]  # the part that the test images are cut from
 
-    def __init__(self, *, test_split: int | float = 0.1, **options: Any) -> None:
+    def __init__(self, *, test_split: int | float = 0.1, value_range: ValueRange = None, **options: Any) -> None:
         check_part(test_split, "--data.test_split")
-        self.test_split = test_split
+        self.test_split, self._given_range = test_split, value_range
         super().__init__(**options)
 
     def _take_facts(self, mean: list[float] | None, std: list[float] | None) -> None:
@@ -46,6 +49,15 @@ class OwnImages(ImageDataModule):
         """Standard deviation of each channel of the training images."""
         given = self._given["std"]
         return self._statistics[1] if given is None else per_channel("std", given, self.image_shape[0])
+
+    @lazy
+    def value_range(self) -> ValueRange:
+        """The values that become 0 and 255 in images that are not 8 bits; None where all are 8 bits."""
+        return find_range(self._values(), self._given_range)
+
+    def _values(self) -> Iterable[Numbers | None]:
+        """Some training images as the files have them, of any shape and type; None in place of one of 8 bits."""
+        return ()
 
     @lazy
     def cuts_test(self) -> bool:

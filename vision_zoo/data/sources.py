@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vision_zoo.data.decode import UNREADABLE, Resize, decode
 from vision_zoo.errors import DataError, TrainingError, lack, refuse
-from vision_zoo.types import ImageShape
+from vision_zoo.types import ImageShape, ValueRange
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -69,6 +69,7 @@ class Files(Source):
     image_shape: ImageShape  # of every decoded image
     resize: Resize = "crop"  # see `decode_image`
     strict: bool = False  # refuse files that cannot be decoded instead of leaving them out
+    value_range: ValueRange = None  # see `decode_image`
     _reported: set[str] = field(default_factory=set)
 
     def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
@@ -80,7 +81,8 @@ class Files(Source):
         for wanted in indices.tolist():
             for index in (wanted,) if among is None else _with_others(wanted, among):
                 try:
-                    images[len(found)] = decode(self.paths[index], self.image_shape, self.resize)
+                    path = self.paths[index]
+                    images[len(found)] = decode(path, self.image_shape, self.resize, value_range=self.value_range)
                 except UNREADABLE as error:
                     refuse(TrainingError, (what := lack(error, reading=True), what))
                     failures.append((self.paths[index], str(error)))

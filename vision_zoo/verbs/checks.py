@@ -97,8 +97,8 @@ def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
     """
     name, (channels, height, width) = type(datamodule).__name__, model.image_shape
     turns = "" if datamodule.image_shape[0] == channels else f"--data.channels {channels} "
-    can_turn = height == width and (not turns or "channels" in datamodule.hparams)
-    resize = f"set {turns}--data.image_size {height}" if can_turn else "choose another --data"
+    can_turn, size = not turns or "channels" in datamodule.hparams, f"{height}{f' {width}' * (width != height)}"
+    resize = f"set {turns}--data.image_size {size}" if can_turn else "choose another --data"
 
     option, where, rename = "--data", "", "Choose"
     if not isinstance(getattr(type(datamodule), "class_names", None), tuple):  # then they come from its files

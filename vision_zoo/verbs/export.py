@@ -114,6 +114,7 @@ def export_model(
 def _metadata(model: Classifier, datamodule: ImageDataModule | None, checkpoint: Checkpoint) -> Metadata:
     """What a program needs besides the weights; lists as JSON."""
     values = {name: model.hparams[name] for name in ("class_names", "image_shape", "backbone")}
+    values |= {"value_range": model.value_range} if model.value_range else {}
     for name in ("mean", "std"):  # of which one value serves all channels
         values[name] = torch.tensor(model.hparams[name], dtype=torch.float64).expand(model.image_shape[0]).tolist()
     return {

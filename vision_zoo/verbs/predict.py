@@ -176,7 +176,7 @@ def _decoded(
 
     def pixels(path: Path) -> tuple[Path, Tensor | str]:
         try:
-            return path, decode_image(path, model.image_shape, resize, invert)
+            return path, decode_image(path, model.image_shape, resize, invert, model.value_range)
         except DataError as error:
             cause = error.__cause__ or error
             reason = getattr(cause, "strerror", None) or str(cause).replace(f" {str(path)!r}", "")

@@ -2,22 +2,22 @@
 
 import math
 import re
-import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from vision_zoo.data.decode import Resize
 from vision_zoo.data.facts import lazy
 from vision_zoo.data.own import OwnImages
 from vision_zoo.data.splits import stratified_split
 from vision_zoo.data.unpickling import Unpickler, plain_array
+from vision_zoo.data.values import LOOKED_AT, Numbers, to_8_bits
 from vision_zoo.errors import DataError, DatasetNotFoundError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.types import ImageShape, LabelledImages, Split
@@ -26,7 +26,6 @@ _SCORED: tuple[Split, ...] = ("val", "test")
 _MOST_UNNAMED = 100_000  # classes, where there are fewer images
 # Of images and labels, such as train_images, y_test, X and digits_labels.
 _KEY = re.compile(r"(.*?)_?(train|val|test|)_?(images|x|labels|y)_?(train|val|test|)", re.IGNORECASE)
-_USUAL = ((0, 1), (-1, 1), (0, 255), *((0, 2**bits - 1) for bits in (10, 12, 14, 16)))  # ranges of values
 
 
 class ArrayFile(OwnImages):
@@ -177,19 +176,10 @@ class ArrayFile(OwnImages):
                         raise
                     return np.asarray(plain_array(Unpickler(file).load(), max(2**30, size)))
 
-    @lazy
-    def value_range(self) -> tuple[float, float] | None:
-        """(low, high), the values that become 0 and 255 in images that are not 8 bits; None where all are 8 bits."""
+    def _values(self) -> Iterator[Numbers | None]:
         values = self._array(self._described_by[0])
-        if values.dtype.kind not in "iuf" or values.dtype == np.uint8:
-            return None
-        some = values[:: max(1, len(values) // 128)].astype(np.float64)
-        low, high = np.quantile(np.nan_to_num(some), (0.001, 0.999)).tolist()
-        usual = [(a, b) for a, b in _USUAL if a <= low and high <= b and high - low >= 0.9 * (b - a)]
-        low, high = next(iter(usual), (low, high if high > low else low + 1))
-        what = f"vision_zoo: images that are not 8 bits: values from {low:g} to {high:g} become 0 to 255"
-        rank_zero_only(print)(what, file=sys.stderr)
-        return low, high
+        for image in values[:: max(1, len(values) // LOOKED_AT)] if values.ndim else ():
+            yield image if values.dtype.kind in "iuf" and values.dtype != np.uint8 else None
 
     def _pair(self, images_key: str, labels_key: str) -> LabelledImages:
         images, labels = self._array(images_key), self._array(labels_key)
@@ -230,12 +220,10 @@ class ArrayFile(OwnImages):
         if images.dtype in (np.uint8, np.bool_):
             return images if images.dtype == np.uint8 else images * np.uint8(255)
         other = f"{key} in {self.path} is {images.dtype}, but the images to train with are 8 bits. Save both alike"
-        broken = f"some of {key} in {self.path} are not numbers. Save the images as np.nan_to_num(images)"
-        refuse(DataError, (np.isnan(images.max()), f"ArrayFile: {broken}"))
         refuse(DataError, (self.value_range is None, f"ArrayFile: {other}"))
-        low, high = self.value_range or (0.0, 1.0)
-        scaled = (images.astype(np.result_type(images, np.float32)) - low) * (255 / (high - low))
-        return scaled.round().clip(0, 255).astype(np.uint8)
+        broken = f"ArrayFile: some of {key} in {self.path} are not numbers. Save the images as np.nan_to_num(images)"
+        refuse(DataError, (np.isnan(images.max()), broken))
+        return to_8_bits(images, self.value_range)
 
 
 def _text(word: Any) -> str:

@@ -57,13 +57,17 @@ def test_a_saved_configuration_is_a_configuration(trained_run, here):
     assert ours["data"]["class_path"] == again["data"]["class_path"]
 
 
-def test_what_a_library_raises_on_purpose_is_the_user_s_to_mend():
-    for words, code in (((torch.optim.SGD, [torch.zeros(1)], -1), 2), ((torch.mm, torch.zeros(2), torch.zeros(3)), 1)):
-        try:
-            words[0](*words[1:])
-        except (ValueError, RuntimeError) as error:
-            assert explain(error)[1] == code
-            assert ("internal error" in explain(error)[0]) == (code == 1)
+@pytest.mark.parametrize(
+    ("call", "words", "code"),
+    [(torch.optim.SGD, ([torch.zeros(1)], -1), 2), (torch.mm, (torch.zeros(2), torch.zeros(3)), 1)],
+    ids=["raised", "failed"],
+)
+def test_what_a_library_raises_on_purpose_is_the_user_s_to_mend(call, words, code):
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        call(*words)
+    message, found = explain(caught.value)
+    assert found == code
+    assert ("internal error" in message) == (code == 1)
 
 
 @pytest.mark.parametrize(("started", "devices"), [("1", "2"), ("2", "1")])

@@ -12,6 +12,7 @@ import torch
 from tests import tiny
 from vision_zoo.data import CIFAR10, CIFAR100, EMNIST, KMNIST, MNIST, QMNIST, STL10, SVHN, USPS, FashionMNIST, MNIST5k
 from vision_zoo.data import __all__ as data_sets
+from vision_zoo.data.cifar import _read_batch
 from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError
 
 SETS = [
@@ -274,3 +275,15 @@ def test_real_files_have_the_published_numbers(kind, ready):
     images = data.split_images("train").images.double() / 255
     assert abs(images.mean() - data.mean[0]) < 1e-4
     assert abs(images.std() - data.std[0]) < 1e-4
+
+
+def test_batches_as_python_2_pickled_them_are_read(tmp_path):
+    """The published files hold the bytes of the pixels as a text."""
+    pixels = bytes(range(256)) * 24
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87R(K\x01K\x02M\0\x0c\x86"
+    kind = b"cnumpy\ndtype\nU\x02u1K\0K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+    batch = b"\x80\x02}(U\x04data" + array + kind + b"\x89T\0\x18\0\0" + pixels + b"tbU\x06labels](K\x03K\x05eu."
+    (tmp_path / "data_batch_1").write_bytes(batch)
+    (images, labels), _ = _read_batch(tmp_path / "data_batch_1", "labels")
+    assert images.numpy().tobytes() == pixels
+    assert labels.tolist() == [3, 5]

@@ -2,13 +2,30 @@
 
 import hashlib
 import math
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vision_zoo.data.discovery import nfc
 from vision_zoo.errors import ConfigError, refuse
+from vision_zoo.types import Split
+
+_CALLED: dict[Split, str] = {  # how people call the splits
+    "train": "train(ing|val)?|trn",
+    "val": "val(id|idation)?|dev(el|elopment)?|eval(uation)?",
+    "test": "test(s|ing)?|tst|h[oe]ld[-_ ]?out|unseen",
+}
+
+
+def part_of(name: str) -> Split | None:
+    """The split that a name stands for, such as Testing, dev, train_set or seg_test; None for other names."""
+    around = r"(.*[\W\d_])?({})[\W\d_]*(set|data|images?|imgs|split)?[\W\d_]*"
+    return next((x for x, words in _CALLED.items() if re.fullmatch(around.format(words), name, re.I)), None)
 
 
 def is_everything(part: int | float) -> bool:
@@ -74,8 +91,8 @@ def stratified_split(
 def split_by_place(labels: Tensor, places: Tensor, below: float, option: str) -> tuple[Tensor, Tensor]:
     """Cut the images whose place is below a limit: an image is not moved when others are added.
 
-    Of each class at least one is cut, and two stay where there are three, whatever their places; of such small classes
-    images may move later. Returns and raises what `stratified_split` does.
+    Images of one place stay together. Of each class at least one place is cut, and two stay where there are three,
+    whatever they are; of such small classes images may move later. Returns and raises what `stratified_split` does.
 
     Args:
         labels: int64 (N,).
@@ -83,23 +100,30 @@ def split_by_place(labels: Tensor, places: Tensor, below: float, option: str) ->
         below: the limit, so about the fraction that is cut.
         option: the option that asks for the cut, for the message.
     """
-    classes, counts = np.unique(labels.numpy(), return_counts=True)
+    held: dict[float, set[int]] = defaultdict(set)  # the classes at each place
+    for place, label in zip(places.tolist(), labels.tolist(), strict=True):
+        held[place].add(label)
+    stays = Counter(chain.from_iterable(held.values()))  # places of each class
+    least, smallest = {label: min(2, count - 1) for label, count in stays.items()}, min(stays.values())
+    cut, done = set[float](), set[int]()
+    for place, classes in sorted(held.items()):
+        if (place < below or not classes <= done) and all(stays[label] > least[label] for label in classes):
+            cut.add(place)
+            done |= classes
+            stays.subtract(classes)
     message = (
-        f"{option} needs at least one image of each class in both parts, and the smallest class has {counts.min()} to "
+        f"{option} needs at least one image of each class in both parts, and the smallest class has {smallest} to "
         f"deal: add images, or set {option} 0 to cut nothing"
     )
-    refuse(ConfigError, (counts.min() < 2, message))
-    everything, is_cut = torch.arange(len(labels)), torch.zeros(len(labels), dtype=torch.bool)
-    for label in classes.tolist():
-        members = (labels == label).nonzero()[:, 0]
-        count = max(1, min(int((places[members] < below).sum()), len(members) - 2))
-        is_cut[members[places[members].argsort(stable=True)[:count]]] = True
+    grouped = f"{message} (images of one group count as one)" if len(held) < len(labels) else message
+    refuse(ConfigError, (smallest < 2 or len(done) < len(stays), grouped))
+    everything, is_cut = torch.arange(len(labels)), torch.tensor([place in cut for place in places.tolist()])
     return everything[~is_cut], everything[is_cut]
 
 
 def places_by_name(names: Iterable[str], seed: int) -> Tensor:
     """A place in [0, 1) for each image, float64 (N,), which its name and the seed alone decide."""
-    texts = [f"{seed} {name}".encode(errors="surrogateescape") for name in names]
+    texts = [f"{seed} {nfc(name)}".encode(errors="surrogateescape") for name in names]
     places = [int.from_bytes(hashlib.sha256(text).digest()) / 2**256 for text in texts]
     return torch.tensor(places, dtype=torch.float64)
 

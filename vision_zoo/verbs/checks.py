@@ -18,7 +18,7 @@ from vision_zoo.trust import TRUSTED_PACKAGES
 NOT_ZERO = ("accumulate_grad_batches", "max_epochs", "max_steps", "limit_train_batches", "log_every_n_steps")
 SOME_CLASSES = {  # what else helps where the data lack some of the classes
     "--data.root": ", or make an empty folder for a class of which there are no images to score",
-    "--data.path": ", or name all classes in class_names",
+    "--data.path": ", or name all classes in class_names, or in a table by rows without a file",
 }
 
 

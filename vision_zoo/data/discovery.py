@@ -21,28 +21,21 @@ def nfc(name: str) -> str:
 
 
 class LeftOut(defaultdict[str, list[str]]):
-    """Names of files that are left out, by kind, which is the ending or what it is called here."""
+    """Names of what is left out, by kind: the ending of a file, or what it is called where it is found."""
 
     def __init__(self, paths: Iterable[str | Path] = ()) -> None:
         super().__init__(list)
-        self.add(None, paths)
-
-    def add(self, kind: str | None, paths: Iterable[str | Path]) -> None:
-        """Count files or what there is instead of them; without a kind by their endings."""
         for path in paths:
-            self[kind or _ending(path) or "without ending"].append(os.path.basename(path))  # noqa: PTH119  # may be text
+            self[_ending(path) or "without ending"].append(os.path.basename(path))  # noqa: PTH119  # a text or a Path
 
     def __str__(self) -> str:
-        kinds = [f"{len(x):,} {kind} ({x[0]}{', ...' * (len(x) > 1)})" for kind, x in self.items()]
-        advice = ". Convert images among them to PNG or JPEG" * any(
-            kind[0] == "." and kind not in image_extensions() for kind in self
-        )
-        return f"; left out: {', '.join(kinds)}{advice}" if kinds else ""
+        kinds = [f"{len(x):,} {kind} ({x[0]}{', ...' * (len(x) > 1)})" for kind, x in self.items() if x]
+        return f"; left out: {', '.join(kinds)}" if kinds else ""
 
     def warn(self, where: str) -> None:
-        """Count them in one line, if there are any."""
-        if self:
-            rank_zero_warn(f"{where}{self}", category=UserWarning)
+        """Count it in one line, if there is any."""
+        if text := str(self):
+            rank_zero_warn(f"{where}{text}. Convert images of other kinds to PNG or JPEG", category=UserWarning)
 
 
 def _ending(path: str | Path) -> str:
@@ -58,7 +51,7 @@ def look_into(folder: Path, left: LeftOut) -> tuple[list[Path], list[Path]]:
         listing = sorted((entry.name, entry.is_dir()) for entry in entries)
     for name, is_folder in listing:
         if name.startswith((".", "__MACOSX")):
-            left.add("hidden", [name])
+            left["hidden"].append(name)
         elif is_folder:
             folders.append(folder / name)
         elif is_image(folder / name, left):
@@ -74,7 +67,7 @@ def is_image(path: Path, left: LeftOut) -> bool:
     if not kind and path.is_file():  # a pipe would be waited for
         with contextlib.suppress(*UNREADABLE), Image.open(path):
             return True
-    left.add(None, [path])
+    left[kind or "without ending"].append(path.name)
     return False
 
 

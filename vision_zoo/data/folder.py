@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -152,27 +153,19 @@ class ImageFolder(OwnImages):
 def _split_folders(root: Path, left: LeftOut) -> dict[Split, Path]:
     """The folder of each split, whatever it is called; none where the folders of root are classes."""
     images, folders = look_into(root, LeftOut())
-    parts = {folder: part for folder in folders if (part := part_of(folder.name))}
-    full = {folder for folder in parts if look_into(folder, LeftOut())[1]}
+    named: dict[Split, list[Path]] = {x: [y for y in folders if part_of(y.name) == x] for x in get_args(Split)}
+    full = {folder for folder in chain(*named.values()) if look_into(folder, LeftOut())[1]}
     # Of images that are only scored, there may be a folder test and nothing else.
-    scores = full == set(folders) and "train" not in parts.values()
-    if not full or not (scores or "train" in {parts[folder] for folder in full}):
+    if not (full & set(named["train"]) or (full and full == set(folders) and not named["train"])):
         return {}
-    found: dict[Split, Path] = {}
-    for folder, part in sorted(parts.items(), key=lambda item: ("train", "val", "test").index(item[1])):
-        before = found.setdefault(part, folder)
-        both = f"{before.name} and {folder.name} are both for {part}. Rename or move one of them"
-        unlabelled = f"{folder.name} has no class folders, so that its images have no labels. Move it elsewhere"
-        refuse(
-            DataError,
-            (before != folder, f"ImageFolder: in {root}, {both}"),
-            (folder not in full, f"ImageFolder: in {root}, {unlabelled}; vision_zoo predict takes it"),
-        )
-    if other := [f"{folder.name} is taken for {part}" for part, folder in found.items() if folder.name != part]:
+    for split, same in named.items():
+        both = f"{' and '.join(x.name for x in same)} are all for {split}. Rename or move all but one of them"
+        refuse(DataError, (len(same) > 1, f"ImageFolder: in {root}, {both}"))
+    if other := [f"{same[0].name} is taken for {x}" for x, same in named.items() if same and same[0].name != x]:
         rank_zero_warn(f"ImageFolder: in {root}, {', '.join(other)}", category=UserWarning)
     look_into(root, left)
-    left.add("beside the parts", (path for path in (*images, *folders) if path not in parts))
-    return found
+    left["beside the parts"] += [path.name for path in (*images, *folders) if not part_of(path.name)]
+    return {split: same[0] for split, same in named.items() if same}
 
 
 def _list_classes(root: Path, left: LeftOut, *, may_be_empty: bool) -> tuple[tuple[str, ...], Listing]:
@@ -199,10 +192,10 @@ def _list_classes(root: Path, left: LeftOut, *, may_be_empty: bool) -> tuple[tup
     )
     paths: list[Path] = []
     labels: list[int] = []
-    left.add("beside the class folders", beside)
+    left["beside the class folders"] += [path.name for path in beside]
     for label, name in enumerate(sorted(names)):
         images, inside = look_into(names[name], left)
-        left.add("inside of class folders", inside)
+        left["inside of class folders"] += [path.name for path in inside]
         none = f"ImageFolder: {names[name]} has no images{left}"
         advice = "Images must lie directly in the folder of their class; remove folders that are not classes"
         refuse(DataError, (not images and not may_be_empty, f"{none}. {advice}"))

@@ -1,5 +1,6 @@
 """Cutting a part from a set of labelled images: stratified by class, the same for the same seed."""
 
+import functools
 import hashlib
 import math
 import re
@@ -15,13 +16,14 @@ from vision_zoo.data.discovery import nfc
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.types import Split
 
-_CALLED: dict[Split, str] = {  # how people call the splits
+_CALLED: dict[Split, str] = {
     "train": "train(ing|val)?|trn",
     "val": "val(id|idation)?|dev(el|elopment)?|eval(uation)?",
     "test": "test(s|ing)?|tst|h[oe]ld[-_ ]?out|unseen",
 }
 
 
+@functools.cache
 def part_of(name: str) -> Split | None:
     """The split that a name stands for, such as Testing, dev, train_set or seg_test; None for other names."""
     around = r"(.*[\W\d_])?({})[\W\d_]*(set|data|images?|imgs|split)?[\W\d_]*"
@@ -111,12 +113,12 @@ def split_by_place(labels: Tensor, places: Tensor, below: float, option: str) ->
             cut.add(place)
             done |= classes
             stays.subtract(classes)
+    grouped = " (images of one group count as one)" * (len(held) < len(labels))
     message = (
-        f"{option} needs at least one image of each class in both parts, and the smallest class has {smallest} to "
-        f"deal: add images, or set {option} 0 to cut nothing"
+        f"{option} needs at least one image of each class in both parts, and the smallest class has {smallest} to deal"
+        f"{grouped}: add images, or set {option} 0 to cut nothing"
     )
-    grouped = f"{message} (images of one group count as one)" if len(held) < len(labels) else message
-    refuse(ConfigError, (smallest < 2 or len(done) < len(stays), grouped))
+    refuse(ConfigError, (smallest < 2 or len(done) < len(stays), message))
     everything, is_cut = torch.arange(len(labels)), torch.tensor([place in cut for place in places.tolist()])
     return everything[~is_cut], everything[is_cut]
 

@@ -1,14 +1,14 @@
 """ImageTable: your own images, with a table of their file names and labels."""
 
 import csv
-import importlib
+import importlib.util
 import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -19,8 +19,9 @@ from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, refu
 from vision_zoo.files import expanded
 from vision_zoo.types import Split
 
+Column = Literal["image", "label", "split", "group"]
 # What people call the columns; of several that are there, the first is taken.
-_COLUMNS = {
+_CALLED: dict[Column, str] = {
     "image": "file filename file_name filepath file_path path image_path image_name image image_id id_code id",
     "label": "label labels class class_name category target diagnosis species breed dx",
     "split": "split",
@@ -45,59 +46,47 @@ class ImageTable(ImageFolder):
     _absent = "no row has the split"
 
     def __init__(
-        self,
-        path: str,
-        root: str | None = None,
-        *,
-        columns: dict[Literal["image", "label", "split", "group"], str] | None = None,
-        **options: Any,
+        self, path: str, root: str | None = None, columns: dict[Column, str] | None = None, **options: Any
     ) -> None:
-        self.path = expanded(path).absolute()
-        self.columns = {str(kind): [name] for kind, name in (columns or {}).items()}
-        super().__init__(root=str(self.path.parent) if root is None else root, **options)
-        self.hparams["path"] = str(self.path)
-        self.hparams["root"] = root and str(self.root)  # another table may lie elsewhere
+        self.path, self.columns = expanded(path).absolute(), columns or {}
+        super().__init__(str(self.path.parent) if root is None else root, **options)
+        self.hparams["path"], self.hparams["root"] = str(self.path), root and str(self.root)
 
     @cached_property
     def _scan(self) -> tuple[tuple[str, ...], dict[Split, Listing]]:
         """Class names, and the images of each split that the table names; all are "train" where it names none."""
-        left, used, splits = LeftOut(), dict[Path, tuple[Split | None, str, str]](), dict[str, Split | None]()
-        self._groups: dict[Path, str] = {}
-        rows = self._rows()
-        labels = {row["label"] for row in rows} - {""}
-        for number, row in enumerate(rows, start=2):
-            image, values = row["image"], (part_of(row.get("split", "train")), row["label"], row.get("group", ""))
-            exact = [self.root / image] if os.path.isfile(self.root / image) else []  # noqa: PTH113  # of any length
-            files = exact or self._below.get(nfc(image.replace("\\", "/")), [])
-            key, split = f"{values[2]}/" if values[2] else nfc(image), values[0]
-            used_before, split_before = (
-                (used.get(files[0], values), splits.get(key, split)) if files else (values, split)
-            )
+        rows, left, self._groups = self._rows(), LeftOut(), dict[Path, str]()
+        used, splits = dict[Path, tuple[str, str, str]](), dict[str, str]()  # of each file, and of each group
+        for number, (image, label, split, group) in enumerate(rows, start=2):
+            path, key, values = self.root / image, f"{group}/" if group else image, (label, split, group)
+            exact = os.path.isfile(path)  # noqa: PTH113  # names may be of any length
+            files = [path] if exact else self._below.get(image.replace("\\", "/"), [])
+            before, of_group = values, split
+            if label and len(files) == 1:
+                self._groups[files[0]] = key
+                before, of_group = used.setdefault(files[0], values), splits.setdefault(key, split)
+            elif image or not label:
+                left["names without one file" if label else "rows without a label"].append(image)
             problems = (
-                (not split, f"the split {row.get('split')!r} is none of train, val and test"),
-                (len(files) > 1, f"{image} may be {' or '.join(map(str, files[:2]))}. Write the path in {self.root}"),
-                (self.strict and image and not files, f"there is no file {image} in {self.root}"),
-                (used_before != values, f"{image} stands above with another label, split or group"),
-                (split_before != split, f"group {values[2]} stands above in another split"),
+                (not part_of(split), f"the split {split!r} is none of train, val and test"),
+                (self.strict and image and len(files) != 1, f"there is no one file {image} in {self.root}"),
+                (before != values, f"{image} stands above with another label, split or group"),
+                (of_group != split, f"group {group} stands above in another split"),
             )
             refuse(DataError, *((wrong, f"ImageTable: {self.path}, row {number}: {text}") for wrong, text in problems))
-            if files and row["label"]:
-                used[files[0]], splits[key], self._groups[files[0]] = values, split, key
-            elif image or not row["label"]:
-                left.add("names without a file" if row["label"] else "rows without a label", [image])
-        nothing = f"ImageTable: no file that {self.path} names is in {self.root}. Set --data.root to their folder"
-        refuse(DatasetNotFoundError, (not used, nothing))
+        labels = {label for _, label, *_ in rows} - {""}
         numbers = all(re.fullmatch(r"[+-]?\d+(\.\d+)?", label) for label in labels)
         names = {name: index for index, name in enumerate(sorted(sorted(labels), key=float if numbers else str))}
         found: dict[Split, Listing] = {}
-        for split in dict.fromkeys(split for split, *_ in used.values() if split):
-            files = [file for file, values in used.items() if values[0] == split]
-            found[split] = (files, torch.tensor([names[used[file][1]] for file in files]))
-        trained = {label for split, label, _ in used.values() if split == "train"} or labels
-        lacks = [name for name in names if name not in trained and not is_everything(self.test_split)]
-        untrained = f"ImageTable: {self.path} has no images to train with of the label {', '.join(lacks)}"
-        one = f"ImageTable: {self.path} has the one label {', '.join(names)}, where two or more are needed"
-        refuse(DataError, (len(names) < 2, one), (lacks, untrained))
+        for part in get_args(Split):
+            if paths := [path for path, (_, split, _) in used.items() if split == part]:
+                found[part] = (paths, torch.tensor([names[used[path][0]] for path in paths]))
+        trained = {used[path][0] for path in found.get("train", (used, 0))[0]}
+        lacks = ", ".join(sorted(labels - trained)) if not is_everything(self.test_split) else ""
+        nothing = f"ImageTable: no file that {self.path} names is in {self.root}. Set --data.root to their folder"
+        few = f"ImageTable: {self.path} has the one label {', '.join(names)}, where two or more are needed"
+        untrained = f"ImageTable: {self.path} has no images to train with of the label {lacks}"
+        refuse(DataError, (not used, nothing), (len(names) < 2, few), (lacks, untrained))
         left.warn(f"ImageTable: {self.path}")
         return tuple(names), found
 
@@ -114,37 +103,33 @@ class ImageTable(ImageFolder):
     def _split_name(self, path: Path) -> str:
         return self._groups[path]
 
-    def _rows(self) -> list[dict[str, str]]:
-        """The values of each row in the columns that are used, by their names in `_COLUMNS`."""
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        """Image, label, split and group of each row."""
         absent = f"ImageTable: there is no file {self.path}. Set --data.path to a table of file names and labels"
+        is_parquet = self.path.suffix.lower() == ".parquet"
+        no_reader = f"ImageTable: to read {self.path}, pip install pyarrow, or save the table as CSV"
         refuse(DatasetNotFoundError, (not self.path.is_file(), absent))
-        records = self._records()
-        header = [name for name in records[0] if name is not None] if records else []
-        simple = {re.sub(r"\W+", "_", name.strip().lower()): name for name in header}
-        columns = {kind: [simple[x] for x in names.split() if x in simple][:1] for kind, names in _COLUMNS.items()}
-        columns = {**columns, **self.columns}
-        there_are = f"ImageTable: {self.path} has the columns {', '.join(header[:20])}{', ...' * (len(header) > 20)}"
-        for kind, name in columns.items():
-            give = f"{there_are}. Name that of the {kind}s with --data.columns.{kind}"
-            refuse(ConfigError, (name[0] not in header if name else kind in ("image", "label"), give))
+        refuse(ConfigError, (is_parquet and not importlib.util.find_spec("pyarrow"), no_reader))
+        with self._reading(self.path, csv.Error), self.path.open(newline="", encoding="utf-8-sig") as file:
+            if is_parquet:
+                records = importlib.import_module("pyarrow.parquet").read_table(self.path).to_pylist()
+            else:
+                first = file.readline()
+                file.seek(0)
+                records = list(csv.DictReader(file, delimiter=max(",;\t|", key=first.count)))
         long = next((number for number, record in enumerate(records, start=2) if None in record), 0)
         refuse(DataError, (long, f"ImageTable: {self.path}, row {long} has more values than there are columns"))
-        return [{kind: _text(record[name[0]]) for kind, name in columns.items() if name} for record in records]
-
-    def _records(self) -> list[dict[str | None, Any]]:
-        """The rows by column; values beyond the columns stand under None."""
-        if self.path.suffix.lower() != ".parquet":
-            with self._reading(self.path, csv.Error), self.path.open(newline="", encoding="utf-8-sig") as file:
-                header = file.readline()
-                file.seek(0)
-                return list(csv.DictReader(file, delimiter=max(",;\t|", key=header.count)))
-        try:
-            parquet = importlib.import_module("pyarrow.parquet")
-        except ImportError as error:
-            way_out = "pip install pyarrow, or save the table as CSV"
-            raise ConfigError(f"ImageTable: {self.path} is read with pyarrow, which is not here: {way_out}") from error
-        with self._reading(self.path):
-            return list(parquet.read_table(self.path).to_pylist())
+        header = list(records[0]) if records else []
+        known = {re.sub(r"\W+", "_", name.strip().lower()): name for name in header}
+        there_are = f"ImageTable: {self.path} has the columns {', '.join(header[:20])}{', ...' * (len(header) > 20)}"
+        columns = []
+        for kind, names in _CALLED.items():
+            name = self.columns.get(kind) or next((known[name] for name in names.split() if name in known), None)
+            give = f"{there_are}. Name that of the {kind}s with --data.columns.{kind}"
+            refuse(ConfigError, (name not in header if name else kind in ("image", "label"), give))
+            columns.append([_text(record[name]) if name else "" for record in records])
+        split_of = [part_of(text) or text for text in columns[2]] if any(columns[2]) else ["train"] * len(records)
+        return list(zip(columns[0], columns[1], split_of, columns[3], strict=True))
 
 
 def _text(value: Any) -> str:

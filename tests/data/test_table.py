@@ -235,5 +235,7 @@ def test_tables_given_elsewhere_lead_here(here, capsys):
         refuse(capsys, (*FIT, *words), hint)
     pixels = np.zeros((3, 785), int).tolist()
     write(here / "digits.csv", pixels, ("label", *(f"pixel{i}" for i in range(784))))
+    wrong = ("--data", "ImageTable", "--data.path", "digits.csv", "--data.columns.labl", "kind")
+    refuse(capsys, (*FIT, *wrong), r"--data\.columns: labl is none of image, label, split, group")
     message = r"has the columns label, pixel0, .*pixel18, \.\.\.\. Name that of the images"
     refuse(capsys, (*FIT, "--data", "ImageTable", "--data.path", "digits.csv"), message)

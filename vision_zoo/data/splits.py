@@ -4,9 +4,10 @@ import functools
 import hashlib
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
-from itertools import chain
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -102,24 +103,25 @@ def split_by_place(labels: Tensor, places: Tensor, below: float, option: str) ->
         below: the limit, so about the fraction that is cut.
         option: the option that asks for the cut, for the message.
     """
-    held: dict[float, set[int]] = defaultdict(set)  # the classes at each place
-    for place, label in zip(places.tolist(), labels.tolist(), strict=True):
-        held[place].add(label)
-    stays = Counter(chain.from_iterable(held.values()))  # places of each class
+    pairs = np.unique(np.stack([places.numpy(), labels.numpy()]), axis=1)  # (2, P): each place with each of its classes
+    stays = Counter(pairs[1].tolist())  # places of each class
     least, smallest = {label: min(2, count - 1) for label, count in stays.items()}, min(stays.values())
-    cut, done = set[float](), set[int]()
-    for place, classes in sorted(held.items()):
+    cut, done = list[float](), set[float]()
+    for place, at_place in groupby(pairs.T.tolist(), key=itemgetter(0)):
+        if place >= below and len(done) == len(stays):
+            break
+        classes = {label for _, label in at_place}
         if (place < below or not classes <= done) and all(stays[label] > least[label] for label in classes):
-            cut.add(place)
+            cut.append(place)
             done |= classes
             stays.subtract(classes)
-    grouped = " (images of one group count as one)" * (len(held) < len(labels))
+    grouped = " (images of one group count as one)" * (pairs.shape[1] < len(labels))
     message = (
         f"{option} needs at least one image of each class in both parts, and the smallest class has {smallest} to deal"
         f"{grouped}: add images, or set {option} 0 to cut nothing"
     )
     refuse(ConfigError, (smallest < 2 or len(done) < len(stays), message))
-    everything, is_cut = torch.arange(len(labels)), torch.tensor([place in cut for place in places.tolist()])
+    everything, is_cut = torch.arange(len(labels)), torch.from_numpy(np.isin(places.numpy(), cut))
     return everything[~is_cut], everything[is_cut]
 
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
@@ -19,9 +19,8 @@ from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, refu
 from vision_zoo.files import expanded
 from vision_zoo.types import Split
 
-Column = Literal["image", "label", "split", "group"]
 # What people call the columns; of several that are there, the first is taken.
-_CALLED: dict[Column, str] = {
+_CALLED = {
     "image": "file filename file_name filepath file_path path image_path image_name image image_id id_code id",
     "label": "label labels class class_name category target diagnosis species breed dx",
     "split": "split",
@@ -46,9 +45,11 @@ class ImageTable(ImageFolder):
     _absent = "no row has the split"
 
     def __init__(
-        self, path: str, root: str | None = None, columns: dict[Column, str] | None = None, **options: Any
+        self, path: str, root: str | None = None, columns: dict[str, str] | None = None, **options: Any
     ) -> None:
         self.path, self.columns = expanded(path).absolute(), columns or {}
+        wrong = ", ".join(self.columns.keys() - _CALLED.keys())
+        refuse(ConfigError, (wrong, f"--data.columns: {wrong} is none of {', '.join(_CALLED)}"))
         super().__init__(str(self.path.parent) if root is None else root, **options)
         self.hparams["path"], self.hparams["root"] = str(self.path), root and str(self.root)
 

@@ -137,7 +137,7 @@ def test_names_without_a_file_and_rows_without_a_label_are_counted(tmp_path, rea
     rows = [*images(tmp_path), ("gone.png", "cat"), ("cat_0.png", "cat"), ("x.png", ""), ("dog_3.png", None)]
     rows.remove(("dog_3.png", "dog"))
     data = table(write(tmp_path / "labels.csv", rows))
-    counts = r"1 names without one file \(gone\.png\), 2 rows without a label \(x\.png, \.\.\.\)\."
+    counts = r"1 names without one file \(gone\.png\), 2 rows without a label \(x\.png, \.\.\.\)$"
     with pytest.warns(UserWarning, match=rf"labels\.csv; left out: {counts}"):
         ready(data)
     assert sum(data.sizes.values()) == 19

@@ -35,7 +35,8 @@ class LeftOut(defaultdict[str, list[str]]):
     def warn(self, where: str) -> None:
         """Count it in one line, if there is any."""
         if text := str(self):
-            rank_zero_warn(f"{where}{text}. Convert images of other kinds to PNG or JPEG", category=UserWarning)
+            advice = ". Convert images of other kinds to PNG or JPEG" * any(kind[0] == "." for kind in self)
+            rank_zero_warn(f"{where}{text}{advice}", category=UserWarning)
 
 
 def _ending(path: str | Path) -> str:

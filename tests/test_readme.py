@@ -74,6 +74,8 @@ def folder(here, monkeypatch):
         write(here / "data")
     tiny.write_image_folder(here / "scans", classes=("unsorted",), count=3)
     tiny.write_image_folder(here / "photos", classes=("daisy", "rose"))
+    rows = [f"{path},{path.parent.name}" for path in (here / "photos").glob("*/*")]
+    (here / "labels.csv").write_text("\n".join(["file,label", *rows]))
     images, labels = tiny.digits(200)
     np.savez(here / "digits.npz", images=images, labels=labels)
     (here / "mine.yaml").write_text(blocks(README, "yaml")[0])

@@ -221,7 +221,7 @@ DATA = [
     Case(
         "folder nested",
         FOLDER,
-        r"a has no images\. Images must lie",
+        r"a has no images; left out: 1 inside of class folders \(deep\)\. Images must lie",
         folder("a", "b", inside="deep"),
     ),
     Case(

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import yaml
 
+from vision_zoo.data.discovery import TABLES
 from vision_zoo.errors import ConfigError, did_you_mean, refuse
 from vision_zoo.files import expanded
 from vision_zoo.specs import is_import_path
@@ -112,6 +113,8 @@ def _ours(class_: Any, slot: str) -> str | None:
 def _own_data(name: str) -> str:
     """The options for the place of the images, where a user gives that in place of a class."""
     path = expanded(name)
+    if path.suffix.lower() in TABLES:
+        return f"; your own table of images and labels is --data ImageTable --data.path {name}."
     if path.suffix == ".npz":
         return f"; your own arrays are --data ArrayFile --data.path {name}."
     if path.is_dir() or "/" in name:

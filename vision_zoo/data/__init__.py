@@ -8,9 +8,10 @@ from vision_zoo.data.mnist import EMNIST, KMNIST, MNIST, QMNIST, FashionMNIST
 from vision_zoo.data.mnist5k import MNIST5k
 from vision_zoo.data.stl10 import STL10
 from vision_zoo.data.svhn import SVHN
+from vision_zoo.data.table import ImageTable
 from vision_zoo.data.usps import USPS
 
 __all__ = [
     "CIFAR10", "CIFAR100", "EMNIST", "KMNIST", "MNIST", "QMNIST", "STL10", "SVHN", "USPS",
-    "ArrayFile", "FashionMNIST", "ImageDataModule", "ImageFolder", "MNIST5k",
+    "ArrayFile", "FashionMNIST", "ImageDataModule", "ImageFolder", "ImageTable", "MNIST5k",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from vision_zoo.data.decode import Resize
+from vision_zoo.data.discovery import TABLES
 from vision_zoo.data.facts import lazy
 from vision_zoo.data.own import OwnImages
 from vision_zoo.data.splits import stratified_split
@@ -128,7 +129,9 @@ class ArrayFile(OwnImages):
     def _names(self) -> tuple[str, ...]:
         """The keys of the file."""
         absent = f"ArrayFile: there is no file {self.path}. Set --data.path to a .npz or .npy file"
-        refuse(DatasetNotFoundError, (not self.path.is_file(), absent))
+        table = f"ArrayFile: {self.path} is a table. If it names images: --data ImageTable --data.path {self.path}"
+        is_table = self.path.suffix.lower() in TABLES
+        refuse(DatasetNotFoundError, (not self.path.is_file(), absent), (is_table, table))
         if not self._is_archive:
             return tuple(sorted(path.stem for path in self.path.parent.glob("*.npy")))
         with self._reading(self.path), zipfile.ZipFile(self.path) as archive:

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import mimetypes
 import os
 import struct
 import sys
@@ -45,13 +44,6 @@ def image_extensions() -> frozenset[str]:
     stubs = {name for name, (kind, _) in Image.OPEN.items() if isinstance(kind, type) and issubclass(kind, stub)}
     readable = Image.OPEN.keys() - stubs - {"MPEG"}
     return frozenset(ending for ending, name in endings.items() if name in readable)
-
-
-@functools.cache
-def unreadable_extensions() -> frozenset[str]:
-    """Endings of image formats that PIL cannot read, such as .heic, in lower case, with their dot."""
-    known = {**mimetypes.types_map, **mimetypes.common_types}
-    return frozenset(ending for ending, kind in known.items() if kind.startswith("image/")) - image_extensions()
 
 
 def decode_image(

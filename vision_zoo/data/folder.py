@@ -3,24 +3,25 @@
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from vision_zoo.data.decode import UNREADABLE, Resize, image_extensions, read_values, unreadable_extensions
+from vision_zoo.data.decode import UNREADABLE, Resize, read_values
+from vision_zoo.data.discovery import TABLES, LeftOut, look_into, nfc
 from vision_zoo.data.facts import lazy
 from vision_zoo.data.own import OwnImages
 from vision_zoo.data.sources import Files, InMemory, Source
-from vision_zoo.data.splits import is_everything, places_by_name, split_by_place, stratified_split
+from vision_zoo.data.splits import is_everything, part_of, places_by_name, split_by_place, stratified_split
 from vision_zoo.data.values import LOOKED_AT, Numbers
 from vision_zoo.errors import DataError, DatasetNotFoundError, refuse
 from vision_zoo.types import LabelledImages, Split
 
 _IN_MEMORY = 2**30  # bytes of decoded images
-_SPLIT_NAMES = {"val", "valid", "validation", "test"}  # what people call the parts beside train
 
 Listing = tuple[list[Path], Tensor]
 """Image files and their labels, int64 (N,)."""
@@ -44,6 +45,7 @@ class ImageFolder(OwnImages):
 
     way_out = "Repair or remove the files, or set --data.root to another folder"
     _cut_from = "train"
+    _absent: ClassVar[str] = "there is no folder"
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class ImageFolder(OwnImages):
 
     def _files(self, split: Split) -> Files:
         paths, labels = self._splits.get(split, _NOTHING)
-        self._refuse_empty(len(paths), split, self.root, f"there is no folder {split}")
+        self._refuse_empty(len(paths), split, self.root, f"{self._absent} {split}")
         names = [str(path) for path in paths]
         return Files(names, labels, self.image_shape, self.resize, self.strict, self.value_range)
 
@@ -106,26 +108,19 @@ class ImageFolder(OwnImages):
         advice = "Set --data.root to a folder that has one folder of images for each class"
         absent = f"ImageFolder: there is no folder {self.root}. {advice}"
         refuse(DatasetNotFoundError, (not self.root.is_dir(), absent))
-        folders = _folders(self.root)
-        inside = {folder.name for folder in folders}
         scored = is_everything(self.test_split)  # what is only scored may lack a class: its empty folder stands for it
-        # Of images that are only scored, there may be a folder test and nothing else.
-        if not (_folders(self.root / "train") or (inside and inside <= {"val", "test"})):
-            names, listing = _list_classes(self.root, may_be_empty=scored)
-            return names, {"train": listing}
-        stray = ", ".join(x for x in sorted(inside - {"val", "test"}) if x.lower() in _SPLIT_NAMES)
-        advice = "is not looked into; the parts lie in train, val and test. Rename it or move it"
-        refuse(DataError, (stray, f"ImageFolder: in {self.root}, {stray} {advice}"))
-        splits: tuple[Split, ...] = ("train", "val", "test")
-        listed = {x: _list_classes(self.root / x, may_be_empty=scored or x != "train") for x in splits if x in inside}
+        left = LeftOut()
+        found = _split_folders(self.root, left) or {"train": self.root}
+        listed = {x: _list_classes(folder, left, may_be_empty=scored or x != "train") for x, folder in found.items()}
         first, (names, _) = next(iter(listed.items()))
         for split, (others, _) in listed.items():
             message = (
-                f"ImageFolder: {self.root / split} and {self.root / first} must have the same class folders; only one "
+                f"ImageFolder: {found[split]} and {found[first]} must have the same class folders; only one "
                 f"of them has {', '.join(sorted(set(names) ^ set(others)))}. An empty folder stands for a class of "
                 "which there are no images to score"
             )
             refuse(DataError, (others != names, message))
+        left.warn(f"ImageFolder: {self.root}")
         return names, {split: listing for split, (_, listing) in listed.items()}
 
     @cached_property
@@ -144,56 +139,75 @@ class ImageFolder(OwnImages):
             if split in found or not part or not paths:
                 continue
             option = f"--data.{split}_split"
-            places = places_by_name((f"{path.parent.name}/{path.name}" for path in paths), self.seed)
+            places = places_by_name(map(self._split_name, paths), self.seed)
             below = below + part * (1 - below) if below is not None and part < 1 else None
-            if below is None:
-                stays, cut = stratified_split(labels, part, self.seed, option, places)
-            else:
+            if below is not None:
                 stays, cut = split_by_place(labels, places, below, option)
+            elif is_everything(part) or len(set(places.tolist())) == len(places):
+                stays, cut = stratified_split(labels, part, self.seed, option, places)
+            else:  # images of one place stay together, so that about as many are cut
+                count = min(int(part) or round(part * len(places)), len(places) - 1)
+                stays, cut = split_by_place(labels, places, float(places.sort()[0][count]), option)
             found["train"], found[split] = (
                 ([paths[index] for index in chosen.tolist()], labels[chosen]) for chosen in (stays, cut)
             )
         return found
 
-
-def _folders(path: Path) -> list[Path]:
-    """Visible folders inside of a folder, sorted; none if there is no such folder."""
-    if not path.is_dir():
-        return []
-    return sorted(x for x in path.iterdir() if x.is_dir() and not x.name.startswith((".", "__MACOSX")))
+    def _split_name(self, path: Path) -> str:
+        """The name that decides where an image is dealt to."""
+        return f"{path.parent.name}/{path.name}"
 
 
-def _list_classes(root: Path, *, may_be_empty: bool) -> tuple[tuple[str, ...], Listing]:
+def _split_folders(root: Path, left: LeftOut) -> dict[Split, Path]:
+    """The folder of each split, whatever it is called; none where the folders of root are classes."""
+    images, folders = look_into(root, LeftOut())
+    named: dict[Split, list[Path]] = {x: [y for y in folders if part_of(y.name) == x] for x in get_args(Split)}
+    full = {folder for folder in chain(*named.values()) if look_into(folder, LeftOut())[1]}
+    # Of images that are only scored, there may be a folder test and nothing else.
+    if not (full & set(named["train"]) or (full and full == set(folders) and not named["train"])):
+        return {}
+    for split, same in named.items():
+        both = f"{' and '.join(x.name for x in same)} are all for {split}. Rename or move all but one of them"
+        refuse(DataError, (len(same) > 1, f"ImageFolder: in {root}, {both}"))
+    if other := [f"{same[0].name} is taken for {x}" for x, same in named.items() if same and same[0].name != x]:
+        rank_zero_warn(f"ImageFolder: in {root}, {', '.join(other)}", category=UserWarning)
+    look_into(root, left)
+    left["beside the parts"] += [path.name for path in (*images, *folders) if not part_of(path.name)]
+    return {split: same[0] for split, same in named.items() if same}
+
+
+def _list_classes(root: Path, left: LeftOut, *, may_be_empty: bool) -> tuple[tuple[str, ...], Listing]:
     """Class names, and the images directly inside of each class folder, of which some may have none."""
-    folders = _folders(root)
-    names = {folder.name.lower() for folder in folders}
+    beside, folders = look_into(root, left)
+    names = {nfc(folder.name): folder for folder in folders}
     number = f"only one folder, {folders[0].name}" if folders else "no folders"
+    table = next((path for path in sorted(root.iterdir()) if path.suffix.lower() in TABLES), None)
+    hint = f". If {table.name} names images and labels: --data ImageTable --data.path {table}" if table else ""
     few = (
         f"ImageFolder: {root} has {number}, but two classes or more are needed, with a folder of images each. Set "
-        "--data.root to the folder that holds the class folders"
+        f"--data.root to the folder that holds the class folders{hint}"
     )
     no_classes = (
         f"ImageFolder: {root} has the folders {', '.join(x.name for x in folders)}, which are not classes. Parts are "
         "named train, val and test, and have a folder of images for each class in them"
     )
-    refuse(DataError, (len(folders) < 2, few), ("train" in names and names & _SPLIT_NAMES, no_classes))
+    twice = f"ImageFolder: {root} has two folders of the same name, whose letters are stored differently. Join them"
+    refuse(
+        DataError,
+        (len(folders) < 2, few),
+        ({part_of(name) for name in names} - {"train", None}, no_classes),
+        (len(names) < len(folders), twice),
+    )
     paths: list[Path] = []
     labels: list[int] = []
-    unknown: list[Path] = []
-    for label, folder in enumerate(folders):
-        visible = sorted(x for x in folder.iterdir() if not x.name.startswith("."))
-        files = [x for x in visible if x.is_file() or not x.exists()]  # decoding names a link to nowhere
-        images = [x for x in files if x.suffix.lower() in image_extensions()]
-        unknown += [x for x in files if x.suffix.lower() in unreadable_extensions()]
+    left["beside the class folders"] += [path.name for path in beside]
+    for label, name in enumerate(sorted(names)):
+        images, inside = look_into(names[name], left)
+        left["inside of class folders"] += [path.name for path in inside]
+        none = f"ImageFolder: {names[name]} has no images{left}"
         advice = "Images must lie directly in the folder of their class; remove folders that are not classes"
-        refuse(DataError, (not images and not may_be_empty, f"ImageFolder: {folder} has no images. {advice}"))
-        if _folders(folder):
-            rank_zero_warn(f"ImageFolder: the folders inside of {folder} are not looked into", category=UserWarning)
+        refuse(DataError, (not images and not may_be_empty, f"{none}. {advice}"))
         paths += images
         labels += [label] * len(images)
     refuse(DataError, (not paths, f"ImageFolder: the class folders in {root} have no images"))
-    if unknown:
-        kinds = ", ".join(sorted({x.suffix.lower() for x in unknown}))
-        left_out = f"{len(unknown):,} images of kinds that cannot be read ({kinds}), which are left out"
-        rank_zero_warn(f"ImageFolder: {root} has {left_out}: convert them to PNG or JPEG", category=UserWarning)
-    return tuple(folder.name for folder in folders), (paths, torch.tensor(labels))
+    return tuple(sorted(names)), (paths, torch.tensor(labels))

@@ -88,6 +88,7 @@ class Loader:
             if len(images):
                 self._handed_out += 1
                 yield images, labels
+        self.source.report((), last=True)
 
     def batches(self) -> list[Tensor]:
         """The indices of each batch of the current epoch, int64 (B,) each."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vision_zoo.data.decode import UNREADABLE, Resize, decode
+from vision_zoo.data.discovery import LeftOut
 from vision_zoo.errors import DataError, TrainingError, lack, refuse
 from vision_zoo.types import ImageShape, ValueRange
 
@@ -44,8 +45,8 @@ class Source:
         """
         raise NotImplementedError
 
-    def report(self, failures: Sequence[tuple[str, str]]) -> None:
-        """Name files that could not be decoded, each once."""
+    def report(self, failures: Sequence[tuple[str, str]], *, last: bool = False) -> None:
+        """Name files that could not be decoded, each once; count them after the last ones."""
 
 
 @dataclass(eq=False)
@@ -71,6 +72,7 @@ class Files(Source):
     strict: bool = False  # refuse files that cannot be decoded instead of leaving them out
     value_range: ValueRange = None  # see `decode_image`
     _reported: set[str] = field(default_factory=set)
+    _counted: int = 1  # of the reported; one is named
 
     def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
         """Decode the files of these indices; called by several threads at once."""
@@ -91,15 +93,18 @@ class Files(Source):
                     break
         return Fetched(torch.from_numpy(images[: len(found)]), self.labels[found], failures)
 
-    def report(self, failures: Sequence[tuple[str, str]]) -> None:
-        """Name files that could not be decoded, each once; refuse them with a DataError if `strict`."""
+    def report(self, failures: Sequence[tuple[str, str]], *, last: bool = False) -> None:
+        """Name the first ten files that could not be decoded; refuse any with a DataError if `strict`."""
         for path, reason in failures:
             advice = "Repair or remove it, or leave such files out with --data.strict false"
             refuse(DataError, (self.strict, f"{path} cannot be decoded ({reason}). {advice}"))
-            if path not in self._reported:
-                self._reported.add(path)
+            if path not in self._reported and len(self._reported) < 10:
                 # By each process of its own files; no other one meets them.
                 warnings.warn(f"{path} cannot be decoded ({reason}) and is left out", stacklevel=2)
+            self._reported.add(path)
+        if last and len(self._reported) > self._counted:
+            self._counted = len(self._reported)
+            warnings.warn(f"files that cannot be decoded, {self._counted:,}{LeftOut(self._reported)}", stacklevel=2)
 
 
 def _with_others(index: int, among: Tensor) -> Iterator[int]:

@@ -1,14 +1,34 @@
 """Cutting a part from a set of labelled images: stratified by class, the same for the same seed."""
 
+import functools
 import hashlib
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vision_zoo.data.discovery import nfc
 from vision_zoo.errors import ConfigError, refuse
+from vision_zoo.types import Split
+
+_CALLED: dict[Split, str] = {
+    "train": "train(ing|val)?|trn",
+    "val": "val(id|idation)?|dev(el|elopment)?|eval(uation)?",
+    "test": "test(s|ing)?|tst|h[oe]ld[-_ ]?out|unseen",
+}
+
+
+@functools.cache
+def part_of(name: str) -> Split | None:
+    """The split that a name stands for, such as Testing, dev, train_set or seg_test; None for other names."""
+    around = r"(.*[\W\d_])?({})[\W\d_]*(set|data|images?|imgs|split)?[\W\d_]*"
+    return next((x for x, words in _CALLED.items() if re.fullmatch(around.format(words), name, re.I)), None)
 
 
 def is_everything(part: int | float) -> bool:
@@ -74,8 +94,8 @@ def stratified_split(
 def split_by_place(labels: Tensor, places: Tensor, below: float, option: str) -> tuple[Tensor, Tensor]:
     """Cut the images whose place is below a limit: an image is not moved when others are added.
 
-    Of each class at least one is cut, and two stay where there are three, whatever their places; of such small classes
-    images may move later. Returns and raises what `stratified_split` does.
+    Images of one place stay together. Of each class at least one place is cut, and two stay where there are three,
+    whatever they are; of such small classes images may move later. Returns and raises what `stratified_split` does.
 
     Args:
         labels: int64 (N,).
@@ -83,23 +103,31 @@ def split_by_place(labels: Tensor, places: Tensor, below: float, option: str) ->
         below: the limit, so about the fraction that is cut.
         option: the option that asks for the cut, for the message.
     """
-    classes, counts = np.unique(labels.numpy(), return_counts=True)
+    pairs = np.unique(np.stack([places.numpy(), labels.numpy()]), axis=1)  # (2, P): each place with each of its classes
+    stays = Counter(pairs[1].tolist())  # places of each class
+    least, smallest = {label: min(2, count - 1) for label, count in stays.items()}, min(stays.values())
+    cut, done = list[float](), set[float]()
+    for place, at_place in groupby(pairs.T.tolist(), key=itemgetter(0)):
+        if place >= below and len(done) == len(stays):
+            break
+        classes = {label for _, label in at_place}
+        if (place < below or not classes <= done) and all(stays[label] > least[label] for label in classes):
+            cut.append(place)
+            done |= classes
+            stays.subtract(classes)
+    grouped = " (images of one group count as one)" * (pairs.shape[1] < len(labels))
     message = (
-        f"{option} needs at least one image of each class in both parts, and the smallest class has {counts.min()} to "
-        f"deal: add images, or set {option} 0 to cut nothing"
+        f"{option} needs at least one image of each class in both parts, and the smallest class has {smallest} to deal"
+        f"{grouped}: add images, or set {option} 0 to cut nothing"
     )
-    refuse(ConfigError, (counts.min() < 2, message))
-    everything, is_cut = torch.arange(len(labels)), torch.zeros(len(labels), dtype=torch.bool)
-    for label in classes.tolist():
-        members = (labels == label).nonzero()[:, 0]
-        count = max(1, min(int((places[members] < below).sum()), len(members) - 2))
-        is_cut[members[places[members].argsort(stable=True)[:count]]] = True
+    refuse(ConfigError, (smallest < 2 or len(done) < len(stays), message))
+    everything, is_cut = torch.arange(len(labels)), torch.from_numpy(np.isin(places.numpy(), cut))
     return everything[~is_cut], everything[is_cut]
 
 
 def places_by_name(names: Iterable[str], seed: int) -> Tensor:
     """A place in [0, 1) for each image, float64 (N,), which its name and the seed alone decide."""
-    texts = [f"{seed} {name}".encode(errors="surrogateescape") for name in names]
+    texts = [f"{seed} {nfc(name)}".encode(errors="surrogateescape") for name in names]
     places = [int.from_bytes(hashlib.sha256(text).digest()) / 2**256 for text in texts]
     return torch.tensor(places, dtype=torch.float64)
 

@@ -22,6 +22,7 @@ from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule, described_data
 from vision_zoo.data.decode import Resize, decode_image, decoding_threads
+from vision_zoo.data.discovery import LeftOut
 from vision_zoo.data.sources import pump
 from vision_zoo.errors import CheckpointError, ConfigError, DataError, InputError, refuse
 from vision_zoo.files import expanded
@@ -118,7 +119,8 @@ def predict(
     done, seconds = len(paths) - len(failures), time.monotonic() - start
     unread = f", {len(failures):,} could not be read" if failures else ""
     if failures:
-        sys.stderr.write(f"could not be read as images, {len(failures):,}:\n{_list_unreadable(failures)}\n")
+        kinds = LeftOut(failure.path for failure in failures)
+        sys.stderr.write(f"could not be read as images, {len(failures):,}{kinds}:\n{_list_unreadable(failures)}\n")
     sys.stderr.write(_inversion_hint(brightness / done, training_mean(model, datamodule), invert))
     if output != "-" and done <= SHOWN:
         console.print(_results_table(shown))

@@ -184,7 +184,8 @@ def _check_value(name: str, value: Any, may_be_null: bool) -> None:
     count = name == "trainer.devices" and str(value).isdigit()  # which is a text, too
     number = int(value) if count else value if isinstance(value, int | float) and not math.isinf(value) else 0.5
     most = 2**63 - 1 if isinstance(number, int) else torch.finfo(torch.float32).max
-    least, most = RANGES.get(name, (-most, most)) if value is not True else (0, 1)
+    least, high = RANGES.get(name, (-most, most)) if value is not True else (0, 1)
+    most = min(most, high)
     bound = "finite" if math.isnan(number) else f"at least {least}" if number < least else f"at most {most}"
     refuse(
         ConfigError,

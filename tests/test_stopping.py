@@ -154,6 +154,7 @@ def test_a_signal_outside_of_the_training_steps_ends_fit(when, here, monkeypatch
         (RuntimeError("can't start new thread"), "no more threads or processes can be started"),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "there is not enough memory"),
         (MemoryError(), "there is not enough memory"),
+        (SystemError("error return without exception set"), "there is not enough memory"),
         (RuntimeError("std::bad_alloc"), "there is not enough memory"),
     ],
 )
@@ -162,7 +163,7 @@ def test_what_the_machine_lacks_is_told_with_exit_code_1_though_it_made_an_input
     wrapped.__cause__ = error
     limits = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    for each in (error, wrapped):
+    for each in (error, wrapped) if not isinstance(error, SystemError) else (error,):
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, limits[1]))  # a MemoryError is the file's where there is
         try:
             message, code = explain(each)

@@ -11,7 +11,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from vision_zoo.errors import InputError, VisionZooError, did_you_mean, lack
+from vision_zoo.errors import InputError, VisionZooError, did_you_mean, lack, missing
 from vision_zoo.specs import import_path, options_of
 from vision_zoo.training.processes import lost_process
 from vision_zoo.verbs.trainer import processes_to_count
@@ -49,6 +49,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return text, 1
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or 'a file'} cannot be read or written: {error.strerror}", 1
+    if what := missing():
+        return f"{what}, {type(error).__name__}: {error}", 1
     return (
         f"internal error, {type(error).__name__}: {error}\nThis is a bug in vision_zoo or in a class that the "
         "configuration names. VISION_ZOO_DEBUG=1 shows the traceback."

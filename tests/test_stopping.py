@@ -34,7 +34,7 @@ stopping.PATIENCE_SECONDS, stopping.STUCK_SECONDS = 1.5, 2.5
 training = stopping.Signals(notes=True)
 
 def waits():
-    threading.Lock().acquire() and threading.Event().wait(60)
+    threading.Event().wait(60)
 
 def waits_in_c():
     library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
@@ -63,10 +63,6 @@ def trains_and_waits_in_c():
 def imports():
     import ends_here
 
-def fails_beside_a_thread():
-    threading.Thread(target=time.sleep, args=[60]).start()
-    return 1
-
 def command():
     print("begun", flush=True)
     return globals()[sys.argv[1]]()
@@ -75,17 +71,16 @@ sys.exit(stopping.until_stopped(command, own_process=True))
 '''
 SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
 STOPPED, FORCED = "stopped by {}\n", "ended at once by {}\n"
-ENDS = {  # command, signals, exit code, what it says, seconds
-    ("waits", "SIGTERM"): (143, STOPPED, 0.0),
-    ("waits", "SIGINT"): (130, STOPPED, 0.0),
-    ("waits_in_c", "SIGTERM"): (143, FORCED, 1.5),
-    ("waits_in_c", "SIGINT SIGINT"): (130, FORCED, 1.2),
-    ("swallows", "SIGINT"): (130, FORCED, 1.5),
-    ("trains", "SIGTERM"): (143, "stopped by {}, the state is saved", 3.5),
-    ("trains", "SIGINT SIGINT"): (130, FORCED, 1.2),
-    ("trains_and_waits_in_c", "SIGTERM"): (143, FORCED, 2.5),
-    ("imports", "SIGINT"): (130, STOPPED, 0.0),
-    ("fails_beside_a_thread", ""): (1, "", 1.5),
+ENDS = {  # command, signals, exit code, what it says
+    ("waits", "SIGTERM"): (143, STOPPED),
+    ("waits", "SIGINT"): (130, STOPPED),
+    ("waits_in_c", "SIGTERM"): (143, FORCED),
+    ("waits_in_c", "SIGINT SIGINT"): (130, FORCED),
+    ("swallows", "SIGINT"): (130, FORCED),
+    ("trains", "SIGTERM"): (143, "stopped by {}, the state is saved"),
+    ("trains", "SIGINT SIGINT"): (130, FORCED),
+    ("trains_and_waits_in_c", "SIGTERM"): (143, FORCED),
+    ("imports", "SIGINT"): (130, STOPPED),
 }
 
 
@@ -109,7 +104,7 @@ def test_a_signal_ends_whatever_a_command_is_at_and_a_second_one_at_once(tmp_pat
                 if len(numbers := names.split()) > which:
                     process.send_signal(getattr(signal, numbers[which]))
         for (name, names), process in running.items():
-            code, told, _ = ENDS[name, names]
+            code, told = ENDS[name, names]
             error = process.communicate(timeout=20)[1]
             assert (process.returncode, told.format(names.split(" ")[0]) in error) == (code, True), (name, names, error)
             assert "Traceback" not in error

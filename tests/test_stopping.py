@@ -25,6 +25,7 @@ PROGRAM = '''
 import ctypes, sys, threading, time
 from vision_zoo import stopping
 open(sys.argv[2] + "/ends_here.py", "w").write("""try:
+    print("begun", flush=True)
     __import__("time").sleep(60)
 except BaseException:
     raise RuntimeError("half a module") from None
@@ -33,23 +34,30 @@ sys.path.append(sys.argv[2])
 stopping.PATIENCE_SECONDS, stopping.STUCK_SECONDS = 1.5, 2.5
 training = stopping.Signals(notes=True)
 
+def begun():
+    print("begun", flush=True)
+
 def waits():
+    begun()
     threading.Event().wait(60)
 
 def waits_in_c():
     library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
     library.pthread_mutex_lock(mutex)
+    begun()
     library.pthread_mutex_lock(mutex)
 
 def swallows():
     while True:
         try:
+            begun()
             time.sleep(60)
         except BaseException:
             pass
 
 def trains():
     training.start()
+    begun()
     until = time.monotonic() + 3.5
     while not training.number or time.monotonic() < until:
         time.sleep(0.05)
@@ -63,11 +71,7 @@ def trains_and_waits_in_c():
 def imports():
     import ends_here
 
-def command():
-    print("begun", flush=True)
-    return globals()[sys.argv[1]]()
-
-sys.exit(stopping.until_stopped(command, own_process=True))
+sys.exit(stopping.until_stopped(globals()[sys.argv[1]], own_process=True))
 '''
 SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
 STOPPED, FORCED = "stopped by {}\n", "ended at once by {}\n"

@@ -82,7 +82,7 @@ ENDS = {  # command, signals, exit code, what it says
     ("waits_in_c", "SIGINT SIGINT"): (130, FORCED),
     ("swallows", "SIGINT"): (130, FORCED),
     ("trains", "SIGTERM"): (143, "stopped by {}, the state is saved"),
-    ("trains", "SIGINT SIGINT"): (130, FORCED),
+    ("trains", "SIGINT SIGINT"): (130, " by {}\n"),
     ("trains_and_waits_in_c", "SIGTERM"): (143, FORCED),
     ("imports", "SIGINT"): (130, STOPPED),
 }

@@ -24,7 +24,9 @@ def explain(error: BaseException) -> tuple[str, int]:
     while current is not None and current not in chain:
         chain.append(current)
         current = current.__cause__ or current.__context__
-    lacks = [what for link in chain if (what := lack(link, reading=any(isinstance(e, InputError) for e in chain)))]
+    reading = any(isinstance(link, InputError) for link in chain)
+    told = [lack(link, reading=reading) for link in chain if not isinstance(link, VisionZooError)]
+    lacks = [*filter(None, told)]
     for link in chain:
         if isinstance(link, VisionZooError) and not (lacks and isinstance(link, InputError)):
             return str(link), link.exit_code

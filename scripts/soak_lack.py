@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
+USER = "54321"
 IN_TIME = 30.0  # seconds
 CHANCE = random.Random()  # noqa: S311  # repeatable, not secret
 ZOO = [sys.executable, "-m", "vision_zoo"]
@@ -56,7 +57,7 @@ class Taking:
         self.before = self.files()
         # Another user's processes are limited; it reads what root may.
         caps = "+dac_override,+dac_read_search"
-        user = ["setpriv", "--reuid", "54321", "--clear-groups", "--inh-caps", caps, "--ambient-caps", caps]
+        user = ["setpriv", "--reuid", USER, "--clear-groups", "--inh-caps", caps, "--ambient-caps", caps]
         own = 'mount -t tmpfs -o size=1m none /dev/shm && exec "$@"'
         words = [*(user if limited else []), *ZOO, *COMMANDS[name]]
         proxies = {"http_proxy": proxy, "https_proxy": proxy} if name == "download" else {}
@@ -160,9 +161,15 @@ def address_space(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
 
 
+def no_threads(taking: Taking) -> None:
+    """No thread or process more; the limits of another user's process are set by that user."""
+    as_user = ["setpriv", "--reuid", USER, "--clear-groups"]
+    subprocess.run([*as_user, "prlimit", f"--pid={taking.process.pid}", "--nproc=1"], check=True)
+
+
 KINDS: dict[str, Callable[[Taking], None]] = {
     "open files": limit(resource.RLIMIT_NOFILE, lambda _: CHANCE.randint(3, 40)),
-    "threads": limit(resource.RLIMIT_NPROC, lambda _: 1),
+    "threads": no_threads,
     "memory": limit(resource.RLIMIT_AS, lambda pid: address_space(pid) + CHANCE.randint(0, 2**27)),
     "size of files": limit(resource.RLIMIT_FSIZE, lambda _: CHANCE.randint(0, 10**5)),
     "disk": lambda taking: fill(taking.folder / "filler"),

@@ -6,7 +6,7 @@ import os
 import sys
 
 from vision_zoo.cli.commands import COMMANDS, command_help, overview
-from vision_zoo.errors import InputError, VisionZooError, did_you_mean, lack
+from vision_zoo.errors import InputError, VisionZooError, did_you_mean, lack, missing
 from vision_zoo.stopping import until_stopped
 from vision_zoo.version import __version__
 
@@ -35,7 +35,7 @@ def _answer(words: list[str]) -> int:
         sys.stderr.write(f"vision_zoo: {error}\n")
         return error.exit_code
     except Exception as error:
-        what = lack(error)  # while torch was imported, which needs much of everything
+        what = lack(error) or missing()  # while torch was imported, which needs much of everything
         if os.environ.get("VISION_ZOO_DEBUG") == "1" or not (what or isinstance(error, OSError)):
             raise
         with contextlib.suppress(OSError):  # no file: the embedding program has put something else in its place

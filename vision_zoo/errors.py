@@ -1,10 +1,11 @@
 """What can go wrong, for the person at the terminal: each message says what, where and the way out."""
 
-import contextlib
 import difflib
 import errno
 import mmap
+import os
 import re
+import threading
 from collections.abc import Iterable
 
 
@@ -82,8 +83,17 @@ def lack(error: BaseException, *, reading: bool = False) -> str:
     for numbers, words, told in _LACKS:
         if getattr(error, "errno", None) in numbers or re.search(words, f"{type(error).__name__}: {error}"):
             if reading and isinstance(error, MemoryError):
-                with contextlib.suppress(OSError):
-                    mmap.mmap(-1, 2**30).close()  # more than the largest image takes
-                    return ""
+                return missing()
             return f"{told} ({str(error).partition(chr(10))[0] or type(error).__name__})"
+    return ""
+
+
+def missing() -> str:
+    """What the machine lacks now, where an error does not say so: C code may fail in any way without memory."""
+    try:
+        mmap.mmap(-1, 2**30).close()  # more than the largest image takes
+        os.close(os.open(os.devnull, os.O_RDONLY))
+        threading.Thread(target=int).start()
+    except (OSError, RuntimeError) as error:
+        return lack(error)
     return ""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 
 REPEAT_SECONDS = 1.0  # a signal repeated within this time counts once: torchrun passes on a Ctrl-C that all have got
-PATIENCE_SECONDS = 15.0  # that a command gets to end, once a signal asked it to or it has failed
+PATIENCE_SECONDS = 15.0  # that a command gets to end, once a signal asked it to
 STUCK_SECONDS = 60.0  # that a training, which saves first, gets for a single call that does not come back
 
 
@@ -83,11 +83,6 @@ def until_stopped(command: Callable[[], int], *, own_process: bool) -> int:
         signals.stop()
     if forced:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python ends, its own handler would show a traceback
-    if forced and code:
-        late = threading.Timer(PATIENCE_SECONDS, os._exit, [code])  # other threads may be in the way
-        late.daemon = True
-        with contextlib.suppress(RuntimeError):  # no thread can be started
-            late.start()
     return code
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from vision_zoo.errors import InputError, VisionZooError, did_you_mean, lack
+from vision_zoo.errors import InputError, VisionZooError, did_you_mean, lack, missing
 from vision_zoo.specs import import_path, options_of
 from vision_zoo.training.processes import lost_process
 
@@ -24,7 +24,9 @@ def explain(error: BaseException) -> tuple[str, int]:
     while current is not None and current not in chain:
         chain.append(current)
         current = current.__cause__ or current.__context__
-    lacks = [what for link in chain if (what := lack(link, reading=any(isinstance(e, InputError) for e in chain)))]
+    reading = any(isinstance(link, InputError) for link in chain)
+    told = [lack(link, reading=reading) for link in chain if not isinstance(link, VisionZooError)]
+    lacks = [*filter(None, told)]
     for link in chain:
         if isinstance(link, VisionZooError) and not (lacks and isinstance(link, InputError)):
             return str(link), link.exit_code
@@ -50,6 +52,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return text, 1
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or 'a file'} cannot be read or written: {error.strerror}", 1
+    if what := missing():
+        return f"{what}, {type(error).__name__}: {error}", 1
     return (
         f"internal error, {type(error).__name__}: {error}\nThis is a bug in vision_zoo or in a class that the "
         "configuration names. VISION_ZOO_DEBUG=1 shows the traceback."

@@ -1,5 +1,6 @@
 """Where images come from, in memory or in files, and the pump that fetches batches of them ahead of time."""
 
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from vision_zoo.types import ImageShape, ValueRange
 
 B = TypeVar("B")
 T = TypeVar("T")
+_thread = threading.local()  # ended: in a thread of a pump, not empty once nobody takes what it fetches
 
 
 class Fetched(NamedTuple):
@@ -81,6 +83,8 @@ class Files(Source):
         found: list[int] = []
         failures: list[tuple[str, str]] = []
         for wanted in indices.tolist():
+            if getattr(_thread, "ended", None):  # the process need not wait for the rest
+                break
             for index in (wanted,) if among is None else _with_others(wanted, among):
                 try:
                     path = self.paths[index]
@@ -131,7 +135,8 @@ def pump(
         yield from map(fetch, batches)
         return
     pending: deque[Future[T]] = deque()
-    pool = ThreadPoolExecutor(threads, "decode")
+    ended: list[bool] = []
+    pool = ThreadPoolExecutor(threads, "decode", setattr, (_thread, "ended", ended))
     try:
         for batch in batches:
             pending.append(pool.submit(fetch, batch))
@@ -140,4 +145,5 @@ def pump(
         while pending:
             yield pending.popleft().result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # what is being decoded may take its time
+        ended.append(True)
+        pool.shutdown(wait=False, cancel_futures=True)

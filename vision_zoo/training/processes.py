@@ -16,7 +16,7 @@ import torch
 from lightning.fabric.plugins import ClusterEnvironment
 from lightning.pytorch import Trainer
 
-from vision_zoo.errors import TrainingError
+from vision_zoo.errors import TrainingError, missing
 from vision_zoo.training import lightning_patches as patches
 
 # A process that stays silent this long is taken for lost: a host that vanished closes no connection.
@@ -144,7 +144,9 @@ class Launcher(patches.SubprocessScriptLauncher):
     def _watch(self) -> None:
         ended: str = ""
         while not ended:
-            if self.procs:
+            if not torch.distributed.is_initialized() and "open files" in missing():  # C waits for others in vain
+                ended = "a process that can open no more files (ulimit -n)"
+            elif self.procs:
                 ended = self._first_ended()
                 if all(process.poll() == 0 for process in self.procs):
                     return

@@ -52,7 +52,9 @@ def private_names(root: Path) -> Iterator[tuple[Path, int, str]]:
         for node in ast.walk(tree):
             used: list[str] = []
             if isinstance(node, ast.Attribute):
-                used = [] if getattr(node.value, "id", "") in ("os", "sys") else [node.attr]  # os._exit, of Python itself
+                used = (
+                    [] if getattr(node.value, "id", "") in ("os", "sys") else [node.attr]
+                )  # os._exit, of Python itself
             elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in LIBRARIES:
                 used = [alias.name for alias in node.names]
                 used += (node.module or "").split(".")

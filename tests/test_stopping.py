@@ -180,7 +180,7 @@ def test_a_file_that_asks_for_impossible_memory_is_broken_itself():
 def test_too_few_open_files_end_a_training_and_leave_no_image_out(threads, here, monkeypatch, capsys):
     tiny.write_image_folder(here / "images", count=20)
 
-    def decode(*_):
+    def decode(*_, **__):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(sources, "decode", decode)

@@ -5,7 +5,7 @@ from PIL import Image
 
 from tests import tiny
 from vision_zoo.__main__ import main
-from vision_zoo.data import MNIST5k
+from vision_zoo.data import MNIST5k, sources
 from vision_zoo.plots import plot_images
 from vision_zoo.verbs.show import show
 
@@ -82,10 +82,10 @@ def test_images_of_other_channels_are_shown_in_gray(channels, tmp_path):
 
 def test_a_folder_is_not_decoded_for_a_few_images(here, monkeypatch):
     tiny.write_image_folder(here / "data", count=40)
-    opened, original = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda *words: opened.append(words[0]) or original(*words))
+    decoded, original = [], sources.decode
+    monkeypatch.setattr(sources, "decode", lambda *words, **more: decoded.append(words[0]) or original(*words, **more))
     assert main(["show", "--data", "ImageFolder", "--data.root", "data", "--count", "6"]) == 0
-    assert 6 <= len(opened) <= 10
+    assert 6 <= len(decoded) <= 10
 
 
 @pytest.mark.parametrize(

@@ -223,9 +223,9 @@ class ArrayFile(OwnImages):
         if images.dtype in (np.uint8, np.bool_):
             return images if images.dtype == np.uint8 else images * np.uint8(255)
         other = f"{key} in {self.path} is {images.dtype}, but the images to train with are 8 bits. Save both alike"
+        broken = f"some of {key} in {self.path} are not numbers. Save the images as np.nan_to_num(images)"
+        refuse(DataError, (np.isnan(images.max()), f"ArrayFile: {broken}"))  # before the range is told
         refuse(DataError, (self.value_range is None, f"ArrayFile: {other}"))
-        broken = f"ArrayFile: some of {key} in {self.path} are not numbers. Save the images as np.nan_to_num(images)"
-        refuse(DataError, (np.isnan(images.max()), broken))
         return to_8_bits(images, self.value_range)
 
 

@@ -177,6 +177,7 @@ def test_the_page_of_speed_shows_the_rows_that_were_measured():
     assert all((ROOT / "configs" / f"{recipe}{kind}.yaml").is_file() for recipe in recipes for kind in ("", "_fast"))
 
 
+@pytest.mark.slow  # 5 s
 def test_the_benchmark_runs_from_any_folder_and_measures_its_own_checkout(here):
     program = [sys.executable, str(ROOT / "scripts" / "benchmark")]
     done = subprocess.run([*program, "--only", "z"], capture_output=True, text=True, check=False)

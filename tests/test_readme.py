@@ -92,7 +92,11 @@ def replaced(text: str) -> str:
     return text
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name * (page != README) or "project")
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=[pytest.mark.slow] * (p.parent.name == "scripts")) for p in PAGES],  # 10 s
+    ids=lambda page: page.parent.name * (page != README) or "project",
+)
 def test_every_command_of_a_page_works(page, folder, capsys):
     for command in commands(page):
         words = shlex.split(replaced(command).replace('"$(', "").replace(')"', ""))

@@ -107,9 +107,12 @@ def test_the_forward_pass_returns_logits_that_are_not_normalised(
     assert not torch.allclose(logits.sum(dim=1), torch.ones(2))  # of probabilities
 
 
+LARGE = ("AlexNet", "CNN", "ResNet-34")  # which take 6 to 20 s each
+
+
 @pytest.mark.parametrize(
     ("network", "options", "shape", "parameters"),
-    [pytest.param(*p.values, id=p.id, marks=[pytest.mark.slow] * (p.id == "AlexNet")) for p in NETWORKS],
+    [pytest.param(*p.values, id=p.id, marks=[pytest.mark.slow] * (p.id in LARGE)) for p in NETWORKS],
 )
 def test_sixteen_images_can_be_learnt_by_heart(
     network: Network, options: dict[str, object], shape: ImageShape, parameters: int

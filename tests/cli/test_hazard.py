@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests import tiny
 from tests.lightning_rows.trial import BASE
 from tests.training.test_processes import ENVIRONMENT
@@ -27,6 +29,7 @@ sys.exit(main({words!r}) or main({words!r}))
 MOST_PROCESSES = 6  # two that train, and what Python and torch start beside them
 
 
+@pytest.mark.slow  # 10 s
 def test_a_program_that_calls_fit_with_two_devices_is_not_started_again(tmp_path):
     tiny.write_npz(tmp_path / "data.npz", 40, 20, (8, 8))
     (tmp_path / "program.py").write_text(CALLS_MAIN.format(words=WORDS))

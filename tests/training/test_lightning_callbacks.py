@@ -154,6 +154,7 @@ def test_a_learning_rate_that_is_found_is_the_runs_own(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob(".lr_find*"))
 
 
+@pytest.mark.slow  # 5 s
 def test_a_batch_size_that_is_found_is_the_runs_own(tmp_path, monkeypatch):
     finder = "[{class_path: BatchSizeFinder, init_args: {max_trials: 4, steps_per_trial: 1}}]"
     words = [*PLAIN, "--trainer.precision", "32-true", "--trainer.callbacks", finder]

@@ -377,8 +377,9 @@ print("pages cleared:", min(cleared))
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how other C libraries keep memory is theirs to say")
 @pytest.mark.parametrize(
     ("environment", "kept"),
-    [({}, True), pytest.param({"MALLOC_TRIM_THRESHOLD_": "131072"}, False, marks=pytest.mark.slow)],
+    [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)],
 )
+@pytest.mark.slow  # 7 s each
 def test_a_step_computes_in_freed_memory_unless_the_environment_says_otherwise(environment, kept, here):
     """8 seconds."""
     names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")

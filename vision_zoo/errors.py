@@ -82,7 +82,7 @@ def lack(error: BaseException, *, reading: bool = False) -> str:
     """
     for numbers, words, told in _LACKS:
         if getattr(error, "errno", None) in numbers or re.search(words, f"{type(error).__name__}: {error}"):
-            if reading and isinstance(error, MemoryError):
+            if reading and errno.ENOMEM in numbers:
                 return missing()
             return f"{told} ({str(error).partition(chr(10))[0] or type(error).__name__})"
     return ""

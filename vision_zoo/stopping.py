@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from os import _exit as exit_at_once
+from sys import _current_frames as current_frames
 from types import FrameType
 
 REPEAT_SECONDS = 1.0  # a signal repeated within this time counts once: torchrun passes on a Ctrl-C that all have got
@@ -96,7 +98,7 @@ def _watch(reader: int) -> None:
     place = (0, 0)  # where the main thread is
     while now - since < (STUCK_SECONDS if handler.notes else PATIENCE_SECONDS):
         again = select.select([reader], [], [], 1.0)[0] and os.read(reader, 1)
-        now, frame = time.monotonic(), sys._current_frames()[threading.main_thread().ident or 0]
+        now, frame = time.monotonic(), current_frames()[threading.main_thread().ident or 0]
         if again and now - began > REPEAT_SECONDS:
             break
         if handler.notes and (here := (id(frame), frame.f_lasti)) != place:
@@ -107,4 +109,4 @@ def _watch(reader: int) -> None:
 def _leave(number: int, how: str) -> None:
     if select.select([], [2], [], 0)[1]:  # what reads standard error may be stuck as well
         os.write(2, f"vision_zoo: {how} {signal.Signals(number).name}\n".encode())
-    os._exit(128 + number)
+    exit_at_once(128 + number)

@@ -178,7 +178,7 @@ KINDS: dict[str, Callable[[Taking], None]] = {
     "memory": limit(resource.RLIMIT_AS, lambda pid: address_space(pid) + CHANCE.randint(0, 2**27)),
     "size of files": limit(resource.RLIMIT_FSIZE, lambda _: CHANCE.randint(0, 10**5)),
     "disk": lambda taking: fill(taking.folder / "filler"),
-    "shared memory": lambda taking: fill(Path(f"/proc/{taking.process.pid}/root/dev/shm/filler")),
+    "shared memory": lambda taking: fill(Path("/proc", str(taking.process.pid), "root", "dev", "shm", "filler")),
 }
 
 

@@ -13,6 +13,6 @@ def __getattr__(name: str) -> object:
     """The functions for Python, imported when one is used."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from vision_zoo import api  # noqa: PLC0415
+    from vision_zoo import api  # noqa: PLC0415  # the door imports little, until it is used
 
     return getattr(api, name)

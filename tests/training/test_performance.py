@@ -254,6 +254,19 @@ def test_the_fastest_way_wins_and_of_equal_ones_the_simplest(monkeypatch):
         assert next(iter(trial.fastest(ways, 1e9))) == first
 
 
+class Uncopied(Noisy):
+    """A network that cannot be copied for a trial."""
+
+    def __deepcopy__(self, memo: object) -> "Uncopied":
+        raise RuntimeError("there is but one of it")
+
+
+def test_a_trial_that_fails_is_told_and_ends_no_run(fast_machine, here, capsys):
+    with pytest.warns(UserWarning, match=r"trial of speed failed, .* in float32: there is but one of it"):
+        assert main(own("Uncopied")) == 0
+    assert "32-true (others were not tried)" in line(capsys)
+
+
 def test_a_run_that_is_too_short_is_not_held_up():
     trial = Trial(Noisy((1, 28, 28), 10), (4, 1, 28, 28), 10, torch.device("cpu"))
     assert trial.fastest([Way(), Way(channels_last=True)], steps=10) == {}

@@ -157,7 +157,7 @@ class Performance(Callback):
         choices["precision"] = "bf16-mixed" if found.bf16 else "32-true"
         if not fast:
             return f"this {device.type} has no fast bf16"
-        return "" if choices["tried"] else "the run is too short to try others"
+        return "" if choices["tried"] else "others were not tried"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take note of whether the optimizer is fused, and give its state the layout of the weights."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from vision_zoo import probe
@@ -37,14 +38,15 @@ def fastest(
 ) -> tuple[Way, dict[str, float]]:
     """The fastest of some ways for a run of so many steps, and images per second of each that works.
 
-    The first way, and no figures, where there is no other, the run is too short, or the network does not run at all:
-    training then tells why.
+    The first way, and no figures, where there is no other, the run is too short, or, with a warning, the network fails.
     """
     times: dict[Way, float] = {}
     if len(ways) > 1:
-        with suppress(*probe.REFUSALS):
+        try:
             shape = (batch_size, *model.image_shape)
             times = Trial(model.backbone, shape, model.num_classes, device, training).fastest(ways, steps)
+        except probe.REFUSALS as error:
+            rank_zero_warn(f"the trial of speed failed, so that the run computes in {ways[0]}: {error}")
     figures = {str(way): float(f"{batch_size / seconds:.4g}") for way, seconds in times.items()}
     return next(iter(times), ways[0]), figures
 

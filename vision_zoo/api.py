@@ -91,12 +91,12 @@ def predict(
     from vision_zoo.classifier import Classifier  # noqa: PLC0415
     from vision_zoo.data.base import described_data  # noqa: PLC0415
     from vision_zoo.verbs.image_files import find_images  # noqa: PLC0415
-    from vision_zoo.verbs.predict import predict_images  # noqa: PLC0415
+    from vision_zoo.verbs.predict import predict_images, resizing  # noqa: PLC0415
 
     checkpoint = open_checkpoint(str(path), trusted_packages)
     model, data = Classifier.from_checkpoint(checkpoint.content), described_data(checkpoint.data)
     files = find_images([str(image) for image in images])
-    found = predict_images(model, files, top_k, getattr(data, "resize", "crop"), invert)
+    found = predict_images(model, files, top_k, resizing(data), invert)
     return [prediction.as_dict() for prediction in found if not prediction.problem]
 
 

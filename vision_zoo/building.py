@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from itertools import takewhile
 from operator import itemgetter
 from textwrap import shorten
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jsonargparse import ArgumentParser
@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from vision_zoo.checkpoints import read_state_dicts
 from vision_zoo.errors import CheckpointError, ConfigError, lack
-from vision_zoo.specs import class_and_arguments, rebuild, returned_class, walk, without_downloads
-from vision_zoo.types import ImageShape
+from vision_zoo.specs import class_and_arguments, options_of, rebuild, returned_class, walk, without_downloads
+from vision_zoo.types import ImageShape, Preprocessing
 
 Backbone = Callable[[ImageShape, int], nn.Module]
 
@@ -53,6 +53,15 @@ def build_backbone(backbone: Backbone, image_shape: ImageShape, num_classes: int
             raise
         what = f"backbone {path} for images of shape {tuple(image_shape)} does not fit into the memory"
         raise ConfigError(f"{what}: set --data.image_size or the options of the network lower") from error
+
+
+def preprocessing_of(backbone: Any) -> Preprocessing | None:
+    """How images were prepared for the pretrained weights that a backbone, or its description, asks for; else None."""
+    target, arguments = class_and_arguments(rebuild(backbone))
+    known = getattr(target, "preprocessing", None)
+    if known is None or arguments.get("weights") is None:
+        return None
+    return cast(Preprocessing, known(**{name: arguments[name] for name in options_of(known) if name in arguments}))
 
 
 def load_backbone_weights(backbone: nn.Module, path: str, name: str, num_classes: int) -> None:

@@ -15,7 +15,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from vision_zoo import probe
-from vision_zoo.building import build_backbone, described_options, load_backbone_weights, without_random_weights
+from vision_zoo.building import (
+    build_backbone,
+    described_options,
+    load_backbone_weights,
+    preprocessing_of,
+    without_random_weights,
+)
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, VisionZooError
 from vision_zoo.metrics import Metrics, ScoredModule
@@ -38,7 +44,8 @@ class Classifier(ScoredModule):
             (B, C, H, W) to logits (B, K).
         image_shape: (channels, height, width) of one image.
         class_names: a name for each logit.
-        mean: one value, or one for each channel, of pixels scaled to [0, 1]; subtracted from the images.
+        mean: one value, or one for each channel, of pixels scaled to [0, 1]; subtracted from the images. Those of
+            pretrained weights go before it, and before std.
         std: likewise, each above 0; the images are divided by it.
         optimizer: called with the parameters, such as torch.optim.Adam with an lr. Needed for training only.
         scheduler: learning rate schedule, called with the optimizer. T_max and total_steps may be left out: they are
@@ -72,6 +79,8 @@ class Classifier(ScoredModule):
         value_range: Sequence[float] | None = None,
     ) -> None:
         super().__init__(len(class_names))
+        if prepared := preprocessing_of(backbone):
+            mean, std = prepared.for_channels(image_shape[0])
         self.num_classes = len(class_names)
         if not 0.0 <= label_smoothing < 1.0:
             raise ConfigError(f"--model.label_smoothing must be in [0, 1), got {label_smoothing}")

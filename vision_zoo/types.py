@@ -22,6 +22,26 @@ Batch = tuple[Tensor, Tensor]
 """Images, uint8 (B, C, H, W) in [0, 255], and labels, int64 (B,) in [0, K)."""
 
 
+Interpolation = Literal["bilinear", "bicubic"]
+"""How pixels are computed where images are resized; both are antialiased where they shrink."""
+
+
+class Preprocessing(NamedTuple):
+    """How the images were prepared that pretrained weights were trained with."""
+
+    mean: tuple[float, ...]  # of each channel, in [0, 1]
+    std: tuple[float, ...]  # likewise
+    image_size: int  # side of the square
+    interpolation: Interpolation = "bilinear"
+
+    def for_channels(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std of each channel, where images have not three: of gray, the means over red, green and blue."""
+        if channels == 1:
+            return (sum(self.mean) / len(self.mean),), (sum(self.std) / len(self.std),)
+        turns = [channel % len(self.mean) for channel in range(channels)]
+        return tuple(self.mean[turn] for turn in turns), tuple(self.std[turn] for turn in turns)
+
+
 class LabelledImages(NamedTuple):
     """All images of one split."""
 

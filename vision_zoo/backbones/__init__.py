@@ -3,6 +3,7 @@
 from vision_zoo.backbones.alexnet import AlexNet
 from vision_zoo.backbones.cnn import CNN
 from vision_zoo.backbones.conv4 import Conv4
+from vision_zoo.backbones.efficientnet_lite import EfficientNetLite
 from vision_zoo.backbones.fashion import DNN, FashionCNN
 from vision_zoo.backbones.fully_connected import FullyConnected
 from vision_zoo.backbones.lenet import LeNet5
@@ -18,6 +19,7 @@ __all__ = [
     "MLP",
     "AlexNet",
     "Conv4",
+    "EfficientNetLite",
     "FashionCNN",
     "FullyConnected",
     "LeNet5",

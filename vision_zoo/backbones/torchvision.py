@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
+from vision_zoo.backbones.fitting import fit_channels, fit_classes
 from vision_zoo.errors import ConfigError, ImageShapeError, did_you_mean, refuse
-from vision_zoo.types import ImageShape
+from vision_zoo.types import ImageShape, Preprocessing
 
 _RGB = 3
 
@@ -56,15 +57,24 @@ class Torchvision(nn.Module):
         self.network = _build(name, image_shape, outputs)
         if chosen is not None:
             _load(self.network, name, chosen, image_shape)
-            _fit_classes(self.network, num_classes)
+            fit_classes(self.network, num_classes)
         for module in self.network.modules():
             if isinstance(module, nn.BatchNorm2d) and batch_norm_momentum is not None:
                 module.momentum = batch_norm_momentum
-        _fit_channels(self.network, image_shape[0])
+        fit_channels(self.network, image_shape[0])
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images, float (B, C, H, W)."""
         return self.network(images)  # (B, num_classes)
+
+    @staticmethod
+    def preprocessing(name: str = "resnet18", weights: str | None = None) -> Preprocessing | None:
+        """How the images were prepared that the weights were trained with; None for random weights."""
+        chosen = _find_weights(name, weights)
+        if chosen is None:
+            return None
+        how: Any = chosen.transforms()
+        return Preprocessing(tuple(how.mean), tuple(how.std), how.crop_size[0], how.interpolation.value)
 
 
 def _find_weights(name: str, weights: str | None) -> models.WeightsEnum | None:
@@ -120,23 +130,3 @@ def _load(network: nn.Module, name: str, weights: models.WeightsEnum, image_shap
     elif isinstance(network, models.DenseNet):  # its weights still have the names of an old release: norm.1 for norm1
         state = {re.sub(r"(denselayer\d+\.\w+)\.([12])\.", r"\1\2.", key): value for key, value in state.items()}
     network.load_state_dict(state)
-
-
-def _fit_classes(network: nn.Module, num_classes: int) -> None:
-    """Replace the last linear layer (in SqueezeNet, the last convolution) by a fresh one."""
-    path, last = [item for item in network.named_modules() if isinstance(item[1], nn.Linear | nn.Conv2d)][-1]
-    if isinstance(last, nn.Linear):
-        network.set_submodule(path, nn.Linear(last.in_features, num_classes, bias=last.bias is not None))
-    else:
-        network.set_submodule(path, nn.Conv2d(last.in_channels, num_classes, 1))
-
-
-def _fit_channels(network: nn.Module, channels: int) -> None:
-    """Replace the first convolution by one that takes this number of channels."""
-    if channels == _RGB:
-        return
-    first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
-    rgb = first.weight.detach()  # (width, 3, k, k)
-    turns = rgb[:, [c % _RGB for c in range(channels)]] * (_RGB / channels)  # (width, channels, k, k)
-    first.weight = nn.Parameter(rgb.sum(dim=1, keepdim=True) if channels == 1 else turns)
-    first.in_channels = channels

@@ -18,7 +18,7 @@ from jsonargparse.typing import register_type
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from vision_zoo.building import without_random_weights
+from vision_zoo.building import preprocessing_of, without_random_weights
 from vision_zoo.checkpoints import find_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.cli.commands import SHARED
@@ -28,6 +28,7 @@ from vision_zoo.cli.messages import suggest_option
 from vision_zoo.cli.names import CLASS_SLOTS, Loader, read_config
 from vision_zoo.cli.resuming import changes
 from vision_zoo.data.base import ImageDataModule
+from vision_zoo.data.folder import ImageFolder
 from vision_zoo.errors import CheckpointError, ConfigError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path, options_of, parameters_of
@@ -87,8 +88,9 @@ class Parser(LightningCLI):
             parser.add_argument(f"--{name}", type=str | list[str] | None, help=SHARED[name].text)
         if "model" in SECTIONS[self.verb]:
             stored = self.checkpoint.content["hyper_parameters"] if self.checkpoint else {}
+            self._facts = {**({"value_range": None} if stored else {}), **stored}
             for name in ("image_shape", "class_names", "mean", "std", "value_range"):
-                fact = partial(_fact, name, stored)
+                fact = partial(_fact, name, self._facts)
                 parser.link_arguments("data", f"model.{name}", compute_fn=fact, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -98,6 +100,7 @@ class Parser(LightningCLI):
             _check_value(name, value, may_be_null)
         data, model = self.config["data"], self.config.get("model")
         options = data.get("init_args")
+        self._prepare(options)
         for holder, name in ((options, "root"), (options, "path"), (model, "weights")):
             if holder is not None and isinstance(holder.get(name), str):
                 holder[name] = str(expanded(holder[name]).resolve())
@@ -106,6 +109,27 @@ class Parser(LightningCLI):
         if self.request.argv.values("data.root") and data["class_path"] == "vision_zoo.data.MNIST5k":
             where = "a folder of images: --data ImageFolder"
             _note(f"vision_zoo: --data.root is not used, for the images of MNIST5k come with a package; {where}")
+
+    def _prepare(self, options: Any) -> None:
+        """Prepare images as those were that the pretrained weights were trained with, and say so."""
+        backbone = (self.config.get("model") or {}).get("backbone")
+        given = backbone.as_dict() if isinstance(backbone, Namespace) else None
+        prepared = preprocessing_of(given) if given and self.checkpoint is None else None
+        if prepared is None:
+            return
+        mean, std, size, interpolation = prepared
+        self._facts |= {"mean": mean, "std": std}  # so that those of the data need not be computed
+        options["interpolation"] = options.get("interpolation") or interpolation
+        if options.get("image_size") is None and issubclass(
+            import_path(self.config["data"]["class_path"]), ImageFolder
+        ):
+            options["image_size"] = size
+        shown = options.get("image_size") or "their own"
+        means, stds = (" ".join(f"{value:.3g}" for value in values) for values in (mean, std))
+        _note(
+            f"vision_zoo: images are prepared as for the pretrained weights: mean {means}, std {stds}, "
+            f"{options['interpolation']}; size {shown}, of the weights {size}"
+        )
 
     def _set_seed(self) -> None:
         seed = self.config.get("seed_everything")
@@ -221,7 +245,7 @@ def _note(text: str) -> None:
 
 
 def _fact(name: str, stored: Mapping[str, Any], data: ImageDataModule) -> Any:
-    """What a checkpoint knows of the images, else what the data say."""
-    unknown = stored.get(name) is None and not (stored and name == "value_range")  # None where all images were 8 bits
-    value: Any = getattr(data, name) if unknown else stored.get(name)
+    """What a checkpoint or pretrained weights say of the images, else what the data say."""
+    known = name in stored and (stored[name] is not None or name == "value_range")  # None where all are 8 bits
+    value: Any = stored[name] if known else getattr(data, name)
     return tuple(value) if name == "image_shape" else list(value) if isinstance(value, tuple) else value

@@ -23,7 +23,7 @@ from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, Inpu
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path, plain
 from vision_zoo.transforms import apply_transforms, check_transforms
-from vision_zoo.types import Batch, ImageShape, LabelledImages, Split, ValueRange
+from vision_zoo.types import Batch, ImageShape, Interpolation, LabelledImages, Split, ValueRange
 
 NO_NETWORK_NEEDED = "or use the images that need no network: --data MNIST5k"
 # What readers of arrays, archives and pickles raise about damaged files, as those of images do.
@@ -71,6 +71,8 @@ class ImageDataModule(LightningDataModule):
             published one; of your own images, that of the training images.
         std: standard deviation of each channel, like mean.
         shuffle: draw the training images in a new order in each epoch; otherwise in file order.
+        interpolation: how images are resized, bilinear or bicubic. By default bilinear, or as for the pretrained
+            weights.
     """
 
     class_names: tuple[str, ...]  # a name for each label
@@ -102,6 +104,7 @@ class ImageDataModule(LightningDataModule):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         shuffle: bool = True,
+        interpolation: Interpolation | None = None,
         _class_path: str | None = None,  # of the options in a checkpoint, which Lightning hands on
     ) -> None:
         super().__init__()
@@ -113,6 +116,7 @@ class ImageDataModule(LightningDataModule):
         self.augmentation = list(augmentation or [])
         self.num_workers = num_workers
         self.shuffle = shuffle
+        self.interpolation: Interpolation = interpolation or "bilinear"
         self._subsets: dict[Split, Subset] = {}
         for name, least in {"batch_size": 1, "image_size": 1, "seed": 0, "num_workers": 0}.items():
             value = getattr(self, name)
@@ -273,7 +277,7 @@ class ImageDataModule(LightningDataModule):
             (low < 0 or high >= classes, of_labels),
         )
         refuse(DataError, *((wrong, f"{name}: {message}, in {where}. {self.way_out}") for wrong, message in problems))
-        return InMemory(resize_images(images, self.image_shape), labels)
+        return InMemory(resize_images(images, self.image_shape, self.interpolation), labels)
 
     def _missing(self) -> list[str]:
         place = self.root / self.folder

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from vision_zoo.data.values import Numbers, Pixels, to_8_bits
 from vision_zoo.errors import DataError, TrainingError, lack, refuse
-from vision_zoo.types import ImageShape, ValueRange
+from vision_zoo.types import ImageShape, Interpolation, ValueRange
 
 Resize = Literal["crop", "squash", "pad"]
 
@@ -52,6 +52,7 @@ def decode_image(
     resize: Resize = "crop",
     invert: bool = False,
     value_range: ValueRange = None,
+    interpolation: Interpolation = "bilinear",
 ) -> Tensor:
     """Read one image as uint8 (C, H, W) in [0, 255].
 
@@ -62,12 +63,13 @@ def decode_image(
         invert: turn dark into light; what pad adds stays black.
         value_range: the values that become 0 and 255 in an image that is not 8 bits, such as a classifier's
             value_range. By default the whole range of its type, 0 to 1 for floats.
+        interpolation: bilinear or bicubic.
 
     Raises:
         DataError: if the file is missing or cannot be decoded; TrainingError for what the machine lacks.
     """
     try:
-        return torch.from_numpy(decode(path, image_shape, resize, invert, value_range).copy())
+        return torch.from_numpy(decode(path, image_shape, resize, invert, value_range, interpolation).copy())
     except UNREADABLE as error:
         refuse(TrainingError, (what := lack(error, reading=True), what))
         message = f"{path} cannot be read as an image ({error}). Give a file in a common format such as PNG or JPEG"
@@ -81,7 +83,12 @@ def decoding_threads(processes: int = 1) -> int:
 
 
 def decode(
-    path: str | Path, image_shape: ImageShape, resize: Resize, invert: bool = False, value_range: ValueRange = None
+    path: str | Path,
+    image_shape: ImageShape,
+    resize: Resize,
+    invert: bool = False,
+    value_range: ValueRange = None,
+    interpolation: Interpolation = "bilinear",
 ) -> Pixels:
     """As `decode_image`, to NumPy; raises what PIL raises, see `UNREADABLE`."""
     channels, height, width = image_shape
@@ -92,26 +99,26 @@ def decode(
             image.putalpha(opened.getchannel("A"))  # which has no range
         image = _to_mode(image, "L" if channels == 1 else "RGB")
     image = ImageOps.invert(image) if invert else image
-    size, bilinear = (width, height), Image.Resampling.BILINEAR  # PIL's bilinear is antialiased when it shrinks
+    size, filter_ = (width, height), Image.Resampling[interpolation.upper()]  # PIL's is antialiased when it shrinks
     if resize == "squash":
-        image = image.resize(size, bilinear)
+        image = image.resize(size, filter_)
     elif resize == "pad":
         scale = min(width / image.width, height / image.height)  # ImageOps.pad alone would leave nothing of a thin side
         inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        image = ImageOps.pad(image.resize(inner, bilinear), size, color="black")
+        image = ImageOps.pad(image.resize(inner, filter_), size, color="black")
     else:
-        image = ImageOps.fit(image, size, bilinear)
+        image = ImageOps.fit(image, size, filter_)
     pixels = np.asarray(image, dtype=np.uint8)  # (H, W) or (H, W, 3)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def resize_images(images: Tensor, image_shape: ImageShape) -> Tensor:
+def resize_images(images: Tensor, image_shape: ImageShape, interpolation: Interpolation = "bilinear") -> Tensor:
     """Resize uint8 (N, C, H, W) to the height and width of image_shape, antialiased, in pieces that fit the memory."""
     if images.shape[2:] == image_shape[1:]:
         return images.contiguous()
     resized = images.new_empty((len(images), *image_shape))
     for source, target in zip(torch.split(images, 1024), torch.split(resized, 1024), strict=True):
-        target.copy_(TF.resize(source, list(image_shape[1:]), antialias=True))
+        target.copy_(TF.resize(source, list(image_shape[1:]), TF.InterpolationMode(interpolation), antialias=True))
     return resized
 
 

@@ -36,7 +36,8 @@ class ImageFolder(OwnImages):
 
     Args:
         root: the folder of the class folders, or of train, val and test.
-        image_size: side of the square that every image is resized to, or height and width: 96 128.
+        image_size: side of the square that every image is resized to, or height and width: 96 128. By default 224, or
+            what the pretrained weights were trained with.
         channels: 3 for colour, 1 for gray.
         resize: crop keeps the proportions and cuts out the centre, pad keeps them and adds black, squash changes them.
         strict: stop at a file that cannot be decoded, instead of naming it and leaving it out.
@@ -51,7 +52,7 @@ class ImageFolder(OwnImages):
         self,
         root: str = "data",
         *,
-        image_size: int | tuple[int, int] | None = 224,
+        image_size: int | tuple[int, int] | None = None,
         channels: Literal[1, 3] = 3,
         resize: Resize = "crop",
         strict: bool = False,
@@ -90,7 +91,7 @@ class ImageFolder(OwnImages):
         paths, labels = self._splits.get(split, _NOTHING)
         self._refuse_empty(len(paths), split, self.root, f"{self._absent} {split}")
         names = [str(path) for path in paths]
-        return Files(names, labels, self.image_shape, self.resize, self.strict, self.value_range)
+        return Files(names, labels, self.image_shape, self.resize, self.strict, self.value_range, self.interpolation)
 
     def _values(self) -> Iterator[Numbers | None]:
         paths, _ = self._splits[self._describing]

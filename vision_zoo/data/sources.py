@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from vision_zoo.data.decode import UNREADABLE, Resize, decode
 from vision_zoo.data.discovery import LeftOut
 from vision_zoo.errors import DataError, TrainingError, lack, refuse
-from vision_zoo.types import ImageShape, ValueRange
+from vision_zoo.types import ImageShape, Interpolation, ValueRange
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -73,6 +73,7 @@ class Files(Source):
     resize: Resize = "crop"  # see `decode_image`
     strict: bool = False  # refuse files that cannot be decoded instead of leaving them out
     value_range: ValueRange = None  # see `decode_image`
+    interpolation: Interpolation = "bilinear"
     _reported: set[str] = field(default_factory=set)
     _counted: int = 1  # of the reported; one is named
 
@@ -80,6 +81,7 @@ class Files(Source):
         """Decode the files of these indices; called by several threads at once."""
         # A NumPy buffer: torch would start threads of its own to copy into one.
         images = np.empty((len(indices), *self.image_shape), dtype=np.uint8)
+        options: Any = {"value_range": self.value_range, "interpolation": self.interpolation}
         found: list[int] = []
         failures: list[tuple[str, str]] = []
         for wanted in indices.tolist():
@@ -88,7 +90,7 @@ class Files(Source):
             for index in (wanted,) if among is None else _with_others(wanted, among):
                 try:
                     path = self.paths[index]
-                    images[len(found)] = decode(path, self.image_shape, self.resize, value_range=self.value_range)
+                    images[len(found)] = decode(path, self.image_shape, self.resize, **options)
                 except UNREADABLE as error:
                     refuse(TrainingError, (what := lack(error, reading=True), what))
                     failures.append((self.paths[index], str(error)))

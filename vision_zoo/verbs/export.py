@@ -22,6 +22,7 @@ from vision_zoo.errors import ConfigError, InputError, VisionZooError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.verbs.formats import FORMATS, Format, Forward, Metadata
 from vision_zoo.verbs.output import output_file
+from vision_zoo.verbs.predict import resizing
 from vision_zoo.version import __version__
 
 BATCHES = (1, 7, 8)  # images; the file must not have kept the batch size of its making
@@ -119,7 +120,8 @@ def _metadata(model: Classifier, datamodule: ImageDataModule | None, checkpoint:
         values[name] = torch.tensor(model.hparams[name], dtype=torch.float64).expand(model.image_shape[0]).tolist()
     return {
         **{name: json.dumps(value) for name, value in values.items()},
-        "resize": getattr(datamodule, "resize", "crop"),
+        "resize": resizing(datamodule)[0],
+        "interpolation": resizing(datamodule)[1],
         "checkpoint": checkpoint.path.name,
         "run": checkpoint.run_name or "",
         "vision_zoo_version": __version__,

@@ -26,10 +26,13 @@ from vision_zoo.data.discovery import LeftOut
 from vision_zoo.data.sources import pump
 from vision_zoo.errors import CheckpointError, ConfigError, DataError, InputError, refuse
 from vision_zoo.files import expanded
+from vision_zoo.types import Interpolation
 from vision_zoo.verbs.image_files import find_images
 from vision_zoo.verbs.output import text_output
 
 Format = Literal["csv", "json"]
+
+Resizing = tuple[Resize, Interpolation]
 
 CHUNK = 16  # images that a thread decodes at a time
 SHOWN = 20  # results, and files that cannot be read, that the terminal shows
@@ -96,7 +99,7 @@ def predict(
     if batch_size is None:
         batch_size = getattr(datamodule, "batch_size", CACHED)
         batch_size = min(batch_size, CACHED) if device.type == "cpu" else batch_size
-    predictions = predict_images(model, paths, top_k, getattr(datamodule, "resize", "crop"), invert, batch_size)
+    predictions = predict_images(model, paths, top_k, resizing(datamodule), invert, batch_size)
     console = Console(file=sys.stderr if output == "-" else sys.stdout, highlight=False, soft_wrap=True)
     bar = Progress(console=console, transient=True, refresh_per_second=2, disable=not console.is_terminal)
     start, brightness = time.monotonic(), 0.0
@@ -134,7 +137,7 @@ def predict_images(
     model: Classifier,
     paths: Sequence[Path],
     top_k: int | None = None,  # labels for each image; by default 5, or as many as there are
-    resize: Resize = "crop",  # see `decode_image`
+    resize: Resizing = ("crop", "bilinear"),  # see `decode_image`
     invert: bool = False,
     batch_size: int = CACHED,
 ) -> Iterator[Prediction]:
@@ -172,13 +175,14 @@ def predict_images(
 
 
 def _decoded(
-    paths: Sequence[Path], model: Classifier, resize: Resize, invert: bool, batch_size: int
+    paths: Sequence[Path], model: Classifier, resize: Resizing, invert: bool, batch_size: int
 ) -> Iterator[tuple[Path, Tensor | str]]:
     """Each file with its pixels, uint8 (C, H, W), or the reason why it cannot be read; decoded ahead by threads."""
+    how, interpolation = resize
 
     def pixels(path: Path) -> tuple[Path, Tensor | str]:
         try:
-            return path, decode_image(path, model.image_shape, resize, invert, model.value_range)
+            return path, decode_image(path, model.image_shape, how, invert, model.value_range, interpolation)
         except DataError as error:
             cause = error.__cause__ or error
             reason = getattr(cause, "strerror", None) or str(cause).replace(f" {str(path)!r}", "")
@@ -188,6 +192,11 @@ def _decoded(
     ahead = TURN * batch_size // size if shared else 2 * threads + batch_size // size
     chunks = (paths[start : start + size] for start in range(0, len(paths), size))
     return chain.from_iterable(pump(lambda chunk: list(map(pixels, chunk)), chunks, threads, ahead, take_turns=shared))
+
+
+def resizing(datamodule: ImageDataModule | None) -> Resizing:
+    """How a run brought image files to the size of its network."""
+    return getattr(datamodule, "resize", "crop"), getattr(datamodule, "interpolation", "bilinear")
 
 
 def _device(accelerator: str) -> torch.device:

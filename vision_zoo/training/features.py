@@ -1,0 +1,148 @@
+"""What a network makes of images before its last layer: computed once, kept on the disk by what it depends on."""
+
+import copy
+import hashlib
+import io
+import os
+from contextlib import suppress
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vision_zoo.backbones.fitting import WithFeatures, head_of
+from vision_zoo.checkpoints import read_torch_file
+from vision_zoo.classifier import Classifier, set_memory_format
+from vision_zoo.data.decode import decoding_threads
+from vision_zoo.data.sources import Files, InMemory, Source, pump
+from vision_zoo.errors import CheckpointError, DataError, TrainingError, refuse
+from vision_zoo.files import write_file
+from vision_zoo.specs import describe
+from vision_zoo.training.performance import has_fast_bf16
+from vision_zoo.training.speed_trial import Trial, Way
+
+BATCH, TRIED = 64, 16  # images at a time, and those of a trial of speed
+AHEAD = 4  # batches that are decoded at a time
+ALIKE = 0.999  # least cosine of an image's features in bfloat16 and in float32
+MOST_KEPT = 4 * 2**30  # bytes on the disk; the oldest go
+
+
+class Features(NamedTuple):
+    """The features of the images that can be read."""
+
+    values: Tensor  # float32 (N, D)
+    places: Tensor  # int64 (N,), which images of their source they are of
+
+
+def features_of(model: Classifier, source: Source) -> Features:
+    """The features of every image of a source, from the disk where they were computed before.
+
+    They depend on the weights before the last layer, how images are prepared, and the images: the pixels of those in
+    memory, names, sizes and times of files. They are computed in the fastest way whose features are those of float32.
+
+    Raises:
+        DataError: if no image can be read.
+        ValueError: if the network does not end in a linear layer.
+    """
+    file = _folder() / f"{_identity(model, source)}.pt"
+    with suppress(CheckpointError, KeyError):  # it is not there, or not whole
+        kept = read_torch_file(file)
+        file.touch()
+        return Features(kept["values"], kept["places"])
+    found = _compute(model, source)
+    content = io.BytesIO()
+    torch.save(found._asdict(), content)
+    with suppress(OSError, TrainingError):  # a home that cannot be written to: they are computed anew each time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, content.getvalue())
+        _drop_oldest(file.parent)
+    return found
+
+
+def _folder() -> Path:
+    """Where features are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vision_zoo" / "features"
+
+
+def _drop_oldest(folder: Path) -> None:
+    room = MOST_KEPT
+    for file in sorted(folder.glob("*.pt"), key=lambda file: -file.stat().st_mtime):
+        room -= file.stat().st_size
+        if room < 0:
+            file.unlink(missing_ok=True)
+
+
+def _identity(model: Classifier, source: Source) -> str:
+    """A name for all that the features of a source depend on."""
+    head, found = head_of(model.backbone), hashlib.sha256()
+    tensors = {name: value for name, value in model.backbone.state_dict().items() if not name.startswith(f"{head}.")}
+    if isinstance(source, InMemory):
+        tensors["images"] = source.images
+        facts: Any = ()
+    else:
+        assert isinstance(source, Files)
+        stats = [(path, stat.st_size, stat.st_mtime_ns) for path in source.paths for stat in (_stat(path),)]
+        facts = (stats, source.image_shape, source.resize, source.value_range, source.interpolation)
+    how = (model.scale.flatten().tolist(), model.shift.flatten().tolist(), describe(model.backbone), facts)
+    found.update(repr(how).encode())
+    for name, value in tensors.items():
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().numpy().data)
+    return found.hexdigest()
+
+
+def _stat(path: str) -> os.stat_result:
+    try:
+        return Path(path).stat()
+    except OSError:  # it is told as a file that cannot be read
+        return os.stat_result([0] * 10)
+
+
+def _compute(model: Classifier, source: Source) -> Features:
+    network, device = WithFeatures(model.backbone).eval().to(model.device), model.device
+    way = _fastest(model, device)
+    set_memory_format(network, torch.channels_last if way.channels_last else torch.contiguous_format)
+    numbered = copy.copy(source)
+    numbered.labels = torch.arange(len(source))
+    batches = torch.split(numbered.labels, BATCH)
+    values, places = list[Tensor](), list[Tensor]()
+    with torch.inference_mode():
+        for images, numbers, failures in pump(numbered.fetch, batches, decoding_threads(), AHEAD, take_turns=True):
+            source.report(failures)
+            if not len(images):
+                continue
+            pixels = images.to(device) * model.scale + model.shift
+            pixels = pixels.contiguous(memory_format=torch.channels_last) if way.channels_last else pixels
+            features = _features(network, pixels, way)
+            if way.bf16 and not values and not _alike(features, _features(network, pixels, Way())):
+                way = way._replace(bf16=False)
+                features = _features(network, pixels, way)
+            values.append(features.cpu())
+            places.append(numbers)
+    source.report((), last=True)
+    refuse(DataError, (not values, "none of the images can be read: give files in a common format, PNG or JPEG"))
+    return Features(torch.cat(values), torch.cat(places))
+
+
+def _features(network: WithFeatures, pixels: Tensor, way: Way) -> Tensor:
+    with torch.autocast(pixels.device.type, torch.bfloat16, way.bf16):
+        features: Tensor = network(pixels)[1]
+    return features.float()
+
+
+def _alike(features: Tensor, exact: Tensor) -> bool:
+    return bool((F.cosine_similarity(features, exact) >= ALIKE).all())
+
+
+def _fastest(model: Classifier, device: torch.device) -> Way:
+    """The fastest way of the network's evaluation, by the better of two steps of each after a first one."""
+    trial = Trial(model.backbone, (TRIED, *model.image_shape), model.num_classes, device, training=False)
+    times = {}
+    for bf16, last in product([False, True][: 1 + has_fast_bf16(device)], (False, True)):
+        way = Way(bf16, last)
+        trial.seconds(way)
+        times[way] = min(trial.seconds(way), trial.seconds(way))
+    return min(times, key=lambda way: times[way])

@@ -52,6 +52,7 @@ class Bench:
         self.root = str(Path(options.data_root).resolve())
         self.n = options.n or (2 if options.quick else 5)
         self.quick: bool = options.quick
+        self.fastai: str | None = options.fastai
         self.sections: list[str] | None = options.only.split(",") if options.only else None
         self.systems = options.systems.split(",") if options.systems else list(SYSTEMS)
         self.rows: list[Row] = []

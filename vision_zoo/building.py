@@ -55,6 +55,13 @@ def build_backbone(backbone: Backbone, image_shape: ImageShape, num_classes: int
         raise ConfigError(f"{what}: set --data.image_size or the options of the network lower") from error
 
 
+def settled_options(backbone: Any) -> dict[str, Any] | None:
+    """The options of a backbone as a checkpoint is to hold them, where its class says so; else None."""
+    target, arguments = class_and_arguments(rebuild(backbone))
+    settle = getattr(target, "settled", None)
+    return settle(**arguments) if settle else None
+
+
 def preprocessing_of(backbone: Any) -> Preprocessing | None:
     """How images were prepared for the pretrained weights that a backbone, or its description, asks for; else None."""
     target, arguments = class_and_arguments(rebuild(backbone))
@@ -131,7 +138,7 @@ def without_random_weights() -> Iterator[None]:
 def described_options(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that the classifier of a checkpoint, which `read_checkpoint` has vetted, was made with."""
     described = checkpoint["hyper_parameters"]
-    options = {name: rebuild(value) for name, value in described.items()}
+    options = {name: rebuild(without_downloads(value)) for name, value in described.items()}
     about = checkpoint.get("vision_zoo")
     spec = about["config"]["model"].get("backbone") if about is not None else None
     nested = any(key == "class_path" for key, _, _ in walk(described["backbone"].get("init_args")))

@@ -20,6 +20,7 @@ from vision_zoo.building import (
     described_options,
     load_backbone_weights,
     preprocessing_of,
+    settled_options,
     without_random_weights,
 )
 from vision_zoo.checkpoints import open_checkpoint
@@ -79,6 +80,8 @@ class Classifier(ScoredModule):
         value_range: Sequence[float] | None = None,
     ) -> None:
         super().__init__(len(class_names))
+        if settled := settled_options(backbone):
+            backbone = partial(class_and_arguments(backbone)[0], **settled)
         if prepared := preprocessing_of(backbone):
             mean, std = prepared.for_channels(image_shape[0])
         self.num_classes = len(class_names)

@@ -62,6 +62,7 @@ MOST_NODES, DEEPEST, MOST_LETTERS = 2_000_000, 40, 10_000  # of nested plain dat
 WEIGHTS_ALONE = "To use nothing but its weights, name a network and give the file to --model.weights"
 
 _VALUES = (NoneType, bool, int, float, Tensor)
+_ADDRESS = re.compile("hf[-_]hub:|local-dir:", re.IGNORECASE)  # of models, as timm reads them
 _KEY = re.compile(r"[^\W_][\w -]*|_[^\W_][\w -]*")  # no dots, with which the parser goes down, and no __path__
 # One line that YAML reads as itself: no structure, comment or tag in it, nor an address of fsspec (x://y, x::y).
 _LINE = re.compile(r"(-?\w([^\s:#\\]|:(?![\s:/]|$)| (?![\s#]|$))*)?")
@@ -149,6 +150,8 @@ class Allowlist:
         dotted = bool(dot) and all(part.isidentifier() for part in text.split("."))
         if len(text) > MOST_LETTERS:
             yield f"has a text of {len(text):,} letters as {place}. {WEIGHTS_ALONE}"
+        elif _ADDRESS.match(text) and place != "model.backbone.weights":  # those are left out, see `without_downloads`
+            yield f"has {text[:80]!r} as {place}, which timm would fetch or read. {WEIGHTS_ALONE}"
         elif is_text or place in PATHS:
             return
         elif dotted and (package in self.admitted or package in sys.modules or is_package(package)):

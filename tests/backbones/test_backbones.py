@@ -23,6 +23,7 @@ from vision_zoo.backbones import (
     ResNet,
     SimpleCNN,
     SmallCNN,
+    Timm,
     Torchvision,
 )
 from vision_zoo.errors import ConfigError, ImageShapeError
@@ -50,6 +51,7 @@ NETWORKS = [
     pytest.param(ResNet, {"depth": 34}, CIFAR, 21_282_122, id="ResNet-34"),
     pytest.param(SimpleCNN, {}, MNIST, 934_798, id="SimpleCNN"),
     pytest.param(SmallCNN, {}, MNIST, 5_142, id="SmallCNN"),
+    pytest.param(Timm, {"name": "test_resnet"}, CIFAR, 373_658, id="Timm-test_resnet"),
     pytest.param(Torchvision, {"name": "shufflenet_v2_x0_5"}, CIFAR, 352_042, id="Torchvision-shufflenet_v2_x0_5"),
 ]
 all_networks = pytest.mark.parametrize(("network", "options", "shape", "parameters"), NETWORKS)

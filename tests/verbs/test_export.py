@@ -343,6 +343,7 @@ NETWORKS = {
     "ResNet": (3, 32, 32),
     "SimpleCNN": (1, 28, 28),
     "SmallCNN": (1, 28, 28),
+    "Timm": (3, 32, 32),
     "Torchvision": (3, 32, 32),
 }
 

@@ -11,6 +11,7 @@ from vision_zoo.backbones.mlp import MLP
 from vision_zoo.backbones.resnet import ResNet
 from vision_zoo.backbones.simple_cnn import SimpleCNN
 from vision_zoo.backbones.small_cnn import SmallCNN
+from vision_zoo.backbones.timm import Timm
 from vision_zoo.backbones.torchvision import Torchvision
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "ResNet",
     "SimpleCNN",
     "SmallCNN",
+    "Timm",
     "Torchvision",
 ]

@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from vision_zoo.errors import lack
+
 _RGB = 3
 
 
@@ -45,7 +47,7 @@ class WithFeatures(nn.Module):
         network: gives logits (B, K), the output of its last linear layer, with nothing after it.
 
     Raises:
-        ValueError: if the last layer is not linear.
+        ValueError: if the last layer is not linear, or, at the first images, if it is not alone in giving the logits.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -61,7 +63,12 @@ class WithFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, K) and features (B, D) of normalised images (B, C, H, W)."""
-        both = self.network(images)  # (B, K + D)
+        try:
+            both = self.network(images)  # (B, K + D)
+        except RuntimeError as error:  # such as the mean of two heads, of other widths now
+            if lack(error):
+                raise
+            raise ValueError(f"the logits are not those of the last linear layer alone ({error})") from error
         return both[:, : self.num_classes], both[:, self.num_classes :]
 
 

@@ -77,6 +77,12 @@ class Torchvision(nn.Module):
         return Preprocessing(tuple(how.mean), tuple(how.std), how.crop_size[0], how.interpolation.value)
 
 
+def networks() -> list[dict[str, Any]]:
+    """Every classifier of torchvision, with the names of its pretrained weights."""
+    names = models.list_models(module=models)
+    return [{"name": name, "weights": ", ".join(models.get_model_weights(name).__members__)} for name in names]
+
+
 def _find_weights(name: str, weights: str | None) -> models.WeightsEnum | None:
     """The pretrained weights of these names, or None for random ones; torchvision must know both names."""
     names = models.list_models(module=models)

@@ -148,6 +148,7 @@ _BY_NAME = {
     "output": ("PATH", "FILES"),
     "root": ("FOLDER", "FILES"),
     "sort": ("COLUMN", ""),
+    "words": ("WORDS", "timm torchvision"),
     "shell": ("NAME", "bash zsh fish"),
     "accelerator": ("NAME", "auto cpu gpu"),
 }
@@ -179,6 +180,6 @@ def _own_options(where: str) -> dict[str, Option]:
         choices = " ".join(re.findall(r'"(.+?)"', shared_types.get(kind, kind)))
         value, completes = _BY_NAME.get(name) or _BY_TYPE.get(kind) or ("NAME", choices)
         words = re.split(r"[.;:](?:\s|$)", " ".join(text.split()))[0]
-        flag = "" if name in ("kind", "shell") else f"--{name}"  # those two are words without a flag
+        flag = "" if name in ("kind", "words", "shell") else f"--{name}"  # those are words without a flag
         found[name] = Option(flag, value if flag else name.upper(), words, completes)
     return found

@@ -53,7 +53,8 @@ def _bash() -> str:
         for option in command.options:
             words = " ".join(names.get(word, word) for word in option.completes.split())
             files = "yes" if "FILES" in option.completes else "no"
-            cases.append(f'        {name}:{option.flag or name}) words="{words}" files={files} ;;')
+            before = option.flag or ("networks" if option.value == "WORDS" else name)
+            cases.append(f'        {name}:{before}) words="{words}" files={files} ;;')
         flags.append(f'            {name}) words="{" ".join(option.flag for option in _flags(name))}" ;;')
     lines = "\n"
     return f"""# bash completion of vision_zoo. In ~/.bashrc: eval "$(vision_zoo completion bash)"

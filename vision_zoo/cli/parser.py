@@ -18,7 +18,7 @@ from jsonargparse.typing import register_type
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from vision_zoo.building import preprocessing_of, without_random_weights
+from vision_zoo.building import preprocessing_of, settled_options, without_random_weights
 from vision_zoo.checkpoints import find_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.cli.commands import SHARED
@@ -114,6 +114,10 @@ class Parser(LightningCLI):
         """Prepare images as those were that the pretrained weights were trained with, and say so."""
         backbone = (self.config.get("model") or {}).get("backbone")
         given = backbone.as_dict() if isinstance(backbone, Namespace) else None
+        if given and self.checkpoint is None and (settled := settled_options(given)):
+            given["init_args"] = settled
+            for name, value in settled.items():
+                self.config[f"model.backbone.init_args.{name}"] = value
         prepared = preprocessing_of(given) if given and self.checkpoint is None else None
         if prepared is None:
             return

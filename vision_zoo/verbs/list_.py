@@ -15,7 +15,7 @@ from vision_zoo.files import expanded
 from vision_zoo.formatting import metric_text
 
 PACKAGE = Path(__file__).parents[1]
-KINDS = ("backbones", "datasets", "recipes", "runs")
+KINDS = ("backbones", "networks", "datasets", "recipes", "runs")
 HEADER = re.compile(  # the first two lines of a recipe
     r"# (?P<what>.+?) \((?P<source>.+?)\)(?P<how>.*?)\.\n"
     r"# Test accuracy: (?P<kind>published|target) (?P<published>.+?); measured (?P<measured>.+)\.\n"
@@ -30,12 +30,16 @@ Row = dict[str, Any]
 
 
 def list_(
-    kind: Literal["backbones", "datasets", "recipes", "runs"] | None = None, sort: str | None = None, root: str = "."
+    kind: Literal["backbones", "networks", "datasets", "recipes", "runs"] | None = None,
+    words: Sequence[str] = (),
+    sort: str | None = None,
+    root: str = ".",
 ) -> None:
-    """List backbones, datasets, recipes and past runs.
+    """List backbones, datasets, recipes and past runs, and find networks of timm and torchvision.
 
     Args:
-        kind: backbones, datasets, recipes or runs; by default all.
+        kind: backbones, networks, datasets, recipes or runs; by default all but networks.
+        words: after networks, timm or torchvision and parts of the names that are looked for.
         sort: order of the past runs, best first: test/accuracy, ...
         root: folder that holds runs, by default this one.
     """
@@ -43,6 +47,7 @@ def list_(
     refuse(
         ConfigError,
         (kind not in (None, *KINDS), f"list takes {', '.join(KINDS)}, not {kind!r}{did_you_mean(str(kind), KINDS)}"),
+        (words and kind != "networks", f"list: unrecognized arguments: {' '.join(words)}. See: vision_zoo list --help"),
         (sort and kind != "runs", "list: only the runs can be sorted: vision_zoo list runs --sort COLUMN"),
         (kind in (None, "runs") and not folder.is_dir(), f"list: --root {root}: there is no such folder"),
     )
@@ -52,6 +57,10 @@ def list_(
             if kind is None:  # sources and files would make the whole too long to look through
                 rows = [{key: row[key] for key in row if key not in ("source", "file")} for row in rows]
             _print_table(name, rows, "none")
+    if kind == "networks":
+        _print_table("networks", networks(words), f"none has {' and '.join(words)} in its name")
+        if words[:1] not in (["timm"], ["torchvision"]):
+            sys.stdout.write("Many more: vision_zoo list networks timm resnet, or torchvision in place of timm\n")
     if kind in (None, "runs"):
         runs, broken = _past_runs(folder)
         _print_table("runs", _sorted_runs(runs, sort), f"none below {folder.resolve()}; train with: vision_zoo fit")
@@ -63,6 +72,7 @@ def main(words: Sequence[str]) -> int:
     """Answer ``vision_zoo list``; the exit code is 0."""
     parser = argparse.ArgumentParser(prog="vision_zoo list", add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("kind", nargs="?")
+    parser.add_argument("words", nargs="*")
     parser.add_argument("--sort")
     parser.add_argument("--root", default=".")
     try:
@@ -71,13 +81,27 @@ def main(words: Sequence[str]) -> int:
     except argparse.ArgumentError as error:
         problem = str(error)
     refuse(ConfigError, (problem, f"list: {problem}. See: vision_zoo list --help"))
-    list_(options.kind, options.sort, options.root)
+    list_(options.kind, options.words, options.sort, options.root)
     return 0
 
 
 def backbones() -> list[Row]:
     """Name, description, source and file of each backbone."""
     return _classes("backbones")
+
+
+def networks(words: Sequence[str]) -> list[Row]:
+    """The networks of a library, the first word, else the zoo's own, whose names contain all the words."""
+    rows, parts = backbones(), words
+    if words[:1] == ["timm"]:
+        from vision_zoo.backbones import timm  # noqa: PLC0415  # torch, which nothing else here needs
+
+        rows, parts = timm.networks(), words[1:]
+    elif words[:1] == ["torchvision"]:
+        from vision_zoo.backbones import torchvision  # noqa: PLC0415  # likewise
+
+        rows, parts = torchvision.networks(), words[1:]
+    return [row for row in rows if all(part.lower() in row["name"].lower() for part in parts)]
 
 
 def datasets() -> list[Row]:

@@ -83,7 +83,7 @@ class Timm(nn.Module):
             name, _, changed = _read_address(name)
             options = {**changed, **(options or {})} or None
         if weights and weights != "DEFAULT" and not _is_address(weights, "hf"):
-            kind, colon, place = weights.rpartition(":") if _is_address(weights) else ("", "", weights)
+            kind, colon, place = weights.partition(":") if _is_address(weights) else ("", "", weights)
             weights = f"{kind}{colon}{expanded(place).resolve()}"
         ours = sorted({*(options or {})} & {*inspect.signature(_timm().create_model).parameters, "num_classes"})
         refuse(ConfigError, (ours, f"Timm: --model.backbone.options: leave out {', '.join(ours)}, which are set here"))

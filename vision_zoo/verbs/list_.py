@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import importlib
 import json
 import math
 import re
@@ -35,7 +36,7 @@ def list_(
     sort: str | None = None,
     root: str = ".",
 ) -> None:
-    """List backbones, datasets, recipes and past runs, and find networks of timm and torchvision.
+    """List backbones, networks, datasets, recipes and past runs.
 
     Args:
         kind: backbones, networks, datasets, recipes or runs; by default all but networks.
@@ -93,14 +94,8 @@ def backbones() -> list[Row]:
 def networks(words: Sequence[str]) -> list[Row]:
     """The networks of a library, the first word, else the zoo's own, whose names contain all the words."""
     rows, parts = backbones(), words
-    if words[:1] == ["timm"]:
-        from vision_zoo.backbones import timm  # noqa: PLC0415  # torch, which nothing else here needs
-
-        rows, parts = timm.networks(), words[1:]
-    elif words[:1] == ["torchvision"]:
-        from vision_zoo.backbones import torchvision  # noqa: PLC0415  # likewise
-
-        rows, parts = torchvision.networks(), words[1:]
+    if words[:1] in (["timm"], ["torchvision"]):  # which need torch, as nothing else here does
+        rows, parts = importlib.import_module(f"vision_zoo.backbones.{words[0]}").networks(), words[1:]
     return [row for row in rows if all(part.lower() in row["name"].lower() for part in parts)]
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 _RGB = 3
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def head_of(network: nn.Module) -> str:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from tests import tiny
 from vision_zoo.__main__ import main
 from vision_zoo.classifier import Classifier
 from vision_zoo.verbs.list_ import configs_folder
@@ -30,7 +31,10 @@ def test_a_recipe_trains_and_its_checkpoint_classifies_the_same(path, here, data
         words += ["--data.val_split", "20"]
     if "val_check_interval" in recipe["trainer"]:
         words += ["--trainer.val_check_interval", "1"]
-    if recipe["data"]["class_path"] != "MNIST5k":
+    if recipe["data"]["class_path"] == "ImageFolder":
+        tiny.write_image_folder(here / "in", tuple("abcdefghij"), count=20)
+        words += ["--data.root", "in", "--data.image_size", "32"]
+    elif recipe["data"]["class_path"] != "MNIST5k":
         words += ["--data.root", str(data_root)]
     assert (
         main(["fit", "--config", path.stem, "--data.batch_size", "4", "--trainer.limit_test_batches", "2", *words]) == 0

@@ -139,6 +139,8 @@ def described_options(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that the classifier of a checkpoint, which `read_checkpoint` has vetted, was made with."""
     described = checkpoint["hyper_parameters"]
     options = {name: rebuild(without_downloads(value)) for name, value in described.items()}
+    if options.get("finetune") is not None:
+        options["finetune"] = options["finetune"]()
     about = checkpoint.get("vision_zoo")
     spec = about["config"]["model"].get("backbone") if about is not None else None
     nested = any(key == "class_path" for key, _, _ in walk(described["backbone"].get("init_args")))

@@ -19,7 +19,7 @@ from vision_zoo.trust import WEIGHTS_ALONE, endless, untrusted
 from vision_zoo.types import Config
 
 FACTS = {"image_shape", "class_names", "mean", "std", "value_range"}
-OPTIONS = {"backbone", "optimizer", "scheduler", "label_smoothing", *FACTS}
+OPTIONS = {"backbone", "optimizer", "scheduler", "finetune", "label_smoothing", *FACTS}
 MOST_SIDE, MOST_VALUES, MOST_CLASSES = 2**15, 2**28, 10**6  # of an image, in an image, of a network
 
 

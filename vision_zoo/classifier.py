@@ -9,6 +9,7 @@ from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,6 +26,7 @@ from vision_zoo.building import (
 )
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, VisionZooError
+from vision_zoo.finetuning import FineTuning, Freezing
 from vision_zoo.metrics import Metrics, ScoredModule
 from vision_zoo.optimizers import build_optimizer, check_optimizer
 from vision_zoo.schedules import CosineAnnealingLR, OneCycleLR, build_schedule
@@ -51,6 +53,7 @@ class Classifier(ScoredModule):
         optimizer: called with the parameters, such as torch.optim.Adam with an lr. Needed for training only.
         scheduler: learning rate schedule, called with the optimizer. T_max and total_steps may be left out: they are
             then the number of steps of the whole run, and the schedule moves with every step instead of every epoch.
+        finetune: what is frozen at first, and how fast each layer learns, for a network with pretrained weights.
         label_smoothing: of the training loss, in [0, 1).
         value_range: the values that became 0 and 255 in training images that were not 8 bits, for predict.
         weights: file with the backbone's weights to start from: a checkpoint, or a state dict of torch.save or
@@ -75,6 +78,7 @@ class Classifier(ScoredModule):
         std: Sequence[float] = (1.0,),
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
+        finetune: FineTuning | None = None,
         label_smoothing: float = 0.0,
         weights: str | None = None,
         value_range: Sequence[float] | None = None,
@@ -97,6 +101,7 @@ class Classifier(ScoredModule):
             "value_range": list(value_range) if value_range else None,
             "optimizer": describe(optimizer),
             "scheduler": describe(scheduler),
+            "finetune": describe(partial(type(finetune), **vars(finetune))) if finetune else None,
             "label_smoothing": label_smoothing,
         }
         self.save_hyperparameters(options, logger=False)
@@ -108,6 +113,7 @@ class Classifier(ScoredModule):
         self.backbone = build_backbone(backbone, self.image_shape, self.num_classes)
         if weights is not None:
             load_backbone_weights(self.backbone, weights, self.network_name, self.num_classes)
+        self.freezing = Freezing(finetune, self.backbone) if finetune else None
         # One multiplication and one addition bring uint8 to normalised float. Both follow from the hyperparameters, so
         # the state dict holds the backbone's own keys and nothing else.
         mean_, std_ = (torch.tensor(list(v)).expand(image_shape[0]).reshape(-1, 1, 1) for v in (mean, std))
@@ -179,9 +185,18 @@ class Classifier(ScoredModule):
         losses = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")
         metrics.update(logits, labels, losses)
 
+    def configure_callbacks(self) -> list[Callback]:
+        """What freezes and thaws the network, if it is fine-tuned."""
+        return [self.freezing] if self.freezing else []
+
+    def _weights(self) -> list[nn.Parameter] | list[dict[str, Any]]:
+        return self.freezing.options.groups(self.backbone) if self.freezing else list(self.parameters())
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and, where one is set, the schedule with its length filled in."""
-        optimizer = build_optimizer(self.optimizer, self.parameters(), self.fuses_optimizer)
+        if self.freezing is not None:
+            self.freezing.thaw_step = self.freezing.options.thaw_step(steps_of_run(self.trainer))
+        optimizer = build_optimizer(self.optimizer, self._weights(), self.fuses_optimizer)
         if self.scheduler is None:
             return optimizer
         schedule = build_schedule(self.scheduler, optimizer, steps_of_run(self.trainer))
@@ -216,7 +231,7 @@ class Classifier(ScoredModule):
 
     def check_optimizer(self) -> None:
         """Refuse an optimizer or schedule that cannot work; see `optimizers.check_optimizer`."""
-        check_optimizer(self.optimizer, self.scheduler, self.parameters())
+        check_optimizer(self.optimizer, self.scheduler, self._weights())
 
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:

@@ -13,16 +13,17 @@ import torch
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
-from vision_zoo.errors import ConfigError
+from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.schedules import Schedule, build_schedule
 from vision_zoo.specs import class_and_arguments, options_of
 
 Build = Callable[..., Optimizer]
+Weights = Iterable[nn.Parameter] | Iterable[dict[str, Any]]  # groups are those of FineTuning
 TRIAL_STEPS = 1000  # of a run whose length is not known yet
 UNFIT = (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)  # of options
 
 
-def build_optimizer(build: Build | None, parameters: Iterable[nn.Parameter], fused: bool) -> Optimizer:
+def build_optimizer(build: Build | None, parameters: Weights, fused: bool) -> Optimizer:
     """Build an optimizer; if `fused` and its options leave that open, one that updates all weights by one call."""
     if build is None:
         raise ConfigError("training needs an optimizer: set --model.optimizer, for example to torch.optim.Adam")
@@ -31,11 +32,26 @@ def build_optimizer(build: Build | None, parameters: Iterable[nn.Parameter], fus
     free = all(given.get(name) is None for name in ("fused", "foreach")) and not given.get("differentiable")
     if fused and free and "fused" in options_of(class_):
         with suppress(RuntimeError):  # a weight of a type or on a device that torch has no fused step for
-            return build(weights, fused=True)
-    return build(weights)
+            return _at_their_rates(build(_copied(weights), fused=True))
+    return _at_their_rates(build(_copied(weights)))
 
 
-def check_optimizer(build: Build | None, schedule: Schedule | None, parameters: Iterable[nn.Parameter]) -> None:
+def _at_their_rates(optimizer: Optimizer) -> Optimizer:
+    """Give each group with a "rate" that share of the learning rate."""
+    for group in optimizer.param_groups:
+        share = group.pop("rate", 1.0)
+        no_rate = "--model.finetune: this optimizer has no lr that could differ by layer; set its layer_decay to 1"
+        refuse(ConfigError, (share != 1 and "lr" not in group, no_rate))
+        if share != 1:
+            group["lr"] *= share
+    return optimizer
+
+
+def _copied(weights: list[Any]) -> list[Any]:
+    return [dict(weight) if isinstance(weight, dict) else weight for weight in weights]  # which torch adds options to
+
+
+def check_optimizer(build: Build | None, schedule: Schedule | None, parameters: Weights) -> None:
     """Build optimizer and schedule for a trial; values that teach nothing, or cannot be saved, are a ConfigError."""
     try:
         optimizer = build_optimizer(build, parameters, fused=False)

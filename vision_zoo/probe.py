@@ -8,11 +8,11 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from vision_zoo.backbones.fitting import BATCH_NORMS
 from vision_zoo.errors import ConfigError, refuse
 
 # How a network says that it cannot take an image.
 REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 Probed: TypeAlias = Any  # a Classifier, whose module imports this one
 Around = Callable[[], AbstractContextManager[Any]]

@@ -22,7 +22,7 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
 
     Args:
         optimizer: its learning rates are the peak.
-        max_lr: another peak: one number, or one for each parameter group.
+        max_lr: another peak: one number, of the group that learns fastest, or one for each group.
         total_steps: length in steps; if left out, that of the run.
         warmup: steps until the peak, or below 1 a fraction of all steps; if left out, pct_start counts.
         pct_start: fraction of the steps until the peak.
@@ -42,7 +42,10 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
         cycle_momentum: bool = True,
         **options: Any,
     ) -> None:
-        peak = [group["lr"] for group in optimizer.param_groups] if max_lr is None else max_lr
+        rates = [group["lr"] for group in optimizer.param_groups]
+        peak = rates if max_lr is None else max_lr
+        if not isinstance(peak, list):
+            peak = [peak * share for share in _shares(rates)]
         if warmup and total_steps:
             # torch reaches the peak a step before this fraction, and divides by zero where that is the first one.
             pct_start = min(_warmup_steps(warmup, total_steps) + 1, total_steps - 0.5) / total_steps
@@ -65,10 +68,10 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
 
     def set_peak(self, lr: float) -> None:
         """Scale the whole course, so that its peak is another one."""
-        for group in self.optimizer.param_groups:
-            if "max_lr" in group:
-                scale = lr / group["max_lr"]
-                group.update({name: scale * group[name] for name in ("initial_lr", "max_lr", "min_lr")})
+        groups = [group for group in self.optimizer.param_groups if "max_lr" in group]
+        scale = lr / max(group["max_lr"] for group in groups)
+        for group in groups:
+            group.update({name: scale * group[name] for name in ("initial_lr", "max_lr", "min_lr")})
 
 
 class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
@@ -110,8 +113,15 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
 
     def set_peak(self, lr: float) -> None:
         """Scale the whole course, so that its peak is another one."""
-        for group in self.optimizer.param_groups:
-            group["initial_lr"] = lr
+        groups = self.optimizer.param_groups
+        shares = _shares([group.get("initial_lr", group["lr"]) for group in groups])
+        for group, share in zip(groups, shares, strict=True):
+            group["initial_lr"] = lr * share
+
+
+def _shares(rates: list[float]) -> list[float]:
+    """Each rate as a share of the largest."""
+    return [rate / max(rates) if max(rates) else 1.0 for rate in rates]
 
 
 def _warmup_steps(warmup: float, total: int) -> float:

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 
 from vision_zoo.files import expanded
+from vision_zoo.finetuning import FineTuning
 from vision_zoo.specs import is_import_path, is_package, listed, returned_class, walk
 
 TRUSTED_PACKAGES = ("vision_zoo", "torch", "torchvision", "lightning", "timm")
@@ -43,6 +44,7 @@ TRUSTED_PACKAGES = ("vision_zoo", "torch", "torchvision", "lightning", "timm")
 KINDS: dict[str, tuple[type, ...]] = {
     "model.backbone": (nn.Module,),
     "model.optimizer": (Optimizer,),
+    "model.finetune": (FineTuning,),
     "model.scheduler": (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau),
     "data": (LightningDataModule,),
     "data.augmentation": (nn.Module,),

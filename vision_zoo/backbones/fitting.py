@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from vision_zoo.errors import lack
 
 _RGB = 3
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def head_of(network: nn.Module) -> str:

@@ -38,6 +38,7 @@ SHARED = {
         Option("--model.optimizer", "NAME", "a class of torch.optim", "Adam AdamW SGD RMSprop"),
         Option("--model.optimizer.lr", "X", "learning rate; the peak of OneCycleLR"),
         Option("--model.scheduler", "NAME", "learning rate schedule", "CosineAnnealingLR OneCycleLR StepLR"),
+        Option("--model.finetune", "NAME", "freeze a pretrained network at first", "FineTuning"),
         Option("--trainer.max_epochs", "N", "how long to train"),
         Option("--trainer.accelerator", "NAME", "cpu, gpu or auto", "auto cpu gpu"),
         Option("--trainer.devices", "N", "number of processes or GPUs"),
@@ -78,6 +79,7 @@ COMMANDS: dict[str, Command] = {
         (
             *("config", "ckpt_path", "data", "data.root", "data.batch_size", "data.val_split"),
             *("model.backbone", "model.optimizer", "model.optimizer.lr", "model.scheduler"),
+            *("model.finetune",),
             *("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.precision"),
             *("trainer.default_root_dir", "seed_everything", "test_after_fit", "tta", "trusted_packages"),
         ),

@@ -23,6 +23,7 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
     "model.backbone": ("vision_zoo.backbones",),
     "model.optimizer": ("torch.optim",),
     "model.scheduler": ("vision_zoo.schedules", "torch.optim.lr_scheduler"),
+    "model.finetune": ("vision_zoo.finetuning",),
     "data.augmentation": ("vision_zoo.transforms", "torchvision.transforms.v2"),
     "trainer.callbacks": (
         "vision_zoo.training.resizing",
@@ -35,7 +36,7 @@ LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")
 # Nothing to choose: bases, schedules that are made of others, which no option can name, and a logger for Fabric alone.
 _BASES = {
     *("ImageDataModule", "BatchTransform", "Transform", "Optimizer", "LRScheduler"),
-    *("SequentialLR", "ChainedScheduler", "AverageInTime", "LitLogger"),
+    *("SequentialLR", "ChainedScheduler", "Freezing", "AverageInTime", "LitLogger"),
 }
 
 

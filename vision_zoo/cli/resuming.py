@@ -98,7 +98,10 @@ def _check_length(checkpoint: Checkpoint, stored: Config, now: Config) -> None:
     """Refuse another length of a run whose schedule was laid out for it."""
     name, prefix = stored.get("model.scheduler.class_path"), "model.scheduler.init_args."
     options = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
-    if name is None or open_length(import_path(name), options) is None:
+    laid_out = name is not None and open_length(import_path(name), options) is not None
+    if isinstance(stored.get("model.finetune.init_args.thaw_at"), float):
+        name, laid_out = "thaw_at of --model.finetune", True
+    if not laid_out:
         return
     for length in (f"trainer.{name}" for name in LENGTHS):
         if stored.get(length) != now.get(length):

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from vision_zoo.classifier import Classifier
 from vision_zoo.formatting import metric_text
 from vision_zoo.stopping import StoppedBySignalError
-from vision_zoo.trainer_facts import callbacks_of, datamodule_of, device_name, validates
+from vision_zoo.trainer_facts import callbacks_of, datamodule_of, device_name, steps_of_run, validates
 from vision_zoo.training.performance import Performance
 from vision_zoo.training.resizing import ProgressiveResizing
 from vision_zoo.training.saving import Saving
@@ -203,6 +203,8 @@ def _describe_run(trainer: Trainer, model: Classifier) -> Table:
             if "base_momentum" in group:
                 moves += f"; momentum {group['max_momentum']:g} to {group['base_momentum']:g}, the schedule's own"
         facts.add_row("schedule", f"{type(config.scheduler).__name__}, {moves}")
+    if model.freezing is not None:
+        facts.add_row("fine-tuning", model.freezing.options.describe(steps_of_run(trainer)))
     smoothing = f", label smoothing {model.label_smoothing}" if model.label_smoothing else ""
     facts.add_row("loss", f"cross-entropy{smoothing}")
     facts.add_row("device", f"{device_name(trainer)}, {trainer.precision}")

@@ -79,7 +79,7 @@ COMMANDS: dict[str, Command] = {
             *("config", "ckpt_path", "data", "data.root", "data.batch_size", "data.val_split"),
             *("model.backbone", "model.optimizer", "model.optimizer.lr", "model.scheduler"),
             *("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.precision"),
-            *("trainer.default_root_dir", "seed_everything", "test_after_fit", "tta", "trusted_packages"),
+            *("trainer.default_root_dir", "seed_everything", "test_after_fit", "tta", "known", "trusted_packages"),
         ),
     ),
     "validate": Command("verbs.evaluate:validate", "vision_zoo validate --ckpt_path best", ("ckpt_path", *_SCORING)),

@@ -75,6 +75,9 @@ def predict(
 ) -> None:
     """Classify images of any size and kind.
 
+    A network that was trained with --known has two columns more: answer, the label or "none of these", and known_score,
+    which is lower the more foreign an image is; label is the nearest class in any case.
+
     Args:
         ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
         images: files, folders (with the folders in them) and patterns such as 'scans/*.png'.

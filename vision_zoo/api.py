@@ -85,7 +85,8 @@ def predict(
         trusted_packages: further packages whose classes the checkpoint may name.
 
     Returns:
-        A row for each image that can be read: path, label, probability, and label_2, probability_2, ...
+        A row for each image that can be read: path, label, probability, and label_2, probability_2, ...; of a network
+        with a threshold for known images also answer, the label or "none of these", and known_score.
     """
     from vision_zoo.checkpoints import open_checkpoint  # noqa: PLC0415  # all of these import torch
     from vision_zoo.classifier import Classifier  # noqa: PLC0415

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from vision_zoo.checkpoints import read_state_dicts
 from vision_zoo.errors import CheckpointError, ConfigError, lack
+from vision_zoo.known import PREFIX
 from vision_zoo.specs import class_and_arguments, options_of, rebuild, returned_class, walk, without_downloads
 from vision_zoo.types import ImageShape, Preprocessing
 
@@ -106,7 +107,8 @@ def load_backbone_weights(backbone: nn.Module, path: str, name: str, num_classes
 
 def _found(state: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[int, str, dict[str, Tensor]]:
     """How many of the names a state dict has behind one prefix, the prefix, and the state dict without wrappers."""
-    state, counts = {_WRAPPERS.sub("", key): value for key, value in state.items()}, Counter[str]()
+    own = {key: value for key, value in state.items() if not key.startswith(PREFIX) or key in names}
+    state, counts = {_WRAPPERS.sub("", key): value for key, value in own.items()}, Counter[str]()
     for words in (key.split(".") for key in state):
         counts.update(
             "".join(f"{word}." for word in words[:n]) for n in range(len(words)) if ".".join(words[n:]) in names

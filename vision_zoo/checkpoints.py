@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vision_zoo.errors import CheckpointError
 from vision_zoo.files import expanded
+from vision_zoo.known import ill_formed
 from vision_zoo.specs import import_path, without_downloads
 from vision_zoo.trust import WEIGHTS_ALONE, endless, untrusted
 from vision_zoo.types import Config
@@ -130,6 +131,8 @@ def _form(checkpoint: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
         yield not complete, "its configuration has no model and data"
         run = about.get("name")
         yield not (isinstance(run, str) and run and Path(run).name == run), f"it names its run {str(run)[:80]!r}"
+    if checkpoint.get("known") is not None:
+        yield from ill_formed(checkpoint["known"])
     foreign = sorted(hparams.keys() - OPTIONS)
     yield bool(foreign), f"it has the hyperparameters {', '.join(foreign)[:80]}"
 

@@ -27,6 +27,7 @@ from vision_zoo.building import (
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, VisionZooError
 from vision_zoo.finetuning import FineTuning, Freezing
+from vision_zoo.known import Known, with_features
 from vision_zoo.metrics import Metrics, ScoredModule
 from vision_zoo.optimizers import build_optimizer, check_optimizer
 from vision_zoo.schedules import CosineAnnealingLR, OneCycleLR, build_schedule
@@ -122,6 +123,7 @@ class Classifier(ScoredModule):
         # How a run computes on its machine, no part of the model: see training/performance.py.
         self.channels_last = self.fuses_optimizer = False
         self.test_time_augmentation: TTA = "none"  # see transforms.views; set for one test
+        self.known: Known | None = None  # which images are of none of the classes, where `fit --known` asked for that
 
     @property
     def network_name(self) -> str:
@@ -152,6 +154,14 @@ class Classifier(ScoredModule):
             images = images.contiguous(memory_format=torch.channels_last)
         return cast(Tensor, self.backbone(images))
 
+    def answer(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits as `forward` gives, and scores, float (B,), high for images of the classes; see `known`."""
+        if self.known is None:
+            return self(images), None
+        logits, features = with_features(self.backbone, partial(self, images))
+        with torch.autocast(self.device.type, enabled=False):
+            return logits, self.known(logits.float(), features.float())
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch, a scalar."""
         images, labels = batch
@@ -168,13 +178,16 @@ class Classifier(ScoredModule):
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Count one batch of test images and return its probabilities, float (B, K)."""
         images, labels = batch
-        if self.test_time_augmentation == "none":
-            logits = self(images)
-        else:  # the logarithm of the views' mean probability serves as logits
+        if self.test_time_augmentation == "none" or self.known is not None:
+            logits, scores = self.answer(images)
+            if self.known is not None and scores is not None:
+                passed = (scores >= self.known.threshold).float().mean()
+                self.log("test/known", passed, batch_size=len(images), sync_dist=True)
+        if self.test_time_augmentation != "none":  # the logarithm of the views' mean probability serves as logits
             seen = [self(view).float().log_softmax(1) for view in views(images, self.test_time_augmentation)]
             logits = torch.stack(seen).logsumexp(0) - math.log(len(seen))
         self._count(self.test_metrics, logits, labels)
-        return cast(Tensor, logits.softmax(1))
+        return logits.softmax(1)
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
         """Probabilities of raw images, with labels beside them or without, float (B, K)."""
@@ -285,6 +298,7 @@ class Classifier(ScoredModule):
         """Take the weights of a checkpoint, and compute as it was evaluated, in eval mode."""
         self.load_state_dict(checkpoint["state_dict"])
         self.set_memory_format(bool(checkpoint.get("channels_last")))
+        self.known = Known.restore(checkpoint.get("known"), self.backbone)
         return self.eval()
 
 

@@ -3,7 +3,7 @@
 
 def metric_text(name: str, value: float) -> str:
     """A metric for people: shares in per cent with two decimals, losses with four."""
-    if name.endswith(("accuracy", "f1", "calibration_error", "precision", "recall")):
+    if name.endswith(("accuracy", "f1", "calibration_error", "precision", "recall", "known")):
         return f"{100 * value:.2f} %"
     return f"{value:.3g}" if name == "lr" else f"{value:.4f}"
 

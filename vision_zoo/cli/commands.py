@@ -81,7 +81,7 @@ COMMANDS: dict[str, Command] = {
             *("model.backbone", "model.optimizer", "model.optimizer.lr", "model.scheduler"),
             *("model.finetune",),
             *("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.precision"),
-            *("trainer.default_root_dir", "seed_everything", "test_after_fit", "tta", "trusted_packages"),
+            *("trainer.default_root_dir", "seed_everything", "test_after_fit", "tta", "known", "trusted_packages"),
         ),
     ),
     "validate": Command("verbs.evaluate:validate", "vision_zoo validate --ckpt_path best", ("ckpt_path", *_SCORING)),

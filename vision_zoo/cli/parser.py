@@ -35,7 +35,17 @@ from vision_zoo.specs import import_path, options_of, parameters_of
 from vision_zoo.types import Config
 
 # What config.yaml and checkpoints keep: all that decides what a run computes.
-KEPT = ("seed_everything", "model", "data", "trainer", "deterministic", "channels_last", "test_after_fit", "tta")
+KEPT = (
+    "seed_everything",
+    "model",
+    "data",
+    "trainer",
+    "deterministic",
+    "channels_last",
+    "test_after_fit",
+    "tta",
+    "known",
+)
 
 
 def _as_number(value: Any) -> int | float:

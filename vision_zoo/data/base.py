@@ -204,7 +204,7 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """Batches of the validation images; an empty list when there are none."""
-        return self._loader("val") if len(self._subset("val").indices) else []
+        return self._loader("val") if len(self.subset("val").indices) else []
 
     def test_dataloader(self) -> Loader:
         """Batches of the test images."""
@@ -225,15 +225,16 @@ class ImageDataModule(LightningDataModule):
 
     def split_images(self, split: Split) -> LabelledImages:
         """All images of a split, in file order and without augmentation; raises what `setup` does."""
-        return self._gather(*self._subset(split))
+        return self._gather(*self.subset(split))
 
     def sample(self, split: Split, count: int) -> LabelledImages:
         """Up to `count` images, evenly spaced over a split; of files not kept in memory only these are read."""
-        source, indices = self._subset(split)
+        source, indices = self.subset(split)
         places = torch.linspace(0, max(len(indices) - 1, 0), min(count, len(indices))).round().long()
         return self._gather(source, indices[places])
 
-    def _subset(self, split: Split) -> Subset:
+    def subset(self, split: Split) -> Subset:
+        """One split, read if need be; raises what `setup` does."""
         if split not in self._subsets:
             self.setup({"train": "fit", "val": "validate"}.get(split, split))
         return self._subsets[split]
@@ -250,7 +251,7 @@ class ImageDataModule(LightningDataModule):
         return found
 
     def _loader(self, split: Split, training: bool = False) -> Loader:
-        (source, indices), trainer = self._subset(split), self.trainer
+        (source, indices), trainer = self.subset(split), self.trainer
         rank, processes = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         few = f"{len(indices)} {'training' if training else split} images are too few for {processes} processes"
         # A process without images would leave the others waiting for its counts.

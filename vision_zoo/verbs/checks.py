@@ -39,6 +39,21 @@ def check_fit(
     )
 
 
+def check_known(options: Mapping[str, Any], datamodule: ImageDataModule, share: float | None) -> None:
+    """Refuse a share of known images that no threshold can give, and a threshold that nothing can be fitted on."""
+    if share is None:
+        return
+    what = f"--known must be a share above 0 and below 1, such as 0.95, got {share}"
+    needs = "--known fits its threshold on validation images, and --data.val_split is 0, so that there are none"
+    unkept = "--known is kept in the checkpoint, and --trainer.enable_checkpointing false leaves none: leave one out"
+    refuse(
+        ConfigError,
+        (not 0 < share < 1, what),
+        (not (datamodule.val_split or datamodule.has_val), f"{needs}: set it to 0.1, or leave out --known"),
+        (options.get("enable_checkpointing") is False, unkept),
+    )
+
+
 def check_share(trainer: Trainer, datamodule: ImageDataModule) -> None:
     """Refuse a share of the test batches that is less than one; Lightning would after the training."""
     share = trainer.limit_test_batches
@@ -50,12 +65,17 @@ def check_share(trainer: Trainer, datamodule: ImageDataModule) -> None:
         refuse(ConfigError, (int(share * batches) < 1, f"{less} at least, or to a number of batches"))
 
 
-def check_strategy(trainer: Trainer, test_after_fit: bool) -> None:
-    """Refuse the final test of a network that lies in pieces."""
+def check_strategy(trainer: Trainer, test_after_fit: bool, known: float | None = None) -> None:
+    """Refuse the final test, and the fit of a threshold, of a network that lies in pieces."""
     whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
     what = f"{type(trainer.strategy).__name__} shards the network, which can only be tested whole"
     way_out = "set --test_after_fit false, and test the best checkpoint on one device"
-    refuse(ConfigError, (test_after_fit and not whole, f"{what}: {way_out}"))
+    unfit = f"{type(trainer.strategy).__name__} shards the network, and --known needs it whole: leave --known out"
+    refuse(
+        ConfigError,
+        (test_after_fit and not whole, f"{what}: {way_out}"),
+        (known is not None and not whole, unfit),
+    )
 
 
 def check_monitors(trainer: Trainer, model: Classifier, datamodule: ImageDataModule) -> None:

@@ -20,7 +20,7 @@ from vision_zoo.data.decode import resize_images
 from vision_zoo.data.mnist5k import MNIST5k
 from vision_zoo.errors import ConfigError, InputError, VisionZooError, refuse
 from vision_zoo.files import expanded
-from vision_zoo.verbs.formats import FORMATS, Format, Forward, Metadata
+from vision_zoo.verbs.formats import FORMATS, Format, Forward, Metadata, outputs_of
 from vision_zoo.verbs.output import output_file
 from vision_zoo.verbs.predict import resizing
 from vision_zoo.version import __version__
@@ -53,8 +53,8 @@ def export(
     Args:
         ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
         format: kind of the file. onnx and torch_export are programs that take raw uint8 images (N, C, H, W) and give
-            logits; safetensors and state_dict are the weights of the backbone. By default, the ending of the output
-            decides (.onnx, .pt2, .safetensors, .pt, .pth), else it is onnx.
+            logits, and known_score where fit had --known; safetensors and state_dict are the weights of the backbone.
+            By default, the ending of the output decides (.onnx, .pt2, .safetensors, .pt, .pth), else it is onnx.
         output: the file to write or replace; default: the run's name, in the working directory, if it is free.
         trusted_packages: packages whose classes the checkpoint may name.
     """
@@ -115,6 +115,7 @@ def export_model(
 def _metadata(model: Classifier, datamodule: ImageDataModule | None, checkpoint: Checkpoint) -> Metadata:
     """What a program needs besides the weights; lists as JSON."""
     values = {name: model.hparams[name] for name in ("class_names", "image_shape", "backbone")}
+    values |= {"known": model.known.facts} if model.known is not None else {}
     values |= {"value_range": model.value_range} if model.value_range else {}
     for name in ("mean", "std"):  # of which one value serves all channels
         values[name] = torch.tensor(model.hparams[name], dtype=torch.float64).expand(model.image_shape[0]).tolist()
@@ -148,9 +149,9 @@ def _compare(model: Classifier, forward: Forward, images: Tensor, format_: str) 
     """Compare what a written file computes with the module, batch by batch."""
     with torch.no_grad():
         batches = torch.split(images, list(BATCHES))
-        expected = torch.cat([model(batch) for batch in batches])
+        expected, *scores = map(torch.cat, zip(*(outputs_of(model, batch) for batch in batches), strict=True))
         try:
-            got = torch.cat([forward(batch) for batch in batches])
+            got, *others = map(torch.cat, zip(*(forward(batch) for batch in batches), strict=True))
             if got.shape != expected.shape:
                 raise ValueError(f"it gives {tuple(got.shape)}, not {tuple(expected.shape)}")
         except Exception as error:  # each runtime has its own kinds
@@ -158,9 +159,15 @@ def _compare(model: Classifier, forward: Forward, images: Tensor, format_: str) 
             raise ExportError(f"{cannot}: {_first_line(error)}") from error
     probabilities = (got.softmax(1) - expected.softmax(1)).abs().max()
     difference = Difference(float((got - expected).abs().max()), float(probabilities), float(expected.abs().max()))
+    unlike = not all(torch.allclose(*pair, TOLERANCE, TOLERANCE) for pair in zip(scores, others, strict=True))
     wrong = not difference.logits <= TOLERANCE * difference.scale + 1e-6  # not a number is a failure too
     what = f"its logits differ by up to {difference.logits:.1e} from the module's, which reach {difference.scale:.1e}"
-    refuse(ExportError, (wrong, f"the {format_} file was removed: {what}. Another --format may do better"))
+    way_out = "Another --format may do better"
+    refuse(
+        ExportError,
+        (wrong, f"the {format_} file was removed: {what}. {way_out}"),
+        (unlike, f"the {format_} file was removed: its known_score is not the module's. {way_out}"),
+    )
     return difference
 
 

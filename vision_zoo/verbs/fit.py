@@ -16,13 +16,14 @@ from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import ConfigError
 from vision_zoo.training.callbacks import run_callbacks
 from vision_zoo.training.evaluation import to_floats
+from vision_zoo.training.known import keep_known
 from vision_zoo.training.metrics_file import training_metrics
 from vision_zoo.training.performance import Performance
 from vision_zoo.training.run_folder import RunFolder
 from vision_zoo.training.saving import Saving, hard_link
 from vision_zoo.trust import foreign_packages, trusting
 from vision_zoo.types import TTA, Config
-from vision_zoo.verbs.checks import check_data, check_fit, check_monitors, check_share, check_strategy
+from vision_zoo.verbs.checks import check_data, check_fit, check_known, check_monitors, check_share, check_strategy
 from vision_zoo.verbs.results import say_results, write_results
 from vision_zoo.verbs.summary import layer_table
 from vision_zoo.verbs.trainer import TrainerMaker, determinism, say
@@ -46,6 +47,7 @@ def fit(
     deterministic: bool = True,
     channels_last: bool | None = None,
     tta: TTA = "none",
+    known: float | None = None,
 ) -> Path | None:
     """Train a network, test the best checkpoint, leave a run folder.
 
@@ -62,9 +64,12 @@ def fit(
         channels_last: memory format of convolutions in training; by default the faster one.
         tta: test-time augmentation of the final test: average the predictions for each image and its mirror image
             (flip), its shifts by one pixel (shift), or both.
+        known: share of the validation images that pass as of a known class, such as 0.95; with it, the checkpoint
+            answers "none of these" for images beyond, in predict and in exported files.
     """
     options = make_trainer.options
     check_fit(options, datamodule, test_after_fit, save_every_minutes)
+    check_known(options, datamodule, known)
     folder = stored = None
     if plan.checkpoint is not None:
         check_data(model, datamodule)
@@ -79,7 +84,7 @@ def fit(
     shown = make_trainer.shows_bar
     callbacks = run_callbacks(make_trainer.own, run=run, performance=performance, saving=saving, show_bar=shown)
     trainer = make_trainer(callbacks, **determinism(options, deterministic))
-    check_strategy(trainer, test_after_fit)
+    check_strategy(trainer, test_after_fit, known)
     check_monitors(trainer, model, datamodule)
     if test_after_fit:
         check_share(trainer, datamodule)
@@ -106,8 +111,10 @@ def fit(
             hard_link(saving.last, saving.best)
             saving.best_epoch = None
         trainer.strategy.barrier("best checkpoint")
-        if test_after_fit:
+        if test_after_fit or known is not None:
             model.load_state_dict(read_torch_file(saving.best)["state_dict"])
+        if known is not None:
+            keep_known(trainer, model, datamodule, saving, known)
     if test_after_fit and not options.get("barebones"):
         model.test_time_augmentation = tta
         trainer.test(model, datamodule=datamodule, verbose=False)

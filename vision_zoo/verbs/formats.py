@@ -4,8 +4,9 @@ import copy
 import io
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,25 +14,42 @@ from torch.export import Dim
 
 from vision_zoo.checkpoints import read_state_dicts
 from vision_zoo.classifier import Classifier
+from vision_zoo.known import NUMBERS, PREFIX, Known, with_features
 
 Format = Literal["onnx", "torch_export", "safetensors", "state_dict"]
 Metadata = dict[str, str]
-Forward = Callable[[Tensor], Tensor]
+Outputs = tuple[Tensor, ...]
+"""Logits (B, K), and the scores (B,) of a network that tells known images from others."""
+Forward = Callable[[Tensor], Outputs]
 
 METADATA_FILE = "metadata.json"  # inside a torch.export archive
 
 
 class Images(nn.Module):
-    """The part of a classifier that is exported: raw images in, logits out, nothing of training."""
+    """The part of a classifier that is exported: raw images in, logits (and scores) out, nothing of training."""
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
         self.backbone, self.scale, self.shift = model.backbone, nn.Buffer(model.scale), nn.Buffer(model.shift)
+        self.known = model.known
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits, float (B, K), of raw images, uint8 (B, C, H, W) in [0, 255]."""
-        logits: Tensor = self.backbone(images * self.scale + self.shift)
-        return logits
+    def forward(self, images: Tensor) -> Tensor | Outputs:
+        """Logits, float (B, K), of raw images, uint8 (B, C, H, W) in [0, 255]; with `Known`, scores (B,), too."""
+        pixels = images * self.scale + self.shift
+        if self.known is None:
+            return cast(Tensor, self.backbone(pixels))
+        logits, features = with_features(self.backbone, lambda: self.backbone(pixels))
+        return logits, self.known(logits, features)
+
+
+def outputs_of(model: Classifier, images: Tensor) -> Outputs:
+    """What a file must give for raw images, uint8 (B, C, H, W)."""
+    logits, scores = model.answer(images)
+    return (logits,) if scores is None else (logits, scores)
+
+
+def _names(model: Classifier) -> list[str]:
+    return ["logits"] if model.known is None else ["logits", "known_score"]
 
 
 def _graph_arguments(model: Classifier) -> tuple[nn.Module, tuple[Tensor], dict[str, Any]]:
@@ -41,7 +59,7 @@ def _graph_arguments(model: Classifier) -> tuple[nn.Module, tuple[Tensor], dict[
 
 def _make_onnx(model: Classifier, facts: Metadata) -> bytes:
     module, images, shapes = _graph_arguments(model)
-    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": _names(model)}
     program = torch.onnx.export(module, images, dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
     assert program is not None  # as it is where a file is named
     program.model.metadata_props.update(facts)
@@ -54,7 +72,7 @@ def _load_onnx(path: Path, model: Classifier) -> Forward:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    return lambda images: tuple(map(torch.from_numpy, session.run(_names(model), {"images": images.numpy()})))
 
 
 def _make_torch_export(model: Classifier, facts: Metadata) -> bytes:
@@ -66,7 +84,8 @@ def _make_torch_export(model: Classifier, facts: Metadata) -> bytes:
 
 def _load_torch_export(path: Path, model: Classifier) -> Forward:
     with path.open("rb") as file:
-        return torch.export.load(file).module()
+        program = torch.export.load(file).module()
+    return program if model.known is not None else lambda images: (program(images),)
 
 
 def _make_safetensors(model: Classifier, facts: Metadata) -> bytes:
@@ -83,14 +102,24 @@ def _make_state_dict(model: Classifier, facts: Metadata) -> bytes:
 
 def _own_tensors(model: Classifier) -> dict[str, Tensor]:
     # Copies: neither format should keep the memory that a view is cut from, and safetensors takes no shared tensors.
-    return {name: tensor.detach().clone().contiguous() for name, tensor in model.backbone.state_dict().items()}
+    own = {name: tensor.detach().clone().contiguous() for name, tensor in model.backbone.state_dict().items()}
+    stored = {} if model.known is None else model.known.stored()
+    return own | {
+        f"{PREFIX}{name}": torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float64)
+        for name, value in stored.items()
+    }
 
 
 def _load_weights(path: Path, model: Classifier) -> Forward:
     """A second classifier with the weights of the file, which must have all of them."""
     other = copy.deepcopy(model)
-    other.backbone.load_state_dict(read_state_dicts(path)[0])
-    return other
+    state = read_state_dicts(path)[0]
+    if model.known is not None:
+        stored = {name: state.pop(f"{PREFIX}{name}") for name in model.known.stored()}
+        numbers = {name: float(stored[name]) for name in NUMBERS}
+        other.known = Known.restore({**stored, **numbers}, other.backbone)
+    other.backbone.load_state_dict(state)
+    return partial(outputs_of, other)
 
 
 class Kind(NamedTuple):

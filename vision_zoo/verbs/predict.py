@@ -37,6 +37,7 @@ Resizing = tuple[Resize, Interpolation]
 CHUNK = 16  # images that a thread decodes at a time
 SHOWN = 20  # results, and files that cannot be read, that the terminal shows
 TURN = 4  # batches that are decoded at a time where decoding and network share the processor
+NONE = "none of these"  # the answer for an image of none of the classes
 CACHED = 64  # images of a batch; with more of them the activations leave a processor's caches
 BEGINNINGS = (b"path,label,probability", b'[\n{"path": ')  # of what predict writes
 
@@ -47,16 +48,18 @@ class Prediction(NamedTuple):
     path: Path
     labels: tuple[str, ...] = ()  # the most probable first; none where the file could not be read
     probabilities: tuple[float, ...] = ()  # in [0, 1], each the shortest number that is nearest to the float32
+    answer: str = ""  # the most probable label, or NONE; empty of a network that cannot tell
+    known_score: float = 0.0  # which the answer follows from
     brightness: float = 0.0  # mean of the pixels that the network was given, in [0, 1]
     problem: str = ""  # why the file could not be read
 
     def as_dict(self) -> dict[str, str | float]:
-        """The row of a table: path, label, probability, label_2, probability_2, ..."""
+        """The row of a table: path, label, probability, label_2, probability_2, ..., and answer, known_score."""
         row: dict[str, str | float] = {"path": str(self.path)}
         for rank, (label, probability) in enumerate(zip(self.labels, self.probabilities, strict=True), start=1):
             ending = f"_{rank}" if rank > 1 else ""
             row |= {f"label{ending}": label, f"probability{ending}": probability}
-        return row
+        return row | ({"answer": self.answer, "known_score": self.known_score} if self.answer else {})
 
 
 def predict(
@@ -71,6 +74,9 @@ def predict(
     trusted_packages: Sequence[str] = (),
 ) -> None:
     """Classify images of any size and kind.
+
+    A network that was trained with --known has two columns more: answer, the label or "none of these", and known_score,
+    which is lower the more foreign an image is; label is the nearest class in any case.
 
     Args:
         ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
@@ -162,14 +168,20 @@ def predict_images(
         if good:
             pixels = torch.stack(list(good.values())).to(model.device)  # uint8 (B, C, H, W)
             with torch.inference_mode():
-                probabilities = model.predict_step(pixels, 0).float()  # (B, K)
+                logits, scores = model.answer(pixels)
+                probabilities = logits.softmax(1).float()  # (B, K)
             broken = "the network's output is not finite: the checkpoint's weights cannot be used"
             refuse(CheckpointError, (not probabilities.isfinite().all(), broken))
             top, order = (part.cpu().numpy() for part in probabilities.topk(top_k))  # (B, top_k)
             shortest = top.astype(str).astype(float)  # with the digits that tell a float32 from its neighbours
+            labels, answers, rated = names[order].tolist(), [""] * len(good), [0.0] * len(good)
+            if model.known is not None and scores is not None:
+                rated = scores.cpu().numpy().astype(str).astype(float).tolist()
+                passes = (scores >= model.known.threshold).tolist()
+                answers = [first[0] if passed else NONE for first, passed in zip(labels, passes, strict=True)]
             means = (pixels.flatten(1).float().mean(1) / 255).tolist()
-            columns = zip(good, names[order].tolist(), shortest.tolist(), means, strict=True)
-            found = {path: Prediction(path, tuple(labels), tuple(p), mean) for path, labels, p, mean in columns}
+            columns = zip(good, labels, shortest.tolist(), answers, rated, means, strict=True)
+            found = {path: Prediction(path, tuple(own), tuple(p), *more) for path, own, p, *more in columns}
         for path, image in batch:
             yield found[path] if isinstance(image, Tensor) else Prediction(path, problem=image)
 
@@ -248,8 +260,9 @@ def _write(file: TextIO, kind: Format, row: dict[str, str | float], *, is_first:
 def _results_table(predictions: Sequence[Prediction]) -> Table:
     image = Column("image", overflow="fold")  # the end of a path tells it from others
     table = Table(image, "label", Column("probability", justify="right"))
-    for path, labels, probabilities, *_ in predictions:
-        table.add_row(Text(str(path)), Text(labels[0]), f"{100 * probabilities[0]:.2f} %")
+    for path, labels, probabilities, answer, *_ in predictions:
+        label = f"{NONE}, nearest {labels[0]}" if answer == NONE else labels[0]
+        table.add_row(Text(str(path)), Text(label), f"{100 * probabilities[0]:.2f} %")
     return table
 
 

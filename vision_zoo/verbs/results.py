@@ -42,6 +42,7 @@ def write_results(
         "fit_seconds": round(run.fit_seconds, 3),
         "train_images_per_second": round(run.images_seen / run.train_seconds, 1) if run.train_seconds else None,
         "metrics": {name: metrics[name] for name in sorted(metrics)},
+        "known": model.known and {**model.known.facts, "test": metrics.get("test/known")},
         "test_time_augmentation": model.test_time_augmentation,
         "best_epoch": saving.best_epoch if saving is not None else None,
         "seed": run.config.get("seed_everything"),

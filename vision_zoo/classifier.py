@@ -1,8 +1,8 @@
 """Classifier, the one LightningModule: raw images in, logits out, around any backbone."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
@@ -245,18 +245,6 @@ class Classifier(ScoredModule):
     def check_optimizer(self) -> None:
         """Refuse an optimizer or schedule that cannot work; see `optimizers.check_optimizer`."""
         check_optimizer(self.optimizer, self.scheduler, self._weights())
-
-    @contextmanager
-    def evaluation_mode(self) -> Iterator[None]:
-        """Look at the network in eval mode, without gradients, and without changing it or the random numbers."""
-        modes = [(module, module.training) for module in self.backbone.modules()]
-        self.backbone.eval()
-        try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                yield
-        finally:
-            for module, training in modes:  # each its own: a part may be frozen in eval mode
-                module.training = training
 
     def set_memory_format(self, channels_last: bool) -> None:
         """Lay out convolution weights and inputs in channels_last or torch's contiguous format; no value changes."""

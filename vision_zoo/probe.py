@@ -1,7 +1,7 @@
 """One trial of a network before any work: does it classify?"""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 from weakref import WeakSet
 
@@ -38,7 +38,7 @@ def check(model: Probed, batch_size: int | None = None, around: Around | None = 
         return
     image = torch.zeros(1, *model.image_shape, dtype=torch.uint8, device=model.scale.device)
     try:
-        with model.evaluation_mode(), around() if around else nullcontext():
+        with evaluating(model), around() if around else nullcontext():
             logits = model(image)
     except REFUSALS as error:
         small = "if they are too small for it, set --data.image_size higher"
@@ -49,3 +49,16 @@ def check(model: Probed, batch_size: int | None = None, around: Around | None = 
     wrong = f"backbone {model.network_name} must return {expected}, got {shape}"
     refuse(ConfigError, (shape != (1, model.num_classes), wrong))
     _CLASSIFY.add(model.backbone)
+
+
+@contextmanager
+def evaluating(model: Probed) -> Iterator[None]:
+    """Look at a network in eval mode, without gradients, and without changing it or the random numbers."""
+    modes = [(module, module.training) for module in model.backbone.modules()]
+    model.backbone.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:  # each its own: a part may be frozen in eval mode
+            module.training = training

@@ -336,6 +336,7 @@ NETWORKS = {
     "CNN": (1, 28, 28),
     "Conv4": (3, 64, 64),
     "DNN": (1, 28, 28),
+    "EfficientNetLite": (3, 32, 32),
     "FashionCNN": (1, 28, 28),
     "FullyConnected": (1, 28, 28),
     "LeNet5": (1, 28, 28),

@@ -54,7 +54,7 @@ def features_of(model: Classifier, source: Source) -> Features:
         return Features(kept["values"], kept["places"])
     found = _compute(model, source)
     content = io.BytesIO()
-    torch.save(found._asdict(), content)
+    torch.save({"values": found.values, "places": found.places}, content)
     with suppress(OSError, TrainingError):  # a home that cannot be written to: they are computed anew each time
         file.parent.mkdir(parents=True, exist_ok=True)
         write_file(file, content.getvalue())
@@ -118,7 +118,7 @@ def _compute(model: Classifier, source: Source) -> Features:
             pixels = pixels.contiguous(memory_format=torch.channels_last) if way.channels_last else pixels
             features = _features(network, pixels, way)
             if way.bf16 and not values and not _alike(features, _features(network, pixels, Way())):
-                way = way._replace(bf16=False)
+                way = Way(False, way.channels_last)
                 features = _features(network, pixels, way)
             values.append(features.cpu())
             places.append(numbers)

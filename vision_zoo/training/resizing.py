@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError
-from vision_zoo.probe import REFUSALS
+from vision_zoo.probe import REFUSALS, evaluating
 from vision_zoo.trainer_facts import callbacks_of
 
 STAGES = 4  # sizes below the full one
@@ -78,7 +78,7 @@ class ProgressiveResizing(Callback):
             height, width = images.shape[2:]
             self._first_size = self._first_size or (height, width)
             try:
-                with pl_module.evaluation_mode():
+                with evaluating(pl_module):
                     pl_module.backbone(images)
             except REFUSALS as error:
                 raise ConfigError(

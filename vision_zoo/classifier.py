@@ -29,9 +29,9 @@ from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, Vis
 from vision_zoo.finetuning import FineTuning, Freezing
 from vision_zoo.known import Known, with_features
 from vision_zoo.metrics import Metrics, ScoredModule
-from vision_zoo.optimizers import build_optimizer, check_optimizer
+from vision_zoo.optimizers import build_optimizer, check_optimizer, learning_rate
 from vision_zoo.schedules import CosineAnnealingLR, OneCycleLR, build_schedule
-from vision_zoo.specs import class_and_arguments, copyable, describe, options_of, without_downloads
+from vision_zoo.specs import class_and_arguments, copyable, describe, without_downloads
 from vision_zoo.trainer_facts import steps_of_run
 from vision_zoo.transforms import views
 from vision_zoo.types import TTA, Batch, ImageShape, ValueRange
@@ -218,11 +218,7 @@ class Classifier(ScoredModule):
     @property
     def lr(self) -> float:
         """Learning rate of the optimizer's options; a new one also reaches the schedule of a run that has begun."""
-        class_, options = class_and_arguments(self.optimizer)
-        rate = options.get("lr", options_of(class_).get("lr") if class_ else None)
-        if not isinstance(rate, (int, float)):
-            raise AttributeError("the optimizer has no option lr with a number")
-        return float(rate)
+        return learning_rate(self.optimizer)
 
     @lr.setter
     def lr(self, rate: float) -> None:

@@ -51,6 +51,15 @@ def _copied(weights: list[Any]) -> list[Any]:
     return [dict(weight) if isinstance(weight, dict) else weight for weight in weights]  # which torch adds options to
 
 
+def learning_rate(build: Build | None) -> float:
+    """The learning rate of an optimizer's options; an AttributeError where there is none."""
+    class_, options = class_and_arguments(build)
+    rate = options.get("lr", options_of(class_).get("lr") if class_ else None)
+    if not isinstance(rate, (int, float)):
+        raise AttributeError("the optimizer has no option lr with a number")
+    return float(rate)
+
+
 def check_optimizer(build: Build | None, schedule: Schedule | None, parameters: Weights) -> None:
     """Build optimizer and schedule for a trial; values that teach nothing, or cannot be saved, are a ConfigError."""
     try:

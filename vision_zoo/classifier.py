@@ -124,6 +124,8 @@ class Classifier(ScoredModule):
         self.channels_last = self.fuses_optimizer = False
         self.test_time_augmentation: TTA = "none"  # see transforms.views; set for one test
         self.known: Known | None = None  # which images are of none of the classes, where `fit --known` asked for that
+        # The head's name, while batches of training and validation are what it is given: see training/head_only.py.
+        self.reads_features = ""
 
     @property
     def network_name(self) -> str:
@@ -165,7 +167,7 @@ class Classifier(ScoredModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch, a scalar."""
         images, labels = batch
-        logits = self(images).float()
+        logits = self._logits(images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         self.log_training(batch_idx, logits, labels, loss)
         return loss
@@ -173,7 +175,12 @@ class Classifier(ScoredModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count one batch of validation images."""
         images, labels = batch
-        self._count(self.val_metrics, self(images), labels)
+        self._count(self.val_metrics, self._logits(images), labels)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of raw images (B, C, H, W), or of features (B, D) if the model reads such."""
+        network = self.backbone.get_submodule(self.reads_features) if self.reads_features else self
+        return cast(Tensor, network(images))
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Count one batch of test images and return its probabilities, float (B, K)."""

@@ -15,6 +15,7 @@ from vision_zoo.files import write_file
 from vision_zoo.trainer_facts import callbacks_of, datamodule_of
 from vision_zoo.training import lightning_patches as patches
 from vision_zoo.training.evaluation import TestArtifacts
+from vision_zoo.training.head_only import HeadOnly
 from vision_zoo.training.lightning_callbacks import AverageInTime
 from vision_zoo.training.performance import Performance
 from vision_zoo.training.progress import ProgressBar
@@ -31,15 +32,17 @@ def run_callbacks(
     *,
     run: RunFolder | None = None,
     performance: Performance | None = None,
+    head_only: HeadOnly | None = None,
     saving: Saving | None = None,
     show_bar: bool = True,
 ) -> list[Callback]:
     """The callbacks of a run, in the order that they need; the progress bar is left out where the user has another.
 
-    The folder comes first, for the loggers that others look for; Performance before what tells its choices; Saving
-    before other checkpoint callbacks, which Lightning moves behind all that are none.
+    The folder comes first, for the loggers that others look for; HeadOnly before Performance, which asks whether images
+    are read; Performance before what tells its choices; Saving before other checkpoint callbacks, which Lightning moves
+    behind all that are none.
     """
-    ours: list[Callback] = [callback for callback in (run, performance, saving) if callback is not None]
+    ours: list[Callback] = [callback for callback in (run, head_only, performance, saving) if callback is not None]
     for callback in own:
         if isinstance(callback, ModelCheckpoint):
             _keep_in_one_folder(callback)

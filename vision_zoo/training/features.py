@@ -4,22 +4,24 @@ import copy
 import hashlib
 import io
 import os
-from contextlib import suppress
+import time
+from contextlib import ExitStack, suppress
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vision_zoo import probe
 from vision_zoo.backbones.fitting import WithFeatures, head_of
 from vision_zoo.checkpoints import read_torch_file
 from vision_zoo.classifier import Classifier, set_memory_format
 from vision_zoo.data.decode import decoding_threads
 from vision_zoo.data.sources import Files, InMemory, Source, pump
 from vision_zoo.errors import CheckpointError, DataError, TrainingError, refuse
-from vision_zoo.files import write_file
+from vision_zoo.files import lock_file, release, write_file
 from vision_zoo.specs import describe
 from vision_zoo.training.performance import has_fast_bf16
 from vision_zoo.training.speed_trial import Trial, Way
@@ -35,31 +37,41 @@ class Features(NamedTuple):
 
     values: Tensor  # float32 (N, D)
     places: Tensor  # int64 (N,), which images of their source they are of
+    seconds: float = 0.0  # that computing took; 0 where they were on the disk
 
 
-def features_of(model: Classifier, source: Source) -> Features:
-    """The features of every image of a source, from the disk where they were computed before.
+def features_of(model: Classifier, source: Source, indices: Tensor | None = None, exact: bool = False) -> Features:
+    """The features of images of a source, by default of all, from the disk where they were computed before.
 
     They depend on the weights before the last layer, how images are prepared, and the images: the pixels of those in
-    memory, names, sizes and times of files. They are computed in the fastest way whose features are those of float32.
+    memory, names, sizes and times of files. They are computed in the fastest way whose features are those of float32;
+    if `exact`, in float32 and the plain order. Of several processes that want the same ones, one computes them.
 
     Raises:
         DataError: if no image can be read.
         ValueError: if the network does not end in a linear layer.
     """
-    file = _folder() / f"{_identity(model, source)}.pt"
-    with suppress(CheckpointError, KeyError):  # it is not there, or not whole
-        kept = read_torch_file(file)
-        file.touch()
-        return Features(kept["values"], kept["places"])
-    found = _compute(model, source)
-    content = io.BytesIO()
-    torch.save({"values": found.values, "places": found.places}, content)
-    with suppress(OSError, TrainingError):  # a home that cannot be written to: they are computed anew each time
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_file(file, content.getvalue())
-        _drop_oldest(file.parent)
-    return found
+    indices = torch.arange(len(source)) if indices is None else indices
+    file = _folder() / f"{_identity(model, source, indices, exact)}.pt"
+    with ExitStack() as held:
+        with suppress(OSError):  # where there can be no lock, each process computes
+            file.parent.mkdir(parents=True, exist_ok=True)
+            held.callback(release, cast(Any, lock_file(file.with_suffix(".lock"), wait=True)))
+        with suppress(CheckpointError, KeyError):  # it is not there, or not whole
+            kept = read_torch_file(file)
+            with suppress(OSError):  # of another user
+                file.touch()
+            unread = source.fetch(indices[~torch.isin(indices, kept["places"])])
+            source.report(unread.failures, last=True)  # each time
+            return Features(kept["values"], kept["places"])
+        began = time.monotonic()
+        found = _compute(model, source, indices, exact)
+        content = io.BytesIO()
+        torch.save({"values": found.values, "places": found.places}, content)
+        with suppress(OSError, TrainingError):  # a home that cannot be written to: they are computed anew each time
+            write_file(file, content.getvalue())
+            _drop_oldest(file.parent)
+        return found._replace(seconds=time.monotonic() - began)
 
 
 def _folder() -> Path:
@@ -75,18 +87,20 @@ def _drop_oldest(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _identity(model: Classifier, source: Source) -> str:
+def _identity(model: Classifier, source: Source, indices: Tensor, exact: bool) -> str:
     """A name for all that the features of a source depend on."""
     head, found = head_of(model.backbone), hashlib.sha256()
     tensors = {name: value for name, value in model.backbone.state_dict().items() if not name.startswith(f"{head}.")}
+    tensors["indices"] = indices
     if isinstance(source, InMemory):
         tensors["images"] = source.images
         facts: Any = ()
     else:
         assert isinstance(source, Files)
-        stats = [(path, stat.st_size, stat.st_mtime_ns) for path in source.paths for stat in (_stat(path),)]
+        paths = [source.paths[index] for index in indices.tolist()]
+        stats = [(path, stat.st_size, stat.st_mtime_ns) for path in paths for stat in (_stat(path),)]
         facts = (stats, source.image_shape, source.resize, source.value_range, source.interpolation)
-    how = (model.scale.flatten().tolist(), model.shift.flatten().tolist(), describe(model.backbone), facts)
+    how = (model.scale.flatten().tolist(), model.shift.flatten().tolist(), describe(model.backbone), exact, facts)
     found.update(repr(how).encode())
     for name, value in tensors.items():
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -101,13 +115,13 @@ def _stat(path: str) -> os.stat_result:
         return os.stat_result([0] * 10)
 
 
-def _compute(model: Classifier, source: Source) -> Features:
+def _compute(model: Classifier, source: Source, indices: Tensor, exact: bool) -> Features:
     network, device = WithFeatures(model.backbone).eval().to(model.device), model.device
-    way = _fastest(model, device)
+    way = Way() if exact else _fastest(model, device)
     set_memory_format(network, torch.channels_last if way.channels_last else torch.contiguous_format)
     numbered = copy.copy(source)
     numbered.labels = torch.arange(len(source))
-    batches = torch.split(numbered.labels, BATCH)
+    batches = torch.split(indices, BATCH)
     values, places = list[Tensor](), list[Tensor]()
     with torch.inference_mode():
         for images, numbers, failures in pump(numbered.fetch, batches, decoding_threads(), AHEAD, take_turns=True):
@@ -143,6 +157,7 @@ def _fastest(model: Classifier, device: torch.device) -> Way:
     times = {}
     for bf16, last in product([False, True][: 1 + has_fast_bf16(device)], (False, True)):
         way = Way(bf16, last)
-        trial.seconds(way)
-        times[way] = min(trial.seconds(way), trial.seconds(way))
+        with suppress(*probe.REFUSALS):  # such as a `view` of features in channels_last
+            trial.seconds(way)
+            times[way] = min(trial.seconds(way), trial.seconds(way))
     return min(times, key=lambda way: times[way])

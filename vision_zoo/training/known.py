@@ -38,8 +38,7 @@ def fit_known(model: Classifier, datamodule: ImageDataModule, share: float) -> K
     of_train = features
     if features.shape[1]:
         source, indices = datamodule.subset("train")
-        values, places = features_of(model, source)
-        of_train = values[torch.isin(places, indices)]
+        of_train = features_of(model, source, indices).values
     return Known.fit(of_train, logits.cpu(), features.cpu(), share)
 
 

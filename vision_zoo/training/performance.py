@@ -126,7 +126,7 @@ class Performance(Callback):
                 choices["precision"] = precision
         else:
             choices = {"precision": precision, **PLAIN, "fused": simple and device.type in ("cpu", "cuda")}
-            if simple:
+            if simple and not model.reads_features:  # or nothing but a linear layer is computed
                 reason = self._try(
                     choices, model, device, orders, getattr(datamodule_of(trainer), "batch_size", 1), steps
                 )

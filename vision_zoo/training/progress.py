@@ -17,6 +17,7 @@ from vision_zoo.classifier import Classifier
 from vision_zoo.formatting import metric_text
 from vision_zoo.stopping import StoppedBySignalError
 from vision_zoo.trainer_facts import callbacks_of, datamodule_of, device_name, steps_of_run, validates
+from vision_zoo.training.head_only import HeadOnly
 from vision_zoo.training.performance import Performance
 from vision_zoo.training.resizing import ProgressiveResizing
 from vision_zoo.training.saving import Saving
@@ -209,6 +210,6 @@ def _describe_run(trainer: Trainer, model: Classifier) -> Table:
     facts.add_row("loss", f"cross-entropy{smoothing}")
     facts.add_row("device", f"{device_name(trainer)}, {trainer.precision}")
     for callback in callbacks_of(trainer):
-        if isinstance(callback, Performance | ProgressiveResizing) and (line := callback.describe()):
+        if isinstance(callback, Performance | HeadOnly | ProgressiveResizing) and (line := callback.describe()):
             facts.add_row(callback.topic, line)
     return facts

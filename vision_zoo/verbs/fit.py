@@ -16,6 +16,7 @@ from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import ConfigError
 from vision_zoo.training.callbacks import run_callbacks
 from vision_zoo.training.evaluation import to_floats
+from vision_zoo.training.head_only import HeadOnly
 from vision_zoo.training.known import keep_known
 from vision_zoo.training.metrics_file import training_metrics
 from vision_zoo.training.performance import Performance
@@ -77,12 +78,16 @@ def fit(
         states = plan.checkpoint.content.get("callbacks") or {}
         stored = states.get("Performance", states.get("Speed", {}))
     performance = Performance(options.get("precision") is not None, stored, channels_last)
+    exact = options.get("precision") is not None and "bf16" not in str(options["precision"])
+    head_only = HeadOnly(make_trainer.own, plan.checkpoint, exact)
     run = saving = None
     if not make_trainer.bare:
         run = RunFolder(plan.name, plan.config, folder, options.get("logger") is not False)
         saving = None if options.get("enable_checkpointing") is False else Saving(run, save_every_minutes)
     shown = make_trainer.shows_bar
-    callbacks = run_callbacks(make_trainer.own, run=run, performance=performance, saving=saving, show_bar=shown)
+    callbacks = run_callbacks(
+        make_trainer.own, run=run, head_only=head_only, performance=performance, saving=saving, show_bar=shown
+    )
     trainer = make_trainer(callbacks, **determinism(options, deterministic))
     check_strategy(trainer, test_after_fit, known)
     check_monitors(trainer, model, datamodule)

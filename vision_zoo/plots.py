@@ -65,7 +65,7 @@ def plot_curves(metrics: Path, output: Path, title: str) -> None:
         loss.yaxis.set_minor_locator(NullLocator())
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     figure.suptitle(title, fontsize=12, parse_math=False)
-    _save(figure, output, 130)
+    save(figure, output, 130)
 
 
 def plot_confusion_matrix(matrix: Tensor, class_names: Sequence[str], output: Path, title: str) -> None:
@@ -96,7 +96,7 @@ def plot_confusion_matrix(matrix: Tensor, class_names: Sequence[str], output: Pa
             cell.set_in_layout(False)  # inside the axes: measuring each would take longer than drawing
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(title, fontsize=11, parse_math=False)
-    _save(figure, output, 130)
+    save(figure, output, 130)
 
 
 def plot_images(images: Tensor, titles: Sequence[str], output: Path, title: str = "") -> None:
@@ -125,9 +125,10 @@ def plot_images(images: Tensor, titles: Sequence[str], output: Path, title: str 
         name = _short(titles[index], 28)
         axes.text(centre, upper - 0.04, name, fontsize=8, ha="center", va="bottom", parse_math=False)
     axes.text(figure_width / 2, 0.12, title, fontsize=12, ha="center", va="top", parse_math=False)
-    _save(figure, output, 110)
+    save(figure, output, 110)
 
 
-def _save(figure: Figure, output: Path, dpi: int) -> None:
+def save(figure: Figure, output: Path, dpi: int) -> None:
+    """Write a figure as a PNG file that is complete or not there."""
     with new_file(output.resolve()) as temporary:  # a link stays one
         figure.savefig(temporary, dpi=dpi, format="png")

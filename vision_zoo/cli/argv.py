@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vision_zoo.errors import ConfigError
 
 _NUMBERS = re.compile(r"[-+\d.e\[\], ]*\d[-+\d.e\[\], ]*")
+SWITCHES = ("refine",)  # which stand for true without a value
 FLAGS = ("help", "help_all", "print_config")  # which may stand without a value
 
 
@@ -44,6 +45,8 @@ class Argv:
                 options.append((name, None))
             elif waiting and not waiting[-1].startswith("--"):
                 options.append((name, waiting.pop()))
+            elif name in SWITCHES:
+                options.append((name, "true"))
             else:
                 raise ConfigError(f"--{name} needs a value")
         return cls(verb, tuple(options), tuple(stray))

@@ -27,6 +27,10 @@ class Option(NamedTuple):
 SHARED = {
     option.flag.lstrip("-"): option
     for option in (
+        Option("", "FOLDER", "class folders, or a table (.csv), or arrays (.npz)", "FILES"),
+        Option("--image_size", "N", "side of the square that photos are resized to"),
+        Option("--backbone", "NAME", "pretrained network", "BACKBONES"),
+        Option("--seed", "N", "decides the splits"),
         Option("--config", "NAME|FILE", "a recipe by name, or a YAML file", "RECIPES FILES"),
         Option("--ckpt_path", "PATH", "checkpoint or run folder; best, last: newest run", "best last FILES"),
         Option("--trusted_packages", "NAME", "trust this package's classes in checkpoints"),
@@ -82,6 +86,14 @@ COMMANDS: dict[str, Command] = {
             *("model.finetune",),
             *("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.precision"),
             *("trainer.default_root_dir", "seed_everything", "test_after_fit", "tta", "known", "trusted_packages"),
+        ),
+    ),
+    "teach": Command(
+        "verbs.teach:teach",
+        "vision_zoo teach photos",
+        (
+            *("", "image_size", "backbone", "seed", "data.val_split", "curve", "unlabelled", "next", "refine"),
+            *("trainer.accelerator", "trainer.default_root_dir", "trusted_packages"),
         ),
     ),
     "validate": Command("verbs.evaluate:validate", "vision_zoo validate --ckpt_path best", ("ckpt_path", *_SCORING)),
@@ -149,6 +161,7 @@ _BY_NAME = {
     "images": ("PATH ...", "FILES"),
     "output": ("PATH", "FILES"),
     "root": ("FOLDER", "FILES"),
+    "unlabelled": ("FOLDER", "FILES"),
     "sort": ("COLUMN", ""),
     "words": ("WORDS", "timm torchvision"),
     "shell": ("NAME", "bash zsh fish"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vision_zoo.checkpoints import Checkpoint, open_checkpoint, run_folder
-from vision_zoo.cli import names
+from vision_zoo.cli import names, teaching
 from vision_zoo.cli.argv import Argv
 from vision_zoo.cli.resuming import check_places, check_run_folder
 from vision_zoo.data.base import ImageDataModule
@@ -27,7 +27,7 @@ DEFAULTS: Config = {  # of what a configuration leaves out
 }
 # The sections of a configuration that a command has.
 SECTIONS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("fit", "validate", "test"), ("model", "data", "trainer")),
+    **dict.fromkeys(("fit", "teach", "validate", "test"), ("model", "data", "trainer")),
     "summary": ("model", "data"),
     "show": ("data",),
 }
@@ -54,7 +54,7 @@ def read_request(argv: Argv, verb: Callable[..., Any]) -> Request:
     trusted = trusted_packages(argv, given.pop("trusted_packages", None))
     checkpoint = _checkpoint(argv, given, trusted, files)
     stored = {} if checkpoint is None else _stored(checkpoint, argv.verb)
-    run_name = names.run_name_of(files[0]) if files else "default"
+    run_name = names.run_name_of(files[0]) if files else "teach" if argv.verb == "teach" else "default"
     if checkpoint is not None and argv.verb == "fit":
         check_places(checkpoint, stored, given, argv)
         run_name = checkpoint.run_name or run_name
@@ -76,6 +76,8 @@ def trusted_packages(argv: Argv, from_files: Any = None) -> tuple[str, ...]:
 
 def _defaults(argv: Argv, given: Config, has_files: bool) -> Config:
     """What the files lie on where there is no checkpoint; without files the default recipe."""
+    if argv.verb == "teach":
+        return _merge(DEFAULTS, teaching.defaults(argv))
     base = DEFAULTS if has_files else names.read_config(names.find_config(DEFAULT_RECIPE))
     steps, epochs = (_of_trainer(argv, given, name) for name in ("max_steps", "max_epochs"))
     if steps not in (None, "-1", -1) and epochs in (None, "-1", -1):  # the default number of epochs would end the run

@@ -8,6 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from vision_zoo.cli import teaching
 from vision_zoo.cli.argv import FLAGS, Argv
 from vision_zoo.cli.commands import COMMANDS
 from vision_zoo.cli.layers import SECTIONS, read_request, trusted_packages
@@ -49,6 +50,7 @@ def execute(words: Sequence[str]) -> Any:
     function = import_path(f"vision_zoo.{COMMANDS[verb].where.replace(':', '.')}")
     if verb not in SECTIONS:
         return function(**_options_of(function, argv))
+    argv = teaching.in_full(argv) if verb == "teach" else argv
     request = read_request(argv, function)
     if verb in ("validate", "test") and request.checkpoint is None:
         _ask_for_checkpoint(argv)
@@ -59,9 +61,10 @@ def execute(words: Sequence[str]) -> Any:
         return function(parser.model, **parser.options)
     io = AtomicCheckpointIO(request.checkpoint, request.trusted)
     make_trainer = TrainerMaker(parser.trainer_options(), io, tuple(words))
-    if verb == "fit":
+    if verb in ("fit", "teach"):
         plan = Plan(request.run_name, parser.run_config(), request.checkpoint)
-        return function(make_trainer, parser.model, parser.datamodule, plan, **parser.options)
+        folder = function(make_trainer, parser.model, parser.datamodule, plan, **parser.options)
+        return teaching.refine(execute, folder, plan.config) if parser.options.get("refine") else folder
     return function(make_trainer, parser.model, parser.datamodule, request.checkpoint, **parser.options)
 
 

@@ -27,6 +27,7 @@ from vision_zoo.cli.limits import LIMITS, RANGES
 from vision_zoo.cli.messages import suggest_option
 from vision_zoo.cli.names import CLASS_SLOTS, Loader, read_config
 from vision_zoo.cli.resuming import changes
+from vision_zoo.cli.teaching import without_validation
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.folder import ImageFolder
 from vision_zoo.errors import CheckpointError, ConfigError, refuse
@@ -153,7 +154,9 @@ class Parser(LightningCLI):
         super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
-        """Print what differs from the checkpoint; refuse it where the run would not be the same one any more."""
+        """Decide what teach holds out; print what differs from the checkpoint, and refuse what makes another run."""
+        if self.verb == "teach" and without_validation(self.config["data"].as_dict()):
+            self.config["data"]["init_args"]["val_split"] = 0
         if self.checkpoint is not None and self.checkpoint.config and "model" in self.config:
             for line in changes(self.checkpoint, self.plain_config(), self.verb):
                 _note(line)

@@ -39,7 +39,8 @@ def _per_class(matrix: Tensor) -> list[dict[str, float]]:
     return [{"precision": p, "recall": r, "f1": f, "images": int(n)} for p, r, f, n in rows]
 
 
-def _write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write a table; its first row names the columns."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_file(path, text.getvalue().encode(errors="surrogateescape"))  # names of folders may be any bytes
@@ -99,9 +100,9 @@ class TestArtifacts(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         names, matrix = pl_module.class_names, pl_module.confusion_matrix
         counts = [[name, *row] for name, row in zip(names, matrix.tolist(), strict=True)]
-        _write_csv(folder / "confusion_matrix.csv", [["true \\ predicted", *names], *counts])
+        write_csv(folder / "confusion_matrix.csv", [["true \\ predicted", *names], *counts])
         scores = [[name, *row.values()] for name, row in zip(names, self.rows, strict=True)]
-        _write_csv(folder / "per_class.csv", [["class", *self.rows[0]], *scores])
+        write_csv(folder / "per_class.csv", [["class", *self.rows[0]], *scores])
         results: dict[str, Any] = {**metrics, **self.about}
         title = f"{pl_module.network_name}: {100 * metrics['test/accuracy']:.2f} % of {int(matrix.sum()):,} test images"
         if pl_module.test_time_augmentation != "none":

@@ -9,7 +9,7 @@ from vision_zoo.errors import InputError, refuse
 from vision_zoo.files import expanded
 
 
-def find_images(given: Sequence[str]) -> list[Path]:
+def find_images(given: Sequence[str], option: str = "--images") -> list[Path]:
     """Every image that is named, once, in the order given; folders are searched to the bottom and sorted.
 
     A file that is named itself is taken whatever it is called; folders and patterns give what is an image by its
@@ -25,10 +25,10 @@ def find_images(given: Sequence[str]) -> list[Path]:
             files, problem = _expand(expanded(word), left)
         except OSError as error:
             files, problem = [], str(error)
-        refuse(InputError, (not files, f"--images {word}: {problem}{left}"))
+        refuse(InputError, (not files, f"{option} {word}: {problem}{left}"))
         for path in files:
             found.setdefault(str(path.absolute()), path)
-    left.warn("--images")
+    left.warn(option)
     return list(found.values())
 
 

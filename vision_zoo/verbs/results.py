@@ -2,7 +2,9 @@
 
 import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -30,8 +32,9 @@ def write_results(
     saving: Saving | None,
     performance: Performance,
     metrics: dict[str, float],
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Write results.json and curves.png; gives the content of the former."""
+    """Write results.json and curves.png; gives the content of the former, which ``more`` is added to."""
     data, versions = datamodule_of(trainer), {"python": platform.python_version(), "vision_zoo": __version__}
     results = {
         "config": run.name,
@@ -51,6 +54,7 @@ def write_results(
         "precision": str(trainer.precision),
         "speed": performance.choices,
         "versions": versions | {package: version(package) for package in PACKAGES},
+        **more,
     }
     write_file(run.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
     if (run.path / "metrics.csv").exists():

@@ -1,0 +1,99 @@
+"""The words of ``teach`` as options of data and network, and of the fine-tuning that goes on from it."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vision_zoo.cli.argv import FLAGS, Argv
+from vision_zoo.data.base import described_data
+from vision_zoo.data.discovery import TABLES
+from vision_zoo.errors import ConfigError, refuse
+from vision_zoo.files import expanded
+from vision_zoo.types import Config
+
+RECIPE = "finetune"  # what --refine goes on with
+IMAGE_SIZE = 128
+FEWEST = 10  # images of a class to train with, of which some are held out for validation
+_SHORT = {"image_size": "data.image_size", "backbone": "model.backbone", "seed": "seed_everything"}
+
+
+def in_full(argv: Argv) -> Argv:
+    """The words of teach with the options that its own stand for, and its folder as the place of the data."""
+    place, needs = list[tuple[str, str | None]](), "teach needs a folder of class folders, a table or an array file"
+    helps = set(FLAGS) & dict(argv.options).keys()
+    refuse(
+        ConfigError,
+        (not argv.stray and not argv.values("data") and not helps, f"{needs}, as in: vision_zoo teach photos"),
+        (len(argv.stray) > 1, f"{needs}, and one of them: got {' '.join(argv.stray)}. Quote a name with blanks"),
+        (argv.values("ckpt_path"), "teach begins a run: leave out --ckpt_path, or continue it with vision_zoo fit"),
+    )
+    if argv.stray:
+        kind, option = _kind(argv.stray[0])
+        place = [("data", kind), (f"data.{option}", argv.stray[0])]
+    options = [(_SHORT.get(name.partition(".")[0], name.partition(".")[0]) + name[len(name.partition(".")[0]) :], value)
+               for name, value in argv.options]  # fmt: skip
+    seeds = [("data.seed", value) for name, value in options if name == "seed_everything"]
+    return replace(argv, options=(*place, *seeds, *options), stray=())
+
+
+def _kind(place: str) -> tuple[str, str]:
+    """The data module of a place, and its option for it."""
+    path = expanded(place)
+    kinds = {**dict.fromkeys(TABLES, "ImageTable"), ".npz": "ArrayFile", ".npy": "ArrayFile"}
+    kind = kinds.get(path.suffix.lower()) if not path.is_dir() else None
+    unknown = f"teach: {path} is none of the files that it takes: {', '.join(kinds)}. Give one of these, or a folder"
+    refuse(ConfigError, (kind is None and path.is_file(), unknown))
+    return (kind, "path") if kind else ("ImageFolder", "root")
+
+
+def defaults(argv: Argv) -> Config:
+    """The configuration that teach begins with."""
+    backbone = {"class_path": "vision_zoo.backbones.EfficientNetLite", "init_args": {"weights": "DEFAULT"}}
+    config: Config = {"model": {"backbone": backbone}}
+    kind = argv.values("data")[0] if argv.values("data") else ""
+    if kind in ("ImageFolder", "ImageTable", "ArrayFile"):
+        options: dict[str, Any] = {"image_size": IMAGE_SIZE, "test_split": 0.2, "val_split": 0.1}
+        # Files are decoded while features are computed.
+        options |= {} if kind == "ArrayFile" else {"in_memory": False}
+        config["data"] = {"class_path": f"vision_zoo.data.{kind}", "init_args": options}
+    return config
+
+
+def without_validation(data: Mapping[str, Any]) -> bool:
+    """Whether to hold no validation images out of data of this description: some class has few to train with."""
+    options = {**(data.get("init_args") or {}), "val_split": 0}
+    module = described_data({**data, "init_args": options})
+    if module is None:
+        return False
+    source, indices = module.subset("train")
+    return int(source.labels[indices].bincount(minlength=module.num_classes).min()) < FEWEST
+
+
+def refine(execute: Callable[[list[str]], Any], taught: Path, config: Config) -> Path:
+    """Fine-tune what teach left, with the same data, and say which of the two is better on validation."""
+    words = ["fit", "--config", RECIPE, f"--model.weights={taught / 'checkpoints' / 'best.ckpt'}"]
+    for slot, spec in (("model.backbone", config["model"]["backbone"]), ("data", config["data"])):
+        spec = {"class_path": spec} if isinstance(spec, str) else spec  # noqa: PLW2901  # a function
+        words.append(f"--{slot}={spec['class_path']}")
+        given = {name: value for name, value in (spec.get("init_args") or {}).items() if value is not None}
+        batch = {"batch_size", "augmentation"} if slot == "data" else set()  # which are the recipe's
+        words += [f"--{slot}.{name}={_word(value)}" for name, value in given.items() if name not in batch]
+    words.append(f"--seed_everything={config['seed_everything']}")
+    root = (config.get("trainer") or {}).get("default_root_dir")
+    words += [f"--trainer.default_root_dir={root}"] if root else []
+    folder = Path(execute(words))
+    before, after = (json.loads((path / "results.json").read_text())["metrics"] for path in (taught, folder))
+    for split in ("val", "test"):
+        name = f"{split}/accuracy"
+        if name in before and name in after:
+            print(f"{name}: taught {100 * before[name]:.1f} %, refined {100 * after[name]:.1f} %")
+    if "val/accuracy" in before and "val/accuracy" in after:
+        better = folder if after["val/accuracy"] > before["val/accuracy"] else taught
+        print(f"better on validation: {better}")
+    return folder
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,180 @@
+"""teach: from photos to a trained classifier in a minute, by a linear layer on a pretrained network's features."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from rich.markup import escape
+from scipy.stats import binomtest
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from vision_zoo.backbones.fitting import head_of
+from vision_zoo.classifier import Classifier
+from vision_zoo.data.base import ImageDataModule, Subset
+from vision_zoo.errors import ConfigError, DataError, refuse
+from vision_zoo.formatting import duration
+from vision_zoo.training.callbacks import run_callbacks
+from vision_zoo.training.evaluation import to_floats
+from vision_zoo.training.features import features_of
+from vision_zoo.training.performance import Performance
+from vision_zoo.training.run_folder import RunFolder
+from vision_zoo.training.saving import Saving, hard_link
+from vision_zoo.types import Split
+from vision_zoo.verbs.fit import Plan
+from vision_zoo.verbs.results import write_results
+from vision_zoo.verbs.teach.curve import learning_curve, what_more_brings, write_curve
+from vision_zoo.verbs.teach.head import Data, Fitter, Head, cross_validate, temperature_of
+from vision_zoo.verbs.teach.label_next import unlabelled_files, worth_a_label, write_next
+from vision_zoo.verbs.trainer import TrainerMaker, say
+
+_FOR: dict[Split, str] = {"train": "training", "val": "validation", "test": "testing"}
+
+
+def teach(
+    make_trainer: TrainerMaker,
+    model: Classifier,
+    datamodule: ImageDataModule,
+    plan: Plan,
+    curve: bool = True,
+    unlabelled: str | None = None,
+    next: int = 20,  # noqa: A002  # the option's name
+    refine: bool = False,
+) -> Path:
+    """Train a classifier of your own photos in a minute.
+
+    Args:
+        make_trainer: builds the trainer.
+        model: the classifier, around the pretrained network.
+        datamodule: the data.
+        plan: the run.
+        curve: draw how accuracy grows with the number of photos.
+        unlabelled: folder of photos without labels, of which it names those worth one.
+        next: how many of them.
+        refine: go on with fine-tuning the whole network, by the recipe finetune.
+    """
+    start = time.monotonic()
+    refuse(ConfigError, (next < 1, f"--next must be at least 1, got {next}"))
+    run = RunFolder(plan.name, plan.config, events=False)
+    saving, names, seed = Saving(run), model.class_names, int(plan.config["seed_everything"])
+    callbacks = run_callbacks(make_trainer.own, run=run, saving=saving, show_bar=make_trainer.shows_bar)
+    # Without an epoch, fit makes the run folder and all that a checkpoint holds, and trains nothing.
+    trainer = make_trainer(callbacks, max_epochs=0, devices=1)
+    model.to(trainer.strategy.root_device)
+    datamodule.prepare_data()
+    parts = {split: datamodule.subset(split) for split in _splits(datamodule)}
+    labels = {split: subset.source.labels[subset.indices] for split, subset in parts.items()}
+    counts = torch.cat([*labels.values()]).bincount(minlength=len(names)).tolist()
+    say(trainer, escape(", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))))
+    say(trainer, ", ".join(f"{len(of):,} for {_FOR[split]}" for split, of in labels.items()))
+    files = None if unlabelled is None else unlabelled_files(unlabelled, datamodule, model.image_shape)
+    train = _data(model, parts["train"])
+    val = _data(model, parts["val"]) if "val" in parts else None
+    absent = [name for label, name in enumerate(names) if label not in train.labels]
+    refuse(DataError, (absent, f"no training image of {', '.join(absent)} can be read: add some, or remove the class"))
+    strength, held_out = cross_validate(train, seed)
+    head, facts = _calibrated(Fitter(train).fit(strength), held_out, train, val)
+    facts["l2_strength"] = strength
+    say(trainer, _in_words(facts))
+    with torch.no_grad():
+        for name, value in (("weight", head.weight), ("bias", head.bias)):
+            model.backbone.get_parameter(f"{head_of(model.backbone)}.{name}").copy_(value)
+    points = learning_curve(train, val, strength, head, seed) if curve and val is not None else []
+    unsure = None if files is None else features_of(model, files)
+    try:
+        trainer.fit(model, datamodule=datamodule)
+        metrics = _save_and_score(trainer, model, datamodule, saving, parts)
+        run.fit_seconds = time.monotonic() - start
+        if "test/accuracy" in metrics:
+            tested, accuracy = int(model.confusion_matrix.sum()), metrics["test/accuracy"]
+            facts["test_accuracy_interval"] = wilson(accuracy, tested)
+            low, high = (f"{100 * bound:.1f}" for bound in facts["test_accuracy_interval"])
+            error = f"calibration error {100 * metrics['test/calibration_error']:.1f} %"
+            told = f"test accuracy {100 * accuracy:.1f} % of {tested:,} images, 95 % interval (Wilson)"
+            say(trainer, f"{told} {low} to {high} %; {error}")
+        if points:
+            write_curve(points, names, run)
+            say(trainer, escape(what_more_brings(points, names)))
+        elif curve:
+            say(trainer, "no learning curve: it needs photos for validation, and there are none")
+        if files is not None and unsure is not None:
+            logits = head.logits(unsure.values)
+            rows = write_next(files, unsure.places, logits, worth_a_label(unsure.values, logits, next), names, run)
+            say(trainer, "worth a label, the first ones first:")
+            say(trainer, escape("\n".join(f"  {path}  {name}? {share:.0%}" for path, name, share, _ in rows)))
+        write_results(trainer, model, run, saving, Performance(), metrics, {"teach": facts})
+    except BaseException:  # Ctrl-C too: a run that is not whole goes
+        if run.folder is not None:
+            shutil.rmtree(run.folder, ignore_errors=True)
+        raise
+    say(trainer, f"taught in {duration(time.monotonic() - start)}")
+    say(trainer, escape(str(run.path)))
+    return run.path
+
+
+def _splits(datamodule: ImageDataModule) -> list[Split]:
+    """The splits that have images."""
+    datamodule.setup("fit")
+    there = {"train": True, "val": bool(datamodule.sizes["val"]), "test": datamodule.has_test}
+    return [split for split in _FOR if there[split]]
+
+
+def _data(model: Classifier, subset: Subset) -> Data:
+    """Features and labels of a split, of the files that can be read."""
+    found = features_of(model, subset.source)
+    kept = torch.isin(found.places, subset.indices)
+    return Data(found.values[kept], subset.source.labels[found.places[kept]])
+
+
+def _calibrated(head: Head, held_out: Tensor | None, train: Data, val: Data | None) -> tuple[Head, dict[str, Any]]:
+    """The head with a temperature, of images that it or its like was not fitted to, and what to tell of it.
+
+    Those are validation's, which may be few, together with those that cross-validation held out.
+    """
+    parts = [] if held_out is None else [(held_out, train.labels)]
+    parts += [] if val is None else [(head.logits(val.values), val.labels)]
+    if not parts:
+        return head, {"temperature": 1.0}
+    logits, labels = map(torch.cat, zip(*parts, strict=True))
+    temperature = temperature_of(logits, labels)
+    before, after = (
+        float(multiclass_calibration_error((logits / heat).softmax(1), labels, logits.shape[1], n_bins=15))
+        for heat in (1.0, temperature)
+    )
+    facts = {"temperature": temperature, "calibration_error_before": before, "calibration_error": after}
+    return head.cooled(temperature), facts
+
+
+def _in_words(facts: Mapping[str, Any]) -> str:
+    if "calibration_error" not in facts:
+        return "the usual L2 penalty, and no calibration: a class has one training image, so that none is held out"
+    before, after = (f"{100 * facts[name]:.1f}" for name in ("calibration_error_before", "calibration_error"))
+    heat = f"temperature {facts['temperature']:.2f} (calibration error {before} % before, {after} % after)"
+    return f"L2 penalty {facts['l2_strength']:.3g}, by cross-validation; {heat}"
+
+
+def _save_and_score(
+    trainer: Trainer, model: Classifier, datamodule: ImageDataModule, saving: Saving, parts: Mapping[Split, Subset]
+) -> dict[str, float]:
+    """Save best.ckpt and last.ckpt, one file; score validation and test as the commands do."""
+    metrics = dict[str, float]()
+    for split, score in (("val", trainer.validate), ("test", trainer.test)):
+        if split in parts:
+            score(model, datamodule=datamodule, verbose=False)
+            metrics |= {n: v for n, v in to_floats(trainer.callback_metrics).items() if n.startswith(f"{split}/")}
+        if split == "val":
+            saving.best_score = saving.best_epoch = None  # of no epoch
+            trainer.save_checkpoint(saving.last)
+            saving.best.unlink(missing_ok=True)
+            hard_link(saving.last, saving.best)
+    return metrics
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of so many (Wilson 1927); unlike the normal one, it stays within 0 and 1."""
+    found = binomtest(round(share * count), count).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)

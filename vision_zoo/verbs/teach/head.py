@@ -1,0 +1,104 @@
+"""The last layer of a network, fitted to features: a multinomial logistic regression, calibrated."""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor
+
+FOLDS = 4  # of the cross-validation, or as many as the smallest class has images
+STRENGTHS = [10**half for half in np.arange(5, -1.5, -0.5).tolist()]  # of the L2 penalty, the strongest first
+USUAL = 300.0  # strength where a class has one image, so that nothing can be held out
+
+
+class Data(NamedTuple):
+    """Features with their labels."""
+
+    values: Tensor  # float32 (N, D)
+    labels: Tensor  # int64 (N,)
+
+    def of(self, chosen: Tensor) -> "Data":
+        """Those of these indices, int64 (M,)."""
+        return Data(self.values[chosen], self.labels[chosen])
+
+
+class Head(NamedTuple):
+    """A linear layer."""
+
+    weight: Tensor  # float32 (K, D)
+    bias: Tensor  # float32 (K,)
+
+    def logits(self, values: Tensor) -> Tensor:
+        """Float32 (N, K) of features (N, D)."""
+        return F.linear(values, self.weight, self.bias)
+
+    def cooled(self, temperature: float) -> "Head":
+        """The head whose logits are divided by a temperature."""
+        return Head(self.weight / temperature, self.bias / temperature)
+
+
+class Fitter:
+    """Fits heads to the same features, from a strong penalty to weaker ones; each begins with the last."""
+
+    def __init__(self, data: Data) -> None:
+        # One scale for all features: those that vary more say more, and to be standardised would take that from them.
+        self.mean = data.values.mean(0)
+        self.scale = data.values.var(0, correction=0).mean().sqrt().clamp(min=1e-12)
+        self.values, self.labels = ((data.values - self.mean) / self.scale).numpy(), data.labels.numpy()
+        self.model = LogisticRegression(tol=1e-3, max_iter=1000, warm_start=True)
+
+    def fit(self, strength: float) -> Head:
+        """The head with this penalty, on the features as they come."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # of nearly separable classes: it is near enough
+            self.model.set_params(C=1 / strength).fit(self.values, self.labels)
+        weight, bias = (torch.from_numpy(np.float32(part)) for part in (self.model.coef_, self.model.intercept_))
+        if len(weight) == 1:  # of two classes, scikit-learn gives the difference
+            weight, bias = (torch.cat([-part / 2, part / 2]) for part in (weight, bias))
+        weight = weight / self.scale
+        return Head(weight, bias - weight @ self.mean)
+
+
+def cross_validate(data: Data, seed: int) -> tuple[float, Tensor | None]:
+    """The strength of the penalty whose heads give images that they were not fitted to the highest likelihood.
+
+    Beside it the logits of those heads, float32 (N, K); None where nothing can be held out.
+
+    It goes from strong to weak, and ends where that gets worse. The strength stands before half the squared norm of the
+    weights, beside the sum of the images' losses; features are scaled to a mean variance of one.
+    """
+    folds = min(FOLDS, int(data.labels.bincount().min()))
+    if folds < 2:  # nothing can be held out
+        return USUAL, None
+    parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(data.values, data.labels)
+    pairs = [(torch.from_numpy(held), Fitter(data.of(torch.from_numpy(rest)))) for rest, held in parts]
+    best, least = (USUAL, torch.empty(0)), float("inf")
+    for strength in STRENGTHS:
+        logits = torch.empty(len(data.labels), int(data.labels.max()) + 1)
+        for held, fitter in pairs:
+            logits[held] = fitter.fit(strength).logits(data.values[held])
+        loss = float(F.cross_entropy(logits, data.labels))
+        if loss >= least:
+            break
+        best, least = (strength, logits), loss
+    return best
+
+
+def temperature_of(logits: Tensor, labels: Tensor) -> float:
+    """What to divide logits (N, K) by for the highest likelihood (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+
+    The labels are smoothed as if one more image had been wrong (Platt 1999), so that few images, all of them right, do
+    not make the network sure of everything.
+    """
+    smoothing = 1 / (len(labels) + 1)
+
+    def loss(exponent: float) -> float:
+        return float(F.cross_entropy(logits.double() / 2**exponent, labels, label_smoothing=smoothing))
+
+    return float(2 ** minimize_scalar(loss, bounds=(-3, 3), method="bounded").x)

@@ -92,11 +92,11 @@ class Taking:
         wrong += ["traceback"] if "Traceback" in told or "Exception ignored" in told else []
         wrong += ["called a bug"] if "internal error" in told else []
         wrong += [f"{len(said)} messages"] if code == 1 and len(said) != lines else []
-        wrong += [f"half written: {name}" for name in self.half_written(code)]
+        wrong += [f"half written: {name}" for name in self.half_written(code, told)]
         return [*wrong, told[-1500:]] if wrong else []
 
-    def half_written(self, code: int | None) -> Iterator[str]:
-        """Files that are not whole, and outputs of a command that failed."""
+    def half_written(self, code: int | None, told: str) -> Iterator[str]:
+        """Files that are not whole, and outputs of a command that failed before it told their place."""
         for name in self.files().keys() - self.before.keys():
             path = self.folder / name
             try:
@@ -108,7 +108,7 @@ class Taking:
                     rows = path.read_text().split("\n")
                     if len({row.count(",") for row in rows[:-1]}) > 1 or rows[-1]:
                         yield name
-                elif code and name in ("table.csv", "model.pt2", "report.html", "show.png"):
+                elif code and str(path) not in told and name in ("table.csv", "model.pt2", "report.html", "show.png"):
                     yield f"{name} of a command that failed"
                 elif path.suffix == ".tmp" and code in (0, 1):
                     yield name

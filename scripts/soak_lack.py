@@ -92,11 +92,11 @@ class Taking:
         wrong += ["traceback"] if "Traceback" in told or "Exception ignored" in told else []
         wrong += ["called a bug"] if "internal error" in told else []
         wrong += [f"{len(said)} messages"] if code == 1 and len(said) != lines else []
-        wrong += [f"half written: {name}" for name in self.half_written(code)]
+        wrong += [f"half written: {name}" for name in self.half_written(code, told)]
         return [*wrong, told[-1500:]] if wrong else []
 
-    def half_written(self, code: int | None) -> Iterator[str]:
-        """Files that are not whole, and outputs of a command that failed."""
+    def half_written(self, code: int | None, told: str) -> Iterator[str]:
+        """Files that are not whole, and outputs of a command that failed before it told their place."""
         for name in self.files().keys() - self.before.keys():
             path = self.folder / name
             try:
@@ -108,7 +108,7 @@ class Taking:
                     rows = path.read_text().split("\n")
                     if len({row.count(",") for row in rows[:-1]}) > 1 or rows[-1]:
                         yield name
-                elif code and name in ("table.csv", "model.pt2", "report.html", "show.png"):
+                elif code and str(path) not in told and name in ("table.csv", "model.pt2", "report.html", "show.png"):
                     yield f"{name} of a command that failed"
                 elif path.suffix == ".tmp" and code in (0, 1):
                     yield name
@@ -233,7 +233,8 @@ def signals(count: int, seed: int) -> int:
 
         command, name = list(COMMANDS)[number % len(COMMANDS)], f"{how.name}{' twice' * twice}"
         ends = (128 + how, -how)  # and 0 where all was done
-        return Trial(command, name, send, lambda part: (*ends, 0) if part > 0.7 else ends, 4 if twice else IN_TIME)
+        done = 0.0 if command == "list" else 0.7  # which is over as soon as Python has started
+        return Trial(command, name, send, lambda part: (*ends, 0) if part > done else ends, 4 if twice else IN_TIME)
 
     return trials(count, seed, choose)
 
@@ -245,11 +246,13 @@ def trials(count: int, seed: int, choose: Callable[[int], Trial]) -> int:
     with prepared() as (base, proxy, seconds):
         while number < count:
             trial, part = choose(number), CHANCE.random()
+            command = trial.command
             # Not while Python itself starts.
-            command, moment = trial.command, max(1.0, part * seconds[trial.command])
+            began, moment = time.monotonic(), max(min(1.0, seconds[command] / 2), part * seconds[command])
             taking = Taking(base, command, proxy, limited=trial.kind == "threads")
             try:
                 if taking.wait(moment) is not None:  # it was faster than before
+                    seconds[command] = time.monotonic() - began
                     continue
                 trial.act(taking)
                 began = time.monotonic()

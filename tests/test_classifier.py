@@ -1,9 +1,12 @@
 """The Classifier: raw images in, logits out, the same for one image and for many."""
 
+import argparse
 import re
 from functools import partial
+from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -234,6 +237,12 @@ FILES = {  # what other programs save, of a state dict
     "timm": lambda state: {"model": state, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}},
     "torchvision, with an average": lambda state: {"model": state, "model_ema": _prefixed("module.", _zeros(state))},
     "nested twice": lambda state: {"trainer": {"model_state": _prefixed("student.encoder.", state)}},
+    "beside other objects": lambda state: {
+        "model": state,
+        "best": np.float64(0.9),
+        "history": np.arange(3.0),
+        "args": argparse.Namespace(output=Path("runs")),
+    },
     "half precision": lambda state: {name: value.half() for name, value in state.items()},
 }
 

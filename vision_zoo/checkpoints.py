@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, serialization
 
 from vision_zoo.errors import CheckpointError
 from vision_zoo.files import expanded
@@ -21,12 +21,17 @@ from vision_zoo.types import Config
 
 FACTS = {"image_shape", "class_names", "mean", "std", "value_range"}
 OPTIONS = {"backbone", "optimizer", "scheduler", "finetune", "label_smoothing", *FACTS}
+BESIDE = ("numpy.", "_codecs.", "argparse.", "pathlib.")  # of a score, options or paths beside the weights of others
+_StandIn = type("_StandIn", (), dict.fromkeys(("__init__", "__setstate__"), lambda *_: None))  # which forgets all
 MOST_SIDE, MOST_VALUES, MOST_CLASSES = 2**15, 2**28, 10**6  # of an image, in an image, of a network
 
 
-def read_torch_file(path: str | Path) -> Any:
-    """Read a file of ``torch.save`` without running anything in it; what is wrong with it is a CheckpointError."""
-    file = Path(path)
+def read_torch_file(path: str | Path, *, beside: tuple[str, ...] = ()) -> Any:
+    """Read a file of ``torch.save`` without running anything in it; what is wrong with it is a CheckpointError.
+
+    Objects of the packages ``beside`` become empty ones.
+    """
+    file, names = Path(path), list[str]()
     if not file.is_file():
         raise CheckpointError(f"{file.resolve()} not found")
     try:
@@ -36,7 +41,9 @@ def read_torch_file(path: str | Path) -> Any:
             size = sum(entry.file_size for entry in entries)
             if size > file.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise ValueError(f"a compressed archive of {size:,} bytes, which torch.save does not write")
-        return torch.load(file, map_location="cpu", weights_only=True)
+            names = serialization.get_unsafe_globals_in_checkpoint(file) if beside else []
+        with serialization.safe_globals([(_StandIn, name) for name in names if name.startswith(beside)]):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the zip or pickle reader meets in a broken file
         lines = str(error).splitlines() or [type(error).__name__]
         telling = [line for line in lines if "Unsupported" in line or "WeightsUnpickler error" in line]
@@ -63,7 +70,7 @@ def read_state_dicts(path: str | Path) -> list[dict[str, Tensor]]:
         except Exception as error:  # safetensors has one of its own, and others for what its header may hold
             raise CheckpointError(f"{file.resolve()} is not a whole safetensors file: {error}") from error
     else:
-        state = read_torch_file(file)
+        state = read_torch_file(file, beside=BESIDE)
     if not (found := list(_state_dicts(state))):
         raise CheckpointError(f"{path} is neither a state dict (names with tensors) nor a checkpoint")
     return found

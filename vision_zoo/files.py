@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from vision_zoo.errors import TrainingError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
+
+PATIENCE = 3.0  # seconds to wait for another process before that is told
 
 
 @contextlib.contextmanager
@@ -62,9 +65,12 @@ def lock_file(path: Path, *, wait: bool) -> "BaseFileLock | None":
 
     lock = FileLock(path, thread_local=False)
     try:
-        lock.acquire(timeout=-1 if wait else 0.1)  # time to try again where its owner has just removed the file
+        lock.acquire(timeout=PATIENCE if wait else 0.1)  # time to try again where its owner has just removed the file
     except Timeout:
-        return None
+        if not wait:
+            return None
+        sys.stderr.write(f"vision_zoo: waiting for another process, which has taken {path}\n")
+        lock.acquire()
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # of a file system without locks
             raise

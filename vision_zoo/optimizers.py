@@ -66,10 +66,13 @@ def check_optimizer(build: Build | None, schedule: Schedule | None, parameters: 
         optimizer = build_optimizer(build, parameters, fused=False)
         if class_and_arguments(build)[0].__module__.startswith("torch."):  # some look at their options in a step only
             weights = nn.Parameter(torch.ones(2, 2))
-            gradient = weights.grad = torch.ones(2, 2)
+            gradient = weights.grad = torch.eye(2, 1).expand(2, 2).clone()  # some of it zero, as of unused neurons
             trial = build_optimizer(build, [weights], fused=False)
             for _ in range(2):
                 trial.step(lambda: float(gradient.mul_(0.5).sum()))
+            most = float(weights.detach().abs().max())
+            wild = f"in two steps it takes weights from 1 to {most:g}: set its numbers nearer to their defaults"
+            refuse(ValueError, (not most < 1e9, wild))
         rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
     except UNFIT as error:
         raise ConfigError(f"--model.optimizer cannot be used so: {str(error) or type(error).__name__}") from error

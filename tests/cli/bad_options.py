@@ -346,6 +346,30 @@ OPTIONS = [
         lambda here: np.savez(here / "a.npz", images=np.zeros((40, 28, 28), np.uint8), labels=np.zeros(40, int)),
     ),
     Case("no time at all", (*FIT, "--trainer.max_time", "00:00:00:00"), r"--trainer\.max_time is 0"),
+    Case("not a time", (*FIT, "--trainer.max_time", "0"), r"'0', of --trainer\.max_time or Timer, .* DD:HH:MM:SS"),
+    Case(
+        "more weights to prune than there are in two epochs",
+        (
+            *FIT,
+            "--trainer.max_epochs",
+            "2",
+            "--trainer.callbacks",
+            "ModelPruning",
+            "--trainer.callbacks.amount",
+            "40000",
+        ),
+        r"--trainer\.callbacks ModelPruning cannot be used so: amount=40000 should be smaller than the number of",
+    ),
+    Case(
+        "a name of a checkpoint that no number fits",
+        (*FIT, "--trainer.callbacks", "ModelCheckpoint", "--trainer.callbacks.filename", "{val/accuracy:d}"),
+        r"--trainer\.callbacks ModelCheckpoint: its filename .* cannot be written: Unknown format code 'd'",
+    ),
+    Case(
+        "an optimizer that divides by nothing",
+        (*FIT, "--model.optimizer.eps", "0"),
+        r"--model\.optimizer cannot be used so: in two steps it takes weights from 1 to nan",
+    ),
     Case(
         "an optimizer for other gradients",
         (*FIT, "--model.optimizer", "SparseAdam"),

@@ -1,6 +1,10 @@
 """Every number that an option of fit may be: a working run, or one line and exit code 2, before the training."""
 
+import collections.abc
+import importlib
+import inspect
 import typing
+from collections.abc import Iterable, Iterator
 
 import pytest
 import yaml
@@ -8,6 +12,7 @@ import yaml
 from tests import tiny
 from vision_zoo.__main__ import main
 from vision_zoo.classifier import Classifier
+from vision_zoo.cli.names import _BASES, CLASS_SLOTS
 from vision_zoo.cli.parser import Parser
 from vision_zoo.data import ArrayFile
 from vision_zoo.specs import parameters_of
@@ -17,12 +22,27 @@ BASE = (
     "null", "--data", "ArrayFile", "--data.path", "data.npz", "--data.batch_size", "8", "--data.val_split", "10",
     "--trainer.max_epochs", "1", "--trainer.max_steps", "3",
 )  # fmt: skip
+QUICKLY = ("--test_after_fit", "false")
+# The classes that options name, with how many numbers of theirs are tried at least.
+SLOTS = {"model.backbone": 60, "model.optimizer": 300, "model.scheduler": 150, "trainer.callbacks": 200}
+NEEDED = {
+    "EarlyStopping": {"monitor": "val/loss"},
+    "Torchvision": {"name": "shufflenet_v2_x0_5"},
+    "SpikeDetection": {"warmup": "1000"},
+    "OneCycleLR": {"max_lr": "0.1"},
+    "ExponentialLR": {"gamma": "0.9"},
+}
+FILLED_IN = ("image_shape", "num_classes", "params", "optimizer")
+# What never ends as it is asked to; what ends at once, for SpikeDetection finds spikes.
+NOT_TRIED = {("max_iter", "1000000000000"), ("warmup", "0"), ("warmup", "-1")}
+UNFIT = ("Muon", "SparseAdam", "ProgressiveResizing")  # for the network of these tests
 NUMBERS = ("0", "-1", "1000000000000", "99999999999999999999", ".nan", "1e30")
 SAMPLE = 31  # of how many numbers one is tried by default
 
 
 def takes_numbers(kind: object) -> bool:
-    return kind in (int, float) or any(map(takes_numbers, typing.get_args(kind)))
+    of_function = typing.get_origin(kind) is collections.abc.Callable
+    return kind in (int, float) or (not of_function and any(map(takes_numbers, typing.get_args(kind))))
 
 
 @pytest.fixture
@@ -42,35 +62,110 @@ def options(monkeypatch) -> list[str]:
     return found + [f"--data.{name}" for name, kind in own.items() if takes_numbers(kind)]
 
 
-def try_numbers(options, here, capsys, monkeypatch, every) -> int:
-    tiny.write_npz(here / "data.npz", 40, 20, (8, 8))
+def written(kind: object, number: str) -> str:
+    """A number as a type takes it: in brackets for a list, and for each of its places."""
+    kinds = [part for part in typing.get_args(kind) if takes_numbers(part)]
+    origin = typing.get_origin(kind)
+    if not kinds:
+        return number
+    if origin is dict:
+        return f"{{0: {number}}}"
+    if inspect.isclass(origin) and issubclass(origin, Iterable):
+        return f"[{', '.join(written(part, number) for part in kinds)}]"
+    return written(kinds[0], number)
+
+
+def typed(class_: type) -> dict[str, object]:
+    """The options of a class with their types, those that modules write as texts included."""
+    kinds: dict[str, object] = {}
+    names = {**vars(typing), **vars(collections.abc)}  # of which some are imported for type checkers alone
+    for base in reversed(class_.__mro__):
+        kinds |= typing.get_type_hints(base.__init__, None, names) if "__init__" in vars(base) else {}
+    return {name: kinds.get(name) for name in parameters_of(class_)}
+
+
+def classes_of(slot: str) -> Iterator[type]:
+    """Every class that an option finds by its name."""
+    found: dict[str, type] = {}
+    for package in reversed(CLASS_SLOTS[slot]):
+        module = importlib.import_module(package)
+        own = {n: c for n, c in inspect.getmembers(module, inspect.isclass) if c.__module__.startswith(package)}
+        found |= {name: class_ for name, class_ in own.items() if name[0] != "_" and name not in _BASES}
+    yield from found.values()
+
+
+def numbers_of(class_: type, slot: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """The words that choose a class, with what it needs, and the numbers of its options."""
+    kinds, parameters = typed(class_), parameters_of(class_)
+    numeric = {name: kind for name, kind in kinds.items() if takes_numbers(kind) and name not in FILLED_IN}
+    needed = {name: written(kind, "1") for name, kind in numeric.items() if parameters[name].default is inspect._empty}
+    needed |= NEEDED.get(class_.__name__, {})
+    words = [f"--{slot}={class_.__name__}", *(f"--{slot}.{name}={value}" for name, value in needed.items())]
+    tried = [
+        (name, number)
+        for name in numeric
+        for number in NUMBERS
+        if (name, number) not in NOT_TRIED or slot == "model.scheduler"
+    ]
+    return words, [(f"--{slot}.{name}", written(numeric[name], number)) for name, number in tried]
+
+
+@pytest.fixture
+def try_words(here, capsys, monkeypatch):
+    """Run fit with further words: it works, or is refused in one line before the first step."""
     steps, original = [], Classifier.training_step
 
     def step(self, *batch):
         steps.append(1)
         return original(self, *batch)
 
+    def run(*words: str) -> int:
+        steps.clear()
+        code = main([*BASE, *words])
+        error = capsys.readouterr().err
+        one_line = code == 2 and len(error.splitlines()) == 1 and not steps
+        assert code == 0 or one_line, f"{words}: {code}, {error}"
+        assert "internal error" not in error
+        return code
+
     monkeypatch.setattr(Classifier, "training_step", step)
+    tiny.write_npz(here / "data.npz", 40, 20, (8, 8))
+    return run
+
+
+def try_numbers(options, try_words, every) -> int:
     tried = [(option, number) for option in options for number in NUMBERS][::every]
     for option, number in tried:
-        steps.clear()
-        value = f"[{number}]" if option in ("--data.mean", "--data.std") else number
-        code = main([*BASE, f"{option}={value}"])
-        error = capsys.readouterr().err
-        assert code == 0 or (code == 2 and len(error.splitlines()) == 1 and not steps), f"{option} {number}: {error}"
-        assert "internal error" not in error
+        try_words(f"{option}=" + (f"[{number}]" if option in ("--data.mean", "--data.std") else number))
     return len(tried)
 
 
-def test_a_sample_of_all_numbers_works_or_is_refused_before_the_training(options, here, capsys, monkeypatch):
+def test_a_sample_of_all_numbers_works_or_is_refused_before_the_training(options, try_words):
     assert len(options) >= 30
-    assert try_numbers(options, here, capsys, monkeypatch, SAMPLE) >= 6
+    assert try_numbers(options, try_words, SAMPLE) >= 6
 
 
 @pytest.mark.slow
-def test_every_number_works_or_is_refused_before_the_training(options, here, capsys, monkeypatch):
+def test_every_number_works_or_is_refused_before_the_training(options, try_words):
     """One minute; two on a busy machine."""
-    assert try_numbers(options, here, capsys, monkeypatch, 1) >= 180
+    assert try_numbers(options, try_words, 1) >= 180
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("slot", "least"), SLOTS.items())
+def test_every_number_of_every_class_works_or_is_refused_before_the_training(slot, least, here, try_words):
+    """Up to three minutes each; ten on a busy machine."""
+    tiny.write_npz(here / "data.npz", 40, 20, (48, 48))
+    tried = 0
+    for class_ in classes_of(slot):
+        words, numbers = numbers_of(class_, slot)
+        if not numbers or class_.__name__ in UNFIT:
+            continue
+        assert try_words(*words, *QUICKLY) == 0, words
+        for option, number in numbers:
+            try_words(*(word for word in words if not word.startswith(f"{option}=")), f"{option}={number}", *QUICKLY)
+        tried += len(numbers)
+    assert tried >= least
 
 
 def test_a_share_of_the_test_images_below_one_batch_is_refused_before_the_training(here, capsys):

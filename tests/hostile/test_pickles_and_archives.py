@@ -18,6 +18,7 @@ from torch import nn
 from tests import tiny
 from tests.hostile.helpers import COMMAND, Calls, refused, save
 from vision_zoo.__main__ import main
+from vision_zoo.backbones import LeNet5
 from vision_zoo.classifier import Classifier
 from vision_zoo.data import ArrayFile
 from vision_zoo.data.mnist import read_idx
@@ -53,6 +54,13 @@ def test_a_pickle_that_calls_something_is_not_run(name, legacy, good, here, caps
     torch.save({"head.2.weight": GADGETS[name]}, "evil.pth", _use_new_zipfile_serialization=not legacy)
     words = ["fit", "--model.backbone", "LeNet5", "--model.weights", "evil.pth"]
     assert "evil.pth is not a checkpoint that can be loaded safely" in refused(capsys, words)
+
+
+def test_what_stands_beside_weights_of_others_is_not_made(here, capsys):
+    state = {"model": LeNet5((1, 28, 28), 10).state_dict(), "best": Calls(np.savetxt, "MARKER", [0.9])}
+    torch.save(state, "evil.pth")
+    assert main(["summary", "--model.backbone", "LeNet5", "--model.weights", "evil.pth"]) == 0
+    assert not Path("MARKER").exists()
 
 
 @pytest.mark.parametrize("name", GADGETS)

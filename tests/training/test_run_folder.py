@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from tests import tiny
 from tests.conftest import QUICK
 from tests.training.runs import STATEFUL, rows, same, state, stop_at
+from vision_zoo import files
 from vision_zoo.__main__ import main
 from vision_zoo.files import lock_file
 from vision_zoo.training import RunFolder
@@ -235,6 +237,18 @@ def test_a_run_folder_is_locked_by_one_process_at_a_time(here, monkeypatch):
     ours = lock_file(path, wait=False)
     assert ours is not None
     assert lock_file(path, wait=False) is None
+
+
+def test_who_waits_for_another_process_says_so(here, monkeypatch, capsys):
+    held = lock_file(here / ".lock", wait=False)
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(lock_file, here / ".lock", wait=True)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.3)
+        held.release()
+        assert waiting.result(10) is not None
+    assert capsys.readouterr().err == f"vision_zoo: waiting for another process, which has taken {here / '.lock'}\n"
 
 
 def test_a_file_system_without_locks_can_be_trained_on(here, monkeypatch):

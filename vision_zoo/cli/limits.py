@@ -24,6 +24,11 @@ RANGES = {
     "trainer.val_check_interval": (1e-6, math.inf),
     "trainer.callbacks.amount": (0, math.inf),
     "trainer.callbacks.unfreeze_backbone_at_epoch": (0, math.inf),
+    "trainer.callbacks.window": (1, 10_000),
+    **dict.fromkeys(("model.backbone.batch_norm_momentum", "model.scheduler.base_momentum"), (0, 1)),
+    "model.scheduler.max_momentum": (0, 1),
+    **dict.fromkeys((f"model.scheduler.{name}" for name in ("base_lr", "eta_min", "max_lr", "min_lr")), (0, 1e9)),
+    **dict.fromkeys(("trainer.callbacks.min_lr", "trainer.callbacks.max_lr"), (1e-30, 1e9)),
     **dict.fromkeys(
         (f"trainer.{name}" for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "log_every_n_steps")),
         (1, math.inf),

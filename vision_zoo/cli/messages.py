@@ -36,7 +36,7 @@ def explain(error: BaseException) -> tuple[str, int]:
         if isinstance(link, ModuleNotFoundError):  # of a logger, a strategy, or the user's own code
             return f"a package is missing: {link}".strip(), 2
         if isinstance(link, MisconfigurationException):
-            return _tidy(str(link)), 2
+            return _tidy(re.sub(r"`Timer\(duration=(.+?)\)`", r"\1, of --trainer.max_time or Timer,", str(link))), 2
         if lost := lost_process(link):
             return str(lost), lost.exit_code
     if isinstance(error, ArgumentError):
@@ -72,7 +72,7 @@ def _refusal(error: BaseException) -> tuple[str, int] | None:
         return None  # about a batch, or by our own mistake
     text = " ".join(str(error.args[0] if error.args else type(error).__name__).split())
     for module, frame in zip(modules, stack, strict=True):
-        if ".pytorch.callbacks." in module and frame.f_code.co_name in ("setup", "on_fit_start"):
+        if "lightning" in module and "callbacks" in module and frame.f_code.co_name in ("setup", "on_fit_start"):
             return f"--trainer.callbacks {type(frame.f_locals['self']).__name__} cannot be used so: {text}", 2
     raised = stack[-1].f_code.co_code[places[-1].tb_lasti] == dis.opmap["RAISE_VARARGS"]  # no operation that failed
     ours = modules[-1].partition(".")[0] not in ("lightning", "torch", "torchvision", "torchmetrics")

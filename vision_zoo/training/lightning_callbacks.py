@@ -137,6 +137,7 @@ class ModelPruning(callbacks.ModelPruning):
             self._module = pl_module
             patches.prune_for_good(self)
             super().setup(trainer, pl_module, stage)
+            patches.try_pruning(self, min(abs(trainer.max_epochs or 1), 100))
 
     def state_dict(self) -> dict[str, Any]:
         """Which weights are kept, as 0 and 1, by the names of their masks."""

@@ -4,6 +4,7 @@ What is here for speed says how long a step takes for it without and with the pa
 fastest recipe takes. What gains less than 2 % is left out.
 """
 
+import copy
 import functools
 import inspect
 import itertools
@@ -141,6 +142,15 @@ def begin_average(averaging: WeightAveraging, model: LightningModule) -> None:
 def prune_for_good(pruning: ModelPruning) -> None:
     """Have checkpoints hold plain weights, also where the option of the same name is false."""
     pruning._make_pruning_permanent = True
+
+
+def try_pruning(pruning: ModelPruning, epochs: int) -> None:
+    """Prune a copy of the weights as the epochs will: torch refuses an amount that there is not when it prunes."""
+    trial: Any = copy.copy(pruning)
+    trial._parameters_to_prune, trial._verbose = copy.deepcopy(trial._parameters_to_prune), 0
+    with torch.random.fork_rng(devices=[]):
+        for epoch in range(epochs if isinstance(trial.amount, int) else 1):  # a share is one of what is left
+            trial._run_pruning(epoch)
 
 
 def has_cpu_bf16() -> bool:

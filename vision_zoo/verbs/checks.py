@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
@@ -27,7 +27,7 @@ def check_fit(
     out = "leave the test out with --test_after_fit false"
     no_test = f"{name} has no test images: {out}; where they come from: vision_zoo fit --data.help {name}"
     zeros = [o for o in NOT_ZERO if options.get(o) == 0 and options.get(o) is not False]
-    no_time = options.get("max_time") is not None and Timer(options["max_time"]).time_remaining() == 0
+    no_time = options.get("max_time") is not None and (Timer(options["max_time"]).time_remaining() or 0) <= 0
     not_scored = test_after_fit and options.get("limit_test_batches") == 0
     refuse(
         ConfigError,
@@ -94,6 +94,11 @@ def check_monitors(trainer: Trainer, model: Classifier, datamodule: ImageDataMod
         for name in re.findall(r"{([^:}]*)", filename):  # Lightning writes 0 for what there is not
             unknown = f"{option}: its filename {filename} has {name}, which is no metric"
             refuse(ConfigError, (name not in known, f"{unknown}{did_you_mean(name, known) or there_are}"))
+        try:  # to write it: epoch and step are whole numbers
+            if isinstance(callback, ModelCheckpoint):
+                callback.format_checkpoint_name(cast(Any, {**dict.fromkeys(known, 0.5), "epoch": 0, "step": 0}))
+        except (ValueError, LookupError) as error:
+            raise ConfigError(f"{option}: its filename {filename} cannot be written: {error}") from error
         if not isinstance(wanted, str):
             continue
         instead = did_you_mean(wanted, known) or there_are

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import takewhile
 from operator import itemgetter
 from textwrap import shorten
@@ -61,6 +62,12 @@ def settled_options(backbone: Any) -> dict[str, Any] | None:
     target, arguments = class_and_arguments(rebuild(backbone))
     settle = getattr(target, "settled", None)
     return settle(**arguments) if settle else None
+
+
+def settled(backbone: Backbone) -> Backbone:
+    """The same backbone with its options as a checkpoint is to hold them."""
+    options = settled_options(backbone)
+    return partial(class_and_arguments(backbone)[0], **options) if options else backbone
 
 
 def preprocessing_of(backbone: Any) -> Preprocessing | None:

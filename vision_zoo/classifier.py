@@ -21,7 +21,7 @@ from vision_zoo.building import (
     described_options,
     load_backbone_weights,
     preprocessing_of,
-    settled_options,
+    settled,
     without_random_weights,
 )
 from vision_zoo.checkpoints import open_checkpoint
@@ -30,8 +30,8 @@ from vision_zoo.finetuning import FineTuning, Freezing
 from vision_zoo.known import Known, with_features
 from vision_zoo.metrics import Metrics, ScoredModule
 from vision_zoo.optimizers import build_optimizer, check_optimizer, learning_rate
-from vision_zoo.schedules import CosineAnnealingLR, OneCycleLR, build_schedule
-from vision_zoo.specs import class_and_arguments, copyable, describe, without_downloads
+from vision_zoo.schedules import build_schedule, set_peaks
+from vision_zoo.specs import copyable, describe, without_downloads
 from vision_zoo.trainer_facts import steps_of_run
 from vision_zoo.transforms import views
 from vision_zoo.types import TTA, Batch, ImageShape, ValueRange
@@ -85,8 +85,7 @@ class Classifier(ScoredModule):
         value_range: Sequence[float] | None = None,
     ) -> None:
         super().__init__(len(class_names))
-        if settled := settled_options(backbone):
-            backbone = partial(class_and_arguments(backbone)[0], **settled)
+        backbone = settled(backbone)
         if prepared := preprocessing_of(backbone):
             mean, std = prepared.for_channels(image_shape[0])
         self.num_classes = len(class_names)
@@ -124,8 +123,7 @@ class Classifier(ScoredModule):
         self.channels_last = self.fuses_optimizer = False
         self.test_time_augmentation: TTA = "none"  # see transforms.views; set for one test
         self.known: Known | None = None  # which images are of none of the classes, where `fit --known` asked for that
-        # The head's name, while batches of training and validation are what it is given: see training/head_only.py.
-        self.reads_features = ""
+        self.reads_features = ""  # the head's name while it is trained on features: see training/head_only.py
 
     @property
     def network_name(self) -> str:
@@ -232,9 +230,7 @@ class Classifier(ScoredModule):
         self.optimizer = partial(self.optimizer, lr=float(rate))
         self.hparams["optimizer"] = describe(self.optimizer)
         with suppress(RuntimeError):  # there is no trainer yet
-            for config in self.trainer.lr_scheduler_configs:
-                if isinstance(config.scheduler, OneCycleLR | CosineAnnealingLR):
-                    config.scheduler.set_peak(rate)
+            set_peaks(self.trainer.lr_scheduler_configs, rate)
 
     def setup(self, stage: str) -> None:
         """Refuse, before any work, what would fail in the middle of it."""

@@ -1,7 +1,7 @@
 """Learning rate schedules that span the run: a warm-up, then a fall to its last step."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch.utilities.types import LRSchedulerConfigType
@@ -122,6 +122,13 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
 def _shares(rates: list[float]) -> list[float]:
     """Each rate as a share of the largest."""
     return [rate / max(rates) if max(rates) else 1.0 for rate in rates]
+
+
+def set_peaks(configs: Iterable[Any], lr: float) -> None:
+    """Scale the courses of Lightning's configurations of schedules that have a peak, so that it is another one."""
+    for schedule in (config.scheduler for config in configs):
+        if isinstance(schedule, OneCycleLR | CosineAnnealingLR):
+            schedule.set_peak(lr)
 
 
 def _warmup_steps(warmup: float, total: int) -> float:

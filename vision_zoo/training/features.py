@@ -71,7 +71,7 @@ def features_of(model: Classifier, source: Source, indices: Tensor | None = None
         with suppress(OSError, TrainingError):  # a home that cannot be written to: they are computed anew each time
             write_file(file, content.getvalue())
             _drop_oldest(file.parent)
-        return found._replace(seconds=time.monotonic() - began)
+        return Features(found.values, found.places, time.monotonic() - began)
 
 
 def _folder() -> Path:

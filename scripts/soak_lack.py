@@ -108,7 +108,7 @@ class Taking:
                     rows = path.read_text().split("\n")
                     if len({row.count(",") for row in rows[:-1]}) > 1 or rows[-1]:
                         yield name
-                elif code and str(path) not in told and name in ("table.csv", "model.pt2", "report.html", "show.png"):
+                elif code and f"{path}\n" not in told and name in ("table.csv", "model.pt2", "report.html", "show.png"):
                     yield f"{name} of a command that failed"
                 elif path.suffix == ".tmp" and code in (0, 1):
                     yield name

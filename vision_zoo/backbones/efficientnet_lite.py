@@ -59,9 +59,9 @@ class EfficientNetLite(nn.Module):
                 stage.append(_Block(channels, out, expansion, kernel, stride if repeat == 0 else 1))
                 channels = out
             blocks.append(nn.Sequential(*stage))
-        self.stem = nn.Sequential(_Convolution(3, _STEM, 3, stride=2), nn.ReLU6())
+        self.stem = nn.Sequential(_Convolution(3, _STEM, 3, stride=2), nn.ReLU6(inplace=True))
         self.stages = nn.Sequential(*blocks)
-        self.last = nn.Sequential(_Convolution(channels, _HEAD, 1), nn.ReLU6())
+        self.last = nn.Sequential(_Convolution(channels, _HEAD, 1), nn.ReLU6(inplace=True))
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(_HEAD, num_classes if weights is None else _CLASSES)
         if weights is not None:
@@ -93,11 +93,19 @@ class _Convolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature maps (B, out_channels, ceil(H / stride), ceil(W / stride))."""
-        padding: list[int] = []
-        for size in (x.shape[3], x.shape[2]):  # F.pad begins with the last dimension
-            needed = max((math.ceil(size / self.stride) - 1) * self.stride + self.kernel - size, 0)
-            padding += [needed // 2, needed - needed // 2]
-        return self.norm(self.convolution(F.pad(x, padding) if any(padding) else x))
+        needed = [max((-(-n // self.stride) - 1) * self.stride + self.kernel - n, 0) for n in x.shape[2:]]
+        before = [n // 2 for n in needed]
+        if any(n % 2 for n in needed):  # one more after than before
+            x = F.pad(x, [before[1], needed[1] - before[1], before[0], needed[0] - before[0]])
+            before = [0, 0]
+        weight, norm, groups = self.convolution.weight, self.norm, self.convolution.groups
+        mean, variance = norm.running_mean, norm.running_var
+        if norm.training or mean is None or variance is None:
+            return norm(F.conv2d(x, weight, None, self.stride, before, groups=groups))
+        # One pass over the feature maps in place of two, for what is normalised is linear in the weight.
+        scale = norm.weight * (variance + norm.eps).rsqrt()
+        weight, bias = weight * scale[:, None, None, None], norm.bias - mean * scale
+        return F.conv2d(x, weight, bias, self.stride, before, groups=groups)
 
 
 class _Block(nn.Module):
@@ -106,9 +114,9 @@ class _Block(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, expansion: int, kernel: int, stride: int) -> None:
         super().__init__()
         width = in_channels * expansion
-        expand = [_Convolution(in_channels, width, 1), nn.ReLU6()] if expansion > 1 else []
+        expand = [_Convolution(in_channels, width, 1), nn.ReLU6(inplace=True)] if expansion > 1 else []
         filters = _Convolution(width, width, kernel, stride, groups=width)
-        self.layers = nn.Sequential(*expand, filters, nn.ReLU6(), _Convolution(width, out_channels, 1))
+        self.layers = nn.Sequential(*expand, filters, nn.ReLU6(inplace=True), _Convolution(width, out_channels, 1))
         self.adds = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ COMMANDS: dict[str, Command] = {
         "verbs.teach:teach",
         "vision_zoo teach photos",
         (
-            *("", "image_size", "backbone", "seed", "data.val_split", "curve", "unlabelled", "next", "refine"),
+            *("", "image_size", "backbone", "seed", "data.val_split", "curve", "unlabelled", "next", "refine", "known"),
             *("trainer.accelerator", "trainer.default_root_dir", "trusted_packages"),
         ),
     ),

@@ -46,10 +46,14 @@ def keep_known(trainer: Trainer, model: Classifier, datamodule: ImageDataModule,
     """Fit it on the first process for the weights of best.ckpt, which the model has, and keep it in that file."""
     if trainer.is_global_zero:
         model.to(trainer.strategy.root_device)
-        found = fit_known(model, datamodule, share)
-        is_last = saving.last.exists() and saving.last.samefile(saving.best)
-        AtomicCheckpointIO().save_checkpoint({**read_torch_file(saving.best), "known": found.stored()}, saving.best)
-        if is_last:
-            hard_link(saving.best, saving.last)
+        store_known(fit_known(model, datamodule, share), saving)
     trainer.strategy.barrier("known images")
     model.known = Known.restore(read_torch_file(saving.best)["known"], model.backbone)
+
+
+def store_known(found: Known, saving: Saving) -> None:
+    """Keep it in best.ckpt, and in last.ckpt where that is the same file."""
+    is_last = saving.last.exists() and saving.last.samefile(saving.best)
+    AtomicCheckpointIO().save_checkpoint({**read_torch_file(saving.best), "known": found.stored()}, saving.best)
+    if is_last:
+        hard_link(saving.best, saving.last)

@@ -18,9 +18,11 @@ from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule, Subset
 from vision_zoo.errors import ConfigError, DataError, refuse
 from vision_zoo.formatting import duration
+from vision_zoo.known import Known
 from vision_zoo.training.callbacks import run_callbacks
 from vision_zoo.training.evaluation import to_floats
 from vision_zoo.training.features import features_of
+from vision_zoo.training.known import store_known
 from vision_zoo.training.performance import Performance
 from vision_zoo.training.run_folder import RunFolder
 from vision_zoo.training.saving import Saving, hard_link
@@ -44,6 +46,7 @@ def teach(
     unlabelled: str | None = None,
     next: int = 20,  # noqa: A002  # the option's name
     refine: bool = False,
+    known: float | None = 0.95,
 ) -> Path:
     """Train a classifier of your own photos in a minute.
 
@@ -56,9 +59,12 @@ def teach(
         unlabelled: folder of photos without labels, of which it names those worth one.
         next: how many of them.
         refine: go on with fine-tuning the whole network, by the recipe finetune.
+        known: share of the validation photos that pass as of a known class; predict calls others none of these.
     """
     start = time.monotonic()
-    refuse(ConfigError, (next < 1, f"--next must be at least 1, got {next}"))
+    share = f"--known must be a share above 0 and below 1, such as 0.95, or null, got {known}"
+    few = f"--next must be at least 1, got {next}"
+    refuse(ConfigError, (next < 1, few), (known is not None and not 0 < known < 1, share))
     run = RunFolder(plan.name, plan.config, events=False)
     saving, names, seed = Saving(run), model.class_names, int(plan.config["seed_everything"])
     callbacks = run_callbacks(make_trainer.own, run=run, saving=saving, show_bar=make_trainer.shows_bar)
@@ -83,6 +89,8 @@ def teach(
     with torch.no_grad():
         for name, value in (("weight", head.weight), ("bias", head.bias)):
             model.backbone.get_parameter(f"{head_of(model.backbone)}.{name}").copy_(value)
+    if val is not None and known is not None:
+        model.known = Known.fit(train.values, head.logits(val.values), val.values, known).to(model.device)
     points = learning_curve(train, val, strength, head, seed) if curve and val is not None else []
     unsure = None if files is None else features_of(model, files)
     try:
@@ -171,6 +179,8 @@ def _save_and_score(
             trainer.save_checkpoint(saving.last)
             saving.best.unlink(missing_ok=True)
             hard_link(saving.last, saving.best)
+            if model.known is not None:
+                store_known(model.known, saving)
     return metrics
 
 

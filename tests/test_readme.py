@@ -26,11 +26,12 @@ LIMITS = " --trainer.limit_train_batches 2 --trainer.limit_val_batches 1 --train
 # What a command gets in addition, so that it takes a second: the first text that it contains decides.
 APPENDED = {
     "mine.yaml": f"--trainer.max_epochs 1 --data.val_split 20{LIMITS}",
+    "--config finetune": f"--trainer.max_epochs 1 --data.image_size 32{LIMITS}",
+    "vision_zoo teach": "--image_size 32",
     "vision_zoo fit": f"--trainer.max_epochs 1{LIMITS}",
 }
 # What stands in another's place.
 REPLACED = {
-    "--model.backbone.weights DEFAULT": "",  # would download
     '{"max_epochs": 1}': '{"max_epochs": 1, "limit_train_batches": 2}',
     "benchmark --write": "benchmark --check",  # would write into the checkout
 }
@@ -83,6 +84,7 @@ def folder(here, monkeypatch):
         "from vision_zoo.backbones import SmallCNN\n\n\nclass MyNetwork(SmallCNN):\n    pass\n"
     )
     monkeypatch.syspath_prepend(str(here))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
     return here
 
 

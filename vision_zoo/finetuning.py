@@ -38,7 +38,7 @@ class FineTuning:
         self,
         freeze: int | str | None = "backbone",
         thaw_at: int | float | None = 0.2,
-        layer_decay: float = 0.85,
+        layer_decay: float = 0.8,
         freeze_batch_norm: bool = True,
     ) -> None:
         # Nothing else is kept: a checkpoint describes it by these.

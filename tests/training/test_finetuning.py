@@ -169,7 +169,7 @@ def test_a_found_learning_rate_is_the_head_s(tmp_path):
     run = run_of(tmp_path)
     found = json.loads((run / "lr_finder.json").read_text())["suggestion"]
     groups = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
-    assert [group["initial_lr"] for group in groups[::2]] == pytest.approx([found * 0.85**n for n in range(5)])
+    assert [group["initial_lr"] for group in groups[::2]] == pytest.approx([found * 0.8**n for n in range(5)])
 
 
 def begins(layers: list[list[str]]) -> list[str]:
@@ -236,7 +236,7 @@ def test_a_fine_tuned_network_is_tested_and_loaded_like_any_other(undisturbed, c
     assert main(["test", "--ckpt_path", str(undisturbed), "--trainer.limit_test_batches", "1"]) == 0
     model = Classifier.load_from_checkpoint(undisturbed)
     assert vars(model.freezing.options) == {
-        "freeze": "backbone", "thaw_at": 0.5, "layer_decay": 0.85, "freeze_batch_norm": True,
+        "freeze": "backbone", "thaw_at": 0.5, "layer_decay": 0.8, "freeze_batch_norm": True,
     }  # fmt: skip
     assert not any(module.training for module in model.modules())
     options = yaml.safe_load((undisturbed / "config.yaml").read_text())["model"]["finetune"]["init_args"]
@@ -247,7 +247,7 @@ def test_a_fine_tuned_network_is_tested_and_loaded_like_any_other(undisturbed, c
     ("words", "message"),
     [
         (["--model.finetune.thaw_at", "2"], "--model.finetune.thaw_at: 0.5 -> 2"),
-        (["--model.finetune.layer_decay", "1"], "--model.finetune.layer_decay: 0.85 -> 1.0"),
+        (["--model.finetune.layer_decay", "1"], "--model.finetune.layer_decay: 0.8 -> 1.0"),
         (["--model.finetune", "null"], "--model.finetune: "),
         (["--trainer.max_epochs", "4"], "was laid out for max_epochs 3, which cannot become 4"),
     ],

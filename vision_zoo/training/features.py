@@ -117,7 +117,7 @@ def _stat(path: str) -> os.stat_result:
 
 def _compute(model: Classifier, source: Source, indices: Tensor, exact: bool) -> Features:
     network, device = WithFeatures(model.backbone).eval().to(model.device), model.device
-    way = Way() if exact else _fastest(model, device)
+    way = Way() if exact else fastest_way(model, device)
     set_memory_format(network, torch.channels_last if way.channels_last else torch.contiguous_format)
     numbered = copy.copy(source)
     numbered.labels = torch.arange(len(source))
@@ -151,11 +151,11 @@ def _alike(features: Tensor, exact: Tensor) -> bool:
     return bool((F.cosine_similarity(features, exact) >= ALIKE).all())
 
 
-def _fastest(model: Classifier, device: torch.device) -> Way:
+def fastest_way(model: Classifier, device: torch.device, autocasts: bool = True) -> Way:
     """The fastest way of the network's evaluation, by the better of two steps of each after a first one."""
     trial = Trial(model.backbone, (TRIED, *model.image_shape), model.num_classes, device, training=False)
     times = {}
-    for bf16, last in product([False, True][: 1 + has_fast_bf16(device)], (False, True)):
+    for bf16, last in product([False, True][: 1 + (autocasts and has_fast_bf16(device))], (False, True)):
         way = Way(bf16, last)
         with suppress(*probe.REFUSALS):  # such as a `view` of features in channels_last
             trial.seconds(way)

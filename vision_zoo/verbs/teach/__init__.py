@@ -21,7 +21,7 @@ from vision_zoo.formatting import duration
 from vision_zoo.known import Known
 from vision_zoo.training.callbacks import run_callbacks
 from vision_zoo.training.evaluation import to_floats
-from vision_zoo.training.features import features_of
+from vision_zoo.training.features import fastest_way, features_of
 from vision_zoo.training.known import store_known
 from vision_zoo.training.performance import Performance
 from vision_zoo.training.run_folder import RunFolder
@@ -91,6 +91,7 @@ def teach(
             model.backbone.get_parameter(f"{head_of(model.backbone)}.{name}").copy_(value)
     if val is not None and known is not None:
         model.known = Known.fit(train.values, head.logits(val.values), val.values, known).to(model.device)
+    model.set_memory_format(fastest_way(model, model.device, autocasts=False).channels_last)
     points = learning_curve(train, val, strength, head, seed) if curve and val is not None else []
     unsure = None if files is None else features_of(model, files)
     try:

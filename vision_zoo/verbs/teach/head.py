@@ -13,7 +13,8 @@ from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 FOLDS = 4  # of the cross-validation, or as many as the smallest class has images
-STRENGTHS = [10**half for half in np.arange(5, -1.5, -0.5).tolist()]  # of the L2 penalty, the strongest first
+STRENGTHS = [10**half for half in np.arange(4, -1.5, -0.5).tolist()]  # of the L2 penalty, the strongest first
+ROUGH = 1e-2  # largest gradient of heads that only tell strengths apart
 USUAL = 300.0  # strength where a class has one image, so that nothing can be held out
 
 
@@ -46,12 +47,12 @@ class Head(NamedTuple):
 class Fitter:
     """Fits heads to the same features, from a strong penalty to weaker ones; each begins with the last."""
 
-    def __init__(self, data: Data) -> None:
+    def __init__(self, data: Data, tolerance: float = 1e-4) -> None:
         # One scale for all features: those that vary more say more, and to be standardised would take that from them.
         self.mean = data.values.mean(0)
         self.scale = data.values.var(0, correction=0).mean().sqrt().clamp(min=1e-12)
         self.values, self.labels = ((data.values - self.mean) / self.scale).numpy(), data.labels.numpy()
-        self.model = LogisticRegression(tol=1e-3, max_iter=1000, warm_start=True)
+        self.model = LogisticRegression(tol=tolerance, max_iter=1000, warm_start=True)
 
     def fit(self, strength: float) -> Head:
         """The head with this penalty, on the features as they come."""
@@ -77,7 +78,7 @@ def cross_validate(data: Data, seed: int) -> tuple[float, Tensor | None]:
     if folds < 2:  # nothing can be held out
         return USUAL, None
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(data.values, data.labels)
-    pairs = [(torch.from_numpy(held), Fitter(data.of(torch.from_numpy(rest)))) for rest, held in parts]
+    pairs = [(torch.from_numpy(held), Fitter(data.of(torch.from_numpy(rest)), ROUGH)) for rest, held in parts]
     best, least = (USUAL, torch.empty(0)), float("inf")
     for strength in STRENGTHS:
         logits = torch.empty(len(data.labels), int(data.labels.max()) + 1)

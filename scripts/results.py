@@ -75,6 +75,12 @@ class Project:
         """The file of a recipe."""
         return self.configs / f"{name}.yaml"
 
+    def recipes(self) -> list[Path]:
+        """The files of the recipes that have results: those of a published dataset."""
+        return [
+            path for path in sorted(self.configs.glob("*.yaml")) if "class_path: ImageFolder" not in path.read_text()
+        ]
+
     def rows(self) -> list[Row]:
         """All runs so far."""
         return read_rows(self.configs / "results.csv")
@@ -308,7 +314,7 @@ def results(project: Project, figures: Sequence[str]) -> str:
     if folded:
         lines += ["", "<details><summary>In another precision</summary>", "", *table(project, folded), "", "</details>"]
     have = {group.recipe for group in groups if not group.options}
-    missing = [f"`{path.stem}`" for path in sorted(project.configs.glob("*.yaml")) if path.stem not in have]
+    missing = [f"`{path.stem}`" for path in project.recipes() if path.stem not in have]
     if missing:
         lines += ["", f"Not measured yet, as they stand: {', '.join(missing)}."]
     for name in figures:
@@ -334,7 +340,7 @@ def texts(project: Project, figures: Sequence[str]) -> dict[Path, str]:
     """Every text file that holds measured accuracies, as it should be."""
     groups = groups_of(project)
     found = {project.page: between(project.page, BEGIN, END, results(project, figures))}
-    for path in sorted(project.configs.glob("*.yaml")):
+    for path in project.recipes():
         said, text = header(project, path.stem), path.read_text()
         mine = [group for group in groups if group.recipe == path.stem]
         found[path] = f"{text[: said.start('measured')]}{measured(mine)}{text[said.end('measured') :]}"

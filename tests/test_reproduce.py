@@ -329,7 +329,7 @@ def test_no_measured_figure_stands_outside_of_what_is_generated():
         by_hand = re.sub(r"(?s)<!-- (results|speed) -->.*<!-- /\1 -->", "", page)
         assert not re.search(accuracy, by_hand)
         assert not re.search(r"\b\d+(\.\d+)?( ms\b|x\b)", by_hand), "a figure of speed"
-    for path in (ROOT / "configs").glob("*.yaml"):
+    for path in results.Project().recipes():
         text = path.read_text()
         said = listing.HEADER.match(text)
         assert said, path

@@ -101,7 +101,7 @@ class FineTuning:
         return set(found)
 
     def groups(self, network: nn.Module) -> list[dict[str, Any]]:
-        """All weights in groups for an optimizer, the head first: with "rate", a share of its learning rate."""
+        """All weights in groups for an optimizer, the head first: with "lr_share", of its learning rate."""
         weights, groups = dict(network.named_parameters()), []
         self.frozen(network)  # which says what is wrong
         for depth, names in enumerate(reversed(layers_of(network))):
@@ -109,7 +109,7 @@ class FineTuning:
             for decays in (True, False):
                 chosen = [weight for weight in layer if (weight.ndim > 1) == decays]
                 no_decay = {} if decays else {"weight_decay": 0.0}
-                groups += [{"params": chosen, "rate": self.layer_decay**depth, **no_decay}] if chosen else []
+                groups += [{"params": chosen, "lr_share": self.layer_decay**depth, **no_decay}] if chosen else []
         return groups
 
     def describe(self, steps: float) -> str:

@@ -37,9 +37,9 @@ def build_optimizer(build: Build | None, parameters: Weights, fused: bool) -> Op
 
 
 def _at_their_rates(optimizer: Optimizer) -> Optimizer:
-    """Give each group with a "rate" that share of the learning rate."""
+    """Give each group with an "lr_share" that share of the learning rate."""
     for group in optimizer.param_groups:
-        share = group.pop("rate", 1.0)
+        share = group.pop("lr_share", 1.0)
         no_rate = "--model.finetune: this optimizer has no lr that could differ by layer; set its layer_decay to 1"
         refuse(ConfigError, (share != 1 and "lr" not in group, no_rate))
         if share != 1:
@@ -64,25 +64,30 @@ def check_optimizer(build: Build | None, schedule: Schedule | None, parameters: 
     """Build optimizer and schedule for a trial; values that teach nothing, or cannot be saved, are a ConfigError."""
     try:
         optimizer = build_optimizer(build, parameters, fused=False)
-        if class_and_arguments(build)[0].__module__.startswith("torch."):  # some look at their options in a step only
-            weights = nn.Parameter(torch.ones(2, 2))
-            gradient = weights.grad = torch.eye(2, 1).expand(2, 2).clone()  # some of it zero, as of unused neurons
-            trial = build_optimizer(build, [weights], fused=False)
-            for _ in range(2):
-                trial.step(lambda: float(gradient.mul_(0.5).sum()))
-            most = float(weights.detach().abs().max())
-            wild = f"in two steps it takes weights from 1 to {most:g}: set its numbers nearer to their defaults"
-            refuse(ValueError, (not most < 1e9, wild))
         rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
+        useless = next((rate for rate in rates if not math.isfinite(rate) or rate < 0 or max(rates) == 0), None)
+        if useless is None and class_and_arguments(build)[0].__module__.startswith("torch."):
+            _try_steps(build)
     except UNFIT as error:
         raise ConfigError(f"--model.optimizer cannot be used so: {str(error) or type(error).__name__}") from error
-    useless = [rate for rate in rates if not math.isfinite(rate) or rate < 0 or max(rates) == 0]
-    if useless:
-        lr = f"--model.optimizer.lr is {useless[0]:g}"
+    if useless is not None:
+        lr = f"--model.optimizer.lr is {useless:g}"
         raise ConfigError(f"{lr}, so that nothing would be learned: set it to a positive number, such as 0.001")
     _check_plain("--model.optimizer", optimizer)
     if schedule is not None:
         _check_schedule(schedule, optimizer)
+
+
+def _try_steps(build: Build | None) -> None:
+    """Make two steps, for some optimizers look at their options in a step only; wild ones are a ValueError."""
+    weights = nn.Parameter(torch.ones(2, 2))
+    gradient = weights.grad = torch.eye(2, 1).expand(2, 2).clone()  # some of it zero, as of unused neurons
+    trial = build_optimizer(build, [weights], fused=False)
+    for _ in range(2):
+        trial.step(lambda: float(gradient.mul_(0.5).sum()))
+    most = float(weights.detach().abs().max())
+    wild = f"in two steps it takes weights from 1 to {most:g}: set its numbers nearer to their defaults"
+    refuse(ValueError, (not most < 1e9, wild))
 
 
 def _check_schedule(build: Schedule, optimizer: Optimizer) -> None:

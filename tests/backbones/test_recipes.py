@@ -25,7 +25,7 @@ PARAMETERS = {
     "simple_cnn_mnist": 934_798,
     "small_cnn_mnist": 5_142,
 }
-RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if "class_path: ImageFolder" not in path.read_text())
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -18,7 +18,7 @@ from vision_zoo.__main__ import main
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import CheckpointError
-from vision_zoo.trust import Allowlist
+from vision_zoo.trust import TRUSTED_PACKAGES, Allowlist
 
 SCHEDULES, CALLBACKS = "torch.optim.lr_scheduler", "lightning.pytorch.callbacks"
 RUN = "torch.utils.collect_env.run"
@@ -67,7 +67,7 @@ ATTACKS: dict[str, tuple[Mutation, str]] = {
         data_option("augmentation", [with_options("torchmetrics.text.BERTScore", model_name_or_path="evil")]),
         f"{ADMIT} torchmetrics",
     ),
-    "package beside the checkpoint": (hparam("backbone", with_options("timm.Net")), f"{ADMIT} timm"),
+    "package beside the checkpoint": (hparam("backbone", with_options("absent_zoo.Net")), f"{ADMIT} absent_zoo"),
     "module within a module": (lambda_transform("torch.serialization.os.system"), "which is posix.system"),
     "name of another script": (trainer("plugins", ["\u00e9vil.Net"]), f"names \u00e9vil.Net, {ADMIT} \u00e9vil"),
     "fullwidth dots": (trainer("plugins", ["evil_package\uff0eNet"]), "--trainer.plugins: got "),
@@ -141,7 +141,9 @@ def within_sequences(depth: int) -> dict[str, object]:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_name_in_disguise_is_refused_before_it_is_called(name, good, here, capsys, evil_package, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: Path("MARKER").touch())
-    for module in ("class", "\u00e9vil", "timm"):
+    # As a trusted package that is not installed.
+    monkeypatch.setattr("vision_zoo.trust.TRUSTED_PACKAGES", (*TRUSTED_PACKAGES, "absent_zoo"))
+    for module in ("class", "\u00e9vil", "absent_zoo"):
         Path(f"{module}.py").write_text("open('MARKER', 'w')\nclass Net: pass\n")
     for file in ("evil", "evil.yaml"):
         Path(file).write_text("class_path: evil_package.Net\n")

@@ -48,6 +48,8 @@ def test_every_shipped_recipe_says_what_was_published_and_measured():
     rows = listing.recipes()
     assert {row["name"] for row in rows} >= {"cnn_mnist", "lenet5_mnist"}
     for row in rows:
+        if row["name"] == "finetune":  # of one's own pictures
+            continue
         assert row["published"], row["name"]
         assert row["measured"], row["name"]
 

@@ -123,6 +123,7 @@ class Parser(LightningCLI):
 
     def _prepare(self, options: Any) -> None:
         """Prepare images as those were that the pretrained weights were trained with, and say so."""
+        self._said = ""
         backbone = (self.config.get("model") or {}).get("backbone")
         given = backbone.as_dict() if isinstance(backbone, Namespace) else None
         if given and self.checkpoint is None and (settled := settled_options(given)):
@@ -141,7 +142,7 @@ class Parser(LightningCLI):
             options["image_size"] = size
         shown = options.get("image_size") or "their own"
         means, stds = (" ".join(f"{value:.3g}" for value in values) for values in (mean, std))
-        _note(
+        self._said = (
             f"vision_zoo: images are prepared as for the pretrained weights: mean {means}, std {stds}, "
             f"{options['interpolation']}; size {shown}, of the weights {size}"
         )
@@ -188,6 +189,8 @@ class Parser(LightningCLI):
         with contextlib.nullcontext() if self.checkpoint is None else without_random_weights():
             self.config_init = self.parser.instantiate_classes(self.config)
         self.datamodule, self.model = self.config_init.get("data"), self.config_init.get("model")
+        if self._said:
+            _note(self._said)
         self.options = {name: self.config_init.get(name) for name in self._own_options}
         if self.checkpoint is not None and self.model is not None:
             self.datamodule.value_range = self.model.value_range

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from vision_zoo.classifier import Classifier
@@ -27,7 +27,7 @@ def check_fit(
     out = "leave the test out with --test_after_fit false"
     no_test = f"{name} has no test images: {out}; where they come from: vision_zoo fit --data.help {name}"
     zeros = [o for o in NOT_ZERO if options.get(o) == 0 and options.get(o) is not False]
-    no_time = options.get("max_time") is not None and (Timer(options["max_time"]).time_remaining() or 0) <= 0
+    no_time = options.get("max_time") is not None and not re.search("[1-9]", str(options["max_time"]))
     not_scored = test_after_fit and options.get("limit_test_batches") == 0
     refuse(
         ConfigError,

@@ -134,6 +134,7 @@ def test_a_run_that_goes_on_fits_the_threshold_anew(run, here):
     assert json.loads((copy / "results.json").read_text())["epochs"] == 2
 
 
+@pytest.mark.slow  # 4 s
 def test_exported_programs_give_the_score_and_exported_weights_hold_what_it_needs(run, here):
     model, images = vision_zoo.load(run), MNIST5k().sample("test", 7).images
     with torch.inference_mode():

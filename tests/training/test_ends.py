@@ -210,6 +210,7 @@ def test_a_timer_is_kept_in_the_configuration(here):
     assert main(["fit", "--config", str(here / "runs/default/version_0/config.yaml")]) == 0
 
 
+@pytest.mark.slow  # 6 s
 def test_a_run_whose_steps_are_given_is_not_ended_by_a_number_of_epochs_that_is_not(here):
     Path("own.yaml").write_text("model: {backbone: SmallCNN}\ndata: MNIST5k\ntrainer: {max_steps: 23}")
     words = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--test_after_fit", "false"]

@@ -214,6 +214,7 @@ def undisturbed(tmp_path_factory) -> Path:
     return run_of(root)
 
 
+@pytest.mark.slow  # 4 s
 @pytest.mark.parametrize(("step", "how"), [(5, "SIGTERM"), (6, "SIGINT"), (7, "crash")])
 def test_a_run_stopped_before_at_or_after_the_thaw_ends_like_one_that_was_not(
     step, how, undisturbed, tmp_path, monkeypatch

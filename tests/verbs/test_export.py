@@ -353,6 +353,7 @@ def test_every_network_is_exported_in_a_test():
     assert NETWORKS.keys() == set(backbones.__all__)
 
 
+@pytest.mark.slow  # 40 s
 @pytest.mark.parametrize("format_", ["onnx", "torch_export"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_can_be_exported(tmp_path, name, format_):

@@ -129,6 +129,7 @@ def test_the_same_again_computes_no_features_and_the_temperature_is_in_the_weigh
     torch.testing.assert_close(first, 2 * second, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow  # 3 s
 def test_its_config_trains_on(taught, here):
     words = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.default_root_dir", "."]
     assert main(["fit", "--config", str(taught / "config.yaml"), *words, "--model.weights", str(taught)]) == 0

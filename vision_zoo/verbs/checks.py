@@ -27,7 +27,8 @@ def check_fit(
     out = "leave the test out with --test_after_fit false"
     no_test = f"{name} has no test images: {out}; where they come from: vision_zoo fit --data.help {name}"
     zeros = [o for o in NOT_ZERO if options.get(o) == 0 and options.get(o) is not False]
-    no_time = options.get("max_time") is not None and not re.search("[1-9]", str(options["max_time"]))
+    time = options.get("max_time")
+    no_time = isinstance(time, str) and re.fullmatch("[0:]+", time) is not None
     not_scored = test_after_fit and options.get("limit_test_batches") == 0
     refuse(
         ConfigError,

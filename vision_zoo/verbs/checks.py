@@ -28,7 +28,7 @@ def check_fit(
     no_test = f"{name} has no test images: {out}; where they come from: vision_zoo fit --data.help {name}"
     zeros = [o for o in NOT_ZERO if options.get(o) == 0 and options.get(o) is not False]
     time = options.get("max_time")
-    no_time = isinstance(time, str) and re.fullmatch("[0:]+", time) is not None
+    no_time = isinstance(time, str) and re.fullmatch("0+(:0+)+", time) is not None
     not_scored = test_after_fit and options.get("limit_test_batches") == 0
     refuse(
         ConfigError,

@@ -227,6 +227,7 @@ def test_options_are_stated_once_and_known_of_every_dataset():
         if isinstance(kind, type) and issubclass(kind, ImageDataModule):
             assert shared.keys() <= options_of(kind).keys(), kind
     assert (options_of(MNIST5k)["val_split"], options_of(ImageFolder)["test_split"]) == (500, 0.1)
+    assert ImageFolder(root="anywhere").image_shape == (3, 224, 224)
     assert (shared["val_split"], shared["image_size"]) == (0.1, None)
 
 

@@ -1,6 +1,6 @@
 """How well "none of these" tells images of other classes: AUROC, and foreign images that pass where 95 % of ours do.
 
-python scripts/unknown.py --data data --flowers data/flowers5                    # trains for one epoch each
+python scripts/unknown.py --data data --flowers data/flowers5    # an epoch each, CIFAR-10 and flowers too
 python scripts/unknown.py --data data --only MNIST --run runs/lenet5_mnist/version_0
 
 The score of fit --known beside the largest softmax probability (Hendrycks and Gimpel 2017,
@@ -53,7 +53,7 @@ def pair(name: str, options: argparse.Namespace) -> None:
         settings = {
             "data": name,
             "data.root": options.data,
-            "data.val_split": 5000,
+            "data.val_split": 0.1,
             "data.mean": None,
             "data.std": None,
         }

@@ -20,6 +20,7 @@ from vision_zoo.backbones import CNN, FullyConnected, LeNet5, ResNet, SmallCNN, 
 from vision_zoo.classifier import Classifier
 from vision_zoo.data import MNIST5k
 from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError
+from vision_zoo.losses import CrossEntropy
 from vision_zoo.specs import describe
 
 NAMES = [str(digit) for digit in range(10)]
@@ -151,7 +152,8 @@ def test_training_without_an_optimizer_is_refused(here):
 
 
 def test_a_plain_python_checkpoint_builds_the_classifier_again(here):
-    model = classifier(partial(FullyConnected, n_layers=3), scheduler=partial(StepLR, step_size=1), label_smoothing=0.1)
+    loss = partial(CrossEntropy, label_smoothing=0.1)
+    model = classifier(partial(FullyConnected, n_layers=3), scheduler=partial(StepLR, step_size=1), loss=loss)
     run = trainer(max_epochs=1, limit_train_batches=2, limit_val_batches=1)
     run.fit(model, MNIST5k())
     run.save_checkpoint("model.ckpt")
@@ -160,7 +162,7 @@ def test_a_plain_python_checkpoint_builds_the_classifier_again(here):
     assert again.class_names == tuple(NAMES)
     with torch.no_grad():
         assert torch.equal(again(images()), model.eval()(images()))
-    assert again.label_smoothing == 0.1
+    assert again.loss.describe() == "CrossEntropy: label_smoothing 0.1"
     assert torch.load("model.ckpt", weights_only=True)["hyper_parameters"]["backbone"] == {
         "class_path": "vision_zoo.backbones.fully_connected.FullyConnected",
         "init_args": {"n_layers": 3},

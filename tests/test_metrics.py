@@ -129,7 +129,7 @@ def test_accuracy_and_loss_of_training_are_those_of_all_its_images(here):
 def test_losses_are_summed_exactly_where_the_network_is_of_half_precision(trained_run, here):
     words = ["--trainer.precision", "bf16-true", "--output", "out"]
     assert main(["test", "--ckpt_path", str(trained_run), *words]) == 0
-    found = json.loads((here / "out" / "test.json").read_text())["test/nll"]
+    found = json.loads((here / "out" / "test.json").read_text())["test/loss"]
     model = Classifier.load_from_checkpoint(trained_run / "checkpoints" / "best.ckpt").to(torch.bfloat16).eval()
     data = MNIST5k()
     data.prepare_data()

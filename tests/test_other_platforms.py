@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests import tiny
 from tests.lightning_rows.trial import BASE
 from tests.training.test_processes import ENVIRONMENT
@@ -56,6 +58,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow  # 9 s
 def test_the_commands_work_without_what_windows_lacks(tmp_path):
     tiny.write_npz(tmp_path / "data.npz", 40, 20, (8, 8))
     tiny.write_image_folder(tmp_path / "pictures", count=2)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests import tiny
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -51,6 +53,7 @@ print("done")
 """
 
 
+@pytest.mark.slow  # 6 s
 def test_files_and_data_work_without_what_only_posix_has(tmp_path):
     tiny.write_image_folder(tmp_path / "images")
     command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE]

@@ -25,14 +25,15 @@ from vision_zoo.building import (
     without_random_weights,
 )
 from vision_zoo.checkpoints import open_checkpoint
-from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError, VisionZooError
+from vision_zoo.errors import CheckpointError, ImageShapeError, VisionZooError
 from vision_zoo.finetuning import FineTuning, Freezing
 from vision_zoo.known import Known, with_features
+from vision_zoo.losses import CrossEntropy, TrainingLoss
 from vision_zoo.metrics import Metrics, ScoredModule
 from vision_zoo.optimizers import build_optimizer, check_optimizer, learning_rate
 from vision_zoo.schedules import build_schedule, set_peaks
 from vision_zoo.specs import copyable, describe, without_downloads
-from vision_zoo.trainer_facts import steps_of_run
+from vision_zoo.trainer_facts import datamodule_of, steps_of_run
 from vision_zoo.transforms import views
 from vision_zoo.types import TTA, Batch, ImageShape, ValueRange
 
@@ -55,13 +56,13 @@ class Classifier(ScoredModule):
         scheduler: learning rate schedule, called with the optimizer. T_max and total_steps may be left out: they are
             then the number of steps of the whole run, and the schedule moves with every step instead of every epoch.
         finetune: what is frozen at first, and how fast each layer learns, for a network with pretrained weights.
-        label_smoothing: of the training loss, in [0, 1).
+        loss: of the training batches: a class that is called with logits and labels, see `losses`.
         value_range: the values that became 0 and 255 in training images that were not 8 bits, for predict.
         weights: file with the backbone's weights to start from: a checkpoint, or a state dict of torch.save or
             safetensors, of any program. The last layer of another number of classes is left out.
 
     Raises:
-        ConfigError: if label_smoothing is not in [0, 1), or the backbone is of the wrong kind or beyond the memory.
+        ConfigError: if the backbone is of the wrong kind or beyond the memory.
         ImageShapeError: if the backbone cannot take images of this shape.
         CheckpointError: if the weights cannot be read safely or do not fit the backbone.
         RuntimeError: if mean or std has another number of values.
@@ -80,7 +81,7 @@ class Classifier(ScoredModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
         finetune: FineTuning | None = None,
-        label_smoothing: float = 0.0,
+        loss: Callable[[], nn.Module] = CrossEntropy,
         weights: str | None = None,
         value_range: Sequence[float] | None = None,
     ) -> None:
@@ -89,8 +90,6 @@ class Classifier(ScoredModule):
         if prepared := preprocessing_of(backbone):
             mean, std = prepared.for_channels(image_shape[0])
         self.num_classes = len(class_names)
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ConfigError(f"--model.label_smoothing must be in [0, 1), got {label_smoothing}")
         # Plain types only: a checkpoint has to load with weights_only=True.
         options = {
             "backbone": without_downloads(describe(backbone)),
@@ -102,14 +101,14 @@ class Classifier(ScoredModule):
             "optimizer": describe(optimizer),
             "scheduler": describe(scheduler),
             "finetune": describe(partial(type(finetune), **vars(finetune))) if finetune else None,
-            "label_smoothing": label_smoothing,
+            "loss": describe(loss),
         }
         self.save_hyperparameters(options, logger=False)
         self.image_shape: ImageShape = (image_shape[0], image_shape[1], image_shape[2])
         self.class_names = tuple(class_names)
         self.value_range: ValueRange = (value_range[0], value_range[1]) if value_range else None
         self.optimizer, self.scheduler = copyable(optimizer), copyable(scheduler)
-        self.label_smoothing = label_smoothing
+        self.loss = TrainingLoss(loss)
         self.backbone = build_backbone(backbone, self.image_shape, self.num_classes)
         if weights is not None:
             load_backbone_weights(self.backbone, weights, self.network_name, self.num_classes)
@@ -166,7 +165,7 @@ class Classifier(ScoredModule):
         """Loss of one batch, a scalar."""
         images, labels = batch
         logits = self._logits(images).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        loss = self.loss(logits, labels, images)
         self.log_training(batch_idx, logits, labels, loss)
         return loss
 
@@ -200,8 +199,7 @@ class Classifier(ScoredModule):
 
     def _count(self, metrics: Metrics, logits: Tensor, labels: Tensor) -> None:
         logits = logits.float()
-        losses = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")
-        metrics.update(logits, labels, losses)
+        metrics.update(logits, labels, F.cross_entropy(logits, labels, reduction="none"))
 
     def configure_callbacks(self) -> list[Callback]:
         """What freezes and thaws the network, if it is fine-tuned."""
@@ -235,14 +233,17 @@ class Classifier(ScoredModule):
     def setup(self, stage: str) -> None:
         """Refuse, before any work, what would fail in the middle of it."""
         if stage == "fit":
-            self.check(getattr(getattr(self.trainer, "datamodule", None), "batch_size", None))
+            data = datamodule_of(self.trainer)
+            self.check(getattr(data, "batch_size", None))
+            self.loss.prepare(self, data)
 
     def check(self, batch_size: int | None = None) -> None:
         """Refuse a network that does not classify, or cannot learn from batches of this size; see `probe.check`."""
         probe.check(self, batch_size)
 
     def check_optimizer(self) -> None:
-        """Refuse an optimizer or schedule that cannot work; see `optimizers.check_optimizer`."""
+        """Refuse a loss, optimizer or schedule that cannot work; see `optimizers.check_optimizer`."""
+        self.loss.check()
         check_optimizer(self.optimizer, self.scheduler, self._weights())
 
     def set_memory_format(self, channels_last: bool) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -44,14 +43,13 @@ class Metrics(nn.Module):
             counts["calibration_error"] = MulticlassCalibrationError(n_bins=15, **options)
             counts["confusion_matrix"] = MulticlassConfusionMatrix(**options)
         self.counts = MetricCollection(counts, compute_groups=False)
-        self.sums = dict.fromkeys(("loss", "nll", "images"), 0.0)
+        self.sums = dict.fromkeys(("loss", "images"), 0.0)
         self._losses: list[tuple[Tensor, int]] = []
         self._outputs: list[tuple[Tensor, Tensor]] = []
 
     def keys(self) -> list[str]:
         """Names of the metrics, such as val/accuracy."""
-        losses = ["loss", "nll"] if self.split == "test" else ["loss"]
-        return [f"{self.split}/{name}" for name in (*losses, *self.counts)]
+        return [f"{self.split}/{name}" for name in ("loss", *self.counts)]
 
     def update(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
         """Take note of a batch: logits float (B, K), labels int64 (B,), losses float32 (B,) or their mean ()."""
@@ -81,8 +79,6 @@ class Metrics(nn.Module):
         self._outputs.clear()
         for name, metric in self.counts.items():
             metric.update(logits.softmax(1) if name == "calibration_error" else logits, labels)
-        if self.split == "test":
-            self.sums["nll"] += math.fsum(F.cross_entropy(logits, labels, reduction="none").tolist())
 
     def compute(self) -> dict[str, Any]:
         """Every metric over the images of all processes, by its whole name; scalars, but for the confusion matrix."""
@@ -91,7 +87,7 @@ class Metrics(nn.Module):
         parts = gather(self.sums)
         sums = {name: math.fsum(part[name] for part in parts) for name in self.sums}
         images = sums["images"] or math.nan
-        values = {"loss": sums["loss"] / images, "nll": sums["nll"] / images, **self.counts.compute()}
+        values = {"loss": sums["loss"] / images, **self.counts.compute()}
         return {name: values[name.removeprefix(f"{self.split}/")] for name in self.keys()}
 
     def reset(self) -> None:
@@ -139,7 +135,8 @@ class ScoredModule(LightningModule):
         if batch_idx == self._counted_batch:  # LBFGS evaluates each batch many times
             return
         self._counted_batch = batch_idx
-        self.train_metrics.update(logits, labels, loss)
+        # The larger part of a mixed image counts as its class.
+        self.train_metrics.update(logits, labels.argmax(1) if labels.is_floating_point() else labels, loss)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # which Lightning sets from outside
         if not every or (self.global_step + 1) % every or not steps_after(self.trainer, batch_idx):
             return

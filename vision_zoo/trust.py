@@ -43,6 +43,7 @@ TRUSTED_PACKAGES = ("vision_zoo", "torch", "torchvision", "lightning", "timm")
 # What stands in each place; anywhere else a class must be a module.
 KINDS: dict[str, tuple[type, ...]] = {
     "model.backbone": (nn.Module,),
+    "model.loss": (nn.Module,),
     "model.optimizer": (Optimizer,),
     "model.finetune": (FineTuning,),
     "model.scheduler": (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau),

@@ -37,7 +37,13 @@ def no_values(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)
 
 
-@pytest.mark.parametrize("name", models.list_models(module=models))
+# One of each kind by default; the others take 15 s.
+FEW = ("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "mobilenet_v3_small", "resnet18", "vit_b_16")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FEW)) for n in models.list_models(module=models)]
+)
 def test_every_network_is_fitted_to_seven_classes_of_gray_images(name: str, no_values: None) -> None:
     with WithoutMemory():
         backbone = Torchvision((1, 224, 224), 7, name=name).to("meta").eval()

@@ -234,8 +234,37 @@ OPTIONS = [
     ),
     Case(
         "label_smoothing",
-        (*FIT, "--model.label_smoothing", "2"),
-        r"--model\.label_smoothing must be in \[0, 1\), got 2\.0",
+        (*FIT, "--model.loss.label_smoothing", "2"),
+        r"--model\.loss\.label_smoothing must be in \[0, 1\), got 2\.0",
+    ),
+    Case(
+        "gamma", (*FIT, "--model.loss", "Focal", "--model.loss.gamma", "-1"), r"--model\.loss\.gamma must be at least 0"
+    ),
+    Case("unknown loss", (*FIT, "--model.loss", "Fokal"), r"did you mean Focal"),
+    Case(
+        "class weights for other classes",
+        (*FIT, "--model.loss.class_weights", "[1, 2]"),
+        r"--model\.loss\.class_weights has 2 values, but there are 10 classes: 0, 1",
+    ),
+    Case(
+        "class weights below zero",
+        (*FIT, "--model.loss.class_weights", "[1, -2]"),
+        r"--model\.loss\.class_weights must be balanced, or finite numbers from 0 on, not all 0, got \[1\.0, -2\.0\]",
+    ),
+    Case(
+        "a loss that takes other labels",
+        (*FIT, "--model.loss", "torch.nn.BCEWithLogitsLoss"),
+        r"--model\.loss cannot be used so: Target size",
+    ),
+    Case(
+        "a loss of every image",
+        (*FIT, "--model.loss", "CrossEntropyLoss", "--model.loss.reduction", "none"),
+        r"--model\.loss cannot be used so: it must return a scalar, got \(2,\)",
+    ),
+    Case(
+        "a teacher that is not there",
+        (*FIT, "--model.loss", "Distillation", "--model.loss.teacher", "nowhere"),
+        r"nowhere",
     ),
     Case("unknown optimizer", (*FIT, "--model.optimizer", "Adm"), r"did you mean Adam"),
     Case("unknown schedule", (*FIT, "--model.scheduler", "OneCycle"), r"did you mean OneCycleLR"),

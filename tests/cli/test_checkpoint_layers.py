@@ -59,7 +59,7 @@ def test_the_figures_of_a_test_are_those_that_a_count_by_hand_gives(trained_run,
     assert figures["test/accuracy"] == pytest.approx(float(right.mean()))
     assert figures["test/f1"] == pytest.approx(sum(f1) / 10, abs=1e-6)
     assert figures["test/top5_accuracy"] == pytest.approx(float(top5))
-    assert figures["test/nll"] == pytest.approx(float(-shares.log()[range(len(labels)), labels].mean()), rel=1e-5)
+    assert figures["test/loss"] == pytest.approx(float(-shares.log()[range(len(labels)), labels].mean()), rel=1e-5)
     assert figures["test/calibration_error"] == pytest.approx(error, abs=1e-5)
 
 

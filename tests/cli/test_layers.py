@@ -32,19 +32,21 @@ def test_the_command_line_beats_the_file_and_the_file_the_default(here):
     assert config["data"]["init_args"]["val_split"] == 100
     assert config["model"]["optimizer"]["class_path"] == "torch.optim.SGD"
     assert config["model"]["optimizer"]["init_args"]["lr"] == 0.5
-    assert config["model"]["label_smoothing"] == 0.0
+    assert config["model"]["loss"]["init_args"]["label_smoothing"] == 0.0
     assert config["model"]["scheduler"] is None, "the schedule of the default recipe leaked into a file of one's own"
 
 
 def test_of_two_files_the_later_counts_and_the_first_names_the_run(here):
     Path("one.yaml").write_text("model: {backbone: LeNet5}\ndata: {class_path: MNIST5k, init_args: {batch_size: 10}}\n")
     Path("two.yaml").write_text(
-        "data: {class_path: MNIST5k, init_args: {batch_size: 20}}\nmodel: {label_smoothing: 0.1}\n"
+        "data: {class_path: MNIST5k, init_args: {batch_size: 20}}\n"
+        "model: {loss: {class_path: CrossEntropy, init_args: {label_smoothing: 0.1}}}\n"
     )
     assert fit("--config", "one.yaml", "--config", "two.yaml") == 0
     config = config_of(newest(here, "one"))
     assert config["data"]["init_args"]["batch_size"] == 20
-    assert config["model"]["label_smoothing"] == 0.1
+    assert config["model"]["loss"]["class_path"] == "vision_zoo.losses.CrossEntropy"
+    assert config["model"]["loss"]["init_args"]["label_smoothing"] == 0.1
     assert config["model"]["backbone"]["class_path"] == "vision_zoo.backbones.LeNet5"
 
 

@@ -90,5 +90,5 @@ def test_hosts_that_cannot_find_each_other_are_refused(here, capsys, monkeypatch
 def test_all_options_are_explained_on_request(capsys):
     assert main(["fit", "--help_all"]) == 0
     text = capsys.readouterr().out
-    assert "--model.label_smoothing" in text
-    assert "of the training loss" in text
+    assert "--model.loss" in text
+    assert "of the training batches" in text

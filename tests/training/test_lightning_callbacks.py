@@ -56,7 +56,7 @@ def assert_checkpoints_hold_what_was_validated(run: Path, monkeypatch, capsys) -
     "options",
     [
         "update_starting_at_step: 9",
-        "{update_every_n_steps: 0, update_starting_at_epoch: 2}",
+        pytest.param("{update_every_n_steps: 0, update_starting_at_epoch: 2}", marks=pytest.mark.slow),  # 5 s
         "{decay: 0.5, update_every_n_steps: 3}",
     ],
 )
@@ -70,7 +70,7 @@ def test_an_average_that_begins_late_is_what_is_validated_and_saved(options, tmp
 
 
 @WITH_SWA
-@pytest.mark.parametrize("backbone", ["LeNet5", "FashionCNN"])
+@pytest.mark.parametrize("backbone", ["LeNet5", pytest.param("FashionCNN", marks=pytest.mark.slow)])  # 3 s
 def test_a_run_with_averaged_weights_ends_with_them_whatever_the_network(backbone, tmp_path, monkeypatch, capsys):
     swa = "[{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.01, swa_epoch_start: 3}}]"
     words = [*FASHION, "--trainer.callbacks", swa]
@@ -84,7 +84,7 @@ def test_a_run_with_averaged_weights_ends_with_them_whatever_the_network(backbon
     assert all(torch.equal(last["state_dict"][name], average[name]) for name in weights)
 
 
-@pytest.mark.parametrize("permanent", ["true", "false"])
+@pytest.mark.parametrize("permanent", ["true", pytest.param("false", marks=pytest.mark.slow)])  # 4 s
 def test_pruned_weights_are_plain_ones_in_checkpoints_and_stay_pruned(permanent, tmp_path, monkeypatch, capsys):
     options = f"{{pruning_fn: l1_unstructured, amount: 0.3, use_lottery_ticket_hypothesis: false, \
 make_pruning_permanent: {permanent}}}"
@@ -102,7 +102,10 @@ make_pruning_permanent: {permanent}}}"
 # ---------------------------------------------------------------------------------------------------------- finetuning
 
 
-@pytest.mark.parametrize("scheduler", ["null", "OneCycleLR", "CosineAnnealingLR"])
+@pytest.mark.parametrize(
+    "scheduler",
+    ["OneCycleLR", *(pytest.param(s, marks=pytest.mark.slow) for s in ("null", "CosineAnnealingLR"))],  # 2 s
+)
 @pytest.mark.parametrize("train_bn", ["true", "false"])
 def test_the_head_is_trained_first_and_the_backbone_from_its_epoch_on(scheduler, train_bn, tmp_path, monkeypatch):
     options = f"{{unfreeze_backbone_at_epoch: 2, backbone_initial_lr: 0.0002, train_bn: {train_bn}}}"

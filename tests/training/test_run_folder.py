@@ -106,6 +106,7 @@ def test_a_finished_run_keeps_its_figures_when_it_is_continued(here):
     assert json.loads(results.read_text())["metrics"] == before
 
 
+@pytest.mark.slow  # 6 s
 def test_a_run_keeps_in_its_configuration_the_weights_it_began_with(here, trained_run):
     assert main(["export", "--ckpt_path", str(trained_run), "--format", "state_dict", "--output", "w.pt"]) == 0
     quick = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"]

@@ -21,6 +21,7 @@ from vision_zoo.verbs.list_ import configs_folder
 CLASS_SLOTS: dict[str, tuple[str, ...]] = {
     "data": ("vision_zoo.data",),
     "model.backbone": ("vision_zoo.backbones",),
+    "model.loss": ("vision_zoo.losses", "torch.nn.modules.loss"),
     "model.optimizer": ("torch.optim",),
     "model.scheduler": ("vision_zoo.schedules", "torch.optim.lr_scheduler"),
     "model.finetune": ("vision_zoo.finetuning",),
@@ -36,7 +37,7 @@ LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")
 # Nothing to choose: bases, schedules that are made of others, which no option can name, and a logger for Fabric alone.
 _BASES = {
     *("ImageDataModule", "BatchTransform", "Transform", "Optimizer", "LRScheduler"),
-    *("SequentialLR", "ChainedScheduler", "Freezing", "AverageInTime", "LitLogger"),
+    *("SequentialLR", "ChainedScheduler", "Freezing", "AverageInTime", "LitLogger", "TrainingLoss"),
 }
 
 

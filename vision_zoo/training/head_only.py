@@ -63,7 +63,8 @@ class HeadOnly(Callback):
         """Whether the options keep the backbone and the images as they are, and have each image drawn."""
         it, tuning = cast(Any, trainer), model.freezing and model.freezing.options
         keeps = tuning and tuning.freeze == "backbone" and tuning.thaw_at is None and tuning.freeze_batch_norm
-        if not keeps or not isinstance(data, ImageDataModule) or data.augmentation:
+        model.loss.check()
+        if not keeps or not isinstance(data, ImageDataModule) or data.augmentation or model.loss.takes_images:
             return False
         changed = type(data).on_after_batch_transfer is not ImageDataModule.on_after_batch_transfer
         in_part = isinstance(it.limit_train_batches, int) or it.limit_train_batches < 1 or it.overfit_batches

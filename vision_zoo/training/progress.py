@@ -206,8 +206,7 @@ def _describe_run(trainer: Trainer, model: Classifier) -> Table:
         facts.add_row("schedule", f"{type(config.scheduler).__name__}, {moves}")
     if model.freezing is not None:
         facts.add_row("fine-tuning", model.freezing.options.describe(steps_of_run(trainer)))
-    smoothing = f", label smoothing {model.label_smoothing}" if model.label_smoothing else ""
-    facts.add_row("loss", f"cross-entropy{smoothing}")
+    facts.add_row("loss", model.loss.describe())
     facts.add_row("device", f"{device_name(trainer)}, {trainer.precision}")
     for callback in callbacks_of(trainer):
         if isinstance(callback, Performance | HeadOnly | ProgressiveResizing) and (line := callback.describe()):

@@ -24,7 +24,6 @@ LABELS = {
     "top5_accuracy": "top-5 accuracy",
     "f1": "F1, mean of the classes",
     "loss": "loss",
-    "nll": "negative log-likelihood",
     "calibration_error": "calibration error",
 }
 SPLITS = {"train": "training", "val": "validation", "test": "test"}

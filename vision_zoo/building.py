@@ -11,6 +11,7 @@ from itertools import takewhile
 from operator import itemgetter
 from textwrap import shorten
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from jsonargparse import ArgumentParser
@@ -19,13 +20,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vision_zoo.checkpoints import read_state_dicts
-from vision_zoo.errors import CheckpointError, ConfigError, lack
+from vision_zoo.errors import CheckpointError, ConfigError, lack, refuse
 from vision_zoo.known import PREFIX
 from vision_zoo.specs import class_and_arguments, options_of, rebuild, returned_class, walk, without_downloads
 from vision_zoo.types import ImageShape, Preprocessing
 
 Backbone = Callable[[ImageShape, int], nn.Module]
 
+_FIRST_IMAGES = 5_000  # evenly spaced over the training images
+_LOADED: WeakSet[nn.Module] = WeakSet()  # the networks that have weights of a file
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # of torch, in names
 
 
@@ -79,6 +82,21 @@ def preprocessing_of(backbone: Any) -> Preprocessing | None:
     return cast(Preprocessing, known(**{name: arguments[name] for name in options_of(known) if name in arguments}))
 
 
+def start_from_images(model: Any, data: Any) -> None:
+    """Show normalised training images, float (N, C, H, W), to a network with a method `start_from` and no weights yet.
+
+    Args:
+        model: the classifier.
+        data: the data module of its run; anything else is a ConfigError.
+    """
+    if not hasattr(model.backbone, "start_from") or model.backbone in _LOADED:
+        return
+    needs = f"{model.network_name} starts from training images: give the trainer one of vision_zoo's data modules"
+    refuse(ConfigError, (not hasattr(data, "sample"), needs))
+    images = data.sample("train", _FIRST_IMAGES).images.to(model.device)
+    model.backbone.start_from(images * model.scale + model.shift)
+
+
 def load_backbone_weights(backbone: nn.Module, path: str, name: str, num_classes: int) -> None:
     """Load the weights of a file, see `read_state_dicts`; those of another network are a CheckpointError.
 
@@ -104,6 +122,7 @@ def load_backbone_weights(backbone: nn.Module, path: str, name: str, num_classes
         problems = [shorten(line, 200, placeholder=" ...") for line in str(error).splitlines()[1:5]]
         hint = "Weights serve the network and the image size that they were trained with"
         raise CheckpointError(f"{path} does not fit {name}: {' '.join(problems)} {hint}") from error
+    _LOADED.add(backbone)
     if left_out or len(taken) < len(state):
         has = f"one for {len(theirs[0])} classes" if theirs else "none"
         what = f"; the last layer, {last}, starts anew, for the file has {has}" * bool(left_out)

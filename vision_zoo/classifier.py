@@ -22,6 +22,7 @@ from vision_zoo.building import (
     load_backbone_weights,
     preprocessing_of,
     settled,
+    start_from_images,
     without_random_weights,
 )
 from vision_zoo.checkpoints import open_checkpoint
@@ -198,8 +199,7 @@ class Classifier(ScoredModule):
         return cast(Tensor, self(batch if isinstance(batch, Tensor) else batch[0]).softmax(1))
 
     def _count(self, metrics: Metrics, logits: Tensor, labels: Tensor) -> None:
-        logits = logits.float()
-        metrics.update(logits, labels, F.cross_entropy(logits, labels, reduction="none"))
+        metrics.update(logits.float(), labels, F.cross_entropy(logits.float(), labels, reduction="none"))
 
     def configure_callbacks(self) -> list[Callback]:
         """What freezes and thaws the network, if it is fine-tuned."""
@@ -236,6 +236,7 @@ class Classifier(ScoredModule):
             data = datamodule_of(self.trainer)
             self.check(getattr(data, "batch_size", None))
             self.loss.prepare(self, data)
+            start_from_images(self, data)
 
     def check(self, batch_size: int | None = None) -> None:
         """Refuse a network that does not classify, or cannot learn from batches of this size; see `probe.check`."""

@@ -332,6 +332,7 @@ def test_outputs_are_compared_on_the_most_real_images_there_are(tmp_path):
 
 
 NETWORKS = {
+    "Airbench": (3, 32, 32),
     "AlexNet": (3, 32, 32),
     "CNN": (1, 28, 28),
     "Conv4": (3, 64, 64),

@@ -1,5 +1,6 @@
 """The networks: each takes the image shape and the number of classes, then its own options with defaults."""
 
+from vision_zoo.backbones.airbench import Airbench
 from vision_zoo.backbones.alexnet import AlexNet
 from vision_zoo.backbones.cnn import CNN
 from vision_zoo.backbones.conv4 import Conv4
@@ -18,6 +19,7 @@ __all__ = [
     "CNN",
     "DNN",
     "MLP",
+    "Airbench",
     "AlexNet",
     "Conv4",
     "EfficientNetLite",

@@ -1,24 +1,29 @@
 """The script that makes the rows of configs/results.csv, and every measured figure from them."""
 
 import csv
+import hashlib
 import json
 import os
 import pickle
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from scripts import reproduce, results
+from tests import tiny
 from vision_zoo.__main__ import main
-from vision_zoo.data import CIFAR10
+from vision_zoo.data import CIFAR10, CIFAR100
 from vision_zoo.training import Saving
+from vision_zoo.types import TTA
 from vision_zoo.verbs import list_ as listing
 
 ROOT = Path(__file__).parents[1]
@@ -277,33 +282,105 @@ def test_the_program_is_this_checkouts_and_gets_our_signals(tmp_path, monkeypatc
     os.close(lock)
 
 
-@pytest.mark.parametrize(("suffix", "note"), [("jpg", "JPEG copy"), ("png", "not the published files")])
-def test_results_on_other_files_than_the_published_say_so(suffix, note, data_root, here):
-    shutil.copytree(data_root / "cifar-10-batches-py", here / "cifar-10-batches-py")
-    for path in here.glob("cifar-10-batches-py/*_batch*"):
-        batch = pickle.loads(path.read_bytes())
-        names = [f"{index}_cat.{suffix}" for index in range(len(batch["labels"]))]
-        path.write_bytes(pickle.dumps({**batch, "filenames": names}, protocol=2))
+def sha1_of(path):
+    """Of the records of a batch of CIFAR-10: a label byte, then the pixels, image by image."""
+    batch = pickle.loads(path.read_bytes())
+    records = [bytes([label]) + bytes(row) for label, row in zip(batch["labels"], batch["data"], strict=True)]
+    return hashlib.sha1(b"".join(records)).hexdigest()
+
+
+@pytest.fixture
+def published(data_root, monkeypatch):
+    """Takes the tiny CIFAR-10 for the published one."""
+    sums = {path.name: sha1_of(path) for path in data_root.glob("cifar-10-batches-py/*_batch*")}
+    monkeypatch.setattr(CIFAR10, "published", sums)
+    return sums
+
+
+def change(root, name, here):
+    """A copy of the data with one pixel of one batch changed, and the new sum of that batch."""
+    shutil.copytree(root / "cifar-10-batches-py", here / "cifar-10-batches-py", dirs_exist_ok=True)
+    path = here / "cifar-10-batches-py" / name
+    batch = pickle.loads(path.read_bytes())
+    batch["data"][0, 0] ^= 1
+    path.write_bytes(pickle.dumps(batch, protocol=4))
+    return sha1_of(path)
+
+
+def test_the_published_images_are_known_by_their_pixels_whatever_their_files_are(published, data_root, recwarn):
+    data = CIFAR10(root=str(data_root))
+    data.setup()
+    assert data.note == ""
+    assert not recwarn
+
+
+@pytest.mark.parametrize("batch", ["data_batch_3", "test_batch"])
+def test_other_images_than_the_published_are_called_so(batch, published, data_root, here):
+    change(data_root, batch, here)
     data = CIFAR10(root=str(here))
-    data.setup("fit")
-    assert data.note == note
-    data.setup("test")
-    assert data.note == note
+    split = "test" if batch == "test_batch" else "train"
+    with pytest.warns(UserWarning, match=f"CIFAR10: the {split} images in .* are not the published ones"):
+        data.setup()
+    assert data.note == "not the published images"
 
 
-def test_the_row_of_a_run_on_a_jpeg_copy_says_so(data_root, here, monkeypatch):
-    monkeypatch.setattr("vision_zoo.data.cifar._from_jpeg", lambda path: True)
+def test_labels_that_are_not_the_published_ones_are_noticed(published, data_root, here):
+    shutil.copytree(data_root / "cifar-10-batches-py", here / "cifar-10-batches-py")
+    path = here / "cifar-10-batches-py" / "test_batch"
+    batch = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps({**batch, "labels": batch["labels"][::-1]}, protocol=2))
+    with pytest.warns(UserWarning, match="the test images in"):
+        CIFAR10(root=str(here)).setup("test")
+
+
+def test_every_figure_of_a_run_on_a_known_copy_says_so(published, data_root, here, monkeypatch, capsys, recwarn):
+    note = "20 test images JPEG-compressed"
+    monkeypatch.setattr(CIFAR10, "copies", {change(data_root, "test_batch", here): note})
     words = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--data.batch_size", "4"]
-    assert main(["fit", "--config", "alexnet_cifar10", "--data.root", str(data_root), *words]) == 0
+    assert main(["fit", "--config", "alexnet_cifar10", "--data.root", str(here), *words]) == 0
+    assert f"CIFAR10: {note}" in capsys.readouterr().out
+    assert not [warning for warning in recwarn if "published" in str(warning.message)]
     task = reproduce.Task("alexnet_cifar10", tuple(words), 0)
-    row, points = reproduce.row_of(results.Project(), task, here / "runs/alexnet_cifar10/version_0", ["abc", "abc"])
-    assert (row["data"], row["commit"], points) == ("CIFAR10 (JPEG copy)", "abc", [])
+    run = here / "runs/alexnet_cifar10/version_0"
+    row, points = reproduce.row_of(results.Project(), task, run, ["abc", "abc"])
+    assert (row["data"], row["commit"], points) == (f"CIFAR10 ({note})", "abc", [])
     group = results.Group("alexnet_cifar10", row["data"], row["options"], (row,))
-    bar, said = results.goal(results.Project(), group)
-    assert (round(bar, 2), said) == (72.08, "75.08 %, so 72.08 % here")
-    for accuracy, verdict in (("0.7207", "**no**"), ("0.7208", "yes \N{DAGGER}"), ("0.7508", "yes")):
+    assert results.measured([group]).endswith(f", {note}, with {row['options']}")
+    assert results.goal(results.Project(), group) == (75.08, "75.08 %")
+    for accuracy, verdict in (("0.7507", "**no**"), ("0.7508", "yes")):
         group = results.Group("alexnet_cifar10", row["data"], "", ({**row, "test/accuracy": accuracy},))
         assert results.reached(results.Project(), group) == verdict
+    assert json.loads((run / "test.json").read_text())["note"] == note
+    assert main(["test", "--ckpt_path", str(run), "--trainer.limit_test_batches", "1"]) == 0
+    assert f"CIFAR10: {note}" in capsys.readouterr().out
+    assert main(["list", "runs"]) == 0
+    assert f"CIFAR10 ({note})" in capsys.readouterr().out
+
+
+def test_both_labels_of_cifar100_are_checked(here, monkeypatch):
+    tiny.write_cifar100(here)
+    batch = pickle.loads((here / "cifar-100-python/test").read_bytes())
+    triples = zip(batch["coarse_labels"], batch["fine_labels"], batch["data"], strict=True)
+    record = b"".join(bytes([coarse, fine]) + bytes(row) for coarse, fine, row in triples)
+    monkeypatch.setattr(CIFAR100, "published", {"test": hashlib.sha1(record).hexdigest()})
+    data = CIFAR100(root=str(here))
+    data.setup("test")
+    assert data.note == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("VISION_ZOO_DATA" not in os.environ, reason="VISION_ZOO_DATA does not name a folder of real data")
+def test_the_cifar10_at_hand_is_called_what_it_is(tmp_path):
+    """20 seconds."""
+    program = Path(os.environ["VISION_ZOO_DATA"]) / "prepare_cifar10.py"
+    if not program.is_file():
+        pytest.skip("CIFAR-10 is not in VISION_ZOO_DATA")
+    subprocess.run([sys.executable, program, tmp_path], check=True, capture_output=True)
+    data = CIFAR10(root=str(tmp_path))
+    data.setup("fit")
+    assert data.note == ""
+    data.setup("test")
+    assert data.note == "20 test images JPEG-compressed"
 
 
 def test_the_time_of_runs_that_differ_much_is_told_from_end_to_end():
@@ -350,4 +427,4 @@ def test_a_row_holds_what_its_columns_promise():
         assert 0 < float(row["test/accuracy"]) <= 1
         assert re.fullmatch(r"([\w ]+, \d+ threads?)( then [\w ]+, \d+ threads?)*", row["hardware"])
         assert re.fullmatch(r"[0-9a-f]{12}( [0-9a-f]{12})*", row["commit"])
-        assert row["tta"] in ("none", "flip", "shift", "flip+shift")
+        assert row["tta"] in get_args(TTA)

@@ -31,7 +31,7 @@ TARGETS = {
 }  # fmt: skip
 # Columns of a row's notes, by section.
 NOTES = {
-    "c": ("test accuracy",), "d": ("test accuracy", "their time", "our time", "target"),
+    "c": ("test accuracy",), "d": ("test accuracy", "their time", "our time", "images"),
     "i": ("measured", "with start-up", "agreement"), "j": ("measured",), "k": ("chosen",),
     "l": ("test accuracy",),
 }  # fmt: skip

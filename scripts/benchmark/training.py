@@ -67,7 +67,7 @@ def to_accuracy(bench: Bench, name: str, limit: int | None, trained: Results | N
     if trained is not None:
         seconds = [r["fit_seconds"] for r in trained]
         reached = [100 * r["metrics"]["test/accuracy"] for r in trained]
-        copy = "JPEG copy" in (trained[0]["data"]["note"] or "")
+        images = trained[0]["data"]["note"]
     else:
         group = next((g for g in results.groups_of(project) if (g.recipe, g.options) == (config, "")), None)
         threads = torch.get_num_threads()
@@ -77,10 +77,10 @@ def to_accuracy(bench: Bench, name: str, limit: int | None, trained: Results | N
             return
         seconds = [float(row["fit_seconds"]) for row in group.rows]
         reached = [100 * float(row["test/accuracy"]) for row in group.rows]
-        copy = "JPEG copy" in group.data
+        images = results.note_of(group.data)
         source = f"ours from configs/results.csv, on {here} (no model recorded), commit {group.all('commit')}, "
         source += "not in turn"
-    published = float(results.header(project, config)["published"].split(" %")[0]) - results.JPEG_COST * copy
+    published = float(results.header(project, config)["published"].split(" %")[0])
     enough = "reached" if statistics.median(reached) >= published else "NOT REACHED"
     times, theirs = tutorial_epochs(system, limit)
     bench.row(
@@ -94,7 +94,7 @@ def to_accuracy(bench: Bench, name: str, limit: int | None, trained: Results | N
         f"{enough} by the median: {spread(reached)} %",
         theirs,
         source,
-        f"{results.JPEG_COST:g} points below the published figure, allowed to the JPEG copy of the images" * copy,
+        images,
         recipe=system.config,
         in_turn=trained is not None,
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from vision_zoo.classifier import Classifier
 from vision_zoo.files import write_file
 from vision_zoo.plots import plot_confusion_matrix, plot_images
-from vision_zoo.trainer_facts import gather
+from vision_zoo.trainer_facts import datamodule_of, gather
 from vision_zoo.training.processes import expect_answers
 from vision_zoo.training.run_folder import RunFolder
 from vision_zoo.types import Batch
@@ -108,6 +108,9 @@ class TestArtifacts(Callback):
         if pl_module.test_time_augmentation != "none":
             results["test_time_augmentation"] = pl_module.test_time_augmentation
             title += f" ({pl_module.test_time_augmentation} averaged)"
+        if note := getattr(datamodule_of(trainer), "note", ""):
+            results["note"] = note
+            title += f"; {note}"
         write_file(folder / "test.json", (json.dumps(results, indent=2) + "\n").encode())
         plot_confusion_matrix(matrix, names, folder / "confusion_matrix.png", title)
         (folder / "mistakes.png").unlink(missing_ok=True)  # of an earlier test

@@ -64,6 +64,8 @@ def test(
     metrics = _score(trainer, "test", model, datamodule)
     if datamodule.cuts_test and datamodule.hparams["test_split"] != 1.0:
         say(trainer, "on the part that --data.test_split cuts out; with 1.0, all images are tested")
+    if datamodule.note:
+        say(trainer, f"{type(datamodule).__name__}: {datamodule.note}")
     if tta != "none":
         say(trainer, f"with test-time augmentation: {tta}")
     say(trainer, _per_class_table(model.class_names, artifacts.rows))

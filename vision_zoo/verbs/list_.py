@@ -163,7 +163,9 @@ def _past_runs(root: Path) -> tuple[list[Row], list[str]]:
         try:
             results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
             row |= {name: results.get(name) for name in ("network", "seed", "epochs", "parameters")}
-            row |= {"seconds": results.get("fit_seconds"), "data": results.get("data", {}).get("name")}
+            data = results.get("data", {})
+            named = f"{data['name']} ({data['note']})" if data.get("note") else data.get("name")
+            row |= {"seconds": results.get("fit_seconds"), "data": named}
             row |= {name: value for name, value in results.get("metrics", {}).items() if "/" in name}
             rows.append(row)
         except (OSError, ValueError, AttributeError) as error:  # the last where a list stands in place of a mapping

@@ -73,6 +73,8 @@ def say_results(trainer: Trainer, run: RunFolder, saving: Saving | None, results
     """Print the table of metrics, and how the run ended."""
     epochs, speed = results["epochs"], results["train_images_per_second"]
     say(trainer, results_table(results["metrics"]))
+    if results["data"]["note"]:
+        say(trainer, f"{results['data']['name']}: {results['data']['note']}")
     stopping = trainer.early_stopping_callback
     if stopping is not None and stopping.stopping_reason_message:
         say(trainer, escape(stopping.stopping_reason_message.removesuffix(" Signaling Trainer to stop.")))

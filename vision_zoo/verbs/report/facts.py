@@ -106,6 +106,8 @@ def collect(model: Classifier, checkpoint: Checkpoint) -> Facts:
         facts.missing.append("The run has no results: it was stopped before its end, or is still training.")
     facts.name = str(facts.results.get("config") or facts.name)
     tested = _take_metrics(facts, run, checkpoint)
+    if note := _mapping(facts.results.get("data")).get("note"):
+        facts.missing.append(f"Of the images of {facts.dataset}, its results say: {note}.")
     facts.epochs = by_epoch(_read_csv(run / "metrics.csv", facts, {"epoch", "step"}))
     files = {"curves": run / "curves.png"}
     if tested is not None:

@@ -3,11 +3,13 @@
 import csv
 import json
 import math
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer
+from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 from torch.optim import SGD, Adam
 
@@ -40,6 +42,20 @@ def test_batches_counted_at_once_give_what_they_give_one_by_one(monkeypatch):
     assert list(one) == together.keys()
     for name, value in one.items():
         torch.testing.assert_close(torch.as_tensor(other[name]), torch.as_tensor(value), msg=name)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_macro_accuracy_is_the_mean_of_the_recalls_of_the_classes_that_there_are(split):
+    metrics = Metrics(split, 10)
+    answers, truth = list[int](), list[int]()
+    for logits, labels, losses in batches(count=12):
+        few = labels.clamp(max=6) // 3  # of three classes, the third the smallest
+        metrics.update(logits, few, losses)
+        answers += logits.argmax(1).tolist()
+        truth += few.tolist()
+    with warnings.catch_warnings(action="ignore"):  # of answers that are no class of the labels
+        expected = balanced_accuracy_score(truth, answers)
+    assert float(metrics.compute()[f"{split}/macro_accuracy"]) == pytest.approx(expected)
 
 
 def test_batch_means_weigh_as_many_images_as_they_stand_for():

@@ -42,7 +42,7 @@ def test_every_verb_takes_a_data_module(here):
     assert run.callback_metrics.keys() >= {"train/loss", "train/accuracy", "val/loss", "val/accuracy"}
     (validated,) = run.validate(model, datamodule=data, verbose=False)
     (tested,) = run.test(model, datamodule=data, verbose=False)
-    assert validated.keys() == {"val/loss", "val/accuracy", "val/top5_accuracy"}
+    assert validated.keys() == {"val/loss", "val/accuracy", "val/top5_accuracy", "val/macro_accuracy"}
     assert tested.keys() >= {"test/loss", "test/accuracy", "test/f1", "test/calibration_error"}
     assert model.confusion_matrix.shape == (10, 10)
     probabilities = torch.cat(run.predict(model, datamodule=data))

@@ -12,6 +12,7 @@ from vision_zoo.transforms import (
     RandomVerticalFlip,
     apply_transforms,
     check_transforms,
+    views,
 )
 
 EVERY = [
@@ -184,3 +185,16 @@ def test_a_transform_that_changes_shape_or_type_is_refused_by_name(transform, ba
 def test_impossible_options_are_refused_by_name(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_diagonal_views_have_half_of_the_weight_and_reflect_the_border():
+    image = torch.arange(16, dtype=torch.uint8).reshape(1, 1, 4, 4)
+    (whole, half), (down_right, quarter), (up_left, other) = views(image, "diagonal")
+    assert (half, quarter, other) == (1 / 2, 1 / 4, 1 / 4)
+    assert torch.equal(whole, image)
+    assert down_right[0, 0].tolist() == [[5, 4, 5, 6], [1, 0, 1, 2], [5, 4, 5, 6], [9, 8, 9, 10]]
+    assert up_left[0, 0].tolist() == [[5, 6, 7, 6], [9, 10, 11, 10], [13, 14, 15, 14], [9, 10, 11, 10]]
+    mirrored = views(image, "flip+diagonal")
+    assert [weight for _, weight in mirrored] == [1 / 4, 1 / 8, 1 / 8] * 2
+    for (view, _), (mirror, _) in zip(mirrored[:3], mirrored[3:], strict=True):
+        assert torch.equal(view.flip(3), mirror)

@@ -189,8 +189,8 @@ class Classifier(ScoredModule):
                 passed = (scores >= self.known.threshold).float().mean()
                 self.log("test/known", passed, batch_size=len(images), sync_dist=True)
         if self.test_time_augmentation != "none":  # the logarithm of the views' mean probability serves as logits
-            seen = [self(view).float().log_softmax(1) for view in views(images, self.test_time_augmentation)]
-            logits = torch.stack(seen).logsumexp(0) - math.log(len(seen))
+            seen = views(images, self.test_time_augmentation)
+            logits = torch.stack([self(v).float().log_softmax(1) + math.log(w) for v, w in seen]).logsumexp(0)
         self._count(self.test_metrics, logits, labels)
         return logits.softmax(1)
 

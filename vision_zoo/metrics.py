@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
@@ -23,8 +23,35 @@ from vision_zoo.types import Split
 MOST_PENDING = 2**20  # logits that wait to be counted
 
 
+class MacroAccuracy(Metric):
+    """Mean of the classes' recalls, over those that have images: balanced accuracy.
+
+    In torchmetrics' own, a class without images has recall 0 as soon as one is taken for it.
+    """
+
+    hits: Tensor
+    images: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        for name in ("hits", "images"):
+            self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: logits float (B, K), labels int64 (B,)."""
+        self.hits.index_add_(0, labels, (logits.argmax(1) == labels).long())
+        self.images.index_add_(0, labels, torch.ones_like(labels))
+
+    def compute(self) -> Tensor:
+        """The mean, a scalar in [0, 1]."""
+        there = self.images > 0
+        return (self.hits[there] / self.images[there]).mean()
+
+
 class Metrics(nn.Module):
-    """Loss, accuracy and, for more than five classes, top-5 accuracy; of the test images also what tells more.
+    """Loss, accuracy and, for more than five classes, top-5 accuracy.
+
+    Of the images that are scored also macro accuracy, and of the test images what tells more.
 
     An update only takes note of a batch, for counting one costs more than a small training step. Sums of losses are
     Python's floats: they must not depend on how the images are spread over batches and processes, half precision would
@@ -38,6 +65,8 @@ class Metrics(nn.Module):
         counts: dict[str, Any] = {"accuracy": MulticlassAccuracy(average="micro", **options)}
         if num_classes > 5:
             counts["top5_accuracy"] = MulticlassAccuracy(top_k=5, average="micro", **options)
+        if split != "train":
+            counts["macro_accuracy"] = MacroAccuracy(num_classes)
         if split == "test":
             counts["f1"] = MulticlassF1Score(average="macro", **options)
             counts["calibration_error"] = MulticlassCalibrationError(n_bins=15, **options)

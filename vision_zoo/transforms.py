@@ -204,21 +204,28 @@ def check_transforms(transforms: Iterable[nn.Module], image_shape: ImageShape) -
         raise ConfigError(f"--data.augmentation fails on images of shape {image_shape}: {error}") from error
 
 
-def views(images: Tensor, kind: TTA) -> list[Tensor]:
-    """The views, each uint8 (B, C, H, W), whose predictions test-time augmentation averages, the images first.
+def views(images: Tensor, kind: TTA) -> list[tuple[Tensor, float]]:
+    """The views, each uint8 (B, C, H, W), whose predictions test-time augmentation averages, and the weight of each.
 
-    "flip" adds the mirror images, "shift" the images moved by one pixel to each side (the edge repeated), "flip+shift"
-    both and the moved mirror images; "none" adds nothing.
+    The images themselves come first; the weights sum to 1. "shift" adds the images moved by one pixel to each side (the
+    edge repeated), all views alike; "diagonal" the images moved by one pixel down-right and up-left (the border
+    reflected), each with half of the weight of the images (airbench94, https://arxiv.org/abs/2404.00498). "flip" adds
+    the mirror image of each view, with its weight; "none" adds nothing.
     """
-    found = [images]
+    found, weights = [images], [1.0]
+    height, width = images.shape[2:]
     if "shift" in kind:
-        for axis in (2, 3):
-            size = images.shape[axis]
+        for axis, size in ((2, height), (3, width)):
             places = torch.arange(size, device=images.device)
             found += [images.index_select(axis, (places + step).clamp(0, size - 1)) for step in (-1, 1)]
+        weights = [1 / len(found)] * len(found)
+    if "diagonal" in kind:
+        padded = pad(images, [1] * 4, padding_mode="reflect")
+        found += [padded[:, :, start : start + height, start : start + width] for start in (0, 2)]
+        weights = [1 / 2, 1 / 4, 1 / 4]
     if "flip" in kind:
-        found += [view.flip(3) for view in found]
-    return found
+        found, weights = found + [view.flip(3) for view in found], [weight / 2 for weight in weights] * 2
+    return list(zip(found, weights, strict=True))
 
 
 def _windows(padded: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:

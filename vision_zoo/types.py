@@ -15,8 +15,11 @@ ValueRange = tuple[float, float] | None
 
 Split = Literal["train", "val", "test"]
 
-TTA = Literal["none", "flip", "shift", "flip+shift"]
+TTA = Literal["none", "flip", "shift", "flip+shift", "diagonal", "flip+diagonal"]
 """Views of each test image whose predictions are averaged: test-time augmentation, see ``transforms.views``."""
+
+Sampler = Literal["balanced"] | None
+"""How often each training image is drawn: once per epoch, or each class equally often."""
 
 Batch = tuple[Tensor, Tensor]
 """Images, uint8 (B, C, H, W) in [0, 255], and labels, int64 (B,) in [0, K)."""

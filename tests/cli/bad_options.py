@@ -63,6 +63,11 @@ OPTIONS = [
     Case(
         "num_workers below zero", (*FIT, "--data.num_workers", "-1"), r"--data\.num_workers must be at least 0, got -1"
     ),
+    Case(
+        "balanced in file order",
+        (*FIT, "--data.sampler", "balanced", "--data.shuffle", "false"),
+        r"--data\.sampler balanced draws another order in each epoch: leave out --data\.shuffle false",
+    ),
     Case("seed below zero", (*FIT, "--data.seed", "-1"), r"--data\.seed must be at least 0, got -1"),
     Case("image_size zero", (*FIT, "--data.image_size", "0"), r"--data\.image_size must be at least 1, got 0"),
     Case(

@@ -237,7 +237,9 @@ def test_preprocessing_is_the_checkpoints_own(trained_run, here, data_root):
     assert json.loads(Path("out/test.json").read_text())["test/accuracy"] == pytest.approx(accuracy)
 
 
-@pytest.mark.parametrize(("kind", "count"), [("flip", 2), ("shift", 5), ("flip+shift", 10)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("flip", 2), ("shift", 5), ("flip+shift", 10), ("diagonal", 3), ("flip+diagonal", 6)]
+)
 def test_test_time_augmentation_averages_views_and_says_so(kind, count, trained_run, here, capsys):
     assert main(["test", "--ckpt_path", str(trained_run), "--tta", kind, "--output", "out"]) == 0
     figures = json.loads(Path("out/test.json").read_text())
@@ -247,9 +249,10 @@ def test_test_time_augmentation_averages_views_and_says_so(kind, count, trained_
     images, labels = MNIST5k().split_images("test")
     seen = views(images, kind)
     assert len(seen) == count
-    assert torch.equal(seen[0], images)
+    assert torch.equal(seen[0][0], images)
+    assert sum(weight for _, weight in seen) == pytest.approx(1)
     with torch.no_grad():
-        mean = torch.stack([model(view).softmax(1) for view in seen]).mean(0)
+        mean = sum(weight * model(view).softmax(1) for view, weight in seen)
     assert figures["test/accuracy"] == pytest.approx((mean.argmax(1) == labels).float().mean().item())
 
 

@@ -57,6 +57,7 @@ def trainer(**options):
         ({"num_workers": -1}, "--data.num_workers must be at least 0, got -1"),
         ({"image_size": 0}, "--data.image_size must be at least 1, got 0"),
         ({"image_size": (9, 0)}, r"--data.image_size must be at least 1, got \(9, 0\)"),
+        ({"sampler": "uniform"}, "--data.sampler must be balanced, or null for each image once, got uniform"),
         ({"seed": -1}, "--data.seed must be at least 0, got -1"),
         ({"val_split": 1.0}, "--data.val_split must be a fraction of at least 0 and below 1"),
         ({"mean": [0.1, 0.2]}, r"--data.mean has 2 values, but the images have 3 channel\(s\)"),

@@ -220,8 +220,8 @@ def test_cifar_pickled_by_the_oldest_numpy_is_read(tmp_path):
     assert data.sizes == {"test": 50}
 
 
-def test_files_that_are_not_the_published_ones_are_used_with_a_notice(tmp_path):
-    with pytest.warns(UserWarning, match="the train files in .* are not the published ones") as notices:
+def test_images_that_are_not_the_published_ones_are_used_with_a_notice(tmp_path):
+    with pytest.warns(UserWarning, match="the train images in .* are not the published ones") as notices:
         CIFAR10(str(tiny.write_cifar10(tmp_path))).setup("fit")
     assert len(notices) == 1
 
@@ -284,6 +284,6 @@ def test_batches_as_python_2_pickled_them_are_read(tmp_path):
     kind = b"cnumpy\ndtype\nU\x02u1K\0K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
     batch = b"\x80\x02}(U\x04data" + array + kind + b"\x89T\0\x18\0\0" + pixels + b"tbU\x06labels](K\x03K\x05eu."
     (tmp_path / "data_batch_1").write_bytes(batch)
-    (images, labels), _ = _read_batch(tmp_path / "data_batch_1", "labels")
+    (images, labels), _ = _read_batch(tmp_path / "data_batch_1", ("labels",))
     assert images.numpy().tobytes() == pixels
     assert labels.tolist() == [3, 5]

@@ -8,13 +8,19 @@ from vision_zoo.data.sources import InMemory
 
 
 def loader(count=20, batch_size=4, **order):
-    """Image i is filled with i, so that an image tells its index."""
-    images = torch.arange(count, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
-    return Loader(InMemory(images, torch.arange(count)), torch.arange(count), batch_size, **order)
+    """Image i is filled with i, so that an image tells its index; two thirds are of class 0, a twelfth of class 2."""
+    numbers = torch.arange(count)
+    images = numbers.to(torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+    labels = (numbers % 3 == 0).long() + (numbers % 12 == 0)
+    return Loader(InMemory(images, labels), numbers, batch_size, **order)
+
+
+def indices_of(images):
+    return images[:, 0, 0, 0].tolist()
 
 
 def epoch(batches):
-    return [labels.tolist() for _, labels in batches]
+    return [indices_of(images) for images, _ in batches]
 
 
 def flat(lists):
@@ -26,14 +32,17 @@ def seen(batches):
 
 
 TRAIN = {"training": True, "shuffle": True}
+BALANCED = {**TRAIN, "balanced": True}
+each_order = pytest.mark.parametrize("order", [TRAIN, BALANCED], ids=["each image once", "balanced"])
 
 
 def test_a_batch_is_uint8_images_with_their_own_labels():
-    images, labels = next(iter(loader(**TRAIN)))
+    batches = loader(**TRAIN)
+    images, labels = next(iter(batches))
     assert images.dtype == torch.uint8
     assert images.shape == (4, 1, 2, 2)
     assert labels.dtype == torch.int64
-    assert images[:, 0, 0, 0].tolist() == labels.tolist()
+    assert torch.equal(batches.source.labels[indices_of(images)], labels)
 
 
 def test_every_image_comes_once_per_epoch_in_a_new_order():
@@ -47,9 +56,43 @@ def test_every_image_comes_once_per_epoch_in_a_new_order():
     assert epoch(batches) == first
 
 
-def test_another_seed_is_another_order():
-    assert epoch(loader(**TRAIN, seed=0)) != epoch(loader(**TRAIN, seed=1))
-    assert epoch(loader(**TRAIN, seed=1)) == epoch(loader(**TRAIN, seed=1))
+@each_order
+def test_another_seed_is_another_order(order):
+    assert epoch(loader(**order, seed=0)) != epoch(loader(**order, seed=1))
+    assert epoch(loader(**order, seed=1)) == epoch(loader(**order, seed=1))
+
+
+@pytest.mark.parametrize("count", [25, 36, 37, 100])
+def test_a_balanced_epoch_has_each_class_equally_often_and_the_images_of_a_class_almost(count):
+    batches, total = loader(count, **BALANCED), torch.zeros(3)
+    for number in range(40):
+        batches.set_epoch(number)
+        drawn = torch.tensor(flat(epoch(batches)))
+        assert len(drawn) == count
+        times = drawn.bincount(minlength=count)
+        for label in range(3):
+            mine = times[batches.source.labels == label]
+            assert mine.sum() in (count // 3, -(-count // 3))
+            assert mine.max() - mine.min() <= 1, "with replacement only once each was drawn"
+            total[label] += mine.sum()
+    assert total.max() - total.min() <= 25, "one class is favoured"
+
+
+def test_a_balanced_epoch_is_of_other_images_in_an_order_that_is_mixed():
+    batches = loader(240, **BALANCED)
+    first = epoch(batches)
+    batches.set_epoch(1)
+    second = epoch(batches)
+    large = [set(flat(e)) & set((batches.source.labels == 0).nonzero()[:, 0].tolist()) for e in (first, second)]
+    assert large[0] != large[1], "the same images of the large class"
+    assert len({int(batches.source.labels[index]) for index in flat(first)[:20]}) == 3
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_a_balanced_order(world):
+    whole = flat(epoch(loader(26, batch_size=1, **BALANCED)))
+    shards = [flat(epoch(loader(26, 1, rank=rank, world_size=world, **BALANCED))) for rank in range(world)]
+    assert [index for turn in zip(*shards, strict=True) for index in turn] == whole[: 26 // world * world]
 
 
 def test_without_shuffling_images_come_in_file_order():
@@ -89,7 +132,7 @@ def test_processes_evaluate_every_image_exactly_once(world, count):
 
 
 class Recorder(LightningModule):
-    """Notes the labels of the batches that it is trained on."""
+    """Notes the images of the batches that it is trained on."""
 
     def __init__(self):
         super().__init__()
@@ -97,7 +140,7 @@ class Recorder(LightningModule):
         self.batches = []
 
     def training_step(self, batch, batch_idx):
-        self.batches.append((self.current_epoch, batch_idx, batch[1].tolist()))
+        self.batches.append((self.current_epoch, batch_idx, indices_of(batch[0])))
         return self.layer(torch.ones(1, 1)).sum()
 
     def configure_optimizers(self):
@@ -140,27 +183,30 @@ def fit(batches, ckpt_path=None, callbacks=(), **options):
 
 
 @pytest.mark.filterwarnings("ignore")
+@each_order
 @pytest.mark.parametrize("limit", [{}, {"limit_train_batches": 4}])
 @pytest.mark.parametrize("step", [1, 3, 6, 7, 9])
-def test_a_run_stopped_in_mid_epoch_continues_with_exactly_the_batches_that_remain(tmp_path, step, limit):
-    uninterrupted = fit(loader(**TRAIN), **limit)
+def test_a_run_stopped_in_mid_epoch_continues_with_exactly_the_batches_that_remain(tmp_path, step, limit, order):
+    uninterrupted = fit(loader(**order), **limit)
     path = tmp_path / "stopped.ckpt"
-    fit(loader(**TRAIN), callbacks=[Keep(path, step)], **limit)
-    assert fit(loader(**TRAIN), path, **limit) == uninterrupted[step:]
+    fit(loader(**order), callbacks=[Keep(path, step)], **limit)
+    assert fit(loader(**order), path, **limit) == uninterrupted[step:]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_run_stopped_by_max_steps_continues_with_exactly_the_batches_that_remain(tmp_path):
-    uninterrupted = fit(loader(**TRAIN), max_steps=18)
+@each_order
+def test_a_run_stopped_by_max_steps_continues_with_exactly_the_batches_that_remain(tmp_path, order):
+    uninterrupted = fit(loader(**order), max_steps=18)
     path = tmp_path / "stopped.ckpt"
-    fit(loader(**TRAIN), callbacks=[Keep(path, 8)], max_steps=8)
-    assert fit(loader(**TRAIN), path, max_steps=18) == uninterrupted[8:]
+    fit(loader(**order), callbacks=[Keep(path, 8)], max_steps=8)
+    assert fit(loader(**order), path, max_steps=18) == uninterrupted[8:]
 
 
 @pytest.mark.filterwarnings("ignore")
+@each_order
 @pytest.mark.parametrize("epoch_of_save", [0, 1])
-def test_a_run_stopped_at_the_end_of_an_epoch_continues_with_the_next(tmp_path, epoch_of_save):
-    uninterrupted = fit(loader(**TRAIN))
+def test_a_run_stopped_at_the_end_of_an_epoch_continues_with_the_next(tmp_path, epoch_of_save, order):
+    uninterrupted = fit(loader(**order))
     path = tmp_path / "stopped.ckpt"
-    fit(loader(**TRAIN), callbacks=[KeepEpoch(path, epoch_of_save)])
-    assert fit(loader(**TRAIN), path) == uninterrupted[5 * (epoch_of_save + 1) :]
+    fit(loader(**order), callbacks=[KeepEpoch(path, epoch_of_save)])
+    assert fit(loader(**order), path) == uninterrupted[5 * (epoch_of_save + 1) :]

@@ -15,7 +15,8 @@ WITH_SWA = pytest.mark.skipif("state_dict" not in vars(SWALR), reason="torch sav
 
 STATEFUL = [
     "fit", "--model.backbone", "SimpleCNN", "--model.scheduler", "OneCycleLR", "--model.scheduler.max_lr", "0.003",
-    "--data.batch_size", "32", "--data.image_size", "14", "--trainer.limit_val_batches", "2",
+    "--data.batch_size", "32", "--data.image_size", "14", "--data.sampler", "balanced",
+    "--trainer.limit_val_batches", "2",
     "--data.augmentation", "[{class_path: RandomCrop, init_args: {padding: 2}}, RandomErasing]",
     "--trainer.max_epochs", "3", "--trainer.limit_train_batches", "12", "--trainer.val_check_interval", "6",
     "--trainer.log_every_n_steps", "4", "--test_after_fit", "false",

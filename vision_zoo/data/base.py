@@ -23,7 +23,7 @@ from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, Inpu
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path, plain
 from vision_zoo.transforms import apply_transforms, check_transforms
-from vision_zoo.types import Batch, ImageShape, Interpolation, LabelledImages, Split, ValueRange
+from vision_zoo.types import Batch, ImageShape, Interpolation, LabelledImages, Sampler, Split, ValueRange
 
 NO_NETWORK_NEEDED = "or use the images that need no network: --data MNIST5k"
 # What readers of arrays, archives and pickles raise about damaged files, as those of images do.
@@ -73,6 +73,9 @@ class ImageDataModule(LightningDataModule):
         shuffle: draw the training images in a new order in each epoch; otherwise in file order.
         interpolation: how images are resized, bilinear or bicubic. By default bilinear, or as for the pretrained
             weights.
+        sampler: balanced draws each class equally often: as many images per epoch as without, those of a small class
+            several times, each as often as the others or once more; of a large class other ones in each epoch. By
+            default each image is drawn once per epoch.
     """
 
     class_names: tuple[str, ...]  # a name for each label
@@ -105,6 +108,7 @@ class ImageDataModule(LightningDataModule):
         std: list[float] | None = None,
         shuffle: bool = True,
         interpolation: Interpolation | None = None,
+        sampler: Sampler = None,
         _class_path: str | None = None,  # of the options in a checkpoint, which Lightning hands on
     ) -> None:
         super().__init__()
@@ -117,11 +121,16 @@ class ImageDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.shuffle = shuffle
         self.interpolation: Interpolation = interpolation or "bilinear"
+        self.sampler: Sampler = sampler
         self._subsets: dict[Split, Subset] = {}
         for name, least in {"batch_size": 1, "image_size": 1, "seed": 0, "num_workers": 0}.items():
             value = getattr(self, name)
             small = value is not None and min(value if isinstance(value, Sequence) else [value]) < least
             refuse(ConfigError, (small, f"--data.{name} must be at least {least}, got {value}"))
+        unknown = f"--data.sampler must be balanced, or null for each image once, got {sampler}"
+        ordered = "--data.sampler balanced draws another order in each epoch: leave out --data.shuffle false"
+        no_order = sampler is not None and not shuffle
+        refuse(ConfigError, (sampler not in (None, "balanced"), unknown), (no_order, ordered))
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size  # (height, width)
         for it in self.augmentation:  # such as the description in a checkpoint, which Lightning passes on
             message = f"--data.augmentation: {it} cannot be applied to images; give a module"
@@ -154,6 +163,12 @@ class ImageDataModule(LightningDataModule):
     def sizes(self) -> dict[str, int]:
         """How many images each split that was set up has."""
         return {split: len(subset.indices) for split, subset in self._subsets.items()}
+
+    @property
+    def class_counts(self) -> Tensor:
+        """How many training images each class has, int64 (K,), without those that are held out for validation."""
+        source, indices = self.subset("train")
+        return source.labels[indices].bincount(minlength=self.num_classes)
 
     def load(self, split: Split) -> LabelledImages:
         """All images of a split, uint8 (N, C, H, W) in [0, 255] and int64 (N,) in [0, K); of "val" if `has_val`."""
@@ -259,7 +274,8 @@ class ImageDataModule(LightningDataModule):
         per_device = decoding_threads(getattr(trainer, "num_devices", 1))
         threads = 0 if isinstance(source, InMemory) else per_device if self.num_workers is None else self.num_workers
         shuffle = training and self.shuffle and not getattr(trainer, "overfit_batches", 0)
-        return Loader(source, indices, self.batch_size, threads, training, shuffle, self.seed, rank, processes)
+        order = (shuffle, self.sampler == "balanced", self.seed)
+        return Loader(source, indices, self.batch_size, threads, training, *order, rank, processes)
 
     def _read(self, split: Split) -> Source:
         """Load a split, check it and bring it to `image_shape`."""

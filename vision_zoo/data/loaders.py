@@ -28,10 +28,11 @@ class Loader:
     indices: Tensor  # int64 (N,), the images of this part, in file order
     batch_size: int  # images per batch and process
     threads: int = 0  # that fetch batches ahead of time; 0 fetches each batch when it is asked for
-    # To train, every process gets the same number of batches and no image twice; a last batch of one image joins the
-    # one before it, since batch norm cannot train on one. Otherwise every image is handed out exactly once.
+    # To train, every process gets the same number of batches, and no image of the order twice; a last batch of one
+    # image joins the one before it, since batch norm cannot train on one. Otherwise every image is handed out once.
     training: bool = False
     shuffle: bool = False  # whether the order of epoch e is drawn from (seed, e)
+    balanced: bool = False  # whether a shuffled order has each class equally often, see `balanced_draw`
     seed: int = 0
     rank: int = 0  # which of the processes this is
     world_size: int = 1
@@ -96,7 +97,9 @@ class Loader:
         if self.shuffle:
             # torch's CPU generator takes only 32 bits of a seed, so seed and epoch are mixed before.
             mixed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
-            order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(mixed))]
+            generator = torch.Generator().manual_seed(mixed)
+            order = order[balanced_draw(self.source.labels[order], generator)] if self.balanced else order
+            order = order[torch.randperm(len(order), generator=generator)]
         return self._divided(order)
 
     def _divided(self, order: Tensor) -> list[Tensor]:
@@ -107,6 +110,23 @@ class Loader:
         if self.training and self.batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches
+
+
+def balanced_draw(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """As many places as there are labels, int64 (N,), of each class equally many, or one more of some that are drawn.
+
+    Small classes are drawn with replacement, but in rounds: no image comes two times more often than another of its
+    class. Of large ones no image comes twice.
+    """
+    counts = torch.unique(labels, return_counts=True)[1]
+    share, rest = divmod(len(labels), len(counts))
+    one_more = torch.randperm(len(counts), generator=generator) < rest
+    found = list[Tensor]()
+    members = torch.split(labels.argsort(stable=True), counts.tolist())
+    for places, wanted in zip(members, (share + one_more).tolist(), strict=True):
+        rounds, left = divmod(wanted, len(places))
+        found += [places.repeat(rounds), places[torch.randperm(len(places), generator=generator)[:left]]]
+    return torch.cat(found)
 
 
 def fetch_all(source: Source, indices: Tensor) -> LabelledImages:

@@ -9,8 +9,10 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
+from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 
+from vision_zoo.data.base import ImageDataModule
 from vision_zoo.files import write_file
 from vision_zoo.trainer_facts import callbacks_of, datamodule_of
 from vision_zoo.training import lightning_patches as patches
@@ -22,6 +24,7 @@ from vision_zoo.training.progress import ProgressBar
 from vision_zoo.training.run_folder import RunFolder
 from vision_zoo.training.saving import Saving
 
+IMBALANCE = 10  # times the images of the smallest class, from which on the largest is warned of
 FINDERS = (LearningRateFinder, BatchSizeFinder)
 # Where config.yaml has the two options.
 RATE, BATCH_SIZE = ("model", "optimizer", "init_args", "lr"), ("data", "init_args", "batch_size")
@@ -43,6 +46,7 @@ def run_callbacks(
     behind all that are none.
     """
     ours: list[Callback] = [callback for callback in (run, head_only, performance, saving) if callback is not None]
+    ours.append(_Imbalance())
     for callback in own:
         if isinstance(callback, ModelCheckpoint):
             _keep_in_one_folder(callback)
@@ -62,6 +66,25 @@ def _keep_in_one_folder(callback: ModelCheckpoint) -> None:
     if callback.auto_insert_metric_name and re.search(r"{[^:}]*/", filename):
         named = re.sub(r"{([^:}]*)", lambda found: f"{found[1].replace('/', '_')}{sign}{found[0]}", filename)
         callback.filename, callback.auto_insert_metric_name = named, False
+
+
+class _Imbalance(Callback):
+    """Warns, when training begins, of classes with far fewer images than others, unless something is done about it."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn in one line."""
+        data, loss = datamodule_of(trainer), (pl_module.hparams.get("loss") or {}).get("init_args") or {}
+        if not isinstance(data, ImageDataModule) or data.sampler is not None or loss.get("class_weights") is not None:
+            return
+        counted = [pair for pair in zip(data.class_counts.tolist(), data.class_names, strict=True) if pair[0]]
+        (few, small), (many, large) = min(counted), max(counted)
+        if many >= IMBALANCE * few:
+            rank_zero_warn(
+                f"the largest class, {large} with {many:,} training images, has {many / few:,.3g} times those of "
+                f"the smallest, {small} with {few:,}: --data.sampler balanced draws each class equally often, or "
+                "--model.loss CrossEntropy --model.loss.class_weights balanced weighs them",
+                category=UserWarning,
+            )
 
 
 class _Findings(Callback):

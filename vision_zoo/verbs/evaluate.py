@@ -48,7 +48,8 @@ def test(
         checkpoint: the checkpoint.
         output: folder for the confusion matrix, metrics by class and mistakes; default: "test" in the run folder.
         tta: test-time augmentation: average the predictions for each image and its mirror image (flip), its shifts by
-            one pixel (shift), or both; by default as the run was tested.
+            one pixel to each side (shift), its two diagonal shifts at half the weight each (diagonal), or of all these
+            also the mirror images (flip+...); by default as the run was tested.
     """
     folder = expanded(output) if output else (run_folder(checkpoint.path) or Path.cwd()) / "test"
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())

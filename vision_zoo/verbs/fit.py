@@ -64,7 +64,8 @@ def fit(
             faster algorithms that are not (a CPU has none to choose).
         channels_last: memory format of convolutions in training; by default the faster one.
         tta: test-time augmentation of the final test: average the predictions for each image and its mirror image
-            (flip), its shifts by one pixel (shift), or both.
+            (flip), its shifts by one pixel to each side (shift), its two diagonal shifts at half the weight each
+            (diagonal), or of all these also the mirror images (flip+...).
         known: share of the validation images that pass as of a known class, such as 0.95; with it, the checkpoint
             answers "none of these" for images beyond, in predict and in exported files.
     """

@@ -21,6 +21,7 @@ from vision_zoo.trust import foreign_packages, trusting
 PNG = b"\x89PNG\r\n\x1a\n"
 LABELS = {
     "accuracy": "accuracy",
+    "macro_accuracy": "accuracy, mean of the classes",
     "top5_accuracy": "top-5 accuracy",
     "f1": "F1, mean of the classes",
     "loss": "loss",
@@ -46,7 +47,7 @@ class Facts:
     epochs: list[dict[str, Any]] = field(default_factory=list)  # the last value of each metric
     images: dict[str, str] = field(default_factory=dict)  # PNG files in base64, by name
     test_source: str = ""  # folder or file of the test images, where the run was tested by itself
-    views: str = "none"  # which the test averaged over: none, flip, shift or flip+shift
+    views: str = "none"  # which the test averaged over, see types.TTA
     missing: list[str] = field(default_factory=list)  # what could not be read, a sentence each
 
     @property

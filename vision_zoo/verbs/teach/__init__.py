@@ -64,6 +64,8 @@ def teach(
     start = time.monotonic()
     share = f"--known must be a share above 0 and below 1, such as 0.95, or null, got {known}"
     few = f"--next must be at least 1, got {next}"
+    drawn = "teach fits its layer to all training images at once: leave out --data.sampler"
+    refuse(ConfigError, (datamodule.sampler is not None, drawn))
     refuse(ConfigError, (next < 1, few), (known is not None and not 0 < known < 1, share))
     run = RunFolder(plan.name, plan.config, events=False)
     saving, names, seed = Saving(run), model.class_names, int(plan.config["seed_everything"])

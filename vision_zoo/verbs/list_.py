@@ -164,7 +164,7 @@ def _past_runs(root: Path) -> tuple[list[Row], list[str]]:
             results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
             row |= {name: results.get(name) for name in ("network", "seed", "epochs", "parameters")}
             data = results.get("data", {})
-            named = f"{data['name']} ({data['note']})" if data.get("note") else data.get("name")
+            named = f"{data.get('name')} ({data['note']})" if data.get("note") else data.get("name")
             row |= {"seconds": results.get("fit_seconds"), "data": named}
             row |= {name: value for name, value in results.get("metrics", {}).items() if "/" in name}
             rows.append(row)

@@ -71,8 +71,10 @@ def test_classes_of_very_unlike_sizes_are_warned_of_in_one_line_with_what_helps(
     assert [str(warning.message) for warning in recwarn if "largest" in str(warning.message)] == [WARNING]
 
 
-def test_nothing_is_warned_of_where_the_sampler_helps_already_or_classes_are_alike(pets, recwarn):
+def test_nothing_is_warned_of_where_sampler_or_weights_help_already_or_classes_are_alike(pets, recwarn):
     assert main([*PETS, *UNTESTED, *pets, "--data.sampler", "balanced"]) == 0
+    weights = ["--model.loss", "CrossEntropy", "--model.loss.class_weights", "balanced"]
+    assert main([*PETS, *UNTESTED, *pets, *weights]) == 0
     assert main([*PETS, *UNTESTED]) == 0
     assert not [warning for warning in recwarn if "largest class" in str(warning.message)]
 

@@ -61,3 +61,15 @@ def test_the_random_state_is_as_if_nothing_had_been_tried():
     before = torch.random.get_rng_state()
     model.check()
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+class Starved(LeNet5):
+    """Finds no memory for a convolution, as oneDNN says it."""
+
+    def forward(self, images):
+        raise RuntimeError("could not create a primitive")
+
+
+def test_a_lack_of_memory_is_not_taken_for_a_network_of_the_wrong_kind(here, capsys):
+    assert main(["summary", "--model.backbone", "tests.test_probe.Starved"]) == 1
+    assert "there is not enough memory" in capsys.readouterr().err

@@ -70,7 +70,8 @@ _LACKS = (
     ((errno.EMFILE, errno.ENFILE), "open files", "no more files can be opened: raise the limit (ulimit -n)"),
     ((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "space left", "the disk is full, or files may not grow (ulimit -f)"),
     ((errno.EAGAIN,), "start new thread", "no more threads or processes can be started: raise the limit (ulimit -u)"),
-    ((errno.ENOMEM,), "MemoryError|allocate memory|bad_alloc|map segment|calculation overflowed|multiplication over",
+    ((errno.ENOMEM,),
+     "MemoryError|allocate memory|bad_alloc|map segment|calculation overflowed|multiplication over|create a primitive",
      "there is not enough memory: set --data.batch_size or --data.image_size lower, or take a smaller network"),
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_zoo.backbones.fitting import BATCH_NORMS
-from vision_zoo.errors import ConfigError, refuse
+from vision_zoo.errors import ConfigError, lack, refuse
 
 # How a network says that it cannot take an image.
 REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError)
@@ -41,6 +41,8 @@ def check(model: Probed, batch_size: int | None = None, around: Around | None = 
         with evaluating(model), around() if around else nullcontext():
             logits = model(image)
     except REFUSALS as error:
+        if lack(error):
+            raise
         small = "if they are too small for it, set --data.image_size higher"
         what = f"backbone {model.network_name} cannot classify images of shape {model.image_shape}"
         raise ConfigError(f"{what}: {error}; {small}") from error

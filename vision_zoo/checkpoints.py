@@ -20,7 +20,7 @@ from vision_zoo.trust import WEIGHTS_ALONE, endless, untrusted
 from vision_zoo.types import Config
 
 FACTS = {"image_shape", "class_names", "mean", "std", "value_range"}
-OPTIONS = {"backbone", "optimizer", "scheduler", "finetune", "loss", *FACTS}
+OPTIONS = {"backbone", "optimizer", "scheduler", "finetune", "decay_vectors", "loss", *FACTS}
 BESIDE = ("numpy.", "_codecs.", "argparse.", "pathlib.")  # of a score, options or paths beside the weights of others
 _StandIn = type("_StandIn", (), dict.fromkeys(("__init__", "__setstate__"), lambda *_: None))  # which forgets all
 MOST_SIDE, MOST_VALUES, MOST_CLASSES = 2**15, 2**28, 10**6  # of an image, in an image, of a network

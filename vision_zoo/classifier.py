@@ -31,7 +31,8 @@ from vision_zoo.finetuning import FineTuning, Freezing
 from vision_zoo.known import Known, with_features
 from vision_zoo.losses import CrossEntropy, TrainingLoss
 from vision_zoo.metrics import Metrics, ScoredModule
-from vision_zoo.optimizers import build_optimizer, check_optimizer, learning_rate
+from vision_zoo.optimizers.building import build_optimizer, check_optimizer, companions, learning_rate
+from vision_zoo.optimizers.groups import weight_groups
 from vision_zoo.schedules import build_schedule, set_peaks
 from vision_zoo.specs import copyable, describe, without_downloads
 from vision_zoo.trainer_facts import datamodule_of, steps_of_run
@@ -57,6 +58,7 @@ class Classifier(ScoredModule):
         scheduler: learning rate schedule, called with the optimizer. T_max and total_steps may be left out: they are
             then the number of steps of the whole run, and the schedule moves with every step instead of every epoch.
         finetune: what is frozen at first, and how fast each layer learns, for a network with pretrained weights.
+        decay_vectors: weight decay also of norms and biases; FineTuning has none in any case.
         loss: of the training batches: a class that is called with logits and labels, see `losses`.
         value_range: the values that became 0 and 255 in training images that were not 8 bits, for predict.
         weights: file with the backbone's weights to start from: a checkpoint, or a state dict of torch.save or
@@ -85,12 +87,12 @@ class Classifier(ScoredModule):
         loss: Callable[[], nn.Module] = CrossEntropy,
         weights: str | None = None,
         value_range: Sequence[float] | None = None,
+        decay_vectors: bool = True,
     ) -> None:
         super().__init__(len(class_names))
         backbone = settled(backbone)
         if prepared := preprocessing_of(backbone):
             mean, std = prepared.for_channels(image_shape[0])
-        self.num_classes = len(class_names)
         # Plain types only: a checkpoint has to load with weights_only=True.
         options = {
             "backbone": without_downloads(describe(backbone)),
@@ -102,14 +104,15 @@ class Classifier(ScoredModule):
             "optimizer": describe(optimizer),
             "scheduler": describe(scheduler),
             "finetune": describe(partial(type(finetune), **vars(finetune))) if finetune else None,
+            "decay_vectors": decay_vectors,
             "loss": describe(loss),
         }
         self.save_hyperparameters(options, logger=False)
         self.image_shape: ImageShape = (image_shape[0], image_shape[1], image_shape[2])
-        self.class_names = tuple(class_names)
+        self.class_names, self.num_classes = tuple(class_names), len(class_names)
         self.value_range: ValueRange = (value_range[0], value_range[1]) if value_range else None
         self.optimizer, self.scheduler = copyable(optimizer), copyable(scheduler)
-        self.loss = TrainingLoss(loss)
+        self.loss, self.decay_vectors = TrainingLoss(loss), decay_vectors
         self.backbone = build_backbone(backbone, self.image_shape, self.num_classes)
         if weights is not None:
             load_backbone_weights(self.backbone, weights, self.network_name, self.num_classes)
@@ -202,21 +205,19 @@ class Classifier(ScoredModule):
         metrics.update(logits.float(), labels, F.cross_entropy(logits.float(), labels, reduction="none"))
 
     def configure_callbacks(self) -> list[Callback]:
-        """What freezes and thaws the network, if it is fine-tuned."""
-        return [self.freezing] if self.freezing else []
+        """What freezes and thaws the network, if it is fine-tuned, and what its optimizer needs."""
+        return [*([self.freezing] if self.freezing else []), *companions(self.optimizer)]
 
     def _weights(self) -> list[nn.Parameter] | list[dict[str, Any]]:
-        return self.freezing.options.groups(self.backbone) if self.freezing else list(self.parameters())
+        return weight_groups(self.backbone, self.optimizer, self.freezing, self.decay_vectors)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and, where one is set, the schedule with its length filled in."""
         if self.freezing is not None:
             self.freezing.thaw_step = self.freezing.options.thaw_step(steps_of_run(self.trainer))
         optimizer = build_optimizer(self.optimizer, self._weights(), self.fuses_optimizer)
-        if self.scheduler is None:
-            return optimizer
-        schedule = build_schedule(self.scheduler, optimizer, steps_of_run(self.trainer))
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        schedule = self.scheduler and build_schedule(self.scheduler, optimizer, steps_of_run(self.trainer))
+        return {"optimizer": optimizer, "lr_scheduler": schedule} if schedule else optimizer
 
     @property
     def lr(self) -> float:

@@ -119,6 +119,40 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
             group["initial_lr"] = lr * share
 
 
+class LinearDecayLR(CosineAnnealingLR):
+    """A linear warm-up to the optimizer's learning rate, then a line down to 0 at the end of the run.
+
+    A parameter group with "until", a share of the run in (0, 1], is at 0 from there on, on a line that ends there.
+
+    Args:
+        optimizer: its learning rates are the peak.
+        total_steps: length in steps; if left out, that of the run.
+        warmup: steps until the peak, or below 1 a fraction of the length.
+        last_epoch: where to begin, as in torch.
+
+    Raises:
+        ValueError: if there is no length, or warmup is negative.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, total_steps: int | None = None, warmup: float = 0.0, last_epoch: int = -1
+    ) -> None:
+        if not total_steps:
+            raise ValueError("LinearDecayLR needs total_steps where nothing else tells the length of the run")
+        self.total_steps = total_steps
+        super().__init__(optimizer, total_steps, warmup=warmup, last_epoch=last_epoch)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The learning rate of each parameter group at the present step, from the step alone."""
+        step, rise = self.last_epoch, min((self.last_epoch + 1) / (self.warmup + 1), 1.0)
+        rates: list[float | Tensor] = []
+        for group in self.optimizer.param_groups:
+            end = group.get("until", 1.0) * self.T_max
+            left = min(max(end - step, 0.0) / max(end - self.warmup, 1.0), 1.0)
+            rates.append(rise * left * group["initial_lr"] if "initial_lr" in group else group["lr"])
+        return rates
+
+
 def _shares(rates: list[float]) -> list[float]:
     """Each rate as a share of the largest."""
     return [rate / max(rates) if max(rates) else 1.0 for rate in rates]
@@ -152,10 +186,13 @@ def build_schedule(build: Schedule, optimizer: Optimizer, steps: float) -> LRSch
     if length and math.isinf(steps):
         raise ConfigError("the schedule needs an end: set --trainer.max_epochs, or its T_max or total_steps")
     scheduler = build(optimizer, **{length: int(steps)} if length else {})
-    if isinstance(scheduler, lr_scheduler.OneCycleLR) and scheduler.total_steps < steps:
-        ends = f"--model.scheduler OneCycleLR ends after {scheduler.total_steps:,} steps, and the run has {steps:,}"
-        raise ConfigError(f"{ends}: leave its total_steps out, so that it takes those of the run")
-    per_step = length is not None or isinstance(scheduler, lr_scheduler.OneCycleLR | lr_scheduler.CyclicLR)
+    if isinstance(scheduler, lr_scheduler.OneCycleLR | LinearDecayLR) and scheduler.total_steps < steps:
+        name, ends = type(scheduler).__name__, f"ends after {scheduler.total_steps:,} steps, and the run has {steps:,}"
+        raise ConfigError(
+            f"--model.scheduler {name} {ends}: leave its total_steps out, so that it takes those of the run"
+        )
+    by_steps = lr_scheduler.OneCycleLR | LinearDecayLR | lr_scheduler.CyclicLR
+    per_step = length is not None or isinstance(scheduler, by_steps)
     config: LRSchedulerConfigType = {"scheduler": scheduler, "interval": "step" if per_step else "epoch"}
     if isinstance(scheduler, ReduceLROnPlateau):
         config |= {"monitor": "train/loss", "strict": False}

@@ -66,24 +66,60 @@ class Thaw(BaseFinetuning):
             self.unfreeze_and_add_param_group(pl_module.backbone.features, optimizer)
 
 
+def called(name: str, options: str = "{}") -> list[str]:
+    return ["--trainer.callbacks", f"[{{class_path: {name}, init_args: {options}}}]"]
+
+
+def by(name: str, *words: str) -> list[str]:
+    return ["--model.optimizer", name, *words]
+
+
+TUNED = ["--model.finetune", "FineTuning", "--model.finetune.thaw_at", "0.4"]
+PAIRS = ["--trainer.accumulate_grad_batches", "2"]
+SWA = called("StochasticWeightAveraging", "{swa_lrs: 0.01, swa_epoch_start: 2}")
+MUON = by("MuonWith", "--model.optimizer.normalize", "true", "--channels_last", "true")
+WITH_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+
+
 @pytest.mark.parametrize(
-    ("callback", "how", "step"),
+    ("more", "how", "step"),
     [
-        ("tests.training.test_resume.Thaw", "SIGTERM", 13),
-        ("tests.training.test_resume.Thaw", "crash", 20),
-        ("{class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 1, 2: 2}}}", "SIGTERM", 14),
-        pytest.param(
-            *("{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.01, swa_epoch_start: 2}}", "SIGTERM", 15),
-            marks=WITH_SWA,
+        (called("tests.training.test_resume.Thaw"), "SIGTERM", 13),
+        (called("tests.training.test_resume.Thaw"), "crash", 20),
+        (called("GradientAccumulationScheduler", "{scheduling: {0: 1, 2: 2}}"), "SIGTERM", 14),
+        pytest.param(SWA, "SIGTERM", 15, marks=WITH_SWA),
+        (called("EMA"), "SIGTERM", 14),
+        *(
+            pytest.param(more, how, step, marks=[pytest.mark.slow, *marks])
+            for more, how, step, *marks in (
+                (called("EMA"), "crash", 20),
+                (MUON, "SIGTERM", 14, WITH_MUON),
+                ([*MUON, *TUNED], "crash", 14, WITH_MUON),
+                (by("SAM", "--model.optimizer.base_options.momentum", "0.9"), "SIGTERM", 14),
+                (
+                    by("SAM", "--model.optimizer.base", "MuonWith", "--trainer.precision", "bf16-mixed"),
+                    "crash",
+                    14,
+                    WITH_MUON,
+                ),
+                (by("AdamWScheduleFree"), "SIGTERM", 14),
+                ([*by("SGDScheduleFree"), *TUNED], "crash", 14),
+                ([*TUNED, *called("EMA")], "SIGTERM", 9),
+                ([*TUNED, *SWA], "SIGTERM", 14, WITH_SWA),
+                ([*TUNED, *PAIRS], "SIGTERM", 7),
+                ([*TUNED, *PAIRS, *called("EMA")], "SIGTERM", 7),
+                ([*TUNED, *PAIRS, *SWA], "SIGTERM", 8, WITH_SWA),
+            )
         ),
     ],
 )
-def test_what_a_callback_changes_over_the_epochs_survives_a_stop(callback, how, step, tmp_path, monkeypatch):
+def test_what_changes_over_the_epochs_survives_a_stop(more, how, step, tmp_path, monkeypatch):
+    """Two seconds for each of the slow ones."""
     words = [
         "fit", "--model.backbone", "FashionCNN", "--model.scheduler", "null", "--data.batch_size", "32",
         "--data.image_size", "14",
         "--trainer.max_epochs", "4", "--trainer.limit_train_batches", "6", "--trainer.limit_val_batches", "2",
-        "--trainer.callbacks", f"[{callback}]", "--test_after_fit", "false", "--trainer.default_root_dir",
+        *more, "--test_after_fit", "false", "--trainer.default_root_dir",
     ]  # fmt: skip
     assert main([*words, str(tmp_path / "one")]) == 0
     with monkeypatch.context() as patch:

@@ -39,9 +39,16 @@ SHARED = {
         Option("--data.batch_size", "N", "images per batch, in each process"),
         Option("--data.val_split", "X", "validation part: fraction or count of train"),
         Option("--model.backbone", "NAME", "network, see: vision_zoo list backbones", "BACKBONES"),
-        Option("--model.optimizer", "NAME", "a class of torch.optim", "Adam AdamW SGD RMSprop"),
+        Option(
+            "--model.optimizer",
+            "NAME",
+            "of torch.optim, or MuonWith, SAM, ...",
+            "Adam AdamW SGD RMSprop MuonWith SAM AdamWScheduleFree SGDScheduleFree",
+        ),
         Option("--model.optimizer.lr", "X", "learning rate; the peak of OneCycleLR"),
-        Option("--model.scheduler", "NAME", "learning rate schedule", "CosineAnnealingLR OneCycleLR StepLR"),
+        Option(
+            "--model.scheduler", "NAME", "learning rate schedule", "CosineAnnealingLR LinearDecayLR OneCycleLR StepLR"
+        ),
         Option("--model.finetune", "NAME", "freeze a pretrained network at first", "FineTuning"),
         Option("--trainer.max_epochs", "N", "how long to train"),
         Option("--trainer.accelerator", "NAME", "cpu, gpu or auto", "auto cpu gpu"),

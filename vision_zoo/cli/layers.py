@@ -125,7 +125,7 @@ def _stored(checkpoint: Checkpoint, verb: str) -> Config:
         return config
     # Written by plain Python: the model describes itself.
     hparams = checkpoint.content["hyper_parameters"]
-    described = ("backbone", "optimizer", "scheduler", "finetune", "loss")
+    described = ("backbone", "optimizer", "scheduler", "finetune", "decay_vectors", "loss")
     stored: Config = {"model": {name: hparams[name] for name in described if hparams.get(name) is not None}}
     if checkpoint.data:
         stored["data"] = checkpoint.data

@@ -22,7 +22,7 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
     "data": ("vision_zoo.data",),
     "model.backbone": ("vision_zoo.backbones",),
     "model.loss": ("vision_zoo.losses", "torch.nn.modules.loss"),
-    "model.optimizer": ("torch.optim",),
+    "model.optimizer": ("vision_zoo.optimizers", "torch.optim"),
     "model.scheduler": ("vision_zoo.schedules", "torch.optim.lr_scheduler"),
     "model.finetune": ("vision_zoo.finetuning",),
     "data.augmentation": ("vision_zoo.transforms", "torchvision.transforms.v2"),

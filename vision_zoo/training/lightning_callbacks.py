@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor
 from torch.nn.utils import prune
 
+from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.trainer_facts import callbacks_of
 from vision_zoo.training import lightning_patches as patches
 
@@ -18,12 +20,45 @@ class StochasticWeightAveraging(callbacks.StochasticWeightAveraging):
     """Lightning's, which ends every run with the average: with an epoch that only counts batch statistics.
 
     Lightning does so for networks with batch normalisation; for others, the average comes after the last checkpoint.
+    One rate, swa_lrs, is that of the layers that learn fastest; Lightning gives it to all, and undoes fine-tuning's.
     """
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to average when the epoch has come."""
+        if trainer.current_epoch >= self.swa_start:
+            patches.share_average_rate(self, trainer.optimizers[0])
+        super().on_train_epoch_start(trainer, pl_module)
 
     @staticmethod
     def pl_module_contains_batch_norm(pl_module: LightningModule) -> bool:
         """Whether there is such an epoch: the average is validated and saved at its end."""
         return True
+
+
+class EMA(WeightAveraging):
+    """An exponential moving average of the weights after each step, which is validated, saved, tested and exported.
+
+    Batch statistics are averaged likewise, so that they are those of the averaged weights; whole numbers are copied.
+
+    Args:
+        decay: share of the average that a step leaves, in [0, 1).
+        warmup: let it grow as (1 + n) / (10 + n) after n steps, as of TensorFlow's ExponentialMovingAverage, so that
+            the random weights of the start are soon forgotten.
+    """
+
+    def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
+        refuse(ConfigError, (not 0 <= decay < 1, f"--trainer.callbacks EMA: decay must be in [0, 1), got {decay}"))
+        self.decay, self.warmup = decay, warmup
+        super().__init__(multi_avg_fn=self._update)
+
+    def _update(self, averages: Any, weights: Any, count: Any) -> None:
+        grown = (1 + count) / (10 + count) if self.warmup else torch.ones_like(count)
+        new = (1 - grown.clamp(max=self.decay)).to(averages[0].dtype)
+        for average, weight in zip(averages, weights, strict=True):
+            if average.is_floating_point():
+                average.lerp_(weight, new)
+            else:
+                average.copy_(weight)
 
 
 class AverageInTime(Callback):

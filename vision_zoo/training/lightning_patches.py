@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed as set_num_threads
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelPruning, WeightAveraging
+from lightning.pytorch.callbacks import Callback, ModelPruning, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher as MultiProcessingLauncher
@@ -137,6 +137,13 @@ def begin_average(averaging: WeightAveraging, model: LightningModule) -> None:
     average = averaging._average_model
     if average is not None and average.n_averaged == 0:
         average.module.load_state_dict(model.state_dict())
+
+
+def share_average_rate(averaging: StochasticWeightAveraging, optimizer: Optimizer) -> None:
+    """Turn one rate of the average into one for each group of weights, in proportion to those of the groups."""
+    if isinstance(averaging._swa_lrs, float):
+        rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+        averaging._swa_lrs = [averaging._swa_lrs * (rate / max(rates)) for rate in rates]
 
 
 def prune_for_good(pruning: ModelPruning) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.plugins import AsyncCheckpointIO, CheckpointIO, environme
 from rich.console import Console
 
 from vision_zoo.errors import ConfigError, refuse
-from vision_zoo.optimizers import UNFIT
+from vision_zoo.optimizers.building import UNFIT
 from vision_zoo.specs import listed
 from vision_zoo.training.lightning_patches import NoProfiler, resume_only_what_is_named
 from vision_zoo.training.processes import start_by_command

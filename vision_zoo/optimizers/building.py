@@ -10,15 +10,17 @@ from textwrap import shorten
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
 from vision_zoo.errors import ConfigError, refuse
+from vision_zoo.optimizers.schedule_free import AtAverage
 from vision_zoo.schedules import Schedule, build_schedule
 from vision_zoo.specs import class_and_arguments, options_of
 
 Build = Callable[..., Optimizer]
-Weights = Iterable[nn.Parameter] | Iterable[dict[str, Any]]  # groups are those of FineTuning
+Weights = Iterable[nn.Parameter] | Iterable[dict[str, Any]]  # groups are those of `weight_groups`
 TRIAL_STEPS = 1000  # of a run whose length is not known yet
 UNFIT = (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)  # of options
 
@@ -51,6 +53,14 @@ def _copied(weights: list[Any]) -> list[Any]:
     return [dict(weight) if isinstance(weight, dict) else weight for weight in weights]  # which torch adds options to
 
 
+def companions(build: Build | None) -> list[Callback]:
+    """The callbacks that an optimizer needs in a run: of ours, and of whatever has train() and eval()."""
+    class_, _ = class_and_arguments(build)
+    averages = AtAverage if hasattr(class_, "train") and hasattr(class_, "eval") else None
+    companion = getattr(class_, "companion", averages)
+    return [companion()] if companion else []
+
+
 def learning_rate(build: Build | None) -> float:
     """The learning rate of an optimizer's options; an AttributeError where there is none."""
     class_, options = class_and_arguments(build)
@@ -66,7 +76,7 @@ def check_optimizer(build: Build | None, schedule: Schedule | None, parameters: 
         optimizer = build_optimizer(build, parameters, fused=False)
         rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
         useless = next((rate for rate in rates if not math.isfinite(rate) or rate < 0 or max(rates) == 0), None)
-        if useless is None and class_and_arguments(build)[0].__module__.startswith("torch."):
+        if useless is None and class_and_arguments(build)[0].__module__.startswith(("torch.", "vision_zoo.")):
             _try_steps(build)
     except UNFIT as error:
         raise ConfigError(f"--model.optimizer cannot be used so: {str(error) or type(error).__name__}") from error
@@ -75,6 +85,8 @@ def check_optimizer(build: Build | None, schedule: Schedule | None, parameters: 
         raise ConfigError(f"{lr}, so that nothing would be learned: set it to a positive number, such as 0.001")
     _check_plain("--model.optimizer", optimizer)
     if schedule is not None:
+        free = any(isinstance(callback, AtAverage) for callback in companions(build))
+        refuse(ConfigError, (free, f"{type(optimizer).__name__} needs no schedule: set --model.scheduler null"))
         _check_schedule(schedule, optimizer)
 
 

@@ -1,6 +1,7 @@
 """The network of airbench94 (Jordan 2024, https://arxiv.org/abs/2404.00498, its variant that Muon trains)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,13 @@ class Airbench(nn.Module):
             filters = vectors.T.flip(0) / torch.sqrt(values.flip(0) + _EPS)[:, None]  # the largest first
             filters = filters.unflatten(1, (images.shape[1], 2, 2))
             self.whiten.weight.copy_(torch.cat([filters, -filters]))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The groups of airbench94: the whitening's bias learns for 3 of 8 epochs, the head 12.6 times faster."""
+        head = {"params": list(self.head.parameters()), "lr_share": 0.67 / 0.053, "weight_decay": 3e-6}
+        apart = {*self.whiten.parameters(), *self.head.parameters()}
+        rest = [weight for weight in self.parameters() if weight not in apart]
+        return [{"params": list(self.whiten.parameters()), "until": 3 / 8}, head, {"params": rest}]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images, float (B, C, H, W)."""

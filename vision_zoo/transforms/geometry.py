@@ -1,26 +1,19 @@
-"""Random transforms of a whole uint8 batch on its device, with one draw per image."""
+"""Flips, crops and warps, and the views of test-time augmentation."""
 
 import math
-from collections.abc import Iterable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.v2.functional import pad
 
 from vision_zoo.errors import ConfigError, refuse
-from vision_zoo.types import TTA, ImageShape
+from vision_zoo.transforms import base
+from vision_zoo.transforms.base import BatchTransform, Span, as_bytes, chosen, in_groups, rising, within
+from vision_zoo.types import TTA
 
 PaddingMode = Literal["constant", "reflect", "edge"]
-Span = tuple[float, float]  # the least and the most
-
-
-class BatchTransform(nn.Module):
-    """Base of the transforms that take a batch, uint8 (B, C, H, W), and return one of the same shape and type.
-
-    A subclass draws from torch's global generator on the images' device, once for each image.
-    """
 
 
 class RandomHorizontalFlip(BatchTransform):
@@ -34,19 +27,37 @@ class RandomHorizontalFlip(BatchTransform):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        _within(self, 1, p=p)
+        within(self, 1, p=p)
         self.p = p
 
     def forward(self, images: Tensor) -> Tensor:
         """Mirror each image with probability p."""
-        chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < self.p
-        return torch.where(chosen, images.flip(self.dimension), images)
+        which = torch.rand(len(images), 1, 1, 1, device=images.device) < self.p
+        return chosen(which, images.flip(self.dimension), images)
 
 
 class RandomVerticalFlip(RandomHorizontalFlip):
     """Mirrors an image top to bottom."""
 
     dimension = -2
+
+
+class AlternatingFlip(BatchTransform):
+    """Mirrors an image left to right in every other epoch (Jordan 2024, https://arxiv.org/abs/2404.00498).
+
+    Half of the images begin with the first epoch, the others with the second, so that two epochs in a row show both
+    sides of every image. Which half an image is of follows from its pixels: this must be the first transform. There are
+    no options, and no random numbers are drawn.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Mirror the images whose turn it is in this epoch."""
+        pixels = images.flatten(1)
+        words = F.pad(pixels, (0, -pixels.shape[1] % 8)).contiguous().view(torch.int64)  # eight pixels each
+        random = torch.Generator().manual_seed(0)
+        weights = torch.randint(-(2**63), 2**63 - 1, (words.shape[1],), generator=random).to(images.device)
+        which = (words * weights).sum(1) < 0  # the highest bit of the sum, which overflows
+        return chosen((which ^ bool(self.epoch % 2))[:, None, None, None], images.flip(3), images)
 
 
 class RandomCrop(BatchTransform):
@@ -61,7 +72,7 @@ class RandomCrop(BatchTransform):
     def __init__(self, padding: int = 4, padding_mode: PaddingMode = "constant", fill: int = 0) -> None:
         super().__init__()
         refuse(ConfigError, (padding < 0, f"RandomCrop: padding must be at least 0, got {padding}"))
-        _within(self, 255, fill=fill)
+        within(self, 255, fill=fill)
         self.padding, self.padding_mode, self.fill = padding, padding_mode, fill
 
     def forward(self, images: Tensor) -> Tensor:
@@ -70,6 +81,35 @@ class RandomCrop(BatchTransform):
         top, left = torch.randint(2 * self.padding + 1, (2, count), device=images.device)
         padded = pad(images, [self.padding] * 4, fill=self.fill, padding_mode=self.padding_mode)
         return _windows(padded, top, left, height, width)
+
+
+class RandomResizedCrop(BatchTransform):
+    """Cuts a piece of random size and proportions and resizes it to the size of the image, with bilinear interpolation.
+
+    Pieces are drawn and resized as by torchvision's. They are only ever enlarged, where antialiasing changes nothing.
+
+    Args:
+        scale: smallest and largest area of the piece, as a fraction of the image.
+        ratio: smallest and largest width / height of the piece.
+    """
+
+    def __init__(self, scale: Span = (0.08, 1.0), ratio: Span = (3 / 4, 4 / 3)) -> None:
+        super().__init__()
+        rising(self, 1e-6, 1, scale=scale)
+        rising(self, 1e-6, math.inf, ratio=ratio)
+        self.scale, self.ratio = scale, ratio
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Enlarge a piece of each image."""
+        height, width = images.shape[2:]
+        low, high = self.ratio
+        top, left, tall, wide, fits = base.random_boxes(images, self.scale, (1 / high, 1 / low))
+        # Where no attempt fits, the largest piece of allowed proportions, in the middle.
+        most_tall, most_wide = min(height, round(width / low)), min(width, round(height * high))
+        middle = ((height - most_tall) // 2, (width - most_wide) // 2, most_tall, most_wide)
+        found = zip((top, left, tall, wide), middle, strict=True)
+        boxes = torch.stack([side.where(fits, side.new_tensor(other)) for side, other in found])
+        return enlarged(images, *boxes)
 
 
 class RandomAffine(BatchTransform):
@@ -87,11 +127,10 @@ class RandomAffine(BatchTransform):
         self, degrees: float = 0.0, translate: float = 0.0, scale: Span = (1.0, 1.0), shear: float = 0.0, fill: int = 0
     ) -> None:
         super().__init__()
-        scales = f"RandomAffine: scale must be two rising positive factors, got {list(scale)}"
         others = "RandomAffine: degrees, translate and shear must be at least 0, shear below 90"
-        outside = min(degrees, translate, shear) < 0 or shear >= 90
-        refuse(ConfigError, (not 0 < scale[0] <= scale[1], scales), (outside, others))
-        _within(self, 255, fill=fill)
+        refuse(ConfigError, (min(degrees, translate, shear) < 0 or shear >= 90, others))
+        rising(self, 1e-6, math.inf, scale=scale)
+        within(self, 255, fill=fill)
         self.degrees, self.translate, self.scale, self.shear, self.fill = degrees, translate, scale, shear, fill
 
     def forward(self, images: Tensor) -> Tensor:
@@ -100,7 +139,7 @@ class RandomAffine(BatchTransform):
         draws = torch.rand(5, count, device=images.device) * 2 - 1  # in [-1, 1)
         angle = draws[0] * math.radians(self.degrees)
         slope = torch.tan(draws[1] * math.radians(self.shear))
-        zoom = _log_uniform((draws[2] + 1) / 2, self.scale)
+        zoom = base.log_uniform((draws[2] + 1) / 2, self.scale)
         shift = draws[3:] * 2 * self.translate  # grid coordinates run from -1 to 1
         cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
         # grid_sample asks where each output pixel comes from, in units of half a side: hence the ratios of sides.
@@ -109,99 +148,7 @@ class RandomAffine(BatchTransform):
         matrix = torch.stack([first, second], dim=1)  # (B, 2, 3)
         grid = F.affine_grid(matrix, list(images.shape), align_corners=False)  # (B, H, W, 2)
         warped = F.grid_sample(images.float() - self.fill, grid, align_corners=False) + self.fill
-        return warped.round_().clamp_(0, 255).to(images.dtype)
-
-
-class RandomErasing(BatchTransform):
-    """Overwrites a random rectangle of an image (Zhong et al. 2017, https://arxiv.org/abs/1708.04896).
-
-    Args:
-        p: probability of erasing, in [0, 1].
-        scale: smallest and largest area, as a fraction of the image.
-        ratio: smallest and largest height / width of the rectangle.
-        value: what is written, 0 to 255, or random for noise.
-    """
-
-    def __init__(
-        self, p: float = 0.5, scale: Span = (0.02, 0.33), ratio: Span = (0.3, 3.3), value: int | Literal["random"] = 0
-    ) -> None:
-        super().__init__()
-        rising = 0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]
-        given = f"got {list(scale)} and {list(ratio)}"
-        refuse(ConfigError, (not rising, f"RandomErasing: scale must rise within (0, 1] and ratio above 0, {given}"))
-        _within(self, 1, p=p)
-        _within(self, 255, value=0 if value == "random" else value)
-        self.p, self.scale, self.ratio, self.value = p, scale, ratio, value
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Erase a rectangle of each image with probability p."""
-        count, _, height, width = images.shape
-        area, shape, down, right = torch.rand(4, 10, count, device=images.device)  # of ten attempts for each image
-        area = (self.scale[0] + (self.scale[1] - self.scale[0]) * area) * height * width
-        shape = _log_uniform(shape, self.ratio)
-        tall, wide = torch.sqrt(area * shape).round(), torch.sqrt(area / shape).round()
-        fits = (tall < height) & (wide < width)
-        first = fits.float().argmax(0, keepdim=True)  # the first attempt that fits, for each image
-        tall, wide, down, right, fits = (x.gather(0, first)[0] for x in (tall, wide, down, right, fits))
-        chosen = fits & (torch.rand(count, device=images.device) < self.p)
-        top, left = torch.floor(down * (height - tall + 1)), torch.floor(right * (width - wide + 1))
-        inside = chosen[:, None, None, None] & _rectangles(images, top, left, tall, wide)
-        if self.value == "random":
-            return torch.where(inside, torch.randint_like(images, 256), images)
-        return images.masked_fill(inside, self.value)
-
-
-class Cutout(BatchTransform):
-    """Overwrites a square around a random pixel, cut off at the border (DeVries 2017, https://arxiv.org/abs/1708.04552).
-
-    Args:
-        size: side of the square in pixels.
-        fill: what is written, 0 to 255.
-    """
-
-    def __init__(self, size: int = 8, fill: int = 0) -> None:
-        super().__init__()
-        refuse(ConfigError, (size < 1, f"Cutout: size must be at least 1, got {size}"))
-        _within(self, 255, fill=fill)
-        self.size, self.fill = size, fill
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Erase one square of each image."""
-        count, _, height, width = images.shape
-        top = torch.randint(height, (count,), device=images.device) - self.size // 2
-        left = torch.randint(width, (count,), device=images.device) - self.size // 2
-        return images.masked_fill(_rectangles(images, top, left, self.size, self.size), self.fill)
-
-
-def apply_transforms(transforms: Iterable[nn.Module], images: Tensor) -> Tensor:
-    """Apply the transforms to a batch, uint8 (B, C, H, W); one that changes shape or type is a ConfigError.
-
-    A BatchTransform acts on the batch, any other module (torchvision.transforms.v2) image by image, so that it draws
-    once for each image.
-    """
-    for transform in transforms:
-        whole = isinstance(transform, BatchTransform)
-        parts = [images] if whole else list(images)
-        changed = [transform(part) for part in parts]
-        for before, after in zip(parts, changed, strict=True):
-            if after.shape != before.shape or after.dtype != before.dtype:
-                raise ConfigError(
-                    f"--data.augmentation: {type(transform).__name__} turns {before.dtype} images of shape "
-                    f"{tuple(before.shape)} into {after.dtype} of shape {tuple(after.shape)}; a transform must keep "
-                    "both (resize with --data.image_size; the network normalises by itself)"
-                    f"{'. It gets one image; one for whole batches is a BatchTransform' * (not whole)}"
-                )
-        images = changed[0] if whole else torch.stack(changed) if changed else images
-    return images
-
-
-def check_transforms(transforms: Iterable[nn.Module], image_shape: ImageShape) -> None:
-    """Apply the transforms to two black images: one that fails is a ConfigError. The random numbers of the run stay."""
-    try:
-        with torch.random.fork_rng(devices=[]):
-            apply_transforms(transforms, torch.zeros(2, *image_shape, dtype=torch.uint8))
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise ConfigError(f"--data.augmentation fails on images of shape {image_shape}: {error}") from error
+        return as_bytes(warped.round_().clamp_(0, 255))
 
 
 def views(images: Tensor, kind: TTA) -> list[tuple[Tensor, float]]:
@@ -237,21 +184,22 @@ def _windows(padded: Tensor, top: Tensor, left: Tensor, height: int, width: int)
     return padded.flatten().unfold(0, width, 1).index_select(0, start).view(count, channels, height, width)
 
 
-def _rectangles(images: Tensor, top: Tensor, left: Tensor, tall: Tensor | int, wide: Tensor | int) -> Tensor:
-    """True inside of one rectangle per image, bool (B, 1, H, W)."""
-    rows, columns = (torch.arange(size, device=images.device) for size in images.shape[2:])
-    in_rows = (rows >= top[:, None]) & (rows < (top + tall)[:, None])  # (B, H)
-    in_columns = (columns >= left[:, None]) & (columns < (left + wide)[:, None])  # (B, W)
-    return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+def enlarged(images: Tensor, top: Tensor, left: Tensor, tall: Tensor, wide: Tensor) -> Tensor:
+    """A box of each image, of whole pixels, (B,), enlarged to the size of the image by bilinear interpolation."""
+    height, width = images.shape[2:]
+    x, y = _stretched(width, left, wide)[:, None], _stretched(height, top, tall)[:, :, None]
+
+    def enlarge(part: Tensor, places: Tensor) -> Tensor:
+        here = places.to(images.device)
+        sides = x[here].expand(-1, height, -1), y[here].expand(-1, -1, width)
+        grid = torch.stack(sides, 1).permute(0, 2, 3, 1)
+        return as_bytes(F.grid_sample(part.float(), grid, align_corners=False).round_())
+
+    return in_groups(images, None, [enlarge])
 
 
-def _log_uniform(draws: Tensor, span: Span) -> Tensor:
-    """Draws in [0, 1) spread over a span so that a factor and its inverse are as likely."""
-    low, high = math.log(span[0]), math.log(span[1])
-    return torch.exp(low + (high - low) * draws)
-
-
-def _within(transform: nn.Module, most: int, **options: float) -> None:
-    for name, value in options.items():
-        message = f"{type(transform).__name__}: {name} must be between 0 and {most}, got {value}"
-        refuse(ConfigError, (not 0 <= value <= most, message))
+def _stretched(size: int, start: Tensor, length: Tensor) -> Tensor:
+    """Where the pixels of an axis come from, inside of the box, in the units of ``grid_sample``; (B, size)."""
+    places = (torch.arange(size, device=start.device) + 0.5) * (length / size)[:, None] - 0.5
+    places = places.clamp_(min=0).minimum(length[:, None] - 1) + start[:, None]
+    return places * (2 / size) + (1 / size - 1)

@@ -2,14 +2,27 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from tests import tiny
+from tests.training.runs import rows
+from vision_zoo.__main__ import main
 from vision_zoo.errors import ConfigError
 from vision_zoo.transforms import (
+    AlternatingFlip,
+    ColorJitter,
+    CutMix,
     Cutout,
+    GaussianBlur,
+    LabelledTransform,
+    MixUp,
+    RandAugment,
     RandomAffine,
     RandomCrop,
     RandomErasing,
+    RandomGrayscale,
     RandomHorizontalFlip,
+    RandomResizedCrop,
     RandomVerticalFlip,
+    TrivialAugmentWide,
     apply_transforms,
     check_transforms,
     views,
@@ -25,7 +38,14 @@ EVERY = [
     RandomErasing(p=1.0),
     RandomErasing(p=1.0, value="random"),
     Cutout(5),
+    RandomResizedCrop(),
+    RandAugment(),
+    TrivialAugmentWide(),
+    ColorJitter(0.4, 0.4, 0.4, 0.1),
+    GaussianBlur(5),
+    RandomGrayscale(0.5),
 ]
+MIXING = [MixUp(), CutMix()]
 IDS = [f"{type(transform).__name__}{place}" for place, transform in enumerate(EVERY)]
 
 
@@ -37,6 +57,10 @@ def seed():
 @pytest.fixture
 def batch():
     return torch.randint(1, 256, (16, 3, 12, 20), dtype=torch.uint8)
+
+
+def images_by(transforms, images):
+    return apply_transforms(transforms, images, torch.zeros(len(images), dtype=torch.long), 10)[0]
 
 
 @pytest.mark.parametrize("transform", EVERY, ids=IDS)
@@ -52,6 +76,17 @@ def test_shape_and_type_stay_and_the_input_is_not_changed(transform, batch):
 def test_each_image_has_a_draw_of_its_own(transform, batch):
     same = batch[:1].expand(16, -1, -1, -1)
     assert len(transform(same).unique(dim=0)) > 1
+
+
+@pytest.mark.parametrize(
+    "transform", [*EVERY, *MIXING, AlternatingFlip()], ids=lambda transform: type(transform).__name__
+)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (2, 9, 9), (3, 5, 7)])
+def test_one_image_of_any_number_of_channels_will_do(transform, shape):
+    images = torch.randint(0, 256, (1, *shape), dtype=torch.uint8)
+    changed, labels = apply_transforms([transform], images, torch.tensor([2]), 3)
+    assert (changed.shape, changed.dtype) == (images.shape, torch.uint8)
+    assert labels.tolist() == ([[0, 0, 1]] if transform in MIXING else [2])
 
 
 @pytest.mark.parametrize("transform", EVERY, ids=IDS)
@@ -150,19 +185,19 @@ def test_cutout_overwrites_a_square_cut_off_at_the_border():
 
 def test_a_foreign_transform_draws_for_each_image(batch):
     same = batch[:1].expand(16, -1, -1, -1)
-    assert len(apply_transforms([v2.RandomHorizontalFlip(), v2.RandomRotation(10)], same).unique(dim=0)) > 2
+    assert len(images_by([v2.RandomHorizontalFlip(), v2.RandomRotation(10)], same).unique(dim=0)) > 2
 
 
 def test_transforms_apply_in_their_order():
     images = torch.full((2, 1, 4, 4), 100, dtype=torch.uint8)
-    erase_last = apply_transforms([RandomHorizontalFlip(1.0), Cutout(9, fill=3)], images)
+    erase_last = images_by([RandomHorizontalFlip(1.0), Cutout(9, fill=3)], images)
     assert (erase_last == 3).all()
 
 
 @pytest.mark.parametrize("transform", [v2.Resize(5), v2.ToDtype(torch.float32)])
 def test_a_transform_that_changes_shape_or_type_is_refused_by_name(transform, batch):
     with pytest.raises(ConfigError, match=rf"--data.augmentation: {type(transform).__name__} turns .* must keep both"):
-        apply_transforms([transform], batch)
+        images_by([transform], batch)
 
 
 @pytest.mark.parametrize(
@@ -170,14 +205,32 @@ def test_a_transform_that_changes_shape_or_type_is_refused_by_name(transform, ba
     [
         (lambda: RandomHorizontalFlip(1.5), "RandomHorizontalFlip: p must be between 0 and 1, got 1.5"),
         (lambda: RandomCrop(-1), "padding must be at least 0"),
-        (lambda: check_transforms([RandomCrop(1, "wrap")], (1, 12, 12)), "fails .*padding_mode.* but got .'wrap'"),
-        (lambda: RandomAffine(scale=(0, 1)), "scale must be two rising positive factors"),
+        (lambda: check_transforms([RandomCrop(1, "wrap")], (1, 12, 12), 2), "fails .*padding_mode.* but got .'wrap'"),
+        (lambda: RandomAffine(scale=(0, 1)), "RandomAffine: scale must be two rising numbers from 1e-06 to inf, got"),
         (lambda: RandomAffine(shear=90), "shear below 90"),
-        (lambda: RandomErasing(scale=(0.5, 2)), "scale must rise within"),
+        (lambda: RandomErasing(scale=(0.5, 2)), "RandomErasing: scale must be two rising numbers from 1e-06 to 1, got"),
+        (
+            lambda: RandomResizedCrop((0.5, 2)),
+            "RandomResizedCrop: scale must be two rising numbers from 1e-06 to 1, got",
+        ),
+        (
+            lambda: ColorJitter(hue=0.6),
+            r"ColorJitter: hue must be two rising numbers from -0.5 to 0.5, got \[-0.6, 0.6\]",
+        ),
+        (lambda: ColorJitter(contrast=(1.2, 0.5)), "ColorJitter: contrast must be two rising numbers from 0 to inf"),
+        (lambda: GaussianBlur(4), "GaussianBlur: kernel_size must be an odd number, got 4"),
+        (lambda: RandAugment(magnitude=31), "RandAugment: .* magnitude from 0 to one less than them, got 2, 31 and 31"),
+        (lambda: TrivialAugmentWide(1), "TrivialAugmentWide: .*num_magnitude_bins at least 2.* got 1, 1 and 0"),
+        (lambda: MixUp(0), "MixUp: alpha must be above 0, got 0"),
+        (lambda: CutMix(p=2), "CutMix: p must be between 0 and 1, got 2"),
+        (
+            lambda: check_transforms([Unlabelled()], (1, 9, 9), 3),
+            r"Unlabelled turns torch.float32 labels of shape \(2, 3\) into torch.int64",
+        ),
         (lambda: Cutout(0), "size must be at least 1, got 0"),
         (lambda: Cutout(2, 300), "fill must be between 0 and 255, got 300"),
         (
-            lambda: check_transforms([RandomCrop(12, "reflect")], (1, 12, 12)),
+            lambda: check_transforms([RandomCrop(12, "reflect")], (1, 12, 12), 2),
             r"fails on images of shape \(1, 12, 12\): .*Padding size should be less",
         ),
     ],
@@ -198,3 +251,79 @@ def test_diagonal_views_have_half_of_the_weight_and_reflect_the_border():
     assert [weight for _, weight in mirrored] == [1 / 4, 1 / 8, 1 / 8] * 2
     for (view, _), (mirror, _) in zip(mirrored[:3], mirrored[3:], strict=True):
         assert torch.equal(view.flip(3), mirror)
+
+
+class Unlabelled(LabelledTransform):
+    """Gives the numbers of the classes, not their probabilities."""
+
+    def forward(self, images, labels):
+        return images, labels.argmax(1)
+
+
+def plain_images(count):
+    """Image i has the value 8 i everywhere, and class i."""
+    values = 8 * torch.arange(count, dtype=torch.uint8)
+    return values[:, None, None, None].expand(-1, 3, 12, 20).contiguous(), torch.arange(count)
+
+
+def test_the_labels_of_cutmix_are_the_shares_of_pixels():
+    images, labels = plain_images(30)
+    mixed, shares = apply_transforms([CutMix(p=0.8)], images, labels, 30)
+    counted = torch.stack([(mixed == 8 * k).float().mean((1, 2, 3)) for k in range(30)], dim=1)
+    torch.testing.assert_close(shares, counted)
+    assert shares.max(1).values.unique().numel() > 10  # a draw for each image
+    assert (shares.max(1).values == 1).any()  # p
+    for image in mixed[:, 0] != images[:, 0]:
+        assert image.sum() == image.any(0).sum() * image.any(1).sum()  # a rectangle
+
+
+def test_the_labels_of_mixup_are_the_weights_of_pixels_also_when_mixed_twice():
+    images, labels = plain_images(30)
+    for transforms, rounding in (([MixUp(p=0.8)], 0.51), ([MixUp(), MixUp()], 1.01)):
+        mixed, shares = apply_transforms(transforms, images, labels, 30)
+        weighted = shares @ (8.0 * labels)
+        assert (mixed.float() - weighted[:, None, None, None]).abs().max() <= rounding
+        torch.testing.assert_close(shares.sum(1), torch.ones(30))
+        assert shares.max(1).values.unique().numel() > 10
+        assert images.unique().numel() == 30  # the given ones stay
+
+
+def test_labels_that_nothing_mixes_stay_numbers(batch):
+    labels = torch.arange(16)
+    assert torch.equal(apply_transforms([RandAugment(), AlternatingFlip()], batch, labels, 16)[1], labels)
+
+
+def test_an_alternating_flip_shows_both_sides_of_each_image_in_two_epochs_whatever_the_batch():
+    images = torch.randint(0, 256, (400, 3, 12, 20), dtype=torch.uint8)
+    labels = torch.zeros(400, dtype=torch.long)
+    epochs = [apply_transforms([AlternatingFlip()], images, labels, 2, epoch)[0] for epoch in range(3)]
+    flipped = (epochs[0] != images).flatten(1).any(1)
+    assert 160 < flipped.sum() < 240
+    assert torch.equal(epochs[0][flipped], images[flipped].flip(3))
+    assert torch.equal(epochs[1], epochs[0].flip(3))
+    assert torch.equal(epochs[2], epochs[0])
+    order = torch.randperm(400)[:77]
+    again = apply_transforms(
+        [AlternatingFlip()], images[order].contiguous(memory_format=torch.channels_last), labels[:77], 2
+    )
+    assert torch.equal(again[0], epochs[0][order])
+
+
+def test_images_that_differ_in_one_pixel_flip_apart():
+    images = torch.zeros(200, 1, 10, 20, dtype=torch.uint8)
+    images.view(200, 200).fill_diagonal_(1)
+    flipped = AlternatingFlip()(images).view(200, 200).argmax(1) != torch.arange(200)
+    assert 70 < flipped.sum() < 130
+
+
+def test_streamed_pictures_are_trained_on_with_mixed_labels(here):
+    root = tiny.write_image_folder(here / "pictures")
+    words = ["--data", "ImageFolder", "--data.root", str(root), "--data.in_memory", "false", "--data.image_size", "16"]
+    words += ["--data.augmentation", "[AlternatingFlip, RandomResizedCrop, RandAugment, MixUp, CutMix]"]
+    words += ["--model.backbone", "SimpleCNN", "--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1"]
+    assert main(["fit", *words, "--data.batch_size", "8"]) == 0
+    logged = rows(here / "runs/default/version_0")
+    losses = [float(row["train/loss"]) for row in logged if row["train/loss"]]
+    assert len(losses) == 1
+    assert all(0 < loss < 20 for loss in losses)
+    assert main(["show", "--ckpt_path", "last", "--augmented", "true", "--output", "drawn.png"]) == 0

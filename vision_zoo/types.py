@@ -22,7 +22,7 @@ Sampler = Literal["balanced"] | None
 """How often each training image is drawn: once per epoch, or each class equally often."""
 
 Batch = tuple[Tensor, Tensor]
-"""Images, uint8 (B, C, H, W) in [0, 255], and labels, int64 (B,) in [0, K)."""
+"""Images, uint8 (B, C, H, W) in [0, 255], and labels, int64 (B,) in [0, K); or, of mixed images, float32 (B, K)."""
 
 
 Interpolation = Literal["bilinear", "bicubic"]

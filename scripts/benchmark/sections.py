@@ -132,23 +132,28 @@ def step_cost(bench: Bench) -> None:
 
 
 def augmentation(bench: Bench) -> None:
-    """Flip and crop of a batch against the same transforms image by image."""
-    from vision_zoo.transforms import RandomCrop, RandomHorizontalFlip, apply_transforms
+    """Each transform of a batch against torchvision's of the same name and options, image by image.
+
+    Theirs of MixUp and CutMix get an image and its partner, so that each image has a draw of its own, as ours do.
+    """
+    from vision_zoo import transforms as ours_of
 
     in_process(bench.root, SYSTEMS["simple_cnn"], 120, "full")  # so that memory lies as where one trains
-    images = torch.randint(0, 256, (512, 3, 32, 32), dtype=torch.uint8)
-    ours_ = [RandomHorizontalFlip(), RandomCrop(padding=4)]
-    theirs_ = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop(32, padding=4)])
-
-    def fifty_batches() -> None:
-        for _ in range(50):  # each is let go of before the next, as in training
-            apply_transforms(ours_, images)
-
-    fifty_batches()
-    ours, theirs = bench.turns(
-        lambda _: seconds(fifty_batches) / 50,
-        lambda _: seconds(lambda: torch.stack([theirs_(image) for image in images])),
-    )
+    images, labels = torch.randint(0, 256, (512, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (512,))
+    pairs = [(images[[i, i - 1]].float(), labels[[i, i - 1]]) for i in range(512)]
+    crop = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop(32, padding=4)])
+    sides: list[tuple[str, list[nn.Module], Any]] = [
+        ("flip + crop", [ours_of.RandomHorizontalFlip(), ours_of.RandomCrop(padding=4)], crop),
+        ("AlternatingFlip", [ours_of.AlternatingFlip()], v2.RandomHorizontalFlip()),
+        ("RandomResizedCrop", [ours_of.RandomResizedCrop()], v2.RandomResizedCrop(32)),
+        ("RandAugment", [ours_of.RandAugment()], v2.RandAugment()),
+        ("TrivialAugmentWide", [ours_of.TrivialAugmentWide()], v2.TrivialAugmentWide()),
+        ("ColorJitter", [ours_of.ColorJitter(0.4, 0.4, 0.4, 0.1)], v2.ColorJitter(0.4, 0.4, 0.4, 0.1)),
+        ("GaussianBlur", [ours_of.GaussianBlur(3)], v2.GaussianBlur(3)),
+        ("RandomGrayscale", [ours_of.RandomGrayscale()], v2.RandomGrayscale()),
+        ("MixUp", [ours_of.MixUp()], v2.MixUp(num_classes=10)),
+        ("CutMix", [ours_of.CutMix()], v2.CutMix(num_classes=10)),
+    ]
     model = network(SYSTEMS["resnet18"]).train()
     batch = images[:32] if bench.quick else images[:128]
 
@@ -158,8 +163,20 @@ def augmentation(bench: Bench) -> None:
         loss.backward()
 
     step()
-    share = 100 * statistics.median(ours) / (seconds(step) * 512 / len(batch))
-    bench.row("e", "flip + crop, 512x3x32x32", ours, theirs, "s", figures={"share of a step": share})
+    of_step = seconds(step) * 512 / len(batch)
+    for name, transforms, theirs_ in sides:
+
+        def fifty_batches(transforms: list[nn.Module] = transforms) -> None:
+            for _ in range(50):  # each is let go of before the next, as in training
+                ours_of.apply_transforms(transforms, images, labels, 10)
+
+        def one_by_one(name: str = name, theirs_: Any = theirs_) -> object:
+            return [theirs_(*pair) for pair in pairs] if "Mix" in name else torch.stack([theirs_(x) for x in images])
+
+        fifty_batches()
+        ours, theirs = bench.turns(lambda _: seconds(fifty_batches) / 50, lambda _: seconds(one_by_one))
+        share = 100 * statistics.median(ours) / of_step
+        bench.row("e", f"{name}, 512x3x32x32", ours, theirs, "s", figures={"share of a step": share})
 
 
 def door(bench: Bench) -> None:

@@ -229,11 +229,11 @@ def test_commands_that_a_run_names_admit_code_of_ones_own(here, monkeypatch, cap
 
 
 def test_short_names_mean_ours_first(here):
-    words = ["--data.augmentation", "[RandomHorizontalFlip, {class_path: ColorJitter, init_args: {brightness: 0.2}}]"]
+    words = ["--data.augmentation", "[RandomHorizontalFlip, {class_path: RandomInvert, init_args: {p: 0.2}}]"]
     assert fit("--model.backbone", "LeNet5", *words) == 0
     first, second = config_of(newest(here))["data"]["init_args"]["augmentation"]
     assert first["class_path"] == "vision_zoo.transforms.RandomHorizontalFlip"
-    assert second["class_path"] == "torchvision.transforms.v2.ColorJitter"
+    assert second["class_path"] == "torchvision.transforms.v2.RandomInvert"
 
 
 @pytest.mark.parametrize("backbone", ["Foreign", "foreign_function", "quoted_function"])

@@ -15,7 +15,7 @@ from vision_zoo import data as datasets
 from vision_zoo.data import CIFAR10, EMNIST, MNIST, ArrayFile, ImageDataModule, ImageFolder, MNIST5k
 from vision_zoo.errors import ConfigError
 from vision_zoo.specs import options_of
-from vision_zoo.transforms import RandomCrop, RandomHorizontalFlip
+from vision_zoo.transforms import AlternatingFlip, MixUp, RandomCrop, RandomHorizontalFlip
 
 
 class Model(LightningModule):
@@ -94,6 +94,30 @@ def test_training_batches_are_augmented_and_no_others(tmp_path):
         assert model.seen[split][0][0].dtype == torch.uint8
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_every_other_epoch_shows_the_other_side_of_an_image_also_after_a_resume(tmp_path):
+    root = str(tiny.write_mnist(tmp_path))
+    data, model = MNIST(root, augmentation=[AlternatingFlip()], shuffle=False, batch_size=180), Model()
+    run = trainer(max_epochs=2)
+    run.fit(model, data)
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    again = MNIST(root, augmentation=[AlternatingFlip()], shuffle=False, batch_size=180)
+    trainer(max_epochs=4).fit(model, again, ckpt_path=tmp_path / "run.ckpt")
+    first, *others = (images for images, _ in model.seen["train"])
+    assert not torch.equal(first, first.flip(3))
+    for images, expected in zip(others, [first.flip(3), first, first.flip(3)], strict=True):
+        assert torch.equal(images, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mixed_labels_reach_the_training_as_probabilities_and_others_as_numbers(tmp_path):
+    data, model = MNIST(str(tiny.write_mnist(tmp_path)), augmentation=[MixUp()], batch_size=60), Model()
+    trainer().fit(model, data)
+    assert {labels.shape for _, labels in model.seen["train"]} == {(60, 10)}
+    assert {labels.dtype for _, labels in model.seen["train"]} == {torch.float32}
+    assert {labels.dtype for _, labels in model.seen["val"]} == {torch.int64}
+
+
 def test_parts_are_disjoint_and_together_the_training_files(tmp_path):
     data = MNIST(str(tiny.write_mnist(tmp_path)))
     data.setup("fit")
@@ -141,7 +165,7 @@ def test_options_in_a_checkpoint_are_plain_values(tmp_path):
     assert kept["mean"] == [0.5]
     assert kept["_class_path"] == "vision_zoo.data.mnist.MNIST"
     assert kept["augmentation"][0] == {
-        "class_path": "vision_zoo.transforms.RandomCrop",
+        "class_path": "vision_zoo.transforms.geometry.RandomCrop",
         "init_args": {"padding": 2, "padding_mode": "constant", "fill": 3},
     }
     assert kept["augmentation"][1]["init_args"] == {"p": 0.3}

@@ -17,7 +17,8 @@ STATEFUL = [
     "fit", "--model.backbone", "SimpleCNN", "--model.scheduler", "OneCycleLR", "--model.scheduler.max_lr", "0.003",
     "--data.batch_size", "32", "--data.image_size", "14", "--data.sampler", "balanced",
     "--trainer.limit_val_batches", "2",
-    "--data.augmentation", "[{class_path: RandomCrop, init_args: {padding: 2}}, RandomErasing]",
+    "--data.augmentation", "[AlternatingFlip, {class_path: RandomCrop, init_args: {padding: 2}}, RandomErasing, "
+    "RandomResizedCrop, RandAugment, {class_path: MixUp, init_args: {p: 0.5}}, CutMix]",
     "--trainer.max_epochs", "3", "--trainer.limit_train_batches", "12", "--trainer.val_check_interval", "6",
     "--trainer.log_every_n_steps", "4", "--test_after_fit", "false",
     "--trainer.callbacks", "[{class_path: EarlyStopping, init_args: {monitor: val/loss, patience: 10}}]",

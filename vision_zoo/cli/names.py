@@ -36,7 +36,7 @@ CLASS_SLOTS: dict[str, tuple[str, ...]] = {
 LIST_SLOTS = ("data.augmentation", "trainer.callbacks", "trainer.logger")
 # Nothing to choose: bases, schedules that are made of others, which no option can name, and a logger for Fabric alone.
 _BASES = {
-    *("ImageDataModule", "BatchTransform", "Transform", "Optimizer", "LRScheduler"),
+    *("ImageDataModule", "BatchTransform", "LabelledTransform", "Transform", "Optimizer", "LRScheduler"),
     *("SequentialLR", "ChainedScheduler", "Freezing", "AverageInTime", "LitLogger", "TrainingLoss"),
 }
 

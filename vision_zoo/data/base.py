@@ -232,11 +232,11 @@ class ImageDataModule(LightningDataModule):
         if not self.augmentation or self.trainer is None or not self.trainer.training:
             return batch
         images, labels = batch
-        return apply_transforms(self.augmentation, images), labels
+        return apply_transforms(self.augmentation, images, labels, self.num_classes, self.trainer.current_epoch)
 
     def check_augmentation(self) -> None:
         """Refuse an augmentation that cannot be used, before any work; see `check_transforms`."""
-        check_transforms(self.augmentation, self.image_shape)
+        check_transforms(self.augmentation, self.image_shape, self.num_classes)
 
     def split_images(self, split: Split) -> LabelledImages:
         """All images of a split, in file order and without augmentation; raises what `setup` does."""

@@ -4,6 +4,7 @@ import textwrap
 import warnings
 
 import torch
+from torch import Tensor
 
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.folder import ImageFolder
@@ -53,9 +54,12 @@ def show(
     titles = ["\n".join(names[label]) for label in labels.tolist()]
     if augmented:
         datamodule.check_augmentation()
-        draws = [images, *(apply_transforms(datamodule.augmentation, images) for _ in range(COLUMNS - 1))]
-        images = torch.stack(draws, dim=1).flatten(0, 1)  # (N * COLUMNS, C, H, W), the draws of an image side by side
-        titles = [title if place == 0 else "" for title in titles for place in range(COLUMNS)]
+        of_mixed = (images, labels, datamodule.num_classes)
+        drawn = [apply_transforms(given, *of_mixed, epoch) for epoch in range(COLUMNS - 1)]
+        # (N * COLUMNS, C, H, W), the draws of an image side by side
+        images = torch.stack([images, *(pixels for pixels, _ in drawn)], dim=1).flatten(0, 1)
+        beside = [_mixed(mixed, names) for _, mixed in drawn]
+        titles = [text for place, title in enumerate(titles) for text in (title, *(texts[place] for texts in beside))]
     part = {"train": "training", "val": "validation", "test": "test"}[split]
     title = f"{name}: {len(labels)} of {datamodule.sizes[split]:,} {part} images"
     with output_file(path) as file, warnings.catch_warnings():
@@ -66,3 +70,12 @@ def show(
     sizes = ", ".join(f"{split} {size:,}" for split, size in datamodule.sizes.items())
     classes = textwrap.shorten(", ".join(datamodule.class_names), 400, placeholder=" ...")
     print(f"{name}: {height} x {width} {colour}; {sizes}; {datamodule.num_classes} classes: {classes}\n{path}")
+
+
+def _mixed(labels: Tensor, names: list[list[str]]) -> list[str]:
+    """The two most probable classes of each mixed image, with their shares; nothing where labels are not mixed."""
+    if labels.ndim == 1:
+        return [""] * len(labels)
+    shares, classes = labels.topk(min(2, labels.shape[1]))
+    found = zip(shares.tolist(), classes.tolist(), strict=True)
+    return ["\n".join(f"{names[k][0]} {p:.0%}" for p, k in zip(*both, strict=True) if p >= 0.005) for both in found]

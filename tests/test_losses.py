@@ -183,3 +183,8 @@ def test_a_loss_that_would_teach_nothing_is_refused(here, own, capsys, name, mes
 def test_a_loss_that_takes_classes_alone_is_refused_for_mixed_labels():
     with pytest.raises(Exception, match=r"--model\.loss cannot be used so: .*labels are probabilities"):
         prepared(nn.MultiMarginLoss, Data(mixes=True))
+
+
+def test_a_run_with_mixed_images_is_refused_a_loss_of_classes(here, capsys):
+    assert main([*QUICK, "--data.augmentation+", "MixUp", "--model.loss", "MultiMarginLoss"]) == 2
+    assert "labels are probabilities, float (B, K), where --data.augmentation mixes images" in capsys.readouterr().err

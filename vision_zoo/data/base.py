@@ -22,7 +22,7 @@ from vision_zoo.data.splits import check_part, stratified_split
 from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, InputError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path, plain
-from vision_zoo.transforms import apply_transforms, check_transforms
+from vision_zoo.transforms import LabelledTransform, apply_transforms, check_transforms
 from vision_zoo.types import Batch, ImageShape, Interpolation, LabelledImages, Sampler, Split, ValueRange
 
 NO_NETWORK_NEEDED = "or use the images that need no network: --data MNIST5k"
@@ -233,6 +233,11 @@ class ImageDataModule(LightningDataModule):
             return batch
         images, labels = batch
         return apply_transforms(self.augmentation, images, labels, self.num_classes, self.trainer.current_epoch)
+
+    @property
+    def mixes_labels(self) -> bool:
+        """Whether training batches come with probabilities, float (B, K), for labels."""
+        return any(isinstance(transform, LabelledTransform) for transform in self.augmentation)
 
     def check_augmentation(self) -> None:
         """Refuse an augmentation that cannot be used, before any work; see `check_transforms`."""

@@ -366,7 +366,7 @@ OPTIONS = [
     Case(
         "what the module of augmentations imports",
         (*FIT, "--data.augmentation", "F"),
-        r"--data\.augmentation F: unknown\. Known are AugMix, AutoAugment, CenterCrop,",
+        r"--data\.augmentation F: unknown\. Known are AlternatingFlip, AugMix, AutoAugment, CenterCrop,",
     ),
     Case(
         "whole number in words",

@@ -16,10 +16,11 @@ import yaml
 from torch import Tensor, nn
 
 from vision_zoo.__main__ import main
+from vision_zoo.backbones import SmallCNN
 from vision_zoo.classifier import Classifier
 from vision_zoo.training import performance, speed_trial
 from vision_zoo.training.performance import TrainingPrecision, has_fast_bf16, match_layouts
-from vision_zoo.training.speed_trial import Trial, Way
+from vision_zoo.training.speed_trial import Trial, Way, fastest
 from vision_zoo.types import ImageShape
 
 SHORT = ["fit", "--data.batch_size", "32", "--trainer.limit_train_batches", "6", "--trainer.max_epochs", "1",
@@ -273,6 +274,14 @@ def test_a_run_that_is_too_short_is_not_held_up():
 
 
 # ------------------------------------------------------------------------------------------------------------ exactness
+
+
+def test_a_large_batch_is_tried_by_a_part_of_it():
+    """Whole ones would be too dear for a run of few steps, which large batches make."""
+    ways = [Way(), Way(channels_last=True)]
+    model = Classifier(SmallCNN, (1, 28, 28), [str(digit) for digit in range(10)])
+    _, figures = fastest(model, 4096, torch.device("cpu"), ways, steps=30)
+    assert figures.keys() == {"float32", "float32 channels_last"}
 
 
 def test_figures_of_the_run_are_exactly_those_of_its_loaded_checkpoint(fast_machine, here, capsys):

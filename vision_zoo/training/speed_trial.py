@@ -17,6 +17,7 @@ from vision_zoo.training.random_states import kept_random_states
 
 SECONDS, SHARE = 2.0, 0.02  # of the run: what a trial may take is the larger of both,
 LARGEST_SHARE = 0.05  # but no more than this share of a short run
+ENOUGH = 256  # images that keep a processor busy: a larger batch takes as long for each
 CHUNK = 0.02  # seconds that are timed at once, for steps that are shorter
 CHUNKS = 2, 12  # of each way: the fewest that tell, and as many as are of use
 BEHIND = 1.25  # a way that takes so many times as long as the fastest is out of the race
@@ -41,13 +42,14 @@ def fastest(
     The first way, and no figures, where there is no other, the run is too short, or, with a warning, the network fails.
     """
     times: dict[Way, float] = {}
+    size = min(batch_size, ENOUGH) if device.type == "cpu" else batch_size
     if len(ways) > 1:
         try:
-            shape = (batch_size, *model.image_shape)
-            times = Trial(model.backbone, shape, model.num_classes, device, training).fastest(ways, steps)
+            trial = Trial(model.backbone, (size, *model.image_shape), model.num_classes, device, training)
+            times = trial.fastest(ways, steps * batch_size / size)
         except probe.REFUSALS as error:
             rank_zero_warn(f"the trial of speed failed, so that the run computes in {ways[0]}: {error}")
-    figures = {str(way): float(f"{batch_size / seconds:.4g}") for way, seconds in times.items()}
+    figures = {str(way): float(f"{size / seconds:.4g}") for way, seconds in times.items()}
     return next(iter(times), ways[0]), figures
 
 

@@ -17,6 +17,7 @@ from vision_zoo.backbones import (
     Airbench,
     AlexNet,
     Conv4,
+    ConvNet,
     EfficientNetLite,
     FashionCNN,
     FullyConnected,
@@ -39,6 +40,8 @@ NETWORKS = [
     pytest.param(AlexNet, {}, CIFAR, 4_617_546, id="AlexNet"),
     pytest.param(CNN, {}, MNIST, 4_741_876, id="CNN"),
     pytest.param(Conv4, {}, (3, 64, 64), 51_238, id="Conv4"),
+    pytest.param(ConvNet, {}, MNIST, 288_170, id="ConvNet"),
+    pytest.param(ConvNet, {"stages": [[8, 8], [12, 16], [16, 14]]}, MNIST, 7_858, id="ConvNet-tiny"),
     pytest.param(DNN, {}, MNIST, 235_146, id="DNN"),
     pytest.param(EfficientNetLite, {}, (3, 64, 64), 3_383_818, id="EfficientNetLite-0"),
     pytest.param(EfficientNetLite, {"size": 1}, (3, 64, 64), 4_148_490, id="EfficientNetLite-1"),
@@ -146,6 +149,7 @@ def test_sixteen_images_can_be_learnt_by_heart(
 
 
 TOO_SMALL = [
+    pytest.param(ConvNet, 4, id="ConvNet"),
     pytest.param(Airbench, 9, id="Airbench"),
     pytest.param(AlexNet, 10, id="AlexNet"),
     pytest.param(Conv4, 46, id="Conv4"),
@@ -168,7 +172,20 @@ def test_images_below_the_size_that_the_docstring_names_are_refused(network: Net
     assert network((3, least, least), 10).eval()(torch.zeros(1, 3, least, least)).shape == (1, 10)
 
 
-SMALL_NETWORKS = (CNN, DNN, MLP, Airbench, AlexNet, FashionCNN, FullyConnected, LeNet5, ResNet, SimpleCNN, SmallCNN)
+SMALL_NETWORKS = (
+    CNN,
+    DNN,
+    MLP,
+    Airbench,
+    AlexNet,
+    ConvNet,
+    FashionCNN,
+    FullyConnected,
+    LeNet5,
+    ResNet,
+    SimpleCNN,
+    SmallCNN,
+)
 
 
 @pytest.mark.parametrize(

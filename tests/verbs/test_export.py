@@ -336,6 +336,7 @@ NETWORKS = {
     "AlexNet": (3, 32, 32),
     "CNN": (1, 28, 28),
     "Conv4": (3, 64, 64),
+    "ConvNet": (1, 28, 28),
     "DNN": (1, 28, 28),
     "EfficientNetLite": (3, 32, 32),
     "FashionCNN": (1, 28, 28),

@@ -4,6 +4,7 @@ from vision_zoo.backbones.airbench import Airbench
 from vision_zoo.backbones.alexnet import AlexNet
 from vision_zoo.backbones.cnn import CNN
 from vision_zoo.backbones.conv4 import Conv4
+from vision_zoo.backbones.conv_net import ConvNet
 from vision_zoo.backbones.efficientnet_lite import EfficientNetLite
 from vision_zoo.backbones.fashion import DNN, FashionCNN
 from vision_zoo.backbones.fully_connected import FullyConnected
@@ -22,6 +23,7 @@ __all__ = [
     "Airbench",
     "AlexNet",
     "Conv4",
+    "ConvNet",
     "EfficientNetLite",
     "FashionCNN",
     "FullyConnected",

@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from scripts import ablation  # noqa: E402
 from scripts.results import Project, groups_of, read_rows  # noqa: E402  # of this checkout
 
 README = "readme.png"  # which is drawn by this program alone
@@ -35,7 +36,7 @@ ACCURACIES = (10, 30, 50, 60, 70, 80, 85, 90, 93, 95, 97, 98, 99, 99.3, 99.5, 99
 
 def figures_of(project: Project) -> dict[str, tuple[Any, Any]]:
     """Name of each figure: the function that draws it, and what it shows as plain data."""
-    groups = groups_of(project)
+    groups = [group for group in groups_of(project) if group.recipe != ablation.RECIPE]
     curves: dict[tuple[str, ...], list[list[float]]] = {}
     for row in read_rows(project.configs / "curves.csv"):
         key = tuple(row[name] for name in ("recipe", "data", "options"))

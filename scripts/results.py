@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from scripts import ablation
 from vision_zoo.errors import VisionZooError
 from vision_zoo.verbs.list_ import HEADER
 
@@ -34,6 +35,7 @@ VARIANTS: dict[str, tuple[str, str, int]] = {
     "small_cnn_mnist_batch_1_one_cycle": ("small_cnn_mnist", f"{BATCH_1} {ONE_CYCLE} 0.001", 1),
     "small_cnn_mnist_one_cycle": ("small_cnn_mnist", f"{ONE_CYCLE} 0.01", 0),
     "resnet18_cifar10_15_epochs": ("resnet18_cifar10", "--trainer.max_epochs 15", 0),
+    **ablation.variants(),
 }
 # Changed after an earlier version had missed its target on the test images; others were chosen by validation alone.
 CHOSEN_ANEW = ("cnn_fashion_mnist_best", "cnn_mnist_best", "resnet18_cifar10_best")
@@ -299,7 +301,8 @@ def table(project: Project, groups: Sequence[Group]) -> list[str]:
 
 def results(project: Project, figures: Sequence[str]) -> str:
     """What is generated of the page of results: tables, variants, what is not measured, and the figures."""
-    groups = groups_of(project)
+    everything = groups_of(project)
+    groups = [group for group in everything if group.recipe != ablation.RECIPE]
     if not groups:
         return "Not measured yet."
     folded = [group for group in groups if "--trainer.precision" in group.options]
@@ -312,10 +315,11 @@ def results(project: Project, figures: Sequence[str]) -> str:
         lines += [f"- `{group.variant}`: `{group.recipe}` with `{group.options}`" for group in variants]
     if folded:
         lines += ["", "<details><summary>In another precision</summary>", "", *table(project, folded), "", "</details>"]
-    have = {group.recipe for group in groups if not group.options}
+    have = {group.recipe for group in everything if not group.options}
     missing = [f"`{path.stem}`" for path in project.recipes() if path.stem not in have]
     if missing:
         lines += ["", f"Not measured yet, as they stand: {', '.join(missing)}."]
+    lines += ablation.lines(everything)
     for name in figures:
         about = "Accuracy against parameters" if name == "parameters.png" else "Accuracy against wall time"
         lines += ["", f"![{about}](figures/{name})"]

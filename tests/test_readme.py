@@ -47,6 +47,7 @@ PARSED_ONLY = {
     "two_hosts.py": "needs root",
     "figures.py": "trains for a minute",
     "reproduce.py lenet5_mnist": "trains for minutes",
+    "ablation.py": "trains for hours",
     "benchmark --data_root": "measures for a minute",
     "next_labels.py": "trains thousands of heads",
 }

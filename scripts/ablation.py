@@ -1,0 +1,107 @@
+"""What each method of training is worth: a small network on CIFAR-10, a fixed number of epochs, one method at a time.
+
+    python scripts/ablation.py --data_root DIR            # all runs of three seeds, seed by seed, then the table
+    python scripts/ablation.py --data_root DIR --seeds 1
+
+The runs are those of scripts/reproduce.py: they can be stopped and started again, and each leaves a row in
+configs/results.csv. The table in configs/README.md is made of the rows.
+"""
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = "ablation_cifar10"
+_FLIP, _CROP = "RandomHorizontalFlip", "{class_path: RandomCrop, init_args: {padding: 4}}"
+_HEADING = """
+## What each method is worth
+
+A ConvNet of 72,954 parameters, 10 epochs of CIFAR-10, one method at a time on top of the recipe `ablation_cifar10`.
+Behind the difference to the plain recipe is its standard error over seeds. So few epochs favour what speeds training up
+over what keeps a network from learning by heart. `scripts/ablation.py` has the options; it makes the rows by
+`python scripts/ablation.py --data_root data`.
+"""
+_RATES = "lr: 0.1, momentum: 0.9, nesterov: true, weight_decay: 0.0005"
+
+
+def _augmented(*transforms: str) -> str:
+    return f'--data.augmentation "[{", ".join(transforms)}]"'
+
+
+# Options on top of the recipe.
+METHODS: dict[str, str] = {
+    "plain": "",
+    "RandomHorizontalFlip": _augmented(_FLIP),
+    "AlternatingFlip": _augmented("AlternatingFlip"),
+    "RandomCrop": _augmented(_CROP),
+    "RandomResizedCrop": _augmented("{class_path: RandomResizedCrop, init_args: {scale: [0.5, 1.0]}}"),
+    "Cutout": _augmented("Cutout"),
+    "RandomErasing": _augmented("RandomErasing"),
+    "ColorJitter": _augmented("{class_path: ColorJitter, init_args: {brightness: 0.3, contrast: 0.3}}"),
+    "RandAugment": _augmented("RandAugment"),
+    "TrivialAugmentWide": _augmented("TrivialAugmentWide"),
+    "MixUp": _augmented("{class_path: MixUp, init_args: {alpha: 0.2}}"),
+    "CutMix": _augmented("{class_path: CutMix, init_args: {p: 0.5}}"),
+    "label smoothing": "--model.loss.label_smoothing 0.1",
+    "Focal": "--model.loss Focal",
+    "BinaryCrossEntropy": "--model.loss BinaryCrossEntropy",
+    "no decay of vectors": "--model.decay_vectors false",
+    "EMA": "--trainer.callbacks+ EMA --trainer.callbacks.decay 0.998",
+    "MuonWith": "--model.optimizer MuonWith --model.optimizer.other SGD "
+    f'--model.optimizer.other_options "{{{_RATES}}}"',
+    "SAM": "--model.optimizer SAM --model.optimizer.lr 0.1 --model.optimizer.base_options "
+    '"{momentum: 0.9, nesterov: true, weight_decay: 0.0005}"',
+    "AdamWScheduleFree": "--model.optimizer AdamWScheduleFree --model.optimizer.lr 0.005 --model.scheduler null",
+    "TTA flip": "--tta flip",
+}
+
+
+def variants() -> dict[str, tuple[str, str, int]]:
+    """The methods as variants of the recipe; see results.VARIANTS."""
+    names = {name: f"ablation {name}" for name in METHODS if name != "plain"}
+    return {name: (RECIPE, METHODS[method], 0) for method, name in names.items()}
+
+
+def lines(groups: Sequence[Any]) -> list[str]:
+    """The table of the rows, a line for each method, those that help most first; nothing where the plain one lacks."""
+    found = {group.options: group for group in groups if group.recipe == RECIPE}
+    if "" not in found:
+        return []
+    of_method = {name: found[options] for name, options in METHODS.items() if options in found}
+    plain = _accuracies(found[""])
+    gains = {name: statistics.fmean(_accuracies(group)) - statistics.fmean(plain) for name, group in of_method.items()}
+    text = _HEADING.splitlines()
+    text += ["", "| method | test accuracy | against plain, points | time |", "|---|---|---|---|"]
+    for name in sorted(gains, key=lambda name: -gains[name]):
+        group, both = of_method[name], (plain, _accuracies(of_method[name]))
+        known = name != "plain" and min(map(len, both)) > 1
+        error = math.sqrt(sum(statistics.variance(values) / len(values) for values in both)) if known else 0
+        gain = "" if name == "plain" else f"{gains[name]:+.2f}" + f" +- {error:.2f}" * known
+        text.append(f"| {name} | {group.accuracy} ({len(group.rows)}) | {gain} | {group.time} |")
+    missing = [name for name in METHODS if name not in of_method]
+    return [*text, "", f"Not measured yet: {', '.join(missing)}."] if missing else text
+
+
+def _accuracies(group: Any) -> list[float]:
+    return [100 * float(row["test/accuracy"]) for row in group.rows]
+
+
+def main() -> int:
+    """Make the runs that are missing; the exit code of the first that fails, else 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_root", required=True, help="folder that holds CIFAR-10")
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    from scripts import reproduce
+
+    return reproduce.main([RECIPE, *variants(), "--seeds", str(given.seeds), "--data_root", given.data_root])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

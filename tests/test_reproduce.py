@@ -18,7 +18,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from scripts import reproduce, results
+from scripts import ablation, reproduce, results
 from tests import tiny
 from vision_zoo.__main__ import main
 from vision_zoo.data import CIFAR10, CIFAR100
@@ -213,7 +213,8 @@ def test_test_time_augmentation_is_told_beside_the_figure(project, pretended):
 
 
 def test_every_variant_names_a_recipe_and_one_of_its_figures():
-    for name, (recipe, _, figure) in results.VARIANTS.items():
+    published = {name: value for name, value in results.VARIANTS.items() if value[0] != ablation.RECIPE}
+    for name, (recipe, _, figure) in published.items():
         published = results.header(results.Project(), recipe)["published"]
         assert len(re.findall(r"[\d.]+ %", published)) > figure, name
         assert not results.Project().recipe(name).exists()

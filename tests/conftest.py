@@ -82,6 +82,7 @@ def data_root(tmp_path_factory) -> Path:
 def only_parsed(monkeypatch):
     """A command ends where its words are parsed, with exit code 77."""
     from vision_zoo.cli import main as cli
+    from vision_zoo.cli import studying
     from vision_zoo.cli.parser import Parser
 
     def then_exit(parse):
@@ -93,6 +94,7 @@ def only_parsed(monkeypatch):
 
     monkeypatch.setattr(Parser, "parse_arguments", then_exit(Parser.parse_arguments))
     monkeypatch.setattr(cli, "_options_of", then_exit(cli._options_of))
+    monkeypatch.setattr(studying, "parse", then_exit(studying.parse))
 
 
 # LeNet-5 on the embedded images, ten batches an epoch.

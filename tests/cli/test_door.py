@@ -80,6 +80,9 @@ def test_every_common_option_is_one_of_the_full_parser(name, only_parsed, traine
         "--data": "MNIST5k",
         "--model.backbone": "LeNet5",
         "--backbone": "EfficientNetLite",
+        "--vary": "data.batch_size=1,2",
+        "--metric": "val/loss",
+        "--name": "mine",
     }
     by_kind = {
         "N": "2",
@@ -89,6 +92,7 @@ def test_every_common_option_is_one_of_the_full_parser(name, only_parsed, traine
         "FILE": "file",
         "PATH": "path",
         "PATH ...": "a",
+        "RECIPE": "lenet5_mnist",
     }
     words = []
     for option in COMMANDS[name].options:

@@ -103,6 +103,11 @@ COMMANDS: dict[str, Command] = {
             *("trainer.accelerator", "trainer.default_root_dir", "trusted_packages"),
         ),
     ),
+    "study": Command(
+        "verbs.study:study",
+        "vision_zoo study cnn_mnist5k --seeds 3 --vary data.batch_size=64,128",
+        ("recipe", "seeds", "folds", "vary", "metric", "jobs", "test", "name", "trusted_packages"),
+    ),
     "validate": Command("verbs.evaluate:validate", "vision_zoo validate --ckpt_path best", ("ckpt_path", *_SCORING)),
     "test": Command(
         "verbs.evaluate:test",
@@ -170,6 +175,9 @@ _BY_NAME = {
     "root": ("FOLDER", "FILES"),
     "unlabelled": ("FOLDER", "FILES"),
     "sort": ("COLUMN", ""),
+    "recipe": ("RECIPE ...", "RECIPES FILES"),
+    "vary": ("OPTION=A,B,C", ""),
+    "seeds": ("N", ""),
     "words": ("WORDS", "timm torchvision"),
     "shell": ("NAME", "bash zsh fish"),
     "accelerator": ("NAME", "auto cpu gpu"),
@@ -202,6 +210,6 @@ def _own_options(where: str) -> dict[str, Option]:
         choices = " ".join(re.findall(r'"(.+?)"', shared_types.get(kind, kind)))
         value, completes = _BY_NAME.get(name) or _BY_TYPE.get(kind) or ("NAME", choices)
         words = re.split(r"[.;:](?:\s|$)", " ".join(text.split()))[0]
-        flag = "" if name in ("kind", "words", "shell") else f"--{name}"  # those are words without a flag
+        flag = "" if name in ("kind", "words", "shell", "recipe") else f"--{name}"  # those are words without a flag
         found[name] = Option(flag, value if flag else name.upper(), words, completes)
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from vision_zoo.cli import teaching
+from vision_zoo.cli import studying, teaching
 from vision_zoo.cli.argv import FLAGS, Argv
 from vision_zoo.cli.commands import COMMANDS
 from vision_zoo.cli.layers import SECTIONS, read_request, trusted_packages
@@ -47,6 +47,8 @@ def execute(words: Sequence[str]) -> Any:
     """Run one command and return what its function returns; `explain` puts its exceptions in words."""
     argv = Argv.read(words)
     verb = argv.verb
+    if verb == "study":
+        return studying.study(argv, main)
     function = import_path(f"vision_zoo.{COMMANDS[verb].where.replace(':', '.')}")
     if verb not in SECTIONS:
         return function(**_options_of(function, argv))

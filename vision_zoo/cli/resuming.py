@@ -82,8 +82,8 @@ def changes(checkpoint: Checkpoint, config: Config, verb: str) -> list[str]:
 def _dealt(found: Mapping[str, str], stored: Config, now: Config, verb: str) -> list[str]:
     """A warning where other images than before are held out, for the network may have been trained with them."""
     deciding: dict[str, tuple[str, ...]] = {}
-    if now.get("data.init_args.val_split") != 0:  # otherwise nothing is scored
-        deciding["validate"] = ("val_split", "test_split", "seed")
+    if now.get("data.init_args.val_split") != 0 or now.get("data.init_args.fold"):  # otherwise nothing is scored
+        deciding["validate"] = ("val_split", "fold", "test_split", "seed")
     if "data.init_args.test_split" in now:  # datasets without it have a test part of their own
         deciding["test"] = ("test_split", "seed")
     dealt = [f"--data.{name}" for name in deciding.get(verb, ()) if f"data.{name}" in found]

@@ -18,7 +18,7 @@ from vision_zoo.data.facts import per_channel
 from vision_zoo.data.fetch import DOWNLOAD_ERRORS, fetch
 from vision_zoo.data.loaders import Loader, fetch_all
 from vision_zoo.data.sources import Files, InMemory, Source
-from vision_zoo.data.splits import check_part, stratified_split
+from vision_zoo.data.splits import check_part, read_fold, split_by_fold, stratified_split
 from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, InputError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path, plain
@@ -76,6 +76,9 @@ class ImageDataModule(LightningDataModule):
         sampler: balanced draws each class equally often: as many images per epoch as without, those of a small class
             several times, each as often as the others or once more; of a large class other ones in each epoch. By
             default each image is drawn once per epoch.
+        fold: for cross-validation: 2/5 trains with all but the second of five parts of the training images and
+            validates on that. Every image is in one part; they have as many of each class, and keep the groups of a
+            table together. Then val_split is not used.
     """
 
     class_names: tuple[str, ...]  # a name for each label
@@ -109,6 +112,7 @@ class ImageDataModule(LightningDataModule):
         shuffle: bool = True,
         interpolation: Interpolation | None = None,
         sampler: Sampler = None,
+        fold: str | None = None,
         _class_path: str | None = None,  # of the options in a checkpoint, which Lightning hands on
     ) -> None:
         super().__init__()
@@ -136,6 +140,9 @@ class ImageDataModule(LightningDataModule):
             message = f"--data.augmentation: {it} cannot be applied to images; give a module"
             refuse(ConfigError, (not callable(it), message))
         check_part(val_split, "--data.val_split")
+        self.fold = fold
+        if fold is not None:
+            self.val_split = 1 / read_fold(fold)[1]  # what it comes to
         self._take_facts(mean, std)
         # Plain values: objects in a checkpoint would need trust to be loaded.
         self.save_hyperparameters(logger=False)
@@ -202,6 +209,8 @@ class ImageDataModule(LightningDataModule):
             DataError: if files are broken or do not fit the dataset.
             ConfigError: if the images cannot be split as the options say.
         """
+        own = f"--data.fold {self.fold} would not use the validation images that {type(self).__name__} has: join them"
+        refuse(ConfigError, (self.fold and self._own_val, f"{own} with those of training, or leave it out"))
         for split in _STAGES[stage]:
             if split in self._subsets:
                 continue
@@ -210,8 +219,15 @@ class ImageDataModule(LightningDataModule):
                 self._subsets[split] = Subset(source, torch.arange(len(source)))
             else:
                 source = self._read("train")
-                train, val = stratified_split(source.labels, self.val_split, self.seed, "--data.val_split")
+                if self.fold is None:
+                    train, val = stratified_split(source.labels, self.val_split, self.seed, "--data.val_split")
+                else:
+                    train, val = split_by_fold(source.labels, self.fold, self.seed)
                 self._subsets |= {"train": Subset(source, train), "val": Subset(source, val)}
+
+    @property
+    def _own_val(self) -> bool:
+        return self.has_val
 
     def train_dataloader(self) -> Loader:
         """Batches of the training images, in a new order in each epoch."""

@@ -16,7 +16,14 @@ from vision_zoo.data.discovery import TABLES, LeftOut, look_into, nfc
 from vision_zoo.data.facts import lazy
 from vision_zoo.data.own import OwnImages
 from vision_zoo.data.sources import Files, InMemory, Source
-from vision_zoo.data.splits import is_everything, part_of, places_by_name, split_by_place, stratified_split
+from vision_zoo.data.splits import (
+    is_everything,
+    part_of,
+    places_by_name,
+    split_by_fold,
+    split_by_place,
+    stratified_split,
+)
 from vision_zoo.data.values import LOOKED_AT, Numbers
 from vision_zoo.errors import DataError, DatasetNotFoundError, refuse
 from vision_zoo.types import LabelledImages, Split
@@ -74,6 +81,10 @@ class ImageFolder(OwnImages):
     def has_val(self) -> bool:
         """Whether there is a folder val, or validation images are cut from those of training."""
         return "val" in self._parts or self.val_split > 0
+
+    @property
+    def _own_val(self) -> bool:
+        return "val" in self._parts
 
     def load(self, split: Split) -> LabelledImages:
         """Decode all images of a split: uint8 (N, C, H, W) in [0, 255] and int64 (N,) in [0, K)."""
@@ -142,7 +153,9 @@ class ImageFolder(OwnImages):
             option = f"--data.{split}_split"
             places = places_by_name(map(self._split_name, paths), self.seed)
             below = below + part * (1 - below) if below is not None and part < 1 else None
-            if below is not None:
+            if split == "val" and self.fold is not None:
+                stays, cut = split_by_fold(labels, self.fold, self.seed, places)
+            elif below is not None:
                 stays, cut = split_by_place(labels, places, below, option)
             elif is_everything(part) or len(set(places.tolist())) == len(places):
                 stays, cut = stratified_split(labels, part, self.seed, option, places)

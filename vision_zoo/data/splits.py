@@ -91,6 +91,37 @@ def stratified_split(
     return everything[~is_cut], everything[is_cut]
 
 
+def read_fold(fold: str) -> tuple[int, int]:
+    """Which part of how many a fold such as 2/5 is; a ConfigError for anything else."""
+    number, of = map(int, found.groups()) if (found := re.fullmatch(r"(\d{1,6})/(\d{1,6})", fold)) else (0, 0)
+    wrong = not 1 <= number <= of or of < 2
+    refuse(ConfigError, (wrong, f"--data.fold must be a part of two or more, as 2/5 is of five, got {fold}"))
+    return number, of
+
+
+def split_by_fold(labels: Tensor, fold: str, seed: int, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cut one of several parts that together hold every image once, each with as many of each class.
+
+    Images of one place stay together. The arguments are those of `stratified_split`, with the fold as 2/5.
+
+    Raises:
+        ConfigError: if a class or a fold would be without images.
+    """
+    from sklearn import model_selection  # noqa: PLC0415  # takes a second
+
+    number, of = read_fold(fold)
+    places = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)) if places is None else places
+    order = places.argsort(stable=True)  # so that nothing is left to draw
+    groups, kinds = places[order].numpy(), labels[order].numpy()
+    of_class = [len(set(groups[kinds == kind])) for kind in set(kinds.tolist())]
+    grouped = " (images of one group count as one)" * (sum(of_class) < len(labels))
+    few = f"--data.fold {fold}: the classes have {min(of_class)} to {max(of_class)} images to deal{grouped}"
+    refuse(ConfigError, (min(of_class) < 2 or max(of_class) < of, f"{few}: add images, or deal fewer folds"))
+    whole = model_selection.StratifiedGroupKFold(of) if grouped else model_selection.StratifiedKFold(of)
+    stays, cut = list(whole.split(kinds, kinds, groups if grouped else None))[number - 1]
+    return order[torch.from_numpy(stays)].sort()[0], order[torch.from_numpy(cut)].sort()[0]
+
+
 def split_by_place(labels: Tensor, places: Tensor, below: float, option: str) -> tuple[Tensor, Tensor]:
     """Cut the images whose place is below a limit: an image is not moved when others are added.
 

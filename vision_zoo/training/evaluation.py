@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,7 +30,7 @@ def to_floats(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: float(str(value.detach().cpu().numpy())) for name, value in metrics.items()}
 
 
-def _per_class(matrix: Tensor) -> list[dict[str, float]]:
+def per_class(matrix: Tensor) -> list[dict[str, float]]:
     """Precision, recall and F1 in [0, 1] and images of K classes, of counts (K, K) with the true classes as rows."""
     matrix = matrix.double()
     hits, predicted, actual = matrix.diagonal(), matrix.sum(0), matrix.sum(1)
@@ -44,6 +44,12 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_file(path, text.getvalue().encode(errors="surrogateescape"))  # names of folders may be any bytes
+
+
+def write_matrix(path: Path, names: Sequence[str], counts: Iterable[Iterable[int]]) -> None:
+    """Write the counts of a confusion matrix, with the true classes as rows."""
+    rows = ([name, *row] for name, row in zip(names, counts, strict=True))
+    write_csv(path, [["true \\ predicted", *names], *rows])
 
 
 def _most_confident(mistakes: Iterable[_Mistake]) -> list[_Mistake]:
@@ -93,14 +99,13 @@ class TestArtifacts(Callback):
         if not isinstance(pl_module, Classifier):
             return
         metrics = {n: value for n, value in to_floats(trainer.callback_metrics).items() if n.startswith("test/")}
-        self.rows = _per_class(pl_module.confusion_matrix)
+        self.rows = per_class(pl_module.confusion_matrix)
         folder = self.folder.path if isinstance(self.folder, RunFolder) else self.folder
         if folder is None or not trainer.is_global_zero:
             return
         folder.mkdir(parents=True, exist_ok=True)
         names, matrix = pl_module.class_names, pl_module.confusion_matrix
-        counts = [[name, *row] for name, row in zip(names, matrix.tolist(), strict=True)]
-        write_csv(folder / "confusion_matrix.csv", [["true \\ predicted", *names], *counts])
+        write_matrix(folder / "confusion_matrix.csv", names, matrix.tolist())
         scores = [[name, *row.values()] for name, row in zip(names, self.rows, strict=True)]
         write_csv(folder / "per_class.csv", [["class", *self.rows[0]], *scores])
         results: dict[str, Any] = {**metrics, **self.about}

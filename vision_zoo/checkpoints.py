@@ -4,7 +4,7 @@ import glob
 import math
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -254,6 +254,30 @@ def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = N
         if candidate.is_file():
             return candidate.resolve()
     raise CheckpointError(f"--ckpt_path {name}: {reason}")
+
+
+def open_checkpoints(
+    names: Iterable[str], trusted_packages: Sequence[str] = (), root: Path = Path()
+) -> list[Checkpoint]:
+    """Open all that the names stand for, by `find_checkpoints`; see `open_checkpoint`."""
+    paths = (path for name in names for path in find_checkpoints(name, root))
+    return [open_checkpoint(str(path), trusted_packages) for path in paths]
+
+
+def find_checkpoints(name: str, root: Path = Path(), prefer: str = "best") -> list[Path]:
+    """The file that `find_checkpoint` gives; of a folder of several runs or a pattern one of each run, in their order.
+
+    Numbers count as such: version_10 comes after version_9.
+    """
+    path, found = expanded(name), list[str]()
+    matches = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207  # any path
+    for place in matches:
+        if place.suffix == ".ckpt" or (place / "checkpoints").is_dir() or any(place.glob("*.ckpt")):
+            found.append(str(place))
+        elif place.is_dir():
+            found += [str(folder.parent) for folder in place.rglob("checkpoints") if folder.is_dir()]
+    found.sort(key=lambda place: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", place)])
+    return list(dict.fromkeys(find_checkpoint(place, root, prefer) for place in found or [name]))
 
 
 def run_folder(checkpoint: Path) -> Path | None:

@@ -1,6 +1,5 @@
 """Classifier, the one LightningModule: raw images in, logits out, around any backbone."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -36,7 +35,7 @@ from vision_zoo.optimizers.groups import weight_groups
 from vision_zoo.schedules import build_schedule, set_peaks
 from vision_zoo.specs import copyable, describe, without_downloads
 from vision_zoo.trainer_facts import datamodule_of, steps_of_run
-from vision_zoo.transforms import views
+from vision_zoo.transforms import mean_of_views
 from vision_zoo.types import TTA, Batch, ImageShape, ValueRange
 
 
@@ -191,9 +190,8 @@ class Classifier(ScoredModule):
             if self.known is not None and scores is not None:
                 passed = (scores >= self.known.threshold).float().mean()
                 self.log("test/known", passed, batch_size=len(images), sync_dist=True)
-        if self.test_time_augmentation != "none":  # the logarithm of the views' mean probability serves as logits
-            seen = views(images, self.test_time_augmentation)
-            logits = torch.stack([self(v).float().log_softmax(1) + math.log(w) for v, w in seen]).logsumexp(0)
+        if self.test_time_augmentation != "none":
+            logits = mean_of_views(self, images, self.test_time_augmentation)
         self._count(self.test_metrics, logits, labels)
         return logits.softmax(1)
 

@@ -57,9 +57,8 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def device_name(trainer: Trainer) -> str:
-    """What the network runs on, for people and results."""
-    device = trainer.strategy.root_device
+def device_name(device: torch.device) -> str:
+    """What a network runs on, for people and results."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":

@@ -93,6 +93,8 @@ def test_every_common_option_is_one_of_the_full_parser(name, only_parsed, traine
         "PATH": "path",
         "PATH ...": "a",
         "RECIPE": "lenet5_mnist",
+        "RUN": str(trained_run),
+        "RUNS": str(trained_run),
     }
     words = []
     for option in COMMANDS[name].options:

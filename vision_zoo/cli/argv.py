@@ -8,6 +8,7 @@ from vision_zoo.errors import ConfigError
 
 _NUMBERS = re.compile(r"[-+\d.e\[\], ]*\d[-+\d.e\[\], ]*")
 SWITCHES = ("refine", "test")  # which stand for true without a value
+AVERAGED = ("validate", "test", "predict", "export")  # which take several checkpoints
 FLAGS = ("help", "help_all", "print_config")  # which may stand without a value
 
 
@@ -23,7 +24,8 @@ class Argv:
     def read(cls, words: Iterable[str]) -> "Argv":
         """Read ``VERB --option value --option=value ...``; -c is --config. An option needs its value.
 
-        Numbers that follow the number of a dotted option, such as --data.image_size 96 128, make it a list.
+        Numbers that follow the number of a dotted option, such as --data.image_size 96 128, make it a list; words that
+        follow --ckpt_path are further checkpoints, where a command takes several.
         """
         verb, *rest = words
         options: list[tuple[str, str | None]] = []
@@ -35,6 +37,8 @@ class Argv:
             if not word.startswith("--") or word == "--":
                 if options and "." in options[-1][0] and _NUMBERS.fullmatch(f"{options[-1][1]} {word}"):
                     options[-1] = (options[-1][0], f"[{(options[-1][1] or '').strip('[]')}, {word}]")
+                elif options and options[-1][0] in ("ckpt_path", "ckpt_path+") and verb in AVERAGED:
+                    options.append(("ckpt_path+", word))
                 else:
                     stray.append(word)
                 continue
@@ -58,6 +62,13 @@ class Argv:
     def last(self, *names: str) -> str | None:
         """The value of an option that counts, or None."""
         return next(reversed(self.values(*names)), None)
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The value of --ckpt_path that counts, with those that follow it."""
+        named = [(name, value) for name, value in self.options if name in ("ckpt_path", "ckpt_path+") and value]
+        last = max((place for place, (name, _) in enumerate(named) if name == "ckpt_path"), default=0)
+        return [value for _, value in named[last:]]
 
     def without(self, names: Iterable[str]) -> list[str]:
         """The words of all other options, each with its value in one word."""

@@ -58,6 +58,9 @@ SHARED = {
         Option("--seed_everything", "N", "decides weights, dropout, augmentation"),
     )
 }
+SHARED["ckpt_paths"] = Option(
+    "--ckpt_path", "PATH ...", "as many as you like; the mean of their probabilities counts", "best last FILES"
+)
 
 
 class Command(NamedTuple):
@@ -108,11 +111,16 @@ COMMANDS: dict[str, Command] = {
         "vision_zoo study cnn_mnist5k --seeds 3 --vary data.batch_size=64,128",
         ("recipe", "seeds", "folds", "vary", "metric", "jobs", "test", "name", "trusted_packages"),
     ),
-    "validate": Command("verbs.evaluate:validate", "vision_zoo validate --ckpt_path best", ("ckpt_path", *_SCORING)),
+    "validate": Command("verbs.evaluate:validate", "vision_zoo validate --ckpt_path best", ("ckpt_paths", *_SCORING)),
     "test": Command(
         "verbs.evaluate:test",
         "vision_zoo test --ckpt_path runs/lenet5_mnist/version_0",
-        ("ckpt_path", "output", "tta", *_SCORING),
+        ("ckpt_paths", "output", "tta", *_SCORING),
+    ),
+    "compare": Command(
+        "verbs.compare:compare",
+        "vision_zoo compare runs/lenet5/version_0 runs/lenet5/version_1",
+        ("runs", "split", "output", "tta", "accelerator", "data.root", "data.batch_size", "trusted_packages"),
     ),
     "predict": Command("verbs.predict:predict", "vision_zoo predict --ckpt_path best --images scans photo.jpg"),
     "export": Command("verbs.export:export", "vision_zoo export --ckpt_path best --format onnx --output digits.onnx"),
@@ -127,6 +135,11 @@ COMMANDS: dict[str, Command] = {
         ("data", "data.root", "config", "split", "count", "augmented", "ckpt_path", "output", "trusted_packages"),
     ),
     "report": Command("verbs.report:report", "vision_zoo report --ckpt_path best"),
+    "reproduce": Command(
+        "verbs.reproduce:reproduce",
+        "vision_zoo reproduce runs/lenet5_mnist/version_0",
+        ("run", "data_root", "output", "accelerator", "trusted_packages"),
+    ),
     "list": Command("verbs.list_:list_", "vision_zoo list runs --sort test/accuracy", light=True),
     "completion": Command("cli.completion:completion", 'eval "$(vision_zoo completion bash)"', light=True),
 }
@@ -168,11 +181,13 @@ def command_help(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+_PLAIN_WORDS = ("kind", "words", "shell", "recipe", "run", "runs")  # of a command line, without a flag
 # How an option of one command is shown and completed: by its name, else by its type.
 _BY_NAME = {
     "images": ("PATH ...", "FILES"),
+    **dict.fromkeys(("run", "runs"), ("", "FILES")),
     "output": ("PATH", "FILES"),
-    "root": ("FOLDER", "FILES"),
+    **dict.fromkeys(("root", "data_root"), ("FOLDER", "FILES")),
     "unlabelled": ("FOLDER", "FILES"),
     "sort": ("COLUMN", ""),
     "recipe": ("RECIPE ...", "RECIPES FILES"),
@@ -210,6 +225,6 @@ def _own_options(where: str) -> dict[str, Option]:
         choices = " ".join(re.findall(r'"(.+?)"', shared_types.get(kind, kind)))
         value, completes = _BY_NAME.get(name) or _BY_TYPE.get(kind) or ("NAME", choices)
         words = re.split(r"[.;:](?:\s|$)", " ".join(text.split()))[0]
-        flag = "" if name in ("kind", "words", "shell", "recipe") else f"--{name}"  # those are words without a flag
+        flag = "" if name in _PLAIN_WORDS else f"--{name}"
         found[name] = Option(flag, value if flag else name.upper(), words, completes)
     return found

@@ -8,10 +8,10 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from vision_zoo.checkpoints import Checkpoint, open_checkpoint, run_folder
+from vision_zoo.checkpoints import Checkpoint, open_checkpoint, open_checkpoints, run_folder
 from vision_zoo.cli import names, teaching
-from vision_zoo.cli.argv import Argv
-from vision_zoo.cli.resuming import check_places, check_run_folder
+from vision_zoo.cli.argv import AVERAGED, Argv
+from vision_zoo.cli.resuming import check_members, check_places, check_run_folder
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError, refuse
 from vision_zoo.files import expanded
@@ -28,7 +28,7 @@ DEFAULTS: Config = {  # of what a configuration leaves out
 # The sections of a configuration that a command has.
 SECTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("fit", "teach", "validate", "test"), ("model", "data", "trainer")),
-    "summary": ("model", "data"),
+    **dict.fromkeys(("summary", "compare"), ("model", "data")),
     "show": ("data",),
 }
 # Options with the weights that a network begins with; those of a checkpoint replace them.
@@ -45,6 +45,7 @@ class Request:
     run_name: str  # of the configuration; names the folder of a new run
     checkpoint: Checkpoint | None  # read and vetted
     trusted: tuple[str, ...]  # packages that the user trusts
+    others: tuple[Checkpoint, ...] = ()  # those that are averaged with the checkpoint
 
 
 def read_request(argv: Argv, verb: Callable[..., Any]) -> Request:
@@ -52,7 +53,8 @@ def read_request(argv: Argv, verb: Callable[..., Any]) -> Request:
     files = [names.find_config(name) for name in argv.values("config")]
     given: Config = reduce(_merge, map(names.read_config, files), {})
     trusted = trusted_packages(argv, given.pop("trusted_packages", None))
-    checkpoint = _checkpoint(argv, given, trusted, files)
+    opened = _checkpoints(argv, given, trusted, files)
+    checkpoint = opened[0] if opened else None
     stored = {} if checkpoint is None else _stored(checkpoint, argv.verb)
     run_name = names.run_name_of(files[0]) if files else "teach" if argv.verb == "teach" else "default"
     if checkpoint is not None and argv.verb == "fit":
@@ -63,7 +65,8 @@ def read_request(argv: Argv, verb: Callable[..., Any]) -> Request:
     # A recipe, or config.yaml of a run, holds options that other commands lack.
     lacks = {"model", "data", "trainer", *options_of(fit)} - {*SECTIONS[argv.verb], *options_of(verb)}
     config = {name: value for name, value in config.items() if name not in lacks}
-    return Request(argv, config, _other_words(argv, checkpoint is not None), run_name, checkpoint, trusted)
+    words = _other_words(argv, checkpoint is not None)
+    return Request(argv, config, words, run_name, checkpoint, trusted, tuple(opened[1:]))
 
 
 def trusted_packages(argv: Argv, from_files: Any = None) -> tuple[str, ...]:
@@ -90,14 +93,19 @@ def _of_trainer(argv: Argv, given: Config, name: str) -> Any:
     return argv.last(f"trainer.{name}") or (given.get("trainer") or {}).get(name)
 
 
-def _checkpoint(argv: Argv, given: Config, trusted: tuple[str, ...], files: list[Path]) -> Checkpoint | None:
-    """Open the checkpoint that a command names, if any; what fit continues must be a run's."""
-    name = argv.last("ckpt_path") or given.pop("ckpt_path", None)
-    if name is None:
-        return None
+def _checkpoints(argv: Argv, given: Config, trusted: tuple[str, ...], files: list[Path]) -> list[Checkpoint]:
+    """Open the checkpoints that a command names, if any; what fit continues must be a run's."""
+    found = listed(given.pop("ckpt_path", None))
+    if not (named := argv.checkpoints or found):
+        return []
+    name = named[0]
     root = expanded(_of_trainer(argv, given, "default_root_dir") or ".")
+    if argv.verb in AVERAGED:
+        checkpoints = open_checkpoints(map(str, named), trusted, root)
+        check_members(checkpoints, argv)
+        return checkpoints
     if argv.verb != "fit":
-        return open_checkpoint(str(name), trusted, root=root, prefer="best")
+        return [open_checkpoint(str(name), trusted, root=root, prefer="best")]
     older = "to drop what was trained after its best epoch, give the path of its best.ckpt"
     problem = f"--ckpt_path best: fit resumes where the newest run ended, with --ckpt_path last; {older}"
     refuse(ConfigError, (name == "best", problem))
@@ -110,7 +118,7 @@ def _checkpoint(argv: Argv, given: Config, trusted: tuple[str, ...], files: list
     has_state = {"optimizer_states", "loops"} <= checkpoint.content.keys()
     refuse(CheckpointError, (run_folder(path) is None, outside), (not has_state, stateless))
     check_run_folder(checkpoint)
-    return checkpoint
+    return [checkpoint]
 
 
 def _stored(checkpoint: Checkpoint, verb: str) -> Config:
@@ -161,7 +169,14 @@ def _with_backbone(config: Config, has_checkpoint: bool) -> Config:
 
 def _other_words(argv: Argv, has_checkpoint: bool) -> list[str]:
     """The words that are left for the parser."""
-    read = {"config", "ckpt_path", "trusted_packages", "trusted_packages+", *(FIRST_WEIGHTS if has_checkpoint else ())}
+    read = {
+        "config",
+        "ckpt_path",
+        "ckpt_path+",
+        "trusted_packages",
+        "trusted_packages+",
+        *(FIRST_WEIGHTS if has_checkpoint else ()),
+    }
     alone = names.CLASS_SLOTS.keys() - names.LIST_SLOTS
     read |= {f"{slot}{end}" for slot in alone for end in ("", ".class_path")}
     options = tuple((name, names.in_full(name, value)) for name, value in argv.options)

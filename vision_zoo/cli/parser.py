@@ -30,6 +30,7 @@ from vision_zoo.cli.resuming import changes
 from vision_zoo.cli.teaching import without_validation
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.folder import ImageFolder
+from vision_zoo.ensemble import Ensemble
 from vision_zoo.errors import CheckpointError, ConfigError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path, options_of, parameters_of
@@ -93,7 +94,7 @@ class Parser(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the command, and hand the data's facts to the model; a checkpoint's own go first."""
-        skip: set[str | int] = {"make_trainer", "model", "datamodule", "checkpoint", "plan"}
+        skip: set[str | int] = {"make_trainer", "model", "datamodule", "checkpoint", "plan", "open_run", "runs"}
         self._own_options = parser.add_function_arguments(self.function, skip=skip)
         for name in ("ckpt_path", "trusted_packages"):  # read before, see layers.py
             parser.add_argument(f"--{name}", type=str | list[str] | None, help=SHARED[name].text)
@@ -195,6 +196,9 @@ class Parser(LightningCLI):
         if self.checkpoint is not None and self.model is not None:
             self.datamodule.value_range = self.model.value_range
         if self.checkpoint is None or self.model is None or self.verb == "fit":
+            return
+        if self.request.others:
+            self.model = Ensemble([self.checkpoint, *self.request.others])
             return
         try:
             self.model.take_over(self.checkpoint.content)

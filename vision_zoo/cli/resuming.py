@@ -1,14 +1,15 @@
 """What a checkpoint fixes: a run that continues must be the same run."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vision_zoo.checkpoints import Checkpoint
 from vision_zoo.cli.argv import Argv
 from vision_zoo.cli.names import from_yaml
-from vision_zoo.errors import CheckpointError, ConfigError
+from vision_zoo.data.base import described_data
+from vision_zoo.errors import CheckpointError, ConfigError, refuse
 from vision_zoo.schedules import open_length
 from vision_zoo.specs import import_path
 from vision_zoo.training.run_folder import RESULTS
@@ -53,6 +54,24 @@ def check_places(checkpoint: Checkpoint, stored: Config, given: Config, argv: Ar
             )
 
 
+def check_members(checkpoints: Sequence[Checkpoint], argv: Argv) -> None:
+    """Refuse to average networks of which some were trained with what is to be scored, and options of one of them."""
+    first, *others = checkpoints
+    network = [name for name, _ in argv.options if name.startswith("model")] if others else []
+    both = f"--{''.join(network[:1])} is of one network, and several are averaged: leave it out"
+    refuse(ConfigError, (network, both))
+    data, elsewhere = described_data(first.data), argv.values("data", "data.class_path", "data.root", "data.path")
+    names: tuple[str, ...] = ("root", "path", "val_split", "test_split", "seed", "fold")
+    if argv.verb == "test":  # other datasets have a test part of their own
+        names = ("test_split", "seed") if data is not None and data.cuts_test else ()
+    for other in [] if elsewhere else others:
+        ours, theirs = (checkpoint.data.get("init_args") or {} for checkpoint in (first, other))
+        differ = [f"--data.{n} {theirs.get(n)}, not {ours.get(n)}" for n in names if ours.get(n) != theirs.get(n)]
+        held_out = f"{other.path} held other images out than {first.path} ({', '.join(differ)})"
+        way_out = "score them one by one, or on images of their own, given with --data.root or --data.path"
+        refuse(CheckpointError, (differ, f"{held_out}, and was trained with what would be scored: {way_out}"))
+
+
 def changes(checkpoint: Checkpoint, config: Config, verb: str) -> list[str]:
     """What differs from the checkpoint's configuration, a line each; a run that fit continues must stay the same."""
     stored, now = _flat(checkpoint.config), _flat(config)
@@ -84,6 +103,7 @@ def _dealt(found: Mapping[str, str], stored: Config, now: Config, verb: str) -> 
     deciding: dict[str, tuple[str, ...]] = {}
     if now.get("data.init_args.val_split") != 0 or now.get("data.init_args.fold"):  # otherwise nothing is scored
         deciding["validate"] = ("val_split", "fold", "test_split", "seed")
+        deciding["compare"] = deciding["validate"]
     if "data.init_args.test_split" in now:  # datasets without it have a test part of their own
         deciding["test"] = ("test_split", "seed")
     dealt = [f"--data.{name}" for name in deciding.get(verb, ()) if f"data.{name}" in found]

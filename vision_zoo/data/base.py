@@ -231,15 +231,15 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Batches of the training images, in a new order in each epoch."""
-        return self._loader("train", training=True)
+        return self.loader("train", training=True)
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """Batches of the validation images; an empty list when there are none."""
-        return self._loader("val") if len(self.subset("val").indices) else []
+        return self.loader("val") if len(self.subset("val").indices) else []
 
     def test_dataloader(self) -> Loader:
         """Batches of the test images."""
-        return self._loader("test")
+        return self.loader("test")
 
     predict_dataloader = test_dataloader
 
@@ -286,7 +286,8 @@ class ImageDataModule(LightningDataModule):
         refuse(DataError, (not len(found.labels), broken))
         return found
 
-    def _loader(self, split: Split, training: bool = False) -> Loader:
+    def loader(self, split: Split, training: bool = False) -> Loader:
+        """Batches of a split; to train, as `Loader` says."""
         (source, indices), trainer = self.subset(split), self.trainer
         rank, processes = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         few = f"{len(indices)} {'training' if training else split} images are too few for {processes} processes"

@@ -207,7 +207,7 @@ def _describe_run(trainer: Trainer, model: Classifier) -> Table:
     if model.freezing is not None:
         facts.add_row("fine-tuning", model.freezing.options.describe(steps_of_run(trainer)))
     facts.add_row("loss", model.loss.describe())
-    facts.add_row("device", f"{device_name(trainer)}, {trainer.precision}")
+    facts.add_row("device", f"{device_name(trainer.strategy.root_device)}, {trainer.precision}")
     for callback in callbacks_of(trainer):
         if isinstance(callback, Performance | HeadOnly | ProgressiveResizing) and (line := callback.describe()):
             facts.add_row(callback.topic, line)

@@ -19,6 +19,7 @@ from vision_zoo.errors import CheckpointError, ConfigError, TrainingError, lack,
 from vision_zoo.files import flush, lock_file, release, write_file
 from vision_zoo.trainer_facts import callbacks_of, gather, steps_after
 from vision_zoo.training import lightning_patches as patches
+from vision_zoo.training.made_with import made_with
 from vision_zoo.training.metrics_file import EventFiles, MetricsFile
 from vision_zoo.training.processes import expect_answers
 from vision_zoo.training.random_states import random_states, restore_random_states
@@ -61,6 +62,7 @@ class RunFolder(Callback):
         self._rng: list[dict[str, Any]] = []
         self._lock: BaseFileLock | None = None
         self._made_here = False
+        self._made_with: dict[str, Any] = {}
         self._ended_epoch: tuple[int, int] | None = None  # (epoch, step) of the row that is still to be written
 
     @property
@@ -84,6 +86,8 @@ class RunFolder(Callback):
         if error:
             raise ConfigError(f"{error}. Choose another place with --trainer.default_root_dir")
         self.folder = Path(folder)
+        if trainer.is_global_zero:
+            self._made_with = made_with(trainer)
         patches.complete_epochs(trainer)
         if self.events and not trainer.loggers:
             trainer.loggers = [EventFiles(self.path, name="", version="", flush_secs=EVENTS_FLUSHED_SECONDS)]
@@ -157,7 +161,8 @@ class RunFolder(Callback):
         # The file that the weights began with is of this machine, and of no use to who has the trained ones.
         model = {name: value for name, value in self.config["model"].items() if name != "weights"}
         config = {**self.config, "model": model}
-        checkpoint["vision_zoo"] = {"version": CHECKPOINT_VERSION, "name": self.name, "config": config}
+        about = {"version": CHECKPOINT_VERSION, "name": self.name, "config": config}
+        checkpoint["vision_zoo"] = {**about, "made_with": self._made_with}
         if trainer.is_global_zero and (self.path / "metrics.csv").exists():
             flush(self.path / "metrics.csv")
 

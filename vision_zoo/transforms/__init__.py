@@ -11,6 +11,7 @@ from vision_zoo.transforms.geometry import (
     RandomHorizontalFlip,
     RandomResizedCrop,
     RandomVerticalFlip,
+    mean_of_views,
     views,
 )  # fmt: skip
 from vision_zoo.transforms.mixing import CutMix, MixUp
@@ -18,5 +19,6 @@ from vision_zoo.transforms.mixing import CutMix, MixUp
 __all__ = [
     "AlternatingFlip", "BatchTransform", "ColorJitter", "CutMix", "Cutout", "GaussianBlur", "LabelledTransform",
     "MixUp", "RandAugment", "RandomAffine", "RandomCrop", "RandomErasing", "RandomGrayscale", "RandomHorizontalFlip",
-    "RandomResizedCrop", "RandomVerticalFlip", "TrivialAugmentWide", "apply_transforms", "check_transforms", "views",
+    "RandomResizedCrop", "RandomVerticalFlip", "TrivialAugmentWide", "apply_transforms", "check_transforms",
+    "mean_of_views", "views",
 ]  # fmt: skip

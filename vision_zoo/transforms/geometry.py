@@ -1,6 +1,7 @@
 """Flips, crops and warps, and the views of test-time augmentation."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -173,6 +174,12 @@ def views(images: Tensor, kind: TTA) -> list[tuple[Tensor, float]]:
     if "flip" in kind:
         found, weights = found + [view.flip(3) for view in found], [weight / 2 for weight in weights] * 2
     return list(zip(found, weights, strict=True))
+
+
+def mean_of_views(classify: Callable[[Tensor], Tensor], images: Tensor, kind: TTA) -> Tensor:
+    """The logarithm of the weighted mean of the views' probabilities, float (B, K), which serves as logits."""
+    seen = views(images, kind)
+    return torch.stack([classify(view).float().log_softmax(1) + math.log(w) for view, w in seen]).logsumexp(0)
 
 
 def _windows(padded: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:

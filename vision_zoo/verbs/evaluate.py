@@ -1,6 +1,5 @@
 """validate and test: score a checkpoint."""
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +10,13 @@ from rich.table import Column, Table
 from vision_zoo.checkpoints import Checkpoint, run_folder
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
+from vision_zoo.ensemble import Ensemble
 from vision_zoo.errors import ConfigError, refuse
-from vision_zoo.files import expanded
 from vision_zoo.formatting import metric_text
 from vision_zoo.training.evaluation import TestArtifacts, to_floats
 from vision_zoo.types import TTA
 from vision_zoo.verbs.checks import check_data, data_place
+from vision_zoo.verbs.output import output_folder
 from vision_zoo.verbs.results import results_table
 from vision_zoo.verbs.trainer import TrainerMaker, say
 
@@ -46,16 +46,17 @@ def test(
         model: the checkpoint's classifier.
         datamodule: the data.
         checkpoint: the checkpoint.
-        output: folder for the confusion matrix, metrics by class and mistakes; default: "test" in the run folder.
+        output: folder for the confusion matrix, metrics by class and mistakes; default: "test" in the run folder, of
+            several checkpoints in the working directory.
         tta: test-time augmentation: average the predictions for each image and its mirror image (flip), its shifts by
             one pixel to each side (shift), its two diagonal shifts at half the weight each (diagonal), or of all these
             also the mirror images (flip+...); by default as the run was tested.
     """
-    folder = expanded(output) if output else (run_folder(checkpoint.path) or Path.cwd()) / "test"
-    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    closed = not existing.is_dir() or not os.access(existing, os.W_OK)
-    refuse(ConfigError, (closed, f"--output {output or folder}: {existing} is not a folder that can be written to"))
+    several, run = isinstance(model, Ensemble), run_folder(checkpoint.path)
+    folder = output_folder(output or (Path.cwd() if several or run is None else run) / "test")
     about: dict[str, Any] = {"checkpoint": checkpoint.path.name, "step": checkpoint.step}
+    if isinstance(model, Ensemble):
+        about = {"members": model.members}
     about |= {"data": type(datamodule).__name__, "images": data_place(datamodule)}
     if datamodule.cuts_test:
         about |= {name: datamodule.hparams[name] for name in ("test_split", "seed")}

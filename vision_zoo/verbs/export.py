@@ -12,12 +12,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vision_zoo.checkpoints import Checkpoint, open_checkpoint
+from vision_zoo.checkpoints import Checkpoint, open_checkpoints
 from vision_zoo.classifier import Classifier
 from vision_zoo.data import ImageFolder
 from vision_zoo.data.base import ImageDataModule, described_data
 from vision_zoo.data.decode import resize_images
 from vision_zoo.data.mnist5k import MNIST5k
+from vision_zoo.ensemble import Ensemble, classifier_of
 from vision_zoo.errors import ConfigError, InputError, VisionZooError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.verbs.formats import FORMATS, Format, Forward, Metadata, outputs_of
@@ -43,7 +44,7 @@ class Difference(NamedTuple):
 
 
 def export(
-    ckpt_path: str,
+    ckpt_paths: list[str],
     format: Literal["onnx", "torch_export", "safetensors", "state_dict"] | None = None,  # noqa: A002  # the option's name
     output: str | None = None,
     trusted_packages: Sequence[str] = (),
@@ -51,26 +52,37 @@ def export(
     """Write a network as one file for other programs.
 
     Args:
-        ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
+        ckpt_paths: checkpoints, run folders (their best), folders or patterns of several, or best or last of the newest
+            run; the probabilities of several are averaged.
         format: kind of the file. onnx and torch_export are programs that take raw uint8 images (N, C, H, W) and give
             logits, and known_score where fit had --known; safetensors and state_dict are the weights of the backbone.
             By default, the ending of the output decides (.onnx, .pt2, .safetensors, .pt, .pth), else it is onnx.
         output: the file to write or replace; default: the run's name, in the working directory, if it is free.
         trusted_packages: packages whose classes the checkpoint may name.
     """
-    checkpoint = open_checkpoint(ckpt_path, trusted_packages)
+    checkpoints = open_checkpoints(ckpt_paths, trusted_packages)
+    checkpoint = checkpoints[0]
     endings: dict[str, Format] = {"": "onnx", ".pth": "state_dict", **{k.suffix: name for name, k in FORMATS.items()}}
     ending = Path(output or "").suffix.lower()
     kind = format or endings.get(ending, "onnx")
-    path = expanded(output or f"{checkpoint.run_name or checkpoint.path.stem}{FORMATS[kind].suffix}")
+    name = "ensemble" if len(checkpoints) > 1 else checkpoint.run_name or checkpoint.path.stem
+    path = expanded(output or f"{name}{FORMATS[kind].suffix}")
     unknown, taken = format is None and ending not in endings, output is None and path.exists()
     refuse(
         ConfigError,
         (unknown, f"--output {output}: {ending} is the ending of no format; set --format {', '.join(FORMATS)}"),
         (taken, f"{path.absolute()} is there already: --output {path} replaces it, another name keeps it"),
-        (path.resolve() == checkpoint.path, f"--output {path} is the checkpoint itself: choose another file"),
+        (
+            len(checkpoints) > 1 and not FORMATS[kind].is_program,
+            f"--format {kind} holds the weights of one network, and "
+            f"several are averaged: --format {' or '.join(n for n, k in FORMATS.items() if k.is_program)}",
+        ),
+        (
+            path.resolve() in [each.path for each in checkpoints],
+            f"--output {path} is the checkpoint itself: choose another file",
+        ),
     )
-    model, datamodule = Classifier.from_checkpoint(checkpoint.content), described_data(checkpoint.data)
+    model, datamodule = classifier_of(checkpoints), described_data(checkpoint.data)
     images, described = sample_images(model, datamodule)
     difference = export_model(model, path, kind, images, _metadata(model, datamodule, checkpoint))
     print(
@@ -119,6 +131,7 @@ def _metadata(model: Classifier, datamodule: ImageDataModule | None, checkpoint:
     values |= {"value_range": model.value_range} if model.value_range else {}
     for name in ("mean", "std"):  # of which one value serves all channels
         values[name] = torch.tensor(model.hparams[name], dtype=torch.float64).expand(model.image_shape[0]).tolist()
+    values |= {"members": model.members} if isinstance(model, Ensemble) else {}
     return {
         **{name: json.dumps(value) for name, value in values.items()},
         "resize": resizing(datamodule)[0],

@@ -1,5 +1,6 @@
 """fit: train a network, test the best checkpoint, leave a run folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
@@ -36,6 +37,13 @@ class Plan(NamedTuple):
     name: str  # of its configuration
     config: Config  # the whole, as config.yaml and checkpoints keep it
     checkpoint: Checkpoint | None = None  # that it continues from
+    speed: Mapping[str, Any] | None = None  # what another run chose, in place of a trial
+
+
+def speed_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """What the run of a checkpoint chose to be fast, see `Performance`."""
+    states = checkpoint.content.get("callbacks") or {}
+    return dict(states.get("Performance", states.get("Speed", {})))
 
 
 def fit(
@@ -72,12 +80,11 @@ def fit(
     options = make_trainer.options
     check_fit(options, datamodule, test_after_fit, save_every_minutes)
     check_known(options, datamodule, known)
-    folder = stored = None
+    folder, stored = None, plan.speed
     if plan.checkpoint is not None:
         check_data(model, datamodule)
         folder = run_folder(plan.checkpoint.path)
-        states = plan.checkpoint.content.get("callbacks") or {}
-        stored = states.get("Performance", states.get("Speed", {}))
+        stored = speed_of(plan.checkpoint)
     performance = Performance(options.get("precision") is not None, stored, channels_last)
     exact = options.get("precision") is not None and "bf16" not in str(options["precision"])
     head_only = HeadOnly(make_trainer.own, plan.checkpoint, exact)

@@ -129,11 +129,12 @@ class Kind(NamedTuple):
     packages: tuple[str, ...]
     make: Callable[[Classifier, Metadata], bytes]
     load: Callable[[Path, Classifier], Forward]
+    is_program: bool = False  # which can hold several networks; the others hold the weights of one
 
 
 FORMATS: dict[Format, Kind] = {
-    "onnx": Kind(".onnx", ("onnx", "onnxscript", "onnxruntime"), _make_onnx, _load_onnx),
-    "torch_export": Kind(".pt2", (), _make_torch_export, _load_torch_export),
+    "onnx": Kind(".onnx", ("onnx", "onnxscript", "onnxruntime"), _make_onnx, _load_onnx, True),
+    "torch_export": Kind(".pt2", (), _make_torch_export, _load_torch_export, True),
     "safetensors": Kind(".safetensors", ("safetensors",), _make_safetensors, _load_weights),
     "state_dict": Kind(".pt", (), _make_state_dict, _load_weights),
 }

@@ -1,6 +1,7 @@
 """The file that a command writes, or standard output."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,15 @@ def output_file(output: str | Path) -> Iterator[Path]:
         if begun:
             raise TrainingError(f"{path} could not be written: {reason}") from error
         raise ConfigError(f"{cannot}: {reason}. {way_out}") from error
+
+
+def output_folder(output: str | Path) -> Path:
+    """A folder to write into, which need not be there yet; a ConfigError if it cannot be."""
+    folder = expanded(output)
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    closed = not existing.is_dir() or not os.access(existing, os.W_OK)
+    refuse(ConfigError, (closed, f"--output {output}: {existing} is not a folder that can be written to"))
+    return folder
 
 
 @contextlib.contextmanager

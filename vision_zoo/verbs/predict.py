@@ -18,12 +18,13 @@ from rich.table import Column, Table
 from rich.text import Text
 from torch import Tensor
 
-from vision_zoo.checkpoints import open_checkpoint
+from vision_zoo.checkpoints import open_checkpoints
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule, described_data
 from vision_zoo.data.decode import Resize, decode_image, decoding_threads
 from vision_zoo.data.discovery import LeftOut
 from vision_zoo.data.sources import pump
+from vision_zoo.ensemble import classifier_of
 from vision_zoo.errors import CheckpointError, ConfigError, DataError, InputError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.types import Interpolation
@@ -63,7 +64,7 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    ckpt_path: str,
+    ckpt_paths: list[str],
     images: list[str],
     output: str | None = None,
     format: Literal["csv", "json"] | None = None,  # noqa: A002  # the option's name
@@ -79,7 +80,8 @@ def predict(
     which is lower the more foreign an image is; label is the nearest class in any case.
 
     Args:
-        ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
+        ckpt_paths: checkpoints, run folders (their best), folders or patterns of several, or best or last of the newest
+            run; the probabilities of several are averaged.
         images: files, folders (with the folders in them) and patterns such as 'scans/*.png'.
         output: file to write, or - for standard output; by default predictions.csv or predictions.json here.
         format: kind of the file; by default the ending of the output decides, else csv. json is a list of objects.
@@ -94,14 +96,15 @@ def predict(
     foreign = output is None and default.is_file() and not default.read_bytes().startswith(BEGINNINGS)
     output = output or str(default)
     way_out = "move it away, or give another name with --output"
-    checkpoint = open_checkpoint(ckpt_path, trusted_packages)
+    checkpoints = open_checkpoints(ckpt_paths, trusted_packages)
+    checkpoint = checkpoints[0]
     refuse(
         ConfigError,
         (not images, "predict needs images: --images with files, folders or patterns: scans/*.png"),
         (foreign, f"{default.absolute()} is there and was not written by predict: {way_out}"),
     )
-    device, paths = _device(accelerator), find_images(images)
-    model, datamodule = Classifier.from_checkpoint(checkpoint.content).to(device), described_data(checkpoint.data)
+    device, paths = device_of(accelerator), find_images(images)
+    model, datamodule = classifier_of(checkpoints).to(device), described_data(checkpoint.data)
     if batch_size is None:
         batch_size = getattr(datamodule, "batch_size", CACHED)
         batch_size = min(batch_size, CACHED) if device.type == "cpu" else batch_size
@@ -211,7 +214,7 @@ def resizing(datamodule: ImageDataModule | None) -> Resizing:
     return getattr(datamodule, "resize", "crop"), getattr(datamodule, "interpolation", "bilinear")
 
 
-def _device(accelerator: str) -> torch.device:
+def device_of(accelerator: str) -> torch.device:
     """The device of an accelerator's name: auto, cpu, gpu, cuda or mps."""
     devices = {"cpu": torch.device("cpu"), "auto": torch.device("cpu")}
     if torch.accelerator.is_available() and (found := torch.accelerator.current_accelerator()):

@@ -1,9 +1,7 @@
 """What fit leaves at its end: results.json, curves.png, and a table on the screen."""
 
 import json
-import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any
 
@@ -16,13 +14,11 @@ from vision_zoo.files import write_file
 from vision_zoo.formatting import duration, metric_text
 from vision_zoo.plots import plot_curves
 from vision_zoo.trainer_facts import datamodule_of, device_name
+from vision_zoo.training.made_with import versions
 from vision_zoo.training.performance import Performance
 from vision_zoo.training.run_folder import RunFolder
 from vision_zoo.training.saving import Saving
 from vision_zoo.verbs.trainer import say
-from vision_zoo.version import __version__
-
-PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse")  # whose versions a result depends on
 
 
 def write_results(
@@ -35,7 +31,7 @@ def write_results(
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Write results.json and curves.png; gives the content of the former, which ``more`` is added to."""
-    data, versions = datamodule_of(trainer), {"python": platform.python_version(), "vision_zoo": __version__}
+    data = datamodule_of(trainer)
     results = {
         "config": run.name,
         "network": model.network_name,
@@ -49,11 +45,11 @@ def write_results(
         "test_time_augmentation": model.test_time_augmentation,
         "best_epoch": saving.best_epoch if saving is not None else None,
         "seed": run.config.get("seed_everything"),
-        "device": device_name(trainer),
+        "device": device_name(trainer.strategy.root_device),
         "devices": trainer.world_size,
         "precision": str(trainer.precision),
         "speed": performance.choices,
-        "versions": versions | {package: version(package) for package in PACKAGES},
+        "versions": versions(),
         **more,
     }
     write_file(run.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())

@@ -3,9 +3,9 @@
 python scripts/load.py --ckpt_path runs/lenet5_mnist/version_0 --images scans --seconds 60
 python scripts/load.py --ckpt_path runs/lenet5_mnist/version_0 --images scans --hostile 2000
 
-It starts the server itself, and tells images per second, median and 99th percentile of a request's time, errors, and the
-server's memory. Hostile uploads are bombs, halves, files with bytes changed, polyglots and forms with paths for names; each must get an answer
-below 500, and the server must be there afterwards.
+It starts the server itself, and tells images per second, median and 99th percentile of a request's time, errors, and
+the server's memory. Hostile uploads are bombs, halves, files with bytes changed, polyglots and forms with paths for
+names; each must get an answer below 500, and the server must be there afterwards.
 """
 
 import argparse

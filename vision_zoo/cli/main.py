@@ -71,7 +71,7 @@ def execute(words: Sequence[str]) -> Any:
 def _options_of(function: Callable[..., Any], argv: Argv) -> dict[str, Any]:
     """Parse the options of a command whose function opens the checkpoint itself: its parameters are the options."""
     by_hand: dict[str, Any] = {"trusted_packages": trusted_packages(argv)}
-    if argv.verb == "predict":  # the parser takes a list only as a bracketed word
+    if argv.verb in ("predict", "explain"):  # the parser takes a list only as a bracketed word
         by_hand["images"], argv = [*argv.values("images"), *argv.stray], replace(argv, stray=())
     command, prog = COMMANDS[argv.verb], f"vision_zoo {argv.verb}"
     parser = ArgumentParser(prog=prog, description=command.text, exit_on_error=False, allow_abbrev=False)

@@ -96,7 +96,7 @@ def wait_for(process: subprocess.Popen[bytes], folder: Path, target: float, unti
 
 def kill(kills: int, seed: int) -> int:
     """Kill and resume until the run has been killed often enough, then compare."""
-    chance = random.Random(seed)  # noqa: S311  # repeatable, not secret
+    chance = random.Random(seed)  # repeatable, not secret
     bad = total = 0
     with tempfile.TemporaryDirectory() as name:
         calm = Path(name) / "calm"

@@ -21,7 +21,7 @@ from PIL import Image
 
 USER = "54321"
 IN_TIME = 30.0  # seconds
-CHANCE = random.Random()  # noqa: S311  # repeatable, not secret
+CHANCE = random.Random()  # repeatable, not secret
 ZOO = [sys.executable, "-m", "vision_zoo"]
 FIT = ["fit", "--model.backbone", "SimpleCNN", "--model.scheduler", "null", "--trainer.log_every_n_steps", "5",
        "--save_every_minutes", "0.02", "--trainer.max_epochs"]  # fmt: skip

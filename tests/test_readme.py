@@ -48,6 +48,7 @@ PARSED_ONLY = {
     "figures.py": "trains for a minute",
     "reproduce.py lenet5_mnist": "trains for minutes",
     "ablation.py": "trains for hours",
+    "load.py": "serves for a minute",
     "benchmark --data_root": "measures for a minute",
     "next_labels.py": "trains thousands of heads",
 }

@@ -123,6 +123,8 @@ COMMANDS: dict[str, Command] = {
         ("runs", "split", "output", "tta", "accelerator", "data.root", "data.batch_size", "trusted_packages"),
     ),
     "predict": Command("verbs.predict:predict", "vision_zoo predict --ckpt_path best --images scans photo.jpg"),
+    "explain": Command("verbs.explain:explain", "vision_zoo explain --ckpt_path best --images scans"),
+    "serve": Command("verbs.serve:serve", "vision_zoo serve --ckpt_path best"),
     "export": Command("verbs.export:export", "vision_zoo export --ckpt_path best --format onnx --output digits.onnx"),
     "summary": Command(
         "verbs.summary:summary",

@@ -112,7 +112,7 @@ def _options_of(function: Callable[..., Any], argv: Argv) -> dict[str, Any]:
     if argv.verb == "reproduce":
         by_hand |= {"run": list(argv.stray), "train": partial(_train_again, by_hand["trusted_packages"])}
         argv = replace(argv, stray=())
-    if argv.verb == "predict":  # the parser takes a list only as a bracketed word
+    if argv.verb in ("predict", "explain"):  # the parser takes a list only as a bracketed word
         by_hand["images"], argv = [*argv.values("images"), *argv.stray], replace(argv, stray=())
     command, prog = COMMANDS[argv.verb], f"vision_zoo {argv.verb}"
     parser = ArgumentParser(prog=prog, description=command.text, exit_on_error=False, allow_abbrev=False)

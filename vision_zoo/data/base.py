@@ -118,7 +118,6 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         self.root = expanded(root).absolute()
         self.batch_size = batch_size
-        self.val_split = val_split
         self.seed = seed
         self.image_size: Any = image_size
         self.augmentation = list(augmentation or [])
@@ -133,16 +132,14 @@ class ImageDataModule(LightningDataModule):
             refuse(ConfigError, (small, f"--data.{name} must be at least {least}, got {value}"))
         unknown = f"--data.sampler must be balanced, or null for each image once, got {sampler}"
         ordered = "--data.sampler balanced draws another order in each epoch: leave out --data.shuffle false"
-        no_order = sampler is not None and not shuffle
-        refuse(ConfigError, (sampler not in (None, "balanced"), unknown), (no_order, ordered))
+        refuse(ConfigError, (sampler not in (None, "balanced"), unknown), (sampler and not shuffle, ordered))
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size  # (height, width)
         for it in self.augmentation:  # such as the description in a checkpoint, which Lightning passes on
             message = f"--data.augmentation: {it} cannot be applied to images; give a module"
             refuse(ConfigError, (not callable(it), message))
         check_part(val_split, "--data.val_split")
         self.fold = fold
-        if fold is not None:
-            self.val_split = 1 / read_fold(fold)[1]  # what it comes to
+        self.val_split = val_split if fold is None else 1 / read_fold(fold)[1]
         self._take_facts(mean, std)
         # Plain values: objects in a checkpoint would need trust to be loaded.
         self.save_hyperparameters(logger=False)

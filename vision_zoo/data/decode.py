@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import os
 import struct
 import sys
@@ -20,6 +21,7 @@ from vision_zoo.errors import DataError, TrainingError, lack, refuse
 from vision_zoo.types import ImageShape, Interpolation, ValueRange
 
 Resize = Literal["crop", "squash", "pad"]
+File = str | Path | io.BytesIO
 
 # What PIL raises for files that are damaged, truncated, too large or not images at all.
 UNREADABLE: tuple[type[Exception], ...] = (
@@ -83,7 +85,7 @@ def decoding_threads(processes: int = 1) -> int:
 
 
 def decode(
-    path: str | Path,
+    path: File,
     image_shape: ImageShape,
     resize: Resize,
     invert: bool = False,
@@ -129,9 +131,11 @@ def read_values(path: str | Path) -> Numbers | None:
         return values if values is None or values.ndim == 2 else values[..., :3]
 
 
-def _open(path: str | Path, longer: int) -> Any:
+def _open(path: File, longer: int) -> Any:
     """Open an image of which `longer` pixels a side will do, a JPEG of any size, as an ImageFile."""
     opened: Any
+    if isinstance(path, io.BytesIO):
+        path.seek(0)
     try:
         opened = Image.open(path)
     except Image.DecompressionBombError as error:
@@ -151,7 +155,7 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _values(image: Any, path: str | Path) -> Numbers | None:
+def _values(image: Any, path: File) -> Numbers | None:
     """The pixels of an image that is not 8 bits, (H, W) or (H, W, C), in the type of its file: PIL knows fewer."""
     mode, tags = image.mode, getattr(image, "tag_v2", {})  # of TIFF
     bits, signed = tags.get(258, (16,))[0], tags.get(339, (1,))[0] == 2

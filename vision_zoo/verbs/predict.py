@@ -34,6 +34,7 @@ from vision_zoo.verbs.output import text_output
 Format = Literal["csv", "json"]
 
 Resizing = tuple[Resize, Interpolation]
+Answer = tuple[tuple[str, ...], tuple[float, ...], str, float]  # labels, probabilities, answer, known score
 
 CHUNK = 16  # images that a thread decodes at a time
 SHOWN = 20  # results, and files that cannot be read, that the terminal shows
@@ -164,29 +165,39 @@ def predict_images(
         (batch_size < 1, f"--batch_size must be at least 1, got {batch_size}"),
     )
     model.eval()
-    names = np.asarray(model.class_names, dtype=object)
     files = _decoded(paths, model, resize, invert, batch_size)
     for batch in iter(lambda: list(islice(files, batch_size)), []):
         good, found = {path: image for path, image in batch if isinstance(image, Tensor)}, dict[Path, Prediction]()
         if good:
             pixels = torch.stack(list(good.values())).to(model.device)  # uint8 (B, C, H, W)
-            with torch.inference_mode():
-                logits, scores = model.answer(pixels)
-                probabilities = logits.softmax(1).float()  # (B, K)
-            broken = "the network's output is not finite: the checkpoint's weights cannot be used"
-            refuse(CheckpointError, (not probabilities.isfinite().all(), broken))
-            top, order = (part.cpu().numpy() for part in probabilities.topk(top_k))  # (B, top_k)
-            shortest = top.astype(str).astype(float)  # with the digits that tell a float32 from its neighbours
-            labels, answers, rated = names[order].tolist(), [""] * len(good), [0.0] * len(good)
-            if model.known is not None and scores is not None:
-                rated = scores.cpu().numpy().astype(str).astype(float).tolist()
-                passes = (scores >= model.known.threshold).tolist()
-                answers = [first[0] if passed else NONE for first, passed in zip(labels, passes, strict=True)]
             means = (pixels.flatten(1).float().mean(1) / 255).tolist()
-            columns = zip(good, labels, shortest.tolist(), answers, rated, means, strict=True)
-            found = {path: Prediction(path, tuple(own), tuple(p), *more) for path, own, p, *more in columns}
+            columns = zip(good, answered(model, pixels, top_k), means, strict=True)
+            found = {path: Prediction(path, *answer, mean) for path, answer, mean in columns}
         for path, image in batch:
             yield found[path] if isinstance(image, Tensor) else Prediction(path, problem=image)
+
+
+def answered(model: Classifier, pixels: Tensor, top_k: int) -> list[Answer]:
+    """What a network makes of images, uint8 (B, C, H, W): for each labels, probabilities, answer, known score.
+
+    Raises:
+        CheckpointError: if the weights give no numbers.
+    """
+    with torch.inference_mode():
+        logits, scores = model.answer(pixels)
+        probabilities = logits.softmax(1).float()  # (B, K)
+    broken = "the network's output is not finite: the checkpoint's weights cannot be used"
+    refuse(CheckpointError, (not probabilities.isfinite().all(), broken))
+    top, order = (part.cpu().numpy() for part in probabilities.topk(top_k))  # (B, top_k)
+    shortest = top.astype(str).astype(float).tolist()  # with the digits that tell a float32 from its neighbours
+    labels = np.asarray(model.class_names, dtype=object)[order].tolist()
+    answers, rated = [""] * len(pixels), [0.0] * len(pixels)
+    if model.known is not None and scores is not None:
+        rated = scores.cpu().numpy().astype(str).astype(float).tolist()
+        passes = (scores >= model.known.threshold).tolist()
+        answers = [first[0] if passed else NONE for first, passed in zip(labels, passes, strict=True)]
+    columns = zip(labels, shortest, answers, rated, strict=True)
+    return [(tuple(own), tuple(p), answer, score) for own, p, answer, score in columns]
 
 
 def _decoded(

@@ -1,0 +1,110 @@
+"""Maps of where a network looked lie on what decides, and hang on its weights."""
+
+import copy
+import sys
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from tests import tiny
+from vision_zoo.__main__ import main
+from vision_zoo.backbones import MLP, ConvNet
+from vision_zoo.classifier import Classifier
+from vision_zoo.verbs.explain.maps import chosen, last_map, maps
+
+SIDE, PATCH = 28, 8
+
+
+def patched(count: int, seed: int = 0):
+    """Noise with a patch of stripes somewhere: the stripes lie (class 0) or stand (class 1). And where it is."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 120, (count, 1, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(2, (count,), generator=generator)
+    places = torch.randint(SIDE - PATCH + 1, (count, 2), generator=generator)
+    stripes = torch.zeros(PATCH, PATCH, dtype=torch.uint8)
+    stripes[::2] = 255
+    inside = torch.zeros(count, SIDE, SIDE, dtype=torch.bool)
+    for n, ((top, left), label) in enumerate(zip(places.tolist(), labels.tolist(), strict=True)):
+        images[n, 0, top : top + PATCH, left : left + PATCH] = stripes.T if label else stripes
+        inside[n, top : top + PATCH, left : left + PATCH] = True
+    return images, labels, inside
+
+
+def trained(backbone) -> Classifier:
+    torch.manual_seed(0)
+    model = Classifier(backbone, (1, SIDE, SIDE), ["lying", "standing"], mean=(0.25,), std=(0.25,))
+    images, labels, _ = patched(1024)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for step in range(60):
+        part = slice(step % 16 * 64, (step % 16 + 1) * 64)
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[part]), labels[part]).backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = trained(partial(ConvNet, stages=[[8], [16, 16]]))
+    images, labels, _ = patched(200, seed=1)
+    with torch.no_grad():
+        assert (model(images).argmax(1) == labels).float().mean() > 0.95
+    return model
+
+
+@pytest.mark.parametrize("method", ["grad_cam", "layer_cam", "integrated_gradients", "occlusion"])
+def test_the_highest_place_of_a_map_lies_on_what_decides(network, method):
+    images, labels, inside = patched(50, seed=2)
+    found = maps(network, images, labels, method)
+    assert found.shape == (50, SIDE, SIDE)
+    assert 0 <= float(found.min()) <= float(found.max()) <= 1
+    near = F.max_pool2d(inside[:, None].float(), 5, 1, 2)[:, 0] > 0  # the pointing game allows a margin
+    hits = [bool(n[m.argmax() // SIDE, m.argmax() % SIDE]) for m, n in zip(found, near, strict=True)]
+    assert sum(hits) / len(hits) >= 0.8
+
+
+def test_a_map_changes_when_the_weights_are_randomised_from_the_head_down(network):
+    """The sanity check of Adebayo et al. 2018, https://arxiv.org/abs/1810.03292, on images where nothing stands out."""
+    images = torch.randint(0, 256, (30, 1, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    labels = torch.arange(30) % 2
+    model, before = copy.deepcopy(network), maps(network, images, labels, "layer_cam")
+    likeness = []
+    for layer in [module for module in model.backbone.modules() if hasattr(module, "reset_parameters")][::-1]:
+        layer.reset_parameters()
+        now = maps(model.eval(), images, labels, "layer_cam")
+        pairs = zip(before.flatten(1), now.flatten(1), strict=True)
+        likeness.append(float(torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs]).nanmean()))
+    assert likeness[-1] < 0.5
+
+
+def test_a_network_without_maps_of_features_is_explained_by_occlusion():
+    model = Classifier(MLP, (1, SIDE, SIDE), ["a", "b"]).eval()
+    assert (last_map(model), chosen(model)) == (None, "occlusion")
+    images, labels, _ = patched(2)
+    assert maps(model, images, labels).shape == (2, SIDE, SIDE)
+
+
+def test_each_image_has_its_picture(here, trained_run, capsys):
+    tiny.write_image_folder(here / "scans", classes=("one", "two"), count=2)
+    words = ["explain", "--ckpt_path", str(trained_run), "--images", "scans"]
+    assert main([*words, "--output", "maps"]) == 0
+    pictures = sorted((here / "maps").iterdir())
+    assert len(pictures) == 4
+    assert all(Image.open(path).size[0] > 500 for path in pictures)
+    assert f"4 pictures by layer_cam in\n{here / 'maps'}" in capsys.readouterr().out
+
+
+def test_what_cannot_be_explained_is_told(here, trained_run, capsys, monkeypatch):
+    (here / "text.png").write_text("no image")
+    words = ["explain", "--ckpt_path", str(trained_run), "--images"]
+    assert main([*words, "text.png"]) == 2
+    assert "none can be read as an image" in capsys.readouterr().err
+    assert main([*words, "text.png", "--label", "eleven"]) == 2
+    assert "--label eleven: there is no such class" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "captum", None)
+    tiny.write_image_folder(here / "scans", classes=("one",), count=1)
+    assert main([*words, "scans"]) == 2
+    assert "pip install 'vision_zoo[explain]'" in capsys.readouterr().err

@@ -1,0 +1,121 @@
+"""explain: for each image a picture of where the network looked."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from vision_zoo.checkpoints import open_checkpoint
+from vision_zoo.classifier import Classifier
+from vision_zoo.data.base import described_data
+from vision_zoo.data.decode import decode_image
+from vision_zoo.errors import ConfigError, DataError, InputError, did_you_mean, refuse
+from vision_zoo.files import expanded, new_file
+from vision_zoo.verbs.explain.maps import Method, chosen, maps
+from vision_zoo.verbs.image_files import find_images
+from vision_zoo.verbs.predict import NONE, answered, device_of, resizing
+
+MARK = "vision_zoo explain"  # in the metadata of its pictures
+
+
+def explain(
+    ckpt_path: str,
+    images: list[str],
+    output: str = "explanations",
+    method: Method | None = None,
+    label: str | None = None,
+    top_k: int | None = None,
+    accelerator: str = "auto",
+    trusted_packages: Sequence[str] = (),
+) -> None:
+    """Draw for each image where the network looked.
+
+    A picture has the image, how much each place speaks for the most probable class, and the most probable classes. It
+    shows what the network uses, which need not be what a person would look at.
+
+    Args:
+        ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
+        images: files, folders (with the folders in them) and patterns such as 'scans/*.png'.
+        output: folder for the pictures.
+        method: grad_cam, layer_cam, integrated_gradients or occlusion; by default layer_cam, or occlusion where a
+            network has no maps of features.
+        label: the class whose evidence is looked for; by default the most probable one of each image.
+        top_k: classes beside the image, by default 5 or all where there are fewer.
+        accelerator: cpu, cuda, mps, gpu for either of these two, or auto for the fastest that there is.
+        trusted_packages: packages whose classes the checkpoint may name.
+    """
+    checkpoint = open_checkpoint(ckpt_path, trusted_packages)
+    model = Classifier.from_checkpoint(checkpoint.content).to(device_of(accelerator))
+    names = list(model.class_names)
+    top_k = min(5, len(names)) if top_k is None else top_k
+    unknown = f"--label {label}: there is no such class{did_you_mean(label or '', names)}"
+    refuse(
+        ConfigError,
+        (not images, "explain needs images: --images with files, folders or patterns: scans/*.png"),
+        (label is not None and label not in names, unknown),
+        (not 1 <= top_k <= len(names), f"--top_k must be between 1 and {len(names)}, got {top_k}"),
+    )
+    paths, folder = find_images(images), expanded(output)
+    method = method or chosen(model)
+    resize, interpolation = resizing(described_data(checkpoint.data))
+    console, problems = Console(highlight=False, soft_wrap=True), list[str]()
+    folder.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
+    for path in track(paths, "explain", console=console, transient=True, disable=not console.is_terminal):
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                pixels = decode_image(path, model.image_shape, resize, False, model.value_range, interpolation)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        labels, shares, answer, _ = answered(model, pixels[None].to(model.device), top_k)[0]
+        shown = label or labels[0]
+        with torch.enable_grad():
+            evidence = maps(model, pixels[None], torch.tensor([names.index(shown)]), method)[0]
+        name = next(n for n in _names(path.stem) if n not in taken)
+        taken.add(name)
+        title = f"{NONE}, nearest {labels[0]}" if answer == NONE else labels[0]
+        figure = draw(pixels, evidence, labels, shares, f"{path.name}: {title}", f"evidence for {shown}, {method}")
+        with new_file(folder / f"{name}.png") as file:
+            figure.savefig(file, format="png", dpi=100, metadata={"Software": MARK})
+    refuse(InputError, (not taken, f"--images: none can be read as an image; {problems[0] if problems else ''}"))
+    for problem in problems:
+        console.print(problem, markup=False)
+    console.print(f"{len(taken):,} picture{'s' * (len(taken) != 1)} by {method} in")
+    console.print(str(folder.absolute()), markup=False)
+
+
+def draw(
+    pixels: Tensor, evidence: Tensor, labels: Sequence[str], shares: Sequence[float], title: str, caption: str
+) -> Figure:
+    """An image, uint8 (C, H, W), the same below evidence, float (H, W) in [0, 1], and the shares of labels, as bars."""
+    shown = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)
+    picture = shown.permute(1, 2, 0).numpy()
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    plain, overlay, bars = figure.subplots(1, 3, width_ratios=(1, 1, 1.1))
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left", parse_math=False)
+    plain.imshow(picture)
+    overlay.imshow(picture.mean(2), cmap="gray", vmin=0, vmax=255)
+    overlay.imshow(evidence.numpy(), cmap="inferno", alpha=0.6, vmin=0, vmax=1)
+    overlay.set_xlabel(caption, fontsize=9, parse_math=False)
+    for axes in (plain, overlay):
+        axes.set(xticks=[], yticks=[])
+    places = range(len(labels))
+    bars.barh(places, shares, color="#4c78a8")
+    bars.set_yticks(places, [text[:24] for text in labels], parse_math=False)
+    bars.invert_yaxis()
+    bars.set_xlim(0, 1.15)
+    bars.set_xticks([])
+    bars.spines[["top", "right", "bottom"]].set_visible(False)
+    for place, share in zip(places, shares, strict=True):
+        bars.text(share + 0.02, place, f"{100 * share:.1f} %", va="center", fontsize=9)
+    return figure
+
+
+def _names(stem: str) -> list[str]:
+    """Names for the picture of a file: its own, or with a number where two files share theirs."""
+    return [stem, *(f"{stem}_{number}" for number in range(2, 100_000))]

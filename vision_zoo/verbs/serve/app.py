@@ -1,0 +1,149 @@
+"""The web application: a page, POST /predict, GET /health and GET /metrics."""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Message, Receive
+
+from vision_zoo.verbs.serve.batching import Batcher, RefusedError, Row
+
+MOST_FILES = 64  # of one request
+# The page asks its own server alone; it holds its style, its program and what it shows.
+POLICY = (
+    "default-src 'none'; img-src 'self' blob: data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def make_app(batcher: Batcher, page: str, facts: Row, most_bytes: int, seconds: float) -> Starlette:
+    """The application around a batcher.
+
+    Args:
+        batcher: classifies images.
+        page: HTML of the page.
+        facts: what GET /health says besides the status.
+        most_bytes: of a request; a larger one is answered with the status 413.
+        seconds: that a request may take; a slower upload is answered with the status 408, slower work with 503.
+    """
+    counts: Counter[int] = Counter()
+    spent = [0.0]
+
+    async def predict(request: Request) -> Response:
+        began = time.perf_counter()
+        try:
+            response = await answer(request)
+        except RefusedError as error:
+            wait = {"Retry-After": "1"} if error.status == 503 else {}
+            response = JSONResponse({"error": error.problem}, error.status, headers=wait)
+        except ClientDisconnect:
+            response = Response(status_code=400)
+        counts[response.status_code] += 1
+        spent[0] += time.perf_counter() - began
+        return response
+
+    async def answer(request: Request) -> Response:
+        try:
+            async with asyncio.timeout(seconds):
+                files = await _files(request, most_bytes)
+        except TimeoutError:
+            raise RefusedError(408, f"the upload took longer than {seconds:g} s") from None
+        if not files:
+            raise RefusedError(400, "no image came: send the bytes of one, or a form with files")
+        if len(files) > MOST_FILES:
+            raise RefusedError(413, f"{len(files)} images came, and {MOST_FILES} are the limit of a request")
+        try:
+            async with asyncio.timeout(seconds):
+                results = await asyncio.gather(*(batcher.row(content) for _, content in files), return_exceptions=True)
+        except TimeoutError:
+            raise RefusedError(503, f"it took longer than {seconds:g} s: try again later") from None
+        rows: list[Row] = []
+        for (name, _), result in zip(files, results, strict=True):
+            if isinstance(result, RefusedError):
+                rows.append({"file": name, "error": result.problem})
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                rows.append({"file": name, **result})
+        refused = [result for result in results if isinstance(result, RefusedError)]
+        if len(refused) == len(files):
+            raise refused[0]  # whose status says it, for none could be answered
+        return JSONResponse({"predictions": rows})
+
+    async def show(_: Request) -> Response:
+        return HTMLResponse(page, headers={"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"})
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok", **facts})
+
+    async def metrics(_: Request) -> Response:
+        lines = ["# TYPE vision_zoo_requests_total counter"]
+        lines += [f'vision_zoo_requests_total{{status="{status}"}} {n}' for status, n in sorted(counts.items())]
+        numbers: dict[str, tuple[str, float]] = {
+            "request_seconds_total": ("counter", spent[0]),
+            "images_total": ("counter", batcher.images),
+            "batches_total": ("counter", batcher.batches),
+            "network_seconds_total": ("counter", batcher.seconds),
+            "images_in_progress": ("gauge", batcher.taken),
+        }
+        for name, (kind, value) in numbers.items():
+            lines += [f"# TYPE vision_zoo_{name} {kind}", f"vision_zoo_{name} {value:g}"]
+        return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        worker = asyncio.create_task(batcher.work())
+        yield
+        worker.cancel()
+
+    routes = [
+        Route("/", show),
+        Route("/predict", predict, methods=["POST"]),
+        Route("/health", health),
+        Route("/metrics", metrics),
+    ]
+    return Starlette(routes=routes, lifespan=lifespan)
+
+
+async def _files(request: Request, most_bytes: int) -> list[tuple[str, bytes]]:
+    """The images of a request, with the names that a form gives them: nothing is looked for under these."""
+    too_large = RefusedError(413, f"the request has more than {most_bytes / 2**20:g} MB")
+    if int(request.headers.get("content-length") or 0) > most_bytes:
+        raise too_large
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        content = bytearray()
+        async for part in request.stream():
+            content += part
+            if len(content) > most_bytes:
+                raise too_large
+        return [("", bytes(content))] if content else []
+    limited = Request(request.scope, _limited(request.receive, most_bytes, too_large))
+    try:
+        async with limited.form(max_files=MOST_FILES + 1, max_fields=MOST_FILES) as form:
+            uploads = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+            return [(upload.filename or "", await upload.read()) for upload in uploads]
+    except HTTPException as error:  # of starlette's parser
+        raise RefusedError(400, f"the form cannot be read: {error.detail}") from error
+
+
+def _limited(receive: Receive, most_bytes: int, error: Exception) -> Receive:
+    """Messages of a request up to so many bytes, then an error."""
+    taken = 0
+
+    async def counted() -> Message:
+        nonlocal taken
+        message: Message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > most_bytes:
+            raise error
+        return message
+
+    return counted

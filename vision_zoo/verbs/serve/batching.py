@@ -1,0 +1,111 @@
+"""Images of many requests, decoded by threads and classified in batches of whatever is waiting."""
+
+import asyncio
+import io
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vision_zoo.data.decode import UNREADABLE, decode, decoding_threads
+
+Row = dict[str, Any]
+
+
+class RefusedError(Exception):
+    """An image that is not classified, with the HTTP status that says why."""
+
+    def __init__(self, status: int, problem: str) -> None:
+        super().__init__(problem)
+        self.status, self.problem = status, problem
+
+
+class Batcher:
+    """Classifies images that arrive at any time: those that wait while a batch is computed make the next one.
+
+    Args:
+        classify: rows of a batch of pixels, uint8 (B, C, H, W); called in one thread.
+        read: pixels, uint8 (C, H, W), of an open image file; called in several threads.
+        batch_size: images of a batch, at most.
+        most_waiting: images that may wait; one more is refused with the status 503.
+        most_pixels: of an image as it comes; a larger one is refused with the status 413, before it is decoded.
+    """
+
+    def __init__(
+        self,
+        classify: Callable[[Tensor], list[Row]],
+        read: Callable[[io.BytesIO], Tensor],
+        batch_size: int,
+        most_waiting: int,
+        most_pixels: float,
+    ) -> None:
+        self.classify, self.read, self.batch_size = classify, read, batch_size
+        self.most_waiting, self.most_pixels = most_waiting, most_pixels
+        self.images = self.batches = self.taken = 0  # classified, their batches, and images on their way now
+        self.seconds = 0.0  # of computing
+        self._waiting: asyncio.Queue[tuple[Tensor, asyncio.Future[Row]]] = asyncio.Queue()
+        self._network, self._decoders = ThreadPoolExecutor(1), ThreadPoolExecutor(decoding_threads())
+
+    async def row(self, content: bytes) -> Row:
+        """What the network makes of the bytes of an image file; a RefusedError for one that cannot be had."""
+        if self.taken >= self.most_waiting:
+            raise RefusedError(503, f"{self.taken} images are waiting already: try again later")
+        self.taken += 1
+        try:
+            loop = asyncio.get_running_loop()
+            pixels = await loop.run_in_executor(self._decoders, self._pixels, content)
+            future: asyncio.Future[Row] = loop.create_future()
+            self._waiting.put_nowait((pixels, future))
+            return await future
+        finally:
+            self.taken -= 1
+
+    def _pixels(self, content: bytes) -> Tensor:
+        try:
+            with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as opened:
+                width, height = opened.size
+            if width * height > self.most_pixels:
+                most = f"{self.most_pixels / 1e6:g} megapixels are the limit"
+                raise RefusedError(413, f"the image has {width} x {height} pixels, and {most}")
+            return self.read(io.BytesIO(content))
+        except UNREADABLE as error:
+            raise RefusedError(415, f"this cannot be read as an image ({type(error).__name__})") from error
+
+    async def work(self) -> None:
+        """Classify for ever; an error of the network is that of the images of its batch alone."""
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = [await self._waiting.get()]
+            while len(batch) < self.batch_size and not self._waiting.empty():
+                batch.append(self._waiting.get_nowait())
+            batch = [(pixels, future) for pixels, future in batch if not future.done()]  # some have gone away
+            if not batch:
+                continue
+            began = time.perf_counter()
+            try:
+                pixels = torch.stack([pixels for pixels, _ in batch])
+                rows = await loop.run_in_executor(self._network, self.classify, pixels)
+            except Exception as error:
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(RefusedError(500, f"the network failed: {error}"))
+                continue
+            self.images, self.batches = self.images + len(batch), self.batches + 1
+            self.seconds += time.perf_counter() - began
+            for (_, future), row in zip(batch, rows, strict=True):
+                if not future.done():
+                    future.set_result(row)
+
+
+def reader(image_shape: tuple[int, int, int], **options: Any) -> Callable[[io.BytesIO], Tensor]:
+    """The `read` of a `Batcher`, with the options of `decode`."""
+
+    def read(file: io.BytesIO) -> Tensor:
+        return torch.from_numpy(decode(file, image_shape, **options).copy())
+
+    return read

@@ -83,6 +83,8 @@ def test_every_common_option_is_one_of_the_full_parser(name, only_parsed, traine
         "--vary": "data.batch_size=1,2",
         "--metric": "val/loss",
         "--name": "mine",
+        "--host": "127.0.0.1",
+        "--label": "3",
     }
     by_kind = {
         "N": "2",

@@ -74,7 +74,7 @@ class Command(NamedTuple):
     @property
     def text(self) -> str:
         """What it does, one line of the overview."""
-        line = _definition(self.where)[1].partition(".\n")[0]
+        line = _definition(self.where)[1].partition(".\n")[0].rstrip(".")
         return line[0].lower() + line[1:]
 
     @property

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ from vision_zoo.data.base import described_data
 from vision_zoo.data.decode import decode_image
 from vision_zoo.errors import ConfigError, DataError, InputError, did_you_mean, refuse
 from vision_zoo.files import expanded, new_file
-from vision_zoo.verbs.explain.maps import Method, chosen, maps
+from vision_zoo.verbs.explain.maps import chosen, maps
 from vision_zoo.verbs.image_files import find_images
 from vision_zoo.verbs.predict import NONE, answered, device_of, resizing
 
@@ -26,7 +27,7 @@ def explain(
     ckpt_path: str,
     images: list[str],
     output: str = "explanations",
-    method: Method | None = None,
+    method: Literal["grad_cam", "layer_cam", "integrated_gradients", "occlusion"] | None = None,
     label: str | None = None,
     top_k: int | None = None,
     accelerator: str = "auto",

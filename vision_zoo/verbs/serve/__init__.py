@@ -30,7 +30,7 @@ def serve(
     accelerator: str = "auto",
     trusted_packages: Sequence[str] = (),
 ) -> None:
-    """Serve a page to draw on or drop pictures into, and a JSON interface.
+    """Serve a page to try a network on, and a JSON interface.
 
     POST /predict takes the bytes of an image, or a form with files, and gives for each the labels, their
     probabilities, and "none of these" where the network was trained with --known; GET /health and GET /metrics tell how

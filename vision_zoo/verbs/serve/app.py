@@ -116,16 +116,10 @@ def make_app(batcher: Batcher, page: str, facts: Row, most_bytes: int, seconds: 
 async def _files(request: Request, most_bytes: int) -> list[tuple[str, bytes]]:
     """The images of a request, with the names that a form gives them: nothing is looked for under these."""
     too_large = RefusedError(413, f"the request has more than {most_bytes / 2**20:g} MB")
-    if int(request.headers.get("content-length") or 0) > most_bytes:
-        raise too_large
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        content = bytearray()
-        async for part in request.stream():
-            content += part
-            if len(content) > most_bytes:
-                raise too_large
-        return [("", bytes(content))] if content else []
     limited = Request(request.scope, _limited(request.receive, most_bytes, too_large))
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        content = await limited.body()
+        return [("", content)] if content else []
     try:
         async with limited.form(max_files=MOST_FILES + 1, max_fields=MOST_FILES) as form:
             uploads = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
@@ -135,15 +129,20 @@ async def _files(request: Request, most_bytes: int) -> list[tuple[str, bytes]]:
 
 
 def _limited(receive: Receive, most_bytes: int, error: Exception) -> Receive:
-    """Messages of a request up to so many bytes, then an error."""
+    """Messages of a request up to so many bytes; then the others are thrown away, and an error is raised.
+
+    Who still sends would not read an answer, so that nothing is answered before the end.
+    """
     taken = 0
 
     async def counted() -> Message:
         nonlocal taken
         message: Message = await receive()
         taken += len(message.get("body", b""))
-        if taken > most_bytes:
-            raise error
+        while taken > most_bytes:
+            if not message.get("more_body"):
+                raise error
+            message = await receive()
         return message
 
     return counted

@@ -100,6 +100,8 @@ def test_every_common_option_is_one_of_the_full_parser(name, only_parsed, traine
     }
     words = []
     for option in COMMANDS[name].options:
+        if option.flag == "--apply":  # goes with the folder alone
+            continue
         known = samples.get(option.flag) or by_kind.get(option.value) or option.completes.split()[0]
         words += [option.flag, known] if option.flag else [known]
     assert main([name, *words]) == 77

@@ -106,6 +106,11 @@ COMMANDS: dict[str, Command] = {
             *("trainer.accelerator", "trainer.default_root_dir", "trusted_packages"),
         ),
     ),
+    "audit": Command(
+        "verbs.audit:audit",
+        "vision_zoo audit photos",
+        ("", "data", "data.root", "image_size", "backbone", "seed", "output", "apply", "trusted_packages"),
+    ),
     "study": Command(
         "verbs.study:study",
         "vision_zoo study cnn_mnist5k --seeds 3 --vary data.batch_size=64,128",
@@ -190,6 +195,7 @@ _BY_NAME = {
     **dict.fromkeys(("run", "runs"), ("", "FILES")),
     "output": ("PATH", "FILES"),
     **dict.fromkeys(("root", "data_root"), ("FOLDER", "FILES")),
+    "apply": ("FILE", "FILES"),
     "unlabelled": ("FOLDER", "FILES"),
     "sort": ("COLUMN", ""),
     "recipe": ("RECIPE ...", "RECIPES FILES"),

@@ -26,6 +26,7 @@ from vision_zoo.training.performance import keep_freed_memory
 from vision_zoo.training.processes import leave_processes, reported_elsewhere
 from vision_zoo.training.saving import AtomicCheckpointIO
 from vision_zoo.types import Config
+from vision_zoo.verbs.audit.apply import apply_fixes
 from vision_zoo.verbs.fit import Plan, speed_of
 from vision_zoo.verbs.trainer import TrainerMaker
 
@@ -64,7 +65,9 @@ def execute(words: Sequence[str], speed: Mapping[str, Any] | None = None) -> Any
         return function(**_options_of(function, argv))
     if verb == "compare":
         return _compare(argv, function)
-    argv = teaching.in_full(argv) if verb == "teach" else argv
+    argv = teaching.in_full(argv) if verb in ("teach", "audit") else argv
+    if verb == "audit" and (fixes := argv.last("apply")) is not None:
+        return _apply(argv, fixes)
     request = read_request(argv, function)
     if verb in ("validate", "test") and request.checkpoint is None:
         _ask_for_checkpoint(argv)
@@ -73,6 +76,8 @@ def execute(words: Sequence[str], speed: Mapping[str, Any] | None = None) -> Any
         return function(parser.datamodule, **parser.options)
     if verb == "summary":
         return function(parser.model, **parser.options)
+    if verb == "audit":
+        return function(parser.model, parser.datamodule, **parser.options)
     io = AtomicCheckpointIO(request.checkpoint, request.trusted)
     make_trainer = TrainerMaker(parser.trainer_options(), io, tuple(words))
     if verb in ("fit", "teach"):
@@ -102,6 +107,14 @@ def _compare(argv: Argv, function: Callable[..., Any]) -> None:
     refuse(ConfigError, (len(groups) < 2, few))
     options = {name: value for name, value in first.options.items() if name != "tta"}  # which each run has of its own
     function(open_run, groups, **options)
+
+
+def _apply(argv: Argv, fixes: str) -> Any:
+    """Move the files that were chosen in a page of audit; a class may be empty by now, so no data module is made."""
+    places = ("data", "data.root", "data.path")
+    others = argv.without((*places, "apply", "data.seed"))
+    refuse(ConfigError, (others, f"--apply goes with the folder alone: leave out {' '.join(others)}"))
+    return apply_fixes(argv.values("data.root", "data.path", "data")[-1], fixes)
 
 
 def _options_of(function: Callable[..., Any], argv: Argv) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The words of ``teach`` as options of data and network, and of the fine-tuning that goes on from it."""
+"""The words of ``teach`` and ``audit`` as options of data and network, and the fine-tuning that goes on from teach."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -7,27 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from vision_zoo.cli.argv import FLAGS, Argv
+from vision_zoo.cli.names import find_class
 from vision_zoo.data.base import described_data
 from vision_zoo.data.discovery import TABLES
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.files import expanded
+from vision_zoo.specs import import_path
 from vision_zoo.types import Config
 
 RECIPE = "finetune"  # what --refine goes on with
 IMAGE_SIZE = 128
+LEAST = 64  # pixels of a side that tell digits apart to a network of photos
 FEWEST = 10  # images of a class to train with, of which some are held out for validation
 _SHORT = {"image_size": "data.image_size", "backbone": "model.backbone", "seed": "seed_everything"}
 
 
 def in_full(argv: Argv) -> Argv:
-    """The words of teach with the options that its own stand for, and its folder as the place of the data."""
-    place, needs = list[tuple[str, str | None]](), "teach needs a folder of class folders, a table or an array file"
+    """The words of teach or audit with the options that its own stand for, and its folder as the place of the data."""
+    verb, place = argv.verb, list[tuple[str, str | None]]()
+    needs = f"{verb} needs a folder of class folders, a table or an array file"
+    begins = "begins a run: leave out --ckpt_path, or continue it with vision_zoo fit"
+    begins = begins if verb == "teach" else "judges by a pretrained network's features: leave out --ckpt_path"
     helps = set(FLAGS) & dict(argv.options).keys()
     refuse(
         ConfigError,
-        (not argv.stray and not argv.values("data") and not helps, f"{needs}, as in: vision_zoo teach photos"),
+        (not argv.stray and not argv.values("data") and not helps, f"{needs}, as in: vision_zoo {verb} photos"),
         (len(argv.stray) > 1, f"{needs}, and one of them: got {' '.join(argv.stray)}. Quote a name with blanks"),
-        (argv.values("ckpt_path"), "teach begins a run: leave out --ckpt_path, or continue it with vision_zoo fit"),
+        (argv.values("ckpt_path"), f"{verb} {begins}"),
     )
     if argv.stray:
         kind, option = _kind(argv.stray[0])
@@ -43,21 +49,26 @@ def _kind(place: str) -> tuple[str, str]:
     path = expanded(place)
     kinds = {**dict.fromkeys(TABLES, "ImageTable"), ".npz": "ArrayFile", ".npy": "ArrayFile"}
     kind = kinds.get(path.suffix.lower()) if not path.is_dir() else None
-    unknown = f"teach: {path} is none of the files that it takes: {', '.join(kinds)}. Give one of these, or a folder"
+    unknown = f"{path} is none of the files that it takes: {', '.join(kinds)}. Give one of these, or a folder"
     refuse(ConfigError, (kind is None and path.is_file(), unknown))
     return (kind, "path") if kind else ("ImageFolder", "root")
 
 
 def defaults(argv: Argv) -> Config:
-    """The configuration that teach begins with."""
+    """The configuration that teach or audit begins with: the latter holds nothing out."""
     backbone = {"class_path": "vision_zoo.backbones.EfficientNetLite", "init_args": {"weights": "DEFAULT"}}
     config: Config = {"model": {"backbone": backbone}}
     kind = argv.values("data")[0] if argv.values("data") else ""
     if kind in ("ImageFolder", "ImageTable", "ArrayFile"):
-        options: dict[str, Any] = {"image_size": IMAGE_SIZE, "test_split": 0.2, "val_split": 0.1}
+        shares = (0.2, 0.1) if argv.verb == "teach" else (0, 0)
+        options: dict[str, Any] = {"image_size": IMAGE_SIZE, "test_split": shares[0], "val_split": shares[1]}
         # Files are decoded while features are computed.
         options |= {} if kind == "ArrayFile" else {"in_memory": False}
         config["data"] = {"class_path": f"vision_zoo.data.{kind}", "init_args": options}
+    elif argv.verb == "audit" and kind:
+        path = find_class(kind, "data")
+        side = max(LEAST, *getattr(import_path(path), "image_shape", (0,))[1:])
+        config["data"] = {"class_path": path, "init_args": {"image_size": side, "val_split": 0}}
     return config
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from vision_zoo.data.decode import UNREADABLE, image_extensions
 
+REMOVED = "_removed"  # where audit moves what is not to be used
 TABLES = (".csv", ".tsv", ".parquet")  # endings of files that ImageTable reads
 
 
@@ -46,13 +47,15 @@ def _ending(path: str | Path) -> str:
 
 
 def look_into(folder: Path, left: LeftOut) -> tuple[list[Path], list[Path]]:
-    """The images and the folders directly inside of a folder, sorted; hidden ones and other files are left out."""
+    """The images and the folders directly inside of a folder, sorted; hidden ones, _removed and others are left out."""
     images, folders = list[Path](), list[Path]()
     with os.scandir(folder) as entries:
         listing = sorted((entry.name, entry.is_dir()) for entry in entries)
     for name, is_folder in listing:
         if name.startswith((".", "__MACOSX")):
             left["hidden"].append(name)
+        elif is_folder and name == REMOVED:
+            left["folder of what audit removed"].append(name)
         elif is_folder:
             folders.append(folder / name)
         elif is_image(folder / name, left):

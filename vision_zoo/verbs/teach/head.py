@@ -25,7 +25,7 @@ class Data(NamedTuple):
     labels: Tensor  # int64 (N,)
 
     def of(self, chosen: Tensor) -> "Data":
-        """Those of these indices, int64 (M,)."""
+        """Those of these indices, int64 (M,), or where a mask, bool (N,), is true."""
         return Data(self.values[chosen], self.labels[chosen])
 
 
@@ -66,19 +66,20 @@ class Fitter:
         return Head(weight, bias - weight @ self.mean)
 
 
-def cross_validate(data: Data, seed: int) -> tuple[float, Tensor | None]:
+def cross_validate(data: Data, seed: int, fold_of: Tensor | None = None) -> tuple[float, Tensor | None]:
     """The strength of the penalty whose heads give images that they were not fitted to the highest likelihood.
 
     Beside it the logits of those heads, float32 (N, K); None where nothing can be held out.
 
     It goes from strong to weak, and ends where that gets worse. The strength stands before half the squared norm of the
-    weights, beside the sum of the images' losses; features are scaled to a mean variance of one.
+    weights, beside the sum of the images' losses; features are scaled to a mean variance of one. `fold_of` says which
+    fold each image is held out with, int64 (N,), in place of `folds_of`.
     """
-    folds = min(FOLDS, int(data.labels.bincount().min()))
-    if folds < 2:  # nothing can be held out
+    fold_of = folds_of(data.labels, FOLDS, seed) if fold_of is None else fold_of
+    if fold_of is None:  # nothing can be held out
         return USUAL, None
-    parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(data.values, data.labels)
-    pairs = [(torch.from_numpy(held), Fitter(data.of(torch.from_numpy(rest)), ROUGH)) for rest, held in parts]
+    held_out = [fold_of == fold for fold in range(int(fold_of.max()) + 1)]
+    pairs = [(held, Fitter(data.of(~held), ROUGH)) for held in held_out]
     best, least = (USUAL, torch.empty(0)), float("inf")
     for strength in STRENGTHS:
         logits = torch.empty(len(data.labels), int(data.labels.max()) + 1)
@@ -89,6 +90,21 @@ def cross_validate(data: Data, seed: int) -> tuple[float, Tensor | None]:
             break
         best, least = (strength, logits), loss
     return best
+
+
+def folds_of(labels: Tensor, most: int, seed: int) -> Tensor | None:
+    """The fold of each image, int64 (N,): each class is dealt evenly; None where a class has but one image.
+
+    There are as many folds as the smallest class has images, and `most` of them at most.
+    """
+    folds = min(most, int(labels.bincount().min()))
+    if folds < 2:
+        return None
+    fold_of = torch.empty(len(labels), dtype=torch.int64)
+    parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels)
+    for fold, (_, held) in enumerate(parts):
+        fold_of[torch.from_numpy(held)] = fold
+    return fold_of
 
 
 def temperature_of(logits: Tensor, labels: Tensor) -> float:

@@ -57,7 +57,9 @@ def check_places(checkpoint: Checkpoint, stored: Config, given: Config, argv: Ar
 def check_members(checkpoints: Sequence[Checkpoint], argv: Argv) -> None:
     """Refuse to average networks of which some were trained with what is to be scored, and options of one of them."""
     first, *others = checkpoints
-    network = [name for name, _ in argv.options if name.startswith("model")] if others else []
+    if not others:
+        return
+    network = [name for name, _ in argv.options if name.startswith("model")]
     both = f"--{''.join(network[:1])} is of one network, and several are averaged: leave it out"
     refuse(ConfigError, (network, both))
     data, elsewhere = described_data(first.data), argv.values("data", "data.class_path", "data.root", "data.path")

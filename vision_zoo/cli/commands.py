@@ -114,7 +114,10 @@ COMMANDS: dict[str, Command] = {
     "study": Command(
         "verbs.study:study",
         "vision_zoo study cnn_mnist5k --seeds 3 --vary data.batch_size=64,128",
-        ("recipe", "seeds", "folds", "vary", "metric", "jobs", "test", "name", "trusted_packages"),
+        (
+            *("recipe", "seeds", "folds", "vary", "metric", "jobs", "test", "name"),
+            *("search", "trials", "sampler", "pruner", "minutes", "storage", "trusted_packages"),
+        ),
     ),
     "validate": Command("verbs.evaluate:validate", "vision_zoo validate --ckpt_path best", ("ckpt_paths", *_SCORING)),
     "test": Command(
@@ -200,6 +203,8 @@ _BY_NAME = {
     "sort": ("COLUMN", ""),
     "recipe": ("RECIPE ...", "RECIPES FILES"),
     "vary": ("OPTION=A,B,C", ""),
+    "search": ("OPTION=LOW..HIGH", ""),
+    "storage": ("URL", ""),
     "seeds": ("N", ""),
     "words": ("WORDS", "timm torchvision"),
     "shell": ("NAME", "bash zsh fish"),

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -21,11 +22,16 @@ def study(argv: Argv, command: Callable[[Sequence[str]], int]) -> None:
         sys.stdout.write(f"{command_help('study')}and all of fit, for its trials: vision_zoo fit --help_all\n")
         return
     parser = ArgumentParser(prog="vision_zoo study", exit_on_error=False, allow_abbrev=False)
-    by_hand = {"recipe", "command", "words", "vary", "trusted_packages"}
+    by_hand = {"recipe", "command", "words", "vary", "search", "trusted_packages"}
     own = parser.add_function_arguments(run_study, skip={*by_hand}, fail_untyped=True)
     given = tuple((name, value) for name, value in argv.options if name in own)
     options = parse(parser, Argv("study", given).without(()), "study", {})
     paths = [*map(names.find_config, argv.stray)]
     recipes = [Recipe(names.run_name_of(p), p.absolute(), json.dumps(names.read_config(p), default=str)) for p in paths]
-    words, trusted = Argv("fit", argv.options).without([*own, "vary"]), trusted_packages(argv)
-    run_study(recipes, command, words, vary=argv.values("vary"), trusted_packages=trusted, **options.as_dict())
+    words, trusted = Argv("fit", argv.options).without([*own, "vary", "search"]), trusted_packages(argv)
+    several: dict[str, Any] = {
+        "vary": argv.values("vary"),
+        "search": argv.values("search"),
+        "trusted_packages": trusted,
+    }
+    run_study(recipes, command, words, **several, **options.as_dict())

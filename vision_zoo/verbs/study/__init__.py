@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,22 @@ from vision_zoo.training.evaluation import write_csv
 from vision_zoo.verbs.study import table
 from vision_zoo.verbs.study.page import write_page
 from vision_zoo.verbs.study.plan import Recipe, Trial, file_name, read_seeds, read_variation, trials_of
-from vision_zoo.verbs.study.running import Command, is_done, run_trials
+from vision_zoo.verbs.study.running import PRUNED, Command, is_done, run_trials
+from vision_zoo.verbs.study.search import Plan, Pruner, Sampler, Search, read_axis
 
 # Of a run's configuration, what is its own and not its recipe's.
 OF_THE_TRIAL = (("seed_everything",), ("test_after_fit",), ("trainer", "default_root_dir"),
                 ("data", "init_args", "fold"), ("data", "init_args", "seed"))  # fmt: skip
-STOPPED = (130, 143)  # exit codes of what a signal has ended
-SAID = {"done": "done", "left": "stopped", "failed": "failed"}  # of a trial without the metric
+ENDED = {130: "left", 143: "left", PRUNED: "pruned"}  # by the exit codes of what a signal has ended
+STATES = ("done", "running", "left", "pruned", "failed")
+SAID = {"done": "done", "left": "stopped", "pruned": "given up", "failed": "failed"}  # of a trial without the metric
 
 
 def study(
     recipe: Sequence[Recipe], command: Command, words: Sequence[str] = (), seeds: str = "1", folds: int | None = None,
     vary: Sequence[str] = (), metric: str = "val/accuracy", jobs: int = 1, test: bool = False, name: str | None = None,
-    trusted_packages: Sequence[str] = (),
+    search: Sequence[str] = (), trials: int = 20, sampler: Sampler = "tpe", pruner: Pruner = "none",
+    minutes: float | None = None, storage: str | None = None, trusted_packages: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Compare recipes over seeds, folds and options.
 
@@ -52,6 +56,13 @@ def study(
         jobs: trials at once, which share the processors.
         test: test the runs of the chosen configuration at the end.
         name: of the folder in studies; default: those of the recipes.
+        search: an option of fit and its range or values, of which optuna chooses; may be given several times.
+        trials: configurations that a search tries.
+        sampler: of a search: tpe learns from the trials before, random does not, grid tries all combinations.
+        pruner: which runs a search ends early, at an epoch where they fall behind: median, hyperband or none.
+        minutes: after which a search begins no further trial.
+        storage: address of a database that several processes or machines search with, by the same command; default: a
+            file in the study's folder.
         trusted_packages: packages whose classes checkpoints may name.
 
     Raises:
@@ -67,14 +78,23 @@ def study(
         (jobs < 1, f"--jobs must be at least 1, got {jobs}"),
     )
     folder = Path.cwd() / "studies" / file_name(name or "+".join(dict.fromkeys(each.name for each in recipe)))
-    trials = trials_of(folder, recipe, variations, folds, read_seeds(seeds), words)
+    how = folds, read_seeds(seeds), words
+    found = [] if search else trials_of(folder, recipe, variations, *how)
+    plan = Plan(tuple(map(read_axis, search)), trials, sampler, pruner, minutes, storage)
+    alone = not search and (minutes is not None or storage is not None or pruner != "none")
+    refuse(ConfigError, (alone, "--minutes, --storage and --pruner are of a search: give --search OPTION=LOW..HIGH"))
+    if search:
+        plan.check(recipe, variations, len(how[1]) * (folds or 1))
     folder.mkdir(parents=True, exist_ok=True)
-    lock = lock_file(folder / ".lock", wait=False)
-    refuse(ConfigError, (lock is None, f"{folder} is in use by another process: wait, or give this one a --name"))
+    lock = lock_file(folder / ".lock", wait=False) if not storage else None
+    in_use = lock is None and not storage
+    refuse(ConfigError, (in_use, f"{folder} is in use by another process: wait, or give this one a --name"))
     asked = {"recipes": [str(each.path) for each in recipe], "seeds": read_seeds(seeds), "folds": folds}
     asked |= {"vary": variations, "metric": metric, "options": list(words)}
+    asked |= {"search": list(search), "sampler": sampler, "trials": trials} if search else {}
     try:
-        Study(folder, trials, asked, command, jobs, tuple(trusted_packages)).run(test)
+        made = Study(folder, found, asked, command, jobs, tuple(trusted_packages))
+        made.run(test, Search(made, plan, recipe[0], how).run if search else None)
     finally:
         if lock is not None:
             release(lock)
@@ -89,13 +109,13 @@ class Study:
         self.outcomes = {trial: table.Outcome.of(trial) for trial in trials}
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
 
-    def run(self, test: bool) -> None:
+    def run(self, test: bool, search: Callable[[], int] | None = None) -> None:
         """Make what is left to do, choose, test if that is asked for, and write what was found."""
         began, trials = time.monotonic(), [*self.outcomes]
-        failed = self._make(trials)
+        failed = search() if search else self.make(trials)["failed"]
         chosen = table.best_of(table.configurations([*self.outcomes.values()]), self.metric)
         if test and chosen is not None:
-            failed += self._make([outcome.trial for outcome in chosen.outcomes], tests=True)
+            failed += self.make([outcome.trial for outcome in chosen.outcomes], tests=True)["failed"]
         self._tell(time.monotonic() - began)
         names = {name for outcome in self.outcomes.values() for name in outcome.results.get("metrics", {})}
         known = ", ".join(sorted(name for name in names if name.startswith("val/")))
@@ -106,8 +126,10 @@ class Study:
             (chosen is None, f"no configuration has {self.metric} in all its trials: {way_out}"),
         )
 
-    def _make(self, trials: list[Trial], tests: bool = False) -> int:
-        """Run the trials that are not done, with a display of how far they are; how many failed."""
+    def make(
+        self, trials: list[Trial], tests: bool = False, watch: Callable[[Trial], bool] = lambda _: False
+    ) -> Counter[str]:
+        """Run the trials that are not done, with a display of how far they are; how many of them ended how."""
         states = {trial: "done" if is_done(trial, tests) else "left" for trial in trials}
         left, began = [trial for trial in trials if states[trial] == "left"], time.monotonic()
         parts = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
@@ -115,9 +137,9 @@ class Study:
             shown = bar.add_task("", total=len(trials))
 
             def told(trial: Trial, code: Any) -> None:
-                ended = "done" if is_done(trial, tests) else "left" if code in STOPPED else "failed"
+                ended = "done" if is_done(trial, tests) else ENDED.get(code, "failed")
                 states[trial] = "running" if code is None else ended
-                count = {state: [*states.values()].count(state) for state in ("done", "running", "left", "failed")}
+                count = {state: [*states.values()].count(state) for state in STATES}
                 begun, over = count["running"] + count["left"], len(left) - count["running"] - count["left"]
                 to_go = f", {duration((time.monotonic() - began) / over * begun)} to go" if over and begun else ""
                 line = ", ".join(f"{number} {state}" for state, number in count.items() if number) + to_go
@@ -125,12 +147,12 @@ class Study:
                 if code is not None:
                     self._told(trial, ended, code, line, tests)
 
-            run_trials(left, self.command, (tests, self.trusted), self.jobs, told)
-        return [*states.values()].count("failed")
+            run_trials(left, self.command, (tests, self.trusted), self.jobs, told, watch)
+        return Counter(states.values())
 
     def _told(self, trial: Trial, state: str, code: int, line: str, tests: bool) -> None:
         """Say how a trial ended, and write the table anew."""
-        self.outcomes[trial] = table.Outcome.of(trial, state == "failed")
+        self.outcomes[trial] = table.Outcome.of(trial, state == "failed", state == "pruned")
         metric, log = self.metric.replace("val/", "test/") if tests else self.metric, trial.folder / "log.txt"
         texts = [f"{metric} {metric_text(metric, value)}" for value in self.outcomes[trial].values(metric)] or [
             SAID[state]

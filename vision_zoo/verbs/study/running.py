@@ -26,6 +26,7 @@ from vision_zoo.verbs.study.plan import Trial
 
 MATRIX = "validation_matrix.csv"  # of a fold, in its run folder: rows are true classes, columns predicted ones
 TESTED = "test/test.json"
+PRUNED = -1000  # no exit code
 Command = Callable[[Sequence[str]], int]
 
 
@@ -51,9 +52,16 @@ def start_method() -> str:
 
 
 def run_trials(
-    trials: Sequence[Trial], command: Command, rest: tuple[Any, ...], jobs: int, told: Callable[[Trial, Any], None]
+    trials: Sequence[Trial],
+    command: Command,
+    rest: tuple[Any, ...],
+    jobs: int,
+    told: Callable[[Trial, Any], None],
+    watch: Callable[[Trial], bool] = lambda _: False,
 ) -> None:
     """Run so many trials at once; `told` hears of each when it begins (None) and when it ends (its exit code).
+
+    A trial that `watch` gives up, asked twice a second, saves and ends, with PRUNED in place of its exit code.
 
     Raises:
         StoppedBySignalError: after Ctrl-C or SIGTERM, when the processes have saved and ended.
@@ -63,6 +71,7 @@ def run_trials(
         context.set_forkserver_preload([__name__, command.__module__])
     threads = max(1, torch.get_num_threads() // jobs) if jobs > 1 and "OMP_NUM_THREADS" not in os.environ else None
     waiting, running, sent = deque(trials), dict[Any, tuple[Any, Trial]](), 0
+    given_up = set[Trial]()
     signals = Signals(notes=True)  # the processes need time to save
     signals.start(speaks=False)
     try:
@@ -76,7 +85,11 @@ def run_trials(
                 for sentinel in connection.wait([*running], timeout=0.5):
                     process, trial = running.pop(sentinel)
                     process.join()
-                    told(trial, process.exitcode)
+                    told(trial, PRUNED if trial in given_up and process.exitcode else process.exitcode)
+                for process, trial in running.values():
+                    if trial not in given_up and watch(trial):
+                        given_up.add(trial)
+                        process.terminate()
             except StoppedBySignalError:  # a second one
                 sent = 0
             if signals.number and not sent:

@@ -23,13 +23,14 @@ class Outcome(NamedTuple):
     run: Path | None  # its run folder, where that has ended
     results: dict[str, Any]  # results.json, with the metrics of a later test; else nothing
     failed: bool = False
+    pruned: bool = False  # ended early by a search
 
     @classmethod
-    def of(cls, trial: Trial, failed: bool = False) -> "Outcome":
+    def of(cls, trial: Trial, failed: bool = False, pruned: bool = False) -> "Outcome":
         """Read what a trial has left."""
         run, ended = run_of(trial)
         if run is None or not ended:
-            return cls(trial, None, {}, failed)
+            return cls(trial, None, {}, failed, pruned)
         found = json.loads((run / "results.json").read_text(encoding="utf-8"))
         if (run / TESTED).is_file():
             tested = json.loads((run / TESTED).read_text(encoding="utf-8"))
@@ -81,8 +82,8 @@ def rows_of(outcomes: Sequence[Outcome]) -> list[list[object]]:
     order = [name for split in SPLITS for name in sorted(names) if name.startswith(f"{split}/")]
     head = ["trial", "recipe", *options, "fold", "seed", "state", "parameters", "epochs", *order, "run"]
     rows: list[list[object]] = [[*head]]
-    for trial, run, results, failed in outcomes:
-        state = "finished" if results else "failed" if failed else "not finished"
+    for trial, run, results, failed, pruned in outcomes:
+        state = "finished" if results else "failed" if failed else "pruned" if pruned else "not finished"
         about = [trial.folder.name, trial.recipe.name, *(value for _, value in trial.varied), trial.fold, trial.seed]
         values = [results.get(name, "") for name in ("parameters", "epochs")]
         values += [results.get("metrics", {}).get(name, "") for name in order]

@@ -1,0 +1,144 @@
+"""study --search: what optuna proposes follows from the trials before alone, and every trial is an ordinary one."""
+
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+
+from tests.verbs.test_study import RECIPE
+from vision_zoo.__main__ import main
+from vision_zoo.errors import ConfigError
+from vision_zoo.verbs.study import running
+from vision_zoo.verbs.study.search import Axis, read_axis
+
+RATE = ("--search", "model.optimizer.lr=1e-4..1e-1:log")
+
+
+@pytest.fixture
+def search(here, monkeypatch):
+    """Searches with trainings that take no time: the nearer the rate to 0.005, the better."""
+    (here / "tiny.yaml").write_text(RECIPE)
+    made = []
+
+    def run_trials(trials, _command, _rest, _jobs, told, watch):
+        for trial in trials:
+            told(trial, None)
+            made.append(trial)
+            rate = float(dict(trial.varied)["model.optimizer.lr"])
+            good = 1 - abs(math.log10(rate / 0.005)) / 3
+            run = trial.folder / "runs" / "tiny" / "version_0"
+            (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+            rows = "".join(f"{n},{n},{good * (n + 1) / 4}\n" for n in range(4))
+            (run / "metrics.csv").write_text("epoch,step,val/accuracy\n" + rows)
+            if rate < 0:
+                told(trial, 2)
+            elif watch(trial):
+                told(trial, running.PRUNED)
+            else:
+                (run / "config.yaml").write_text(yaml.safe_dump({"model": {"lr": rate}}))
+                found = {"parameters": 1, "epochs": 4, "fit_seconds": 1.0, "versions": {}}
+                (run / "results.json").write_text(json.dumps({**found, "metrics": {"val/accuracy": good}}))
+                told(trial, 0)
+
+    monkeypatch.setattr("vision_zoo.verbs.study.run_trials", run_trials)
+
+    def run(*words, name="tiny"):
+        made.clear()
+        assert main(["study", "tiny.yaml", "--name", name, *words]) == 0
+        return len(made)
+
+    return run
+
+
+def table(name="tiny"):
+    return list(csv.DictReader(Path(f"studies/{name}/results.csv").read_text().splitlines()))
+
+
+@pytest.mark.parametrize(
+    ("word", "axis"),
+    [
+        ("a.b=1e-4..1e-1:log", Axis("a.b", (), 1e-4, 0.1, True, False)),
+        ("a=-2..5", Axis("a", (), -2, 5, False, True)),
+        ("a=0.5..1", Axis("a", (), 0.5, 1, False, False)),
+        ("a=16..256:log", Axis("a", (), 16, 256, True, True)),
+        ("--a=Adam,SGD", Axis("a", ("Adam", "SGD"))),
+    ],
+)
+def test_an_axis_is_a_range_or_values(word, axis):
+    assert read_axis(word) == axis
+
+
+@pytest.mark.parametrize("word", ["a=3..1", "a=0..1:log", "a=x..y", "a=", "=1..2", "a=1..inf"])
+def test_an_axis_that_is_none_is_refused(word):
+    with pytest.raises(ConfigError, match=r"write OPTION="):
+        read_axis(word)
+
+
+def test_the_best_of_all_is_near_the_optimum_and_becomes_a_recipe(search):
+    assert search(*RATE, "--trials", "25") == 25
+    assert [row["state"] for row in table()] == ["finished"] * 25
+    best = max(table(), key=lambda row: float(row["val/accuracy"]))
+    assert 0.004 < float(best["model.optimizer.lr"]) < 0.00625
+    assert yaml.safe_load(Path("studies/tiny/best.yaml").read_text())["model"]["lr"] == float(
+        best["model.optimizer.lr"]
+    )
+    assert {"history.png", "results.csv", "report.html", "study.json"} <= {
+        p.name for p in Path("studies/tiny").iterdir()
+    }
+
+
+def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(search):
+    search(*RATE, "--trials", "14", name="whole")
+    search(*RATE, "--trials", "5")
+    url = "sqlite:///studies/tiny/search.db"
+    lost = optuna.load_study(storage=url, study_name="tiny", sampler=optuna.samplers.TPESampler(seed=5)).ask()
+    lost.suggest_float("model.optimizer.lr", 1e-4, 1e-1, log=True)  # and then its process was killed
+    assert search(*RATE, "--trials", "14") == 9
+    assert search(*RATE, "--trials", "14") == 0
+    whole, parts = (Path(f"studies/{name}/results.csv").read_bytes() for name in ("whole", "tiny"))
+    assert whole == parts
+
+
+def test_a_grid_ends_with_its_last_combination(search):
+    words = ("--search", "model.optimizer.lr=0.1,0.01,0.001", "--search", "data.batch_size=10,20", "--sampler", "grid")
+    assert search(*words, "--trials", "50") == 6
+    assert len({(row["model.optimizer.lr"], row["data.batch_size"]) for row in table()}) == 6
+
+
+def test_a_run_that_falls_behind_is_given_up_and_never_chosen(search):
+    search(*RATE, "--trials", "25", "--pruner", "median")
+    states = [row["state"] for row in table()]
+    assert 0 < states.count("pruned") < 20
+    assert states.count("pruned") + states.count("finished") == 25
+    best = max((row for row in table() if row["state"] == "finished"), key=lambda row: float(row["val/accuracy"]))
+    assert json.loads(Path("studies/tiny/study.json").read_text())["chosen"].endswith(best["model.optimizer.lr"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((*RATE, "--sampler", "grid"), "has a range: give its values"),
+        ((*RATE, *RATE), "--search has an option twice"),
+        ((*RATE, "--vary", "data.batch_size=1,2"), "leave --vary out"),
+        ((*RATE, "--trials", "0"), "--trials must be at least 1"),
+        ((*RATE, "--pruner", "median", "--seeds", "2"), "set --pruner none"),
+        ((*RATE, "--storage", "nothing://here"), "--storage nothing://here cannot be used"),
+        (("--minutes", "3"), "are of a search"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(words, message, here, capsys):
+    (here / "tiny.yaml").write_text(RECIPE)
+    assert main(["study", "tiny.yaml", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_package_is_one_line(here, capsys, monkeypatch):
+    (here / "tiny.yaml").write_text(RECIPE)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main(["study", "tiny.yaml", *RATE]) == 2
+    assert "pip install 'vision_zoo[search]'" in capsys.readouterr().err

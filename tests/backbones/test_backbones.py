@@ -119,7 +119,7 @@ def test_the_forward_pass_returns_logits_that_are_not_normalised(
     assert not torch.allclose(logits.sum(dim=1), torch.ones(2))  # of probabilities
 
 
-LARGE = ("AlexNet", "CNN", "ResNet-34")  # which take 6 to 20 s each
+LARGE = ("AlexNet", "CNN", "ResNet-34", "EfficientNetLite-1", "EfficientNetLite-2")  # which take 6 to 20 s each
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,10 @@ from vision_zoo import backbones
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHAPES = {"MNIST": (1, 28, 28), "MNIST5k": (1, 28, 28), "FashionMNIST": (1, 28, 28), "CIFAR10": (3, 32, 32)}
 PARAMETERS = {
+    "ablation_cifar10": 72_954,
+    "airbench_cifar10": 1_972_792,
+    "record_fashion": 435_882,
+    "tiny_mnist": 7_858,
     "alexnet_cifar10": 4_617_546,
     "cnn_fashion_mnist": 1_475_338,
     "cnn_mnist": 4_741_876,

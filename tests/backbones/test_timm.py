@@ -274,6 +274,7 @@ def test_gray_images_get_the_answers_of_pretrained_colour_filters(tmp_path):
 # The command line and checkpoints
 
 
+@pytest.mark.slow  # 2 s
 def test_a_checkpoint_of_a_model_from_a_folder_is_read_without_the_folder(published, here, monkeypatch, capfd):
     moved = here / "model"
     moved.symlink_to(published[0])

@@ -256,6 +256,7 @@ def test_test_time_augmentation_averages_views_and_says_so(kind, count, trained_
     assert figures["test/accuracy"] == pytest.approx((mean.argmax(1) == labels).float().mean().item())
 
 
+@pytest.mark.slow  # 5 s
 def test_the_test_that_ends_a_fit_averages_views_too(here, capsys):
     words = ["--model.scheduler", "null", "--trainer.max_epochs", "1", "--tta", "flip"]
     assert main([*QUICK, *words]) == 0

@@ -198,6 +198,7 @@ def test_a_function_of_ones_own_is_named_with_the_option_that_admits_it(here, ca
     assert main(["test", "--ckpt_path", run, "--trusted_packages", __name__.partition(".")[0]]) == 0
 
 
+@pytest.mark.slow  # 5 s
 def test_an_option_of_ones_own_may_name_a_file(here):
     (here / "tables").mkdir()
     (here / "tables/labels.csv").write_text("a,1")

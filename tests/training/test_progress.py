@@ -10,6 +10,7 @@ from tests.training.runs import rows
 from vision_zoo.__main__ import main
 
 
+@pytest.mark.slow  # 3 s
 def test_what_keeps_a_run_from_going_on_is_named(here, capsys):
     for number, option in enumerate(("max_steps", "max_epochs")):
         assert main([*QUICK, f"--trainer.{option}", "2", "--model.scheduler", "null"]) == 0
@@ -30,7 +31,7 @@ def test_fit_says_what_it_does_and_prints_the_run_folder_last(here, capsys):
     captured = capsys.readouterr()
     lines = captured.out.strip().splitlines()
     assert lines[-1] == str(here / "runs" / "default" / "version_0")
-    for words in ("61,706 parameters", "3,500 train, 500 val", "Adam", "cross-entropy", "val/accuracy", "epoch 1/1"):
+    for words in ("61,706 parameters", "3,500 train, 500 val", "Adam", "CrossEntropy", "val/accuracy", "epoch 1/1"):
         assert words in captured.out
     for noise in ("Tip", "litlogger", "GPU available", "Warning", "HINT"):
         assert noise not in captured.out + captured.err

@@ -123,6 +123,7 @@ def test_a_run_keeps_in_its_configuration_the_weights_it_began_with(here, traine
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["weights"] == str(here / "w.pt")
 
 
+@pytest.mark.slow  # 3 s
 def test_images_of_classes_under_other_names_are_refused(here, capsys):
     for folder, names in (("a", ("apple", "leaf")), ("b", ("leaf", "rose"))):
         for shade, name in enumerate(names):
@@ -206,6 +207,7 @@ def test_a_run_that_made_no_step_leaves_nothing(here, capsys):
     assert not (here / "runs").exists()
 
 
+@pytest.mark.slow  # 3 s
 def test_a_run_that_does_not_go_on_keeps_its_configuration(here):
     quick = [*QUICK, "--model.scheduler", "null"]
     assert main([*quick, "--trainer.max_epochs", "3"]) == 0

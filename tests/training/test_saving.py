@@ -106,7 +106,7 @@ def test_the_best_checkpoint_survives_a_crash_between_the_two(undisturbed, tmp_p
     root = ["--trainer.default_root_dir", str(tmp_path)]
     with monkeypatch.context() as patch:
         patch.setattr("vision_zoo.training.saving.hard_link", fall_over)
-        assert main([*STATEFUL, *root]) == 1
+        assert main([*STATEFUL, "--data.augmentation", "null", *root]) == 1
     run = tmp_path / "runs" / "default" / "version_0"
     best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["callbacks"]["Saving"]
     assert best["best_score"] == pytest.approx(min(float(row["val/loss"]) for row in rows(run) if row["val/loss"]))

@@ -49,6 +49,9 @@ def test_another_outcome_is_told_with_where_it_differs_first(run, here, capsys):
     columns, row = text[0].split(","), text[1].split(",")
     row[columns.index("val/accuracy")] = "0.75"
     (run / "metrics.csv").write_text("\n".join([text[0], ",".join(row), *text[2:], ""]))
+    for name, content in {"version_7": "", "version_8": "[]", "version_9": '{"metrics": 3}'}.items():  # no runs
+        (run.parent / name).mkdir()
+        (run.parent / name / "results.json").write_text(content)
     assert main(["reproduce", str(run)]) == 1
     out, err = capsys.readouterr()
     for what in ("torch: 1.0 -> ", "python: 2.7 -> ", "device: an abacus -> cpu"):

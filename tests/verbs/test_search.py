@@ -92,6 +92,7 @@ def test_the_best_of_all_is_near_the_optimum_and_becomes_a_recipe(search):
     }
 
 
+@pytest.mark.slow  # 4 s
 def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(search):
     search(*RATE, "--trials", "14", name="whole")
     search(*RATE, "--trials", "5")
@@ -110,6 +111,7 @@ def test_a_grid_ends_with_its_last_combination(search):
     assert len({(row["model.optimizer.lr"], row["data.batch_size"]) for row in table()}) == 6
 
 
+@pytest.mark.slow  # 3 s
 def test_a_run_that_falls_behind_is_given_up_and_never_chosen(search):
     search(*RATE, "--trials", "25", "--pruner", "median")
     states = [row["state"] for row in table()]

@@ -77,6 +77,7 @@ def form(*files: bytes) -> tuple[bytes, str]:
     return b"".join(parts) + b"--edge--\r\n", "multipart/form-data; boundary=edge"
 
 
+@pytest.mark.slow  # 5 s for the server that they share
 def test_it_answers_as_predict_does(address, trained_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files = digits(20)
@@ -115,6 +116,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow  # 5 s for the server that they share
 @pytest.mark.parametrize("case", CASES)
 def test_what_cannot_be_classified_is_told_by_its_status(address, case):
     body, kind, status, words = CASES[case]
@@ -122,6 +124,7 @@ def test_what_cannot_be_classified_is_told_by_its_status(address, case):
     assert (found, words in answer["error"]) == (status, True), answer
 
 
+@pytest.mark.slow  # 5 s for the server that they share
 def test_hostile_uploads_do_not_end_it(address):
     chance, good = random.Random(0), digits(1)[0]
     kinds = ("image/png", "multipart/form-data; boundary=edge", "application/json", "../../etc/passwd")
@@ -133,6 +136,7 @@ def test_hostile_uploads_do_not_end_it(address):
     assert ask(address, good)[0] == 200
 
 
+@pytest.mark.slow  # 5 s for the server that they share
 def test_images_that_come_together_are_computed_together_and_each_has_its_answer(address):
     files = digits(40)
     alone = [ask(address, file)[1]["predictions"][0] for file in files]
@@ -143,6 +147,7 @@ def test_images_that_come_together_are_computed_together_and_each_has_its_answer
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
 
 
+@pytest.mark.slow  # 5 s for the server that they share
 def test_its_state_and_its_counts_can_be_asked_for(address):
     ask(address, digits(1)[0])
     status, health = ask(address, None, path="health")
@@ -153,6 +158,7 @@ def test_its_state_and_its_counts_can_be_asked_for(address):
     assert float(counts["vision_zoo_images_total"]) >= float(counts["vision_zoo_batches_total"]) >= 1
 
 
+@pytest.mark.slow  # 5 s for the server that they share
 def test_the_page_loads_nothing_from_elsewhere_and_every_input_has_a_label(address):
     with urlopen(address) as response:
         page, policy = response.read().decode(), response.headers["Content-Security-Policy"]

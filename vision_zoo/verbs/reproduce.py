@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -130,12 +131,14 @@ def _spread(folder: Path, made: Path) -> tuple[str, bool]:
 
     By the 95 % prediction interval of one more run (Hahn & Meeker 1991, Statistical Intervals, section 4.7).
     """
-    beside = [*folder.parent.glob("version_*"), *folder.parents[3].glob(f"*/runs/{folder.parent.name}/version_*")]
-    metrics = dict[Any, dict[str, float]]()  # by seed; the run's own first
-    for other in dict.fromkeys([folder, *beside]):
-        config, results = _yaml(other / "config.yaml"), other / "results.json"
-        if other != made and results.is_file() and _settings(config) == _settings(_yaml(folder / "config.yaml")):
-            metrics.setdefault(config.get("seed_everything"), json.loads(results.read_text())["metrics"])
+    above = folder.parents[min(3, len(folder.parents) - 1)]
+    beside = [*folder.parent.glob("version_*"), *above.glob(f"*/runs/{folder.parent.name}/version_*")]
+    metrics, settings = dict[Any, dict[str, float]](), _settings(_yaml(folder / "config.yaml"))
+    for other in dict.fromkeys([folder, *beside]):  # by seed; the run's own first
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):  # no run, or half
+            config, found = _yaml(other / "config.yaml"), json.loads((other / "results.json").read_text())
+            if other != made and _settings(config) == settings:
+                metrics.setdefault(config.get("seed_everything"), dict(found["metrics"]))
     if len(metrics) < FEWEST:
         return f"beside it are {max(len(metrics) - 1, 0)} runs of other seeds, and {FEWEST - 1} tell a spread", False
     new = json.loads((made / "results.json").read_text())["metrics"]

@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[1]
 PROGRAM = '''
 import ctypes, sys, threading, time
 from vision_zoo import stopping
-open(sys.argv[2] + "/ends_here.py", "w").write("""try:
+if sys.argv[1] == "imports":  # the others would empty the file while it is read
+    open(sys.argv[2] + "/ends_here.py", "w").write("""try:
     print("begun", flush=True)
     __import__("time").sleep(60)
 except BaseException:

@@ -138,6 +138,9 @@ def _form(checkpoint: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
         yield not complete, "its configuration has no model and data"
         run = about.get("name")
         yield not (isinstance(run, str) and run and Path(run).name == run), f"it names its run {str(run)[:80]!r}"
+        made = about.get("made_with") or {}
+        told = isinstance(made, dict) and all(isinstance(made.get(part, {}), dict) for part in ("versions", "data"))
+        yield not told, "what it was made with is in no form of a run"
     if checkpoint.get("known") is not None:
         yield from ill_formed(checkpoint["known"])
     foreign = sorted(hparams.keys() - OPTIONS)

@@ -81,6 +81,8 @@ def test_every_common_option_is_one_of_the_full_parser(name, only_parsed, traine
         "--model.backbone": "LeNet5",
         "--backbone": "EfficientNetLite",
         "--vary": "data.batch_size=1,2",
+        "--search": "data.batch_size=1..2",
+        "--storage": "sqlite:///x.db",
         "--metric": "val/loss",
         "--name": "mine",
         "--host": "127.0.0.1",

@@ -9,9 +9,8 @@ from torch import Tensor
 from vision_zoo.verbs.teach.head import Data, cross_validate, folds_of, temperature_of
 
 FOLDS = 5
-_OF_PIXELS = (
-    0.5  # weight of the small images beside the features: strokes of digits say more in them, photos do not mind
-)
+# Weight of the small images beside the features: strokes of digits say more in them, and photos do not mind.
+_OF_PIXELS = 0.5
 
 
 class Suspects(NamedTuple):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from rich.console import Console
@@ -23,7 +23,7 @@ from vision_zoo.verbs.study import table
 from vision_zoo.verbs.study.page import write_page
 from vision_zoo.verbs.study.plan import Recipe, Trial, file_name, read_seeds, read_variation, trials_of
 from vision_zoo.verbs.study.running import PRUNED, Command, is_done, run_trials
-from vision_zoo.verbs.study.search import Plan, Pruner, Sampler, Search, read_axis
+from vision_zoo.verbs.study.search import Plan, Search, read_axis
 
 # Of a run's configuration, what is its own and not its recipe's.
 OF_THE_TRIAL = (("seed_everything",), ("test_after_fit",), ("trainer", "default_root_dir"),
@@ -36,8 +36,9 @@ SAID = {"done": "done", "left": "stopped", "pruned": "given up", "failed": "fail
 def study(
     recipe: Sequence[Recipe], command: Command, words: Sequence[str] = (), seeds: str = "1", folds: int | None = None,
     vary: Sequence[str] = (), metric: str = "val/accuracy", jobs: int = 1, test: bool = False, name: str | None = None,
-    search: Sequence[str] = (), trials: int = 20, sampler: Sampler = "tpe", pruner: Pruner = "none",
-    minutes: float | None = None, storage: str | None = None, trusted_packages: Sequence[str] = (),
+    search: Sequence[str] = (), trials: int = 20, sampler: Literal["tpe", "random", "grid"] = "tpe",
+    pruner: Literal["median", "hyperband", "none"] = "none", minutes: float | None = None, storage: str | None = None,
+    trusted_packages: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Compare recipes over seeds, folds and options.
 

@@ -70,6 +70,7 @@ def test_best_and_last_of_the_newest_run_are_found(trained_run, here, monkeypatc
     assert main(["test", "--ckpt_path", str(trained_run / "checkpoints" / "last.ckpt"), "--output", str(here)]) == 0
 
 
+@pytest.mark.slow  # 3 s
 def test_the_newest_run_is_the_last_that_trained_and_a_configuration_picks_its_own(here, capsys):
     for name in ("old", "new"):
         Path(f"{name}.yaml").write_text("model: {backbone: LeNet5}\ndata: MNIST5k\n")
@@ -116,6 +117,7 @@ def test_another_mean_is_said_to_be_of_no_effect_on_a_trained_network(trained_ru
     assert "--data.mean: None -> [0.9], ignored: the network keeps its own" in shown.err
 
 
+@pytest.mark.slow  # 3 s
 def test_cutting_the_parts_anew_is_said_to_mix_trained_and_scored_images(here, trained_run, capsys):
     tiny.write_image_folder(here / "pictures", count=30)
     words = ["--data", "ImageFolder", "--data.root", "pictures", "--data.image_size", "28", "--data.channels", "1"]

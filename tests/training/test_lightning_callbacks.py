@@ -135,6 +135,7 @@ def test_the_head_is_trained_first_and_the_backbone_from_its_epoch_on(scheduler,
 # -------------------------------------------------------------------------------------------------------------- finders
 
 
+@pytest.mark.slow  # 4 s
 def test_a_learning_rate_that_is_found_is_the_runs_own(tmp_path, monkeypatch):
     finder = "[{class_path: LearningRateFinder, init_args: {min_lr: 0.0001, num_training_steps: 30}}]"
     words = [*PLAIN, "--trainer.callbacks", finder]

@@ -329,6 +329,7 @@ def test_curves_are_drawn_of_whatever_there_is(rows, tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow  # 3 s
 def test_figures_of_other_images_or_averaged_ones_are_not_taken_for_the_runs_own(here):
     assert main([*QUICK, "--trainer.max_epochs", "1", "--test_after_fit", "false"]) == 0
     run = here / "runs" / "default" / "version_0"
@@ -341,6 +342,7 @@ def test_figures_of_other_images_or_averaged_ones_are_not_taken_for_the_runs_own
     assert "This run was never tested" not in (run / "README.md").read_text()
 
 
+@pytest.mark.slow  # 3 s
 def test_a_run_whose_own_test_averages_views_is_reported_with_a_later_one(here):
     assert main([*QUICK, "--trainer.max_epochs", "1", "--tta", "flip", "--test_after_fit", "false"]) == 0
     run = here / "runs" / "default" / "version_0"

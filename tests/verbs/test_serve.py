@@ -241,8 +241,8 @@ def test_one_draws_a_digit_and_drops_a_picture_in_a_browser(address, width, tmp_
         for n in range(2, 9):
             page.mouse.move(x, y + n * step)
         page.mouse.up()
-        page.wait_for_selector("#drawn .bars li")
-        assert page.locator("#drawn .bars li").first.locator("span").inner_text() == "1"
+        # The beginning of the stroke has been answered too, and may have been something else.
+        page.wait_for_function("document.querySelector('#drawn .bars li span')?.textContent === '1'", timeout=20_000)
         page.set_input_files("#files", str(tmp_path / "digit.png"))
         page.wait_for_selector("#results .bars li")
         assert "digit.png" in page.inner_text("#results")

@@ -56,7 +56,7 @@ def write_page(
         "balance": balance(audited),
         "sizes": commonest,
     }
-    loader = FileSystemLoader(Path(__file__).parent)
+    loader = FileSystemLoader((Path(__file__).parent, Path(__file__).parents[1] / "report"))
     blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     page = Environment(loader=loader, autoescape=True, **blocks).get_template("page.html")
     with output_file(file) as place:

@@ -111,7 +111,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 def _page(facts: dict[str, object]) -> str:
     """The page with the facts that its program needs, as JSON that no name can end."""
-    loader = FileSystemLoader(Path(__file__).parent)
+    loader = FileSystemLoader((Path(__file__).parent, Path(__file__).parents[1] / "report"))
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     data = json.dumps(facts).replace("<", "\\u003c")
     return environment.get_template("page.html").render(facts=facts, data=data, version=__version__)

@@ -1,5 +1,6 @@
 """The network of airbench94 (Jordan 2024, https://arxiv.org/abs/2404.00498, its variant that Muon trains)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision_zoo.backbones.shapes import num_features
+from vision_zoo.backbones.shapes import num_features, require
+from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.types import ImageShape
 
 _EPS = 5e-4  # added to the variances that patches are divided by
@@ -25,6 +27,7 @@ class Airbench(nn.Module):
         temperature: the logits are divided by it; by default by the last width.
 
     Raises:
+        ConfigError: if there are no widths, one is below 1, or the temperature is not above 0.
         ImageShapeError: if the images are too small for three poolings.
     """
 
@@ -36,6 +39,9 @@ class Airbench(nn.Module):
         temperature: float | None = None,
     ) -> None:
         super().__init__()
+        require("Airbench", widths=min(widths, default=0))
+        positive = f"Airbench: temperature is {temperature}, set --model.backbone.temperature above 0"
+        refuse(ConfigError, (temperature is not None and not 0 < temperature < math.inf, positive))
         whitened = 2 * image_shape[0] * 2 * 2  # every direction of a patch, and its opposite
         self.whiten = nn.Conv2d(image_shape[0], whitened, 2)
         self.whiten.weight.requires_grad = False

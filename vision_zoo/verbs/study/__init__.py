@@ -62,8 +62,8 @@ def study(
         sampler: of a search: tpe learns from the trials before, random does not, grid tries all combinations.
         pruner: which runs a search ends early, at an epoch where they fall behind: median, hyperband or none.
         minutes: after which a search begins no further trial.
-        storage: address of a database that several processes or machines search with, by the same command; default: a
-            file in the study's folder.
+        storage: address of a database that several processes, or machines with a common disk, search with, by the same
+            command; default: a file in the study's folder.
         trusted_packages: packages whose classes checkpoints may name.
 
     Raises:

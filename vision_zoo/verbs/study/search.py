@@ -119,21 +119,24 @@ class Search:
             "hyperband": optuna.pruners.HyperbandPruner(),
             "none": optuna.pruners.NopPruner(),
         }
-        try:
-            with warnings.catch_warnings(action="ignore"):  # of features that optuna calls experimental
-                again = optuna.storages.RetryHeartbeatStaleTrialCallback() if plan.storage else None
-                beats: Any = {"heartbeat_interval": BEAT, "grace_period": 3 * BEAT} if plan.storage else {}
-                beats |= {"heartbeat_stale_trial_callback": again} if again else {}
-                storage = optuna.storages.RDBStorage(url, **beats)
-                found = optuna.create_study(
-                    storage=storage,
-                    study_name=folder.name,
-                    direction="minimize" if self.study.metric.endswith(table.LESS_IS_BETTER) else "maximize",
-                    pruner=pruners[plan.pruner],
-                    load_if_exists=True,
-                )
-        except Exception as error:  # whatever the driver of a database raises
-            raise ConfigError(f"--storage {url} cannot be used: {str(error).splitlines()[0]}") from error
+        beats: Any = {"heartbeat_interval": BEAT, "grace_period": 3 * BEAT} if plan.storage else {}
+        for tries_left in (2, 1, 0):
+            try:
+                with warnings.catch_warnings(action="ignore"):  # of features that optuna calls experimental
+                    again = optuna.storages.RetryHeartbeatStaleTrialCallback() if plan.storage else None
+                    storage = optuna.storages.RDBStorage(url, heartbeat_stale_trial_callback=again, **beats)
+                    found = optuna.create_study(
+                        storage=storage,
+                        study_name=folder.name,
+                        direction="minimize" if self.study.metric.endswith(table.LESS_IS_BETTER) else "maximize",
+                        pruner=pruners[plan.pruner],
+                        load_if_exists=True,
+                    )
+                break
+            except Exception as error:  # whatever the driver of a database raises
+                cannot = f"--storage {url} cannot be used: {str(error).splitlines()[0]}"
+                refuse(ConfigError, (not (plan.storage and tries_left), cannot))
+                time.sleep(1)  # another worker may be making the tables
         states = optuna.trial.TrialState
         if not plan.storage:  # this process alone works here: what runs is what was killed
             for trial in found.get_trials(states=[states.RUNNING]):
@@ -151,13 +154,13 @@ class Search:
         """Try configurations; how many failed."""
         began = time.monotonic()
         self._restore()
-        while (number := len(self.counted())) < self.plan.trials:
+        if self.plan.sampler == "grid":
+            values = {axis.option: axis.values for axis in self.plan.axes}
+            self.optimizer.sampler = self.optuna.samplers.GridSampler(values, seed=0)
+        while self._is_left():
             if self.plan.minutes is not None and time.monotonic() - began > 60 * self.plan.minutes:
                 break
             with warnings.catch_warnings(action="ignore"):
-                if self.plan.storage:
-                    self.optuna.storages.fail_stale_trials(self.optimizer)
-                self.optimizer.sampler = self._sampler(number)
                 self.optimizer.optimize(self._objective, n_trials=1, catch=(InputError,))
             if self.plan.sampler == "grid" and self.optimizer.sampler.is_exhausted(self.optimizer):
                 break
@@ -165,12 +168,32 @@ class Search:
         self._draw()
         return sum("failed" in trial.user_attrs for trial in self.optimizer.get_trials())
 
-    def _sampler(self, number: int) -> Any:
-        """A sampler whose draws follow from the number of the trial."""
-        samplers = self.optuna.samplers
-        if self.plan.sampler == "grid":
-            return samplers.GridSampler({axis.option: axis.values for axis in self.plan.axes}, seed=0)
-        return (samplers.TPESampler if self.plan.sampler == "tpe" else samplers.RandomSampler)(seed=number)
+    def _is_left(self) -> bool:
+        """Whether a configuration is to be tried; waits for those of other workers, which may be lost."""
+        told = False
+        while True:
+            if self.plan.storage:
+                with warnings.catch_warnings(action="ignore"):
+                    self.optuna.storages.fail_stale_trials(self.optimizer)
+            trials = self.counted()
+            others = [trial.number for trial in trials if trial.state == self.optuna.trial.TrialState.RUNNING]
+            if len(trials) < self.plan.trials or not others:
+                return len(trials) < self.plan.trials
+            if not told:
+                self.study.console.print(f"waiting for {len(others)} trials of other workers")
+            told = True
+            time.sleep(1)
+
+    def _settle(self, asked: Any) -> None:
+        """Let the draws of a trial follow from how many came before it, and refuse one that is too many.
+
+        Two workers may have begun the last one at once.
+        """
+        number = sum(trial.number < asked.number for trial in self.counted())
+        refuse(InputError, (number >= self.plan.trials, f"there are {self.plan.trials} trials already"))
+        if self.plan.sampler != "grid":
+            kind = "TPESampler" if self.plan.sampler == "tpe" else "RandomSampler"
+            self.optimizer.sampler = getattr(self.optuna.samplers, kind)(seed=number)
 
     def trials(self, values: Mapping[str, str]) -> list[Trial]:
         """The runs of a configuration."""
@@ -180,6 +203,7 @@ class Search:
 
     def _objective(self, asked: Any) -> float:
         """Run a configuration; the mean of the metric over its runs."""
+        self._settle(asked)
         values = {axis.option: axis.suggest(asked) for axis in self.plan.axes}
         asked.set_user_attr("values", values)
         runs, seen = self.trials(values), set[int]()

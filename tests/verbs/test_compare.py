@@ -71,6 +71,16 @@ def test_two_runs_are_compared_on_the_test_images(runs, here, capsys):
     assert Image.open(here / "comparison" / "compare.png").size[0] > 500
 
 
+def test_trials_of_a_study_are_named_by_what_tells_them_apart(trained_run, here, capsys):
+    names = [f"tiny-lr={rate}-seed0-0123456789" for rate in (0.1, 0.2)]
+    trials = [here / "studies" / "mine" / "trials" / name for name in names]
+    for trial, noise in zip(trials, (0.0, 0.8), strict=True):
+        write_run(trial / "runs" / "tiny" / "version_0", trained_run, 0, noise)
+    assert main(["compare", *map(str, trials), "--accelerator", "cpu"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in out[:2]] == names
+
+
 @pytest.mark.parametrize("others", [(0, 1), pytest.param((2, 1), marks=pytest.mark.slow)])
 def test_groups_are_paired_by_their_seeds(runs, here, capsys, others):
     """The order of the runs does not matter; runs of other seeds are no pairs, and that is said (2 s)."""

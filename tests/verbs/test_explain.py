@@ -8,37 +8,48 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.models import VisionTransformer
+from torch import nn
 
 from tests import tiny
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import MLP, ConvNet
 from vision_zoo.classifier import Classifier
+from vision_zoo.errors import ConfigError
 from vision_zoo.verbs.explain.maps import chosen, last_map, maps
 
 SIDE, PATCH = 28, 8
 
 
 def patched(count: int, seed: int = 0):
-    """Noise with a patch of stripes somewhere: the stripes lie (class 0) or stand (class 1). And where it is."""
+    """Noise with a patch of stripes somewhere, which lie (class 0) or stand (class 1), or none (2). And where it is."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 120, (count, 1, SIDE, SIDE), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(2, (count,), generator=generator)
+    labels = torch.randint(3, (count,), generator=generator)
     places = torch.randint(SIDE - PATCH + 1, (count, 2), generator=generator)
     stripes = torch.zeros(PATCH, PATCH, dtype=torch.uint8)
     stripes[::2] = 255
     inside = torch.zeros(count, SIDE, SIDE, dtype=torch.bool)
     for n, ((top, left), label) in enumerate(zip(places.tolist(), labels.tolist(), strict=True)):
+        if label == 2:  # or one of two networks would see one of them by the lack of the other
+            continue
         images[n, 0, top : top + PATCH, left : left + PATCH] = stripes.T if label else stripes
         inside[n, top : top + PATCH, left : left + PATCH] = True
     return images, labels, inside
 
 
-def trained(backbone) -> Classifier:
+def small_vit(image_shape, num_classes) -> nn.Module:
+    """A transformer whose answer hangs on its class token alone."""
+    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
+    return VisionTransformer(SIDE, 4, image_shape[0], num_classes, **sizes)
+
+
+def trained(backbone, steps: int = 60) -> Classifier:
     torch.manual_seed(0)
-    model = Classifier(backbone, (1, SIDE, SIDE), ["lying", "standing"], mean=(0.25,), std=(0.25,))
+    model = Classifier(backbone, (1, SIDE, SIDE), ["lying", "standing", "neither"], mean=(0.25,), std=(0.25,))
     images, labels, _ = patched(1024)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for step in range(60):
+    for step in range(steps):
         part = slice(step % 16 * 64, (step % 16 + 1) * 64)
         optimizer.zero_grad()
         F.cross_entropy(model(images[part]), labels[part]).backward()
@@ -55,21 +66,42 @@ def network():
     return model
 
 
+@pytest.fixture(scope="module")
+def transformer():
+    return trained(small_vit, 160)
+
+
 @pytest.mark.parametrize("method", ["grad_cam", "layer_cam", "integrated_gradients", "occlusion"])
 def test_the_highest_place_of_a_map_lies_on_what_decides(network, method):
-    images, labels, inside = patched(50, seed=2)
+    assert pointing_game(network, method) >= 0.8
+
+
+def with_patch(values):
+    return [value[values[1] < 2] for value in values]
+
+
+def pointing_game(network, method) -> float:
+    images, labels, inside = (values[:50] for values in with_patch(patched(90, seed=2)))
     found = maps(network, images, labels, method)
     assert found.shape == (50, SIDE, SIDE)
     assert 0 <= float(found.min()) <= float(found.max()) <= 1
     near = F.max_pool2d(inside[:, None].float(), 5, 1, 2)[:, 0] > 0  # the pointing game allows a margin
     hits = [bool(n[m.argmax() // SIDE, m.argmax() % SIDE]) for m, n in zip(found, near, strict=True)]
-    assert sum(hits) / len(hits) >= 0.8
+    return sum(hits) / len(hits)
+
+
+def test_the_tokens_of_a_transformer_are_a_map(transformer):
+    layer = last_map(transformer)
+    assert (layer.layout, layer.size, chosen(transformer)) == ("BNC", (7, 7), "layer_cam")
+    assert pointing_game(transformer, "layer_cam") >= 0.8
+    with pytest.raises(ConfigError, match="are tokens: take layer_cam"):
+        maps(transformer, *patched(1)[:2], "grad_cam")
 
 
 def test_a_map_changes_when_the_weights_are_randomised_from_the_head_down(network):
     """The sanity check of Adebayo et al. 2018, https://arxiv.org/abs/1810.03292, on images where nothing stands out."""
     images = torch.randint(0, 256, (30, 1, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
-    labels = torch.arange(30) % 2
+    labels = torch.arange(30) % 3
     model, before = copy.deepcopy(network), maps(network, images, labels, "layer_cam")
     likeness = []
     for layer in [module for module in model.backbone.modules() if hasattr(module, "reset_parameters")][::-1]:
@@ -81,7 +113,7 @@ def test_a_map_changes_when_the_weights_are_randomised_from_the_head_down(networ
 
 
 def test_a_network_without_maps_of_features_is_explained_by_occlusion():
-    model = Classifier(MLP, (1, SIDE, SIDE), ["a", "b"]).eval()
+    model = Classifier(MLP, (1, SIDE, SIDE), ["a", "b", "c"]).eval()
     assert (last_map(model), chosen(model)) == (None, "occlusion")
     images, labels, _ = patched(2)
     assert maps(model, images, labels).shape == (2, SIDE, SIDE)
@@ -95,6 +127,20 @@ def test_each_image_has_its_picture(here, trained_run, capsys):
     assert len(pictures) == 4
     assert all(Image.open(path).size[0] > 500 for path in pictures)
     assert f"4 pictures by layer_cam in\n{here / 'maps'}" in capsys.readouterr().out
+
+
+def test_predict_explains_what_it_classifies(here, trained_run, capsys):
+    Image.new("L", (28, 28)).save(here / "black.png")
+    (here / "broken.png").write_bytes(b"no image")
+    words = ["predict", "--ckpt_path", str(trained_run), "--images", "black.png", "broken.png", "--output", "-"]
+    assert main([*words, "--explain", "looks"]) == 0
+    assert [path.name for path in (here / "looks").iterdir()] == ["black.png"]
+    told = capsys.readouterr()
+    assert "1 picture by layer_cam in" in told.err
+    assert len(told.out.splitlines()) == 2
+    best, last = (str(trained_run / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
+    assert main(["predict", "--ckpt_path", best, last, *words[3:], "--explain", "looks"]) == 2
+    assert "--explain shows where one network looked" in capsys.readouterr().err
 
 
 def test_what_cannot_be_explained_is_told(here, trained_run, capsys, monkeypatch):

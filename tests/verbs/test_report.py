@@ -50,7 +50,7 @@ def hostile() -> Classifier:
 
 
 def report(*words: str) -> None:
-    assert main(["report", *words]) == 0
+    assert main(["report", *words, "--explain", "false"]) == 0
 
 
 class Page(HTMLParser):
@@ -408,3 +408,16 @@ def test_odd_values_in_a_checkpoint_that_others_made_are_left_out(run):
     content["vision_zoo"]["config"]["data"]["init_args"] = ["x"]
     _, card = write_report(Classifier.from_checkpoint(content), Checkpoint(file, content))
     assert "LeNet5" in card.read_text()
+
+
+def test_the_report_shows_where_the_network_looked(run, monkeypatch):
+    assert main(["report", "--ckpt_path", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert 'alt="looks: Where the network looked' in page
+    report("--ckpt_path", str(run))
+    assert "looked" not in (run / "report.html").read_text()
+    monkeypatch.setattr("vision_zoo.verbs.report.looks.find_spec", lambda _: None)
+    assert main(["report", "--ckpt_path", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "Pictures of where the network looked need captum" in page
+    assert 'alt="looks' not in page

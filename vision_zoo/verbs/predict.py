@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple, TextIO
@@ -71,6 +72,7 @@ def predict(
     format: Literal["csv", "json"] | None = None,  # noqa: A002  # the option's name
     top_k: int | None = None,
     invert: bool = False,
+    explain: str | None = None,
     batch_size: int | None = None,
     accelerator: str = "auto",
     trusted_packages: Sequence[str] = (),
@@ -88,6 +90,7 @@ def predict(
         format: kind of the file; by default the ending of the output decides, else csv. json is a list of objects.
         top_k: labels for each image, by default 5 or all where there are fewer; the most probable comes first.
         invert: turn dark into light first, for dark digits on white paper where training had light on black.
+        explain: folder for a picture of each image that shows where the network looked; see vision_zoo explain.
         batch_size: images that the network takes at a time; by default as in training, on a CPU at most 64.
         accelerator: cpu, cuda, mps, gpu for either of these two, or auto for the fastest that there is.
         trusted_packages: packages whose classes the checkpoint may name.
@@ -102,6 +105,8 @@ def predict(
     refuse(
         ConfigError,
         (not images, "predict needs images: --images with files, folders or patterns: scans/*.png"),
+        (explain and len(checkpoints) > 1, "--explain shows where one network looked, and several are averaged here"),
+        (explain and find_spec("captum") is None, "--explain needs captum: pip install 'vision_zoo[explain]'"),
         (foreign, f"{default.absolute()} is there and was not written by predict: {way_out}"),
     )
     device, paths = device_of(accelerator), find_images(images)
@@ -113,7 +118,7 @@ def predict(
     console = Console(file=sys.stderr if output == "-" else sys.stdout, highlight=False, soft_wrap=True)
     bar = Progress(console=console, transient=True, refresh_per_second=2, disable=not console.is_terminal)
     start, brightness = time.monotonic(), 0.0
-    shown, failures = list[Prediction](), list[Prediction]()
+    shown, failures, read = list[Prediction](), list[Prediction](), list[Path]()
     with bar, text_output(output) as file, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\b")  # odd but readable files
         for prediction in bar.track(predictions, total=len(paths), description="predict"):
@@ -121,6 +126,7 @@ def predict(
                 failures.append(prediction)
                 continue
             _write(file, kind, prediction.as_dict(), is_first=not shown)
+            read.append(prediction.path)
             brightness += prediction.brightness
             if len(shown) < SHOWN:
                 shown.append(prediction)
@@ -139,6 +145,11 @@ def predict(
         console.print(_results_table(shown))
     what = f"{done:,} image{'s' * (done != 1)}"
     console.print(f"classified {what} in {seconds:.1f} s ({done / seconds:,.0f} images/s){unread}")
+    if explain is not None:
+        from vision_zoo.verbs.explain import write_pictures  # noqa: PLC0415  # which stands on this, and on an extra
+
+        top = min(5, len(model.class_names)) if top_k is None else top_k
+        write_pictures(model, read, explain, resizing(datamodule), top, invert=invert, console=console)
     if output != "-":
         console.print(str(expanded(output).absolute()), markup=False)
 

@@ -43,8 +43,10 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Configuration and version, or the name of a file outside of a run folder."""
+        """Configuration and version, a trial of a study, or the name of a file outside of a run folder."""
         parts = self.checkpoint.path.parts
+        if parts[-7:-6] == ("trials",) and parts[-5] == "runs":
+            return parts[-6]
         return "/".join(parts[-4:-2]) if parts[-2] == "checkpoints" else parts[-1]
 
     @property

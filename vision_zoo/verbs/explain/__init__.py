@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -16,9 +16,9 @@ from vision_zoo.data.base import described_data
 from vision_zoo.data.decode import decode_image
 from vision_zoo.errors import ConfigError, DataError, InputError, did_you_mean, refuse
 from vision_zoo.files import expanded, new_file
-from vision_zoo.verbs.explain.maps import chosen, maps
+from vision_zoo.verbs.explain.maps import Method, chosen, maps
 from vision_zoo.verbs.image_files import find_images
-from vision_zoo.verbs.predict import NONE, answered, device_of, resizing
+from vision_zoo.verbs.predict import NONE, Resizing, answered, device_of, resizing
 
 MARK = "vision_zoo explain"  # in the metadata of its pictures
 
@@ -27,7 +27,7 @@ def explain(
     ckpt_path: str,
     images: list[str],
     output: str = "explanations",
-    method: Literal["grad_cam", "layer_cam", "integrated_gradients", "occlusion"] | None = None,
+    method: Method | None = None,
     label: str | None = None,
     top_k: int | None = None,
     accelerator: str = "auto",
@@ -60,16 +60,28 @@ def explain(
         (label is not None and label not in names, unknown),
         (not 1 <= top_k <= len(names), f"--top_k must be between 1 and {len(names)}, got {top_k}"),
     )
-    paths, folder = find_images(images), expanded(output)
-    method = method or chosen(model)
-    resize, interpolation = resizing(described_data(checkpoint.data))
-    console, problems = Console(highlight=False, soft_wrap=True), list[str]()
+    write_pictures(model, find_images(images), output, resizing(described_data(checkpoint.data)), top_k, method, label)
+
+
+def write_pictures(
+    model: Classifier, paths: Sequence[Path], output: str, resized: Resizing, top_k: int,
+    method: Method | None = None, label: str | None = None, invert: bool = False, console: Console | None = None,
+) -> None:  # fmt: skip
+    """Draw where a network looked in each image file, into a folder, and say how many there are; see `explain`.
+
+    Raises:
+        ConfigError: if the package captum is missing, or the network has nothing that the method needs.
+        InputError: if none of the files can be read.
+    """
+    folder, method, names = expanded(output), method or chosen(model), list(model.class_names)
+    resize, interpolation = resized
+    console, problems = console or Console(highlight=False, soft_wrap=True), list[str]()
     folder.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
     for path in track(paths, "explain", console=console, transient=True, disable=not console.is_terminal):
         try:
             with warnings.catch_warnings(action="ignore"):
-                pixels = decode_image(path, model.image_shape, resize, False, model.value_range, interpolation)
+                pixels = decode_image(path, model.image_shape, resize, invert, model.value_range, interpolation)
         except DataError as error:
             problems.append(str(error))
             continue

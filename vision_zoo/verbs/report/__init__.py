@@ -1,5 +1,6 @@
 """report: a run as one self-contained HTML page, and a model card beside it."""
 
+import base64
 import html
 import re
 import shlex
@@ -18,25 +19,31 @@ from vision_zoo.formatting import duration, metric_text
 from vision_zoo.trust import trusting
 from vision_zoo.verbs.output import output_file
 from vision_zoo.verbs.report.facts import Facts, collect, interval
+from vision_zoo.verbs.report.looks import draw_looks
 from vision_zoo.version import __version__
 
 MARK = "<!-- written by vision_zoo report, {:08x} -->\n"  # with the checksum of the text above it
 
 
-def report(ckpt_path: str, output: str | None = None, trusted_packages: Sequence[str] = ()) -> None:
+def report(
+    ckpt_path: str, output: str | None = None, explain: bool = True, trusted_packages: Sequence[str] = ()
+) -> None:
     """Write an HTML report and a model card of a run.
 
     Args:
         ckpt_path: a run folder, a checkpoint in it, or best or last of the newest run.
         output: folder, or name of the HTML file; default: the run folder.
+        explain: show where the network looked in some of the test images, if they are here.
         trusted_packages: packages whose classes the checkpoint may name.
     """
     checkpoint = open_checkpoint(ckpt_path, trusted_packages)
-    for path in write_report(Classifier.from_checkpoint(checkpoint.content), checkpoint, output):
+    for path in write_report(Classifier.from_checkpoint(checkpoint.content), checkpoint, output, explain):
         print(path)
 
 
-def write_report(model: Classifier, checkpoint: Checkpoint, output: str | None = None) -> tuple[Path, Path]:
+def write_report(
+    model: Classifier, checkpoint: Checkpoint, output: str | None = None, explain: bool = False
+) -> tuple[Path, Path]:
     """Write report.html and README.md, and give the two files.
 
     Raises:
@@ -55,6 +62,12 @@ def write_report(model: Classifier, checkpoint: Checkpoint, output: str | None =
         (not own_page, f"{page.resolve()} {foreign}: {way_out}"),
     )
     facts = collect(model, checkpoint)
+    if explain:
+        found = draw_looks(model, checkpoint)
+        if isinstance(found, bytes):
+            facts.images["looks"] = base64.b64encode(found).decode()
+        else:
+            facts.missing.append(found)
     text = _marked(f"{_render('card.md', facts).strip()}\n\n")
     for path, content in ((page, _render("page.html", facts)), (card, text)):
         with output_file(path) as file:

@@ -21,6 +21,9 @@ TTA = Literal["none", "flip", "shift", "flip+shift", "diagonal", "flip+diagonal"
 Sampler = Literal["balanced"] | None
 """How often each training image is drawn: once per epoch, or each class equally often."""
 
+Compile = Literal["default", "reduce-overhead", "max-autotune", "eager"]
+"""How torch compiles a network: modes of ``torch.compile``, or eager, its backend that only traces."""
+
 Batch = tuple[Tensor, Tensor]
 """Images, uint8 (B, C, H, W) in [0, 255], and labels, int64 (B,) in [0, K); or, of mixed images, float32 (B, K)."""
 

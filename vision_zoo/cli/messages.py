@@ -39,6 +39,9 @@ def explain(error: BaseException) -> tuple[str, int]:
             return _tidy(re.sub(r"`Timer\(duration=(.+?)\)`", r"\1, of --trainer.max_time or Timer,", str(link))), 2
         if lost := lost_process(link):
             return str(lost), lost.exit_code
+        if type(link).__module__.startswith(("torch._dynamo", "torch._inductor")):  # such as for a smaller last batch
+            reason = " ".join(str(link).partition("\n\n")[0].split())
+            return f"torch could not compile the network anew ({reason}): continue with --compile false", 1
     if isinstance(error, ArgumentError):
         return _tidy(str(error)), 2
     for link in chain:

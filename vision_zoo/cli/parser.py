@@ -44,6 +44,7 @@ KEPT = (
     "trainer",
     "deterministic",
     "channels_last",
+    "compile",
     "test_after_fit",
     "tta",
     "known",

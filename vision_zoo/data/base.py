@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningDataModule
@@ -17,7 +17,7 @@ from vision_zoo.data.decode import UNREADABLE, decoding_threads, resize_images
 from vision_zoo.data.facts import per_channel
 from vision_zoo.data.fetch import DOWNLOAD_ERRORS, fetch
 from vision_zoo.data.loaders import Loader, fetch_all
-from vision_zoo.data.sources import Files, InMemory, Source
+from vision_zoo.data.sources import Files, InMemory, OnDevice, Source, Subset, on_device
 from vision_zoo.data.splits import check_part, read_fold, split_by_fold, stratified_split
 from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, InputError, refuse
 from vision_zoo.files import expanded
@@ -42,13 +42,6 @@ _STAGES: dict[str | None, tuple[Split, ...]] = {
     "test": ("test",),
     "predict": ("test",),
 }
-
-
-class Subset(NamedTuple):
-    """One split: the source of its images, and which of them belong to it, int64 (N,), in file order."""
-
-    source: Source
-    indices: Tensor
 
 
 class ImageDataModule(LightningDataModule):
@@ -79,6 +72,8 @@ class ImageDataModule(LightningDataModule):
         fold: for cross-validation: 2/5 trains with all but the second of five parts of the training images and
             validates on that. Every image is in one part; they have as many of each class, and keep the groups of a
             table together. Then val_split is not used.
+        device: keep the images on the device that computes, such as a GPU, where batches are then picked; for images
+            that are in memory. Results stay the same.
     """
 
     class_names: tuple[str, ...]  # a name for each label
@@ -113,6 +108,7 @@ class ImageDataModule(LightningDataModule):
         interpolation: Interpolation | None = None,
         sampler: Sampler = None,
         fold: str | None = None,
+        device: bool = False,
         _class_path: str | None = None,  # of the options in a checkpoint, which Lightning hands on
     ) -> None:
         super().__init__()
@@ -125,7 +121,9 @@ class ImageDataModule(LightningDataModule):
         self.shuffle = shuffle
         self.interpolation: Interpolation = interpolation or "bilinear"
         self.sampler: Sampler = sampler
+        self.device = device
         self._subsets: dict[Split, Subset] = {}
+        self._on_device: dict[tuple[Source, torch.device], OnDevice] = {}
         for name, least in {"batch_size": 1, "image_size": 1, "seed": 0, "num_workers": 0}.items():
             value = getattr(self, name)
             small = value is not None and min(value if isinstance(value, Sequence) else [value]) < least
@@ -294,6 +292,9 @@ class ImageDataModule(LightningDataModule):
         threads = 0 if isinstance(source, InMemory) else per_device if self.num_workers is None else self.num_workers
         shuffle = training and self.shuffle and not getattr(trainer, "overfit_batches", 0)
         order = (shuffle, self.sampler == "balanced", self.seed)
+        if self.device and trainer:
+            key = source, trainer.strategy.root_device
+            source = self._on_device.setdefault(key, on_device(*key))
         return Loader(source, indices, self.batch_size, threads, training, *order, rank, processes)
 
     def _read(self, split: Split) -> Source:

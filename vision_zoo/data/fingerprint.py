@@ -5,8 +5,7 @@ from pathlib import Path
 
 import torch
 
-from vision_zoo.data.base import Subset
-from vision_zoo.data.sources import Files, InMemory
+from vision_zoo.data.sources import Files, InMemory, Subset
 
 AT_ONCE = 4096  # images that are copied
 Fingerprint = dict[str, int]

@@ -1,12 +1,14 @@
 """Where images come from, in memory or in files, and the pump that fetches batches of them ahead of time."""
 
+import math
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,8 +16,8 @@ from torch import Tensor
 
 from vision_zoo.data.decode import UNREADABLE, Resize, decode
 from vision_zoo.data.discovery import LeftOut
-from vision_zoo.errors import DataError, TrainingError, lack, refuse
-from vision_zoo.types import ImageShape, Interpolation, ValueRange
+from vision_zoo.errors import ConfigError, DataError, TrainingError, lack, refuse
+from vision_zoo.types import ImageShape, Interpolation, LabelledImages, ValueRange
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -61,6 +63,60 @@ class InMemory(Source):
     def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
         """The images of these indices; none can fail."""
         return Fetched(self.images.index_select(0, indices), self.labels.index_select(0, indices))
+
+
+@dataclass(eq=False)
+class OnDevice(Source):
+    """Images in memory that a device keeps as well: indices travel there, and a batch is picked there.
+
+    They are copied when the first batch is asked for, if they take no more than half of what a GPU has free: the
+    network needs the rest. Otherwise a warning says so, and they are picked in memory.
+    """
+
+    source: InMemory
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.labels = self.source.labels  # in memory: a balanced order is drawn there
+
+    @cached_property
+    def _copy(self) -> LabelledImages:
+        kept = LabelledImages(self.source.images, self.labels)
+        needed, free = sum(part.nbytes for part in kept), free_memory(self.device)
+        if needed > free / 2:
+            sizes = f"{needed / 2**30:.3g} GiB, more than half of the {free / 2**30:.3g} that {self.device} has free"
+            told = f"--data.device true: the images take {sizes}, and stay in the memory of the machine"
+            warnings.warn(f"{told}: set --data.image_size lower, or leave it out", stacklevel=2)
+            return kept
+        return LabelledImages(*(part.to(self.device) for part in kept))
+
+    def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
+        """The images of these indices, int64 (B,) in memory, on the device."""
+        images, labels = self._copy
+        places = indices.to(images.device, non_blocking=True)
+        return Fetched(images.index_select(0, places), labels.index_select(0, places))
+
+
+def on_device(source: Source, device: torch.device) -> OnDevice:
+    """A source in memory as one that the device keeps; any other is a ConfigError."""
+    read = "--data.device true is for images in memory, and these are read from files for each batch: leave it out, or "
+    refuse(ConfigError, (not isinstance(source, InMemory), f"{read}keep those of a folder with --data.in_memory true"))
+    return OnDevice(cast(InMemory, source), device)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that tensors may still take on a GPU, with what torch has reserved and not used; else infinite."""
+    if device.type != "cuda":
+        return math.inf
+    reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + reserved
+
+
+class Subset(NamedTuple):
+    """One split: the source of its images, and which of them belong to it, int64 (N,), in file order."""
+
+    source: Source
+    indices: Tensor
 
 
 @dataclass(eq=False)

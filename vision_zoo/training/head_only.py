@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from vision_zoo.backbones.fitting import WithFeatures, head_of
 from vision_zoo.checkpoints import Checkpoint
 from vision_zoo.classifier import Classifier
-from vision_zoo.data.base import ImageDataModule, Subset
-from vision_zoo.data.sources import InMemory
+from vision_zoo.data.base import ImageDataModule
+from vision_zoo.data.sources import InMemory, Subset
 from vision_zoo.trainer_facts import datamodule_of, gather, validates
 from vision_zoo.training.features import features_of
 from vision_zoo.training.random_states import kept_random_states

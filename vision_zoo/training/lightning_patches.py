@@ -8,6 +8,7 @@ import copy
 import functools
 import inspect
 import itertools
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, cast
@@ -20,6 +21,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher as MultiProcessingLauncher
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher as SubprocessScriptLauncher
+from torch import nn
 from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 
@@ -158,6 +160,15 @@ def try_pruning(pruning: ModelPruning, epochs: int) -> None:
     with torch.random.fork_rng(devices=[]):
         for epoch in range(epochs if isinstance(trial.amount, int) else 1):  # a share is one of what is left
             trial._run_pruning(epoch)
+
+
+def call_compiled(network: nn.Module, call: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """Have a network called as ``network.compile()`` made it, or, for None, as it is; gives how it was called.
+
+    torch has no way back, nor to compile the steps of training alone.
+    """
+    before, network._compiled_call_impl = network._compiled_call_impl, call
+    return before
 
 
 def has_cpu_bf16() -> bool:

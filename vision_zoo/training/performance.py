@@ -3,6 +3,8 @@
 import ctypes
 import itertools
 import os
+import sys
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
@@ -12,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelPruning
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -20,7 +23,8 @@ from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.trainer_facts import callbacks_of, datamodule_of, steps_of_run
 from vision_zoo.training import lightning_patches as patches
-from vision_zoo.training.speed_trial import Way, fastest
+from vision_zoo.training.speed_trial import Trial, Way, fastest
+from vision_zoo.types import Compile
 
 EVALUATED = 0.1  # batches of evaluation for each of training, about
 # A loaded checkpoint computes in the layout that it was evaluated in, for equal figures.
@@ -68,13 +72,20 @@ class Performance(Callback):
     topic = "speed"
 
     def __init__(
-        self, precision_given: bool = False, stored: Mapping[str, Any] | None = None, channels_last: bool | None = None
+        self,
+        precision_given: bool = False,
+        stored: Mapping[str, Any] | None = None,
+        channels_last: bool | None = None,
+        compiled: bool | Compile = False,
     ) -> None:
         self.precision_given, self.stored, self.channels_last = precision_given, stored, channels_last
-        # precision, channels_last and fused of training, evaluation_channels_last, and the images per second of what
-        # was tried in each; from the start of training on.
+        self.mode = "default" if compiled is True else compiled
+        # precision, channels_last and fused of training, evaluation_channels_last, how the network is compiled, if it
+        # is, and the images per second of what was tried in each; from the start of training on.
         self.choices: dict[str, Any] = {}
         self._reason = self._optimizer = ""
+        self._compiled: Callable[..., Any] | None = None  # calls the network in training
+        self._seconds = 0.0  # that compiling took
 
     def state_dict(self) -> dict[str, Any]:
         """The choices."""
@@ -96,7 +107,35 @@ class Performance(Callback):
         patches.note_hooks_fast(Classifier)
         pl_module.fuses_optimizer = choices["fused"]
         pl_module.set_memory_format(choices["channels_last"])
+        choices.pop("compiled", None)  # of the run as it began
+        if self.mode and pl_module.reads_features:
+            self._reason = "nothing is compiled, for the last layer alone is trained"
+        elif self.mode:
+            choices["compiled"] = self.mode
+            self._compile(trainer, pl_module, Way(choices["precision"] == "bf16-mixed", choices["channels_last"]))
         self.choices = choices
+
+    def _compile(self, trainer: Trainer, model: Classifier, way: Way) -> None:
+        """Compile the network for training, and a copy before, on a batch of noise; what fails is a ConfigError."""
+        strategy, batch = trainer.strategy, getattr(datamodule_of(trainer), "batch_size", 2)
+        parts = f"{type(strategy).__name__} divides the network, and --compile needs it whole: leave one of them out"
+        refuse(ConfigError, (type(strategy) not in (SingleDeviceStrategy, DDPStrategy), parts))
+        options: dict[str, Any] = {"backend": "eager"} if self.mode == "eager" else {"mode": self.mode}
+        rank_zero_only(print)(f"vision_zoo: torch compiles {model.network_name}", file=sys.stderr)
+        began = time.monotonic()
+        try:
+            trial = Trial(model.backbone, (batch, *model.image_shape), model.num_classes, strategy.root_device)
+            trial.network.compile(**options)
+            trial.seconds(way)
+        except Exception as error:  # torch has no class for what its compilers, and theirs, may raise
+            reason = " ".join(str(error).partition("\n\n")[0].split())
+            what = f"--compile: torch cannot compile {model.network_name} here: leave it out, or install what it needs"
+            refuse(ConfigError, (True, f"{what}, for a CPU a C++ compiler such as g++, for a GPU Triton ({reason})"))
+        model.backbone.compile(**options)
+        compiled = cast(Callable[..., Any], patches.call_compiled(model.backbone, None))
+        # CUDA graphs compute each batch into the same memory, and the metrics keep the logits of some.
+        self._compiled = lambda images: compiled(images).clone()
+        self._seconds = time.monotonic() - began
 
     def _orders(self, trainer: Trainer, model: Classifier) -> list[bool]:
         """The values of channels_last to choose from; a given one that cannot be is a ConfigError."""
@@ -163,6 +202,7 @@ class Performance(Callback):
         """Take note of whether the optimizer is fused, and give its state the layout of the weights."""
         if self.choices:
             patches.ask_once(trainer)
+            self._lay_out(pl_module, training=True)
             self.choices["fused"] = all(bool(optimizer.defaults.get("fused")) for optimizer in trainer.optimizers)
             self._optimizer = type(trainer.optimizers[0]).__name__
             for optimizer in trainer.optimizers:
@@ -175,16 +215,16 @@ class Performance(Callback):
         if isinstance(trainer.strategy.model, DistributedDataParallel):
             # Or after a batch whose gradients are yet to be added up, each would use batch statistics of its own.
             trainer.strategy.model.require_forward_param_sync = True
-        self._lay_out(pl_module, "evaluation_channels_last")
+        self._lay_out(pl_module, training=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the weights back into the layout of training."""
         if trainer.state.fn == "fit":
-            self._lay_out(pl_module, "channels_last")
+            self._lay_out(pl_module, training=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the network in the layout of evaluation."""
-        self._lay_out(pl_module, "evaluation_channels_last")
+        self._lay_out(pl_module, training=False)
 
     on_test_start = on_train_end
 
@@ -192,9 +232,13 @@ class Performance(Callback):
         """Let a loaded checkpoint compute as it was evaluated."""
         checkpoint["channels_last"] = self.choices.get("evaluation_channels_last", False)
 
-    def _lay_out(self, model: LightningModule, choice: str) -> None:
-        if isinstance(model, Classifier) and model.channels_last != self.choices.get(choice, model.channels_last):
+    def _lay_out(self, model: LightningModule, *, training: bool) -> None:
+        choice = "channels_last" if training else "evaluation_channels_last"
+        if not isinstance(model, Classifier) or choice not in self.choices:
+            return
+        if model.channels_last != self.choices[choice]:
             model.set_memory_format(self.choices[choice])
+        patches.call_compiled(model.backbone, self._compiled if training else None)
 
     def describe(self) -> str:
         """The choices in one line."""
@@ -204,6 +248,7 @@ class Performance(Callback):
         where = " autocast in training steps" if precision == "bf16-mixed" and not self.precision_given else ""
         reason = f" ({self._reason})" if self._reason else ""
         last = ", channels_last" if order else ""
+        last += f", compiled ({self.choices['compiled']}) in {self._seconds:.0f} s" if self._compiled else ""
         figures = ", ".join(f"{way} {speed:,.0f}" for way, speed in (self.choices.get("tried") or {}).items())
         tried = f"; tried: {figures} images/s" if figures else ""
         return f"{precision}{where}{reason}{last}, {'fused ' if fused else ''}{self._optimizer}{tried}"

@@ -1,7 +1,7 @@
 """Training that begins with smaller images."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError
 from vision_zoo.probe import REFUSALS, evaluating
 from vision_zoo.trainer_facts import callbacks_of
+from vision_zoo.training.performance import Performance
 
 STAGES = 4  # sizes below the full one
 
@@ -102,7 +103,10 @@ class ProgressiveResizing(Callback):
             scale = self.scale(trainer.global_step) if network.training else 1.0
             return (_resized(inputs[0], scale),) if scale < 1 else None
 
-        self._hook = pl_module.backbone.register_forward_pre_hook(resize)
+        # Or torch would compile a network for each step's number.
+        compiles = any(isinstance(callback, Performance) and callback.mode for callback in callbacks_of(trainer))
+        hook = cast(Any, torch.compiler).disable(resize) if compiles else resize
+        self._hook = pl_module.backbone.register_forward_pre_hook(hook)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the network as it was."""

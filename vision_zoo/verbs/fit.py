@@ -24,7 +24,7 @@ from vision_zoo.training.performance import Performance
 from vision_zoo.training.run_folder import RunFolder
 from vision_zoo.training.saving import Saving, hard_link
 from vision_zoo.trust import foreign_packages, trusting
-from vision_zoo.types import TTA, Config
+from vision_zoo.types import TTA, Compile, Config
 from vision_zoo.verbs.checks import check_data, check_fit, check_known, check_monitors, check_share, check_strategy
 from vision_zoo.verbs.results import say_results, write_results
 from vision_zoo.verbs.summary import layer_table
@@ -55,6 +55,7 @@ def fit(
     save_every_minutes: float = 10.0,
     deterministic: bool = True,
     channels_last: bool | None = None,
+    compile: bool | Compile = False,  # noqa: A002  # the option's name
     tta: TTA = "none",
     known: float | None = None,
 ) -> Path | None:
@@ -71,6 +72,9 @@ def fit(
             their speed was chosen alike, which --trainer.precision and --channels_last settle; false lets a GPU choose
             faster algorithms that are not (a CPU has none to choose).
         channels_last: memory format of convolutions in training; by default the faster one.
+        compile: have torch compile the network for its training steps, which takes a minute at first: true, or a mode
+            of torch.compile, such as reduce-overhead, which makes CUDA graphs; on a CPU it needs a C++ compiler. What
+            is evaluated is not compiled, as in a loaded checkpoint. Dropout draws other numbers than without.
         tta: test-time augmentation of the final test: average the predictions for each image and its mirror image
             (flip), its shifts by one pixel to each side (shift), its two diagonal shifts at half the weight each
             (diagonal), or of all these also the mirror images (flip+...).
@@ -85,7 +89,7 @@ def fit(
         check_data(model, datamodule)
         folder = run_folder(plan.checkpoint.path)
         stored = speed_of(plan.checkpoint)
-    performance = Performance(options.get("precision") is not None, stored, channels_last)
+    performance = Performance(options.get("precision") is not None, stored, channels_last, compile)
     exact = options.get("precision") is not None and "bf16" not in str(options["precision"])
     head_only = HeadOnly(make_trainer.own, plan.checkpoint, exact)
     run = saving = None

@@ -15,7 +15,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from vision_zoo.backbones.fitting import head_of
 from vision_zoo.classifier import Classifier
-from vision_zoo.data.base import ImageDataModule, Subset
+from vision_zoo.data.base import ImageDataModule
+from vision_zoo.data.sources import Subset
 from vision_zoo.errors import ConfigError, DataError, refuse
 from vision_zoo.formatting import duration
 from vision_zoo.known import Known

@@ -24,9 +24,10 @@ from vision_zoo.data import CIFAR10, MNIST5k
 from vision_zoo.errors import CheckpointError
 from vision_zoo.verbs import export as verb
 from vision_zoo.verbs import formats
+from vision_zoo.verbs.page import onnx_of
 
 DIGITS = tuple("0123456789")
-FORMATS = ("onnx", "torch_export", "safetensors", "state_dict")
+FORMATS = ("onnx", "torch_export", "safetensors", "state_dict", "html")
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +85,10 @@ def test_a_torch_export_program_gives_the_modules_logits(exported, model, images
         torch.testing.assert_close(program(images[:size]), model(images[:size]))
 
 
-def test_an_onnx_file_describes_itself(exported, model):
-    file = onnx.load(exported["onnx"])
+@pytest.mark.parametrize("format_", ["onnx", "html"])
+def test_an_onnx_file_describes_itself(exported, model, format_):
+    content = exported[format_].read_bytes()
+    file = onnx.load_from_string(content if format_ == "onnx" else onnx_of(content))
     check_facts({entry.key: entry.value for entry in file.metadata_props}, model)
     (given,), (result,) = file.graph.input, file.graph.output
     assert (given.name, result.name) == ("images", "logits")
@@ -167,7 +170,7 @@ def test_the_ending_of_the_output_says_the_format(checkpoint, here, capsys):
     for name in ("net.safetensors", "net.pt", "net.pt2"):
         assert main(["export", "--ckpt_path", str(checkpoint), "--output", name]) == 0
     assert main(["export", "--ckpt_path", str(checkpoint), "--output", "net.bin"]) == 2
-    assert ".bin is the ending of no format; set --format onnx, torch_export" in capsys.readouterr().err
+    assert ".bin is the ending of no format; set --format onnx, html, torch_export" in capsys.readouterr().err
     assert load_file("net.safetensors").keys() == torch.load("net.pt", weights_only=True).keys()
     assert torch.export.load("net.pt2").module()(torch.zeros(1, 1, 28, 28, dtype=torch.uint8)).shape == (1, 10)
 
@@ -274,12 +277,11 @@ def test_the_checkpoint_is_never_overwritten(checkpoint, here, capsys):
     assert (here / "a.ckpt").read_bytes() == checkpoint.read_bytes()
 
 
-def test_missing_packages_are_named_with_the_way_to_get_them(checkpoint, here, monkeypatch, capsys):
+@pytest.mark.parametrize("format_", ["onnx", "html"])
+def test_missing_packages_are_named_with_the_way_to_get_them(checkpoint, here, monkeypatch, capsys, format_):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    assert main(["export", "--ckpt_path", str(checkpoint), "--format", "onnx"]) == 2
-    err = capsys.readouterr().err
-    assert "onnxscript" in err
-    assert "pip install 'vision_zoo[export]'" in err
+    assert main(["export", "--ckpt_path", str(checkpoint), "--format", format_]) == 2
+    assert f"{format_} needs onnxscript. Run: pip install 'vision_zoo[export]'" in capsys.readouterr().err
 
 
 def test_an_export_without_a_checkpoint_is_refused(here, capsys):

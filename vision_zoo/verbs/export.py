@@ -23,7 +23,7 @@ from vision_zoo.errors import ConfigError, InputError, VisionZooError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.verbs.formats import FORMATS, Format, Forward, Metadata, outputs_of
 from vision_zoo.verbs.output import output_file
-from vision_zoo.verbs.predict import resizing
+from vision_zoo.verbs.predict import resizing, training_mean
 from vision_zoo.version import __version__
 
 BATCHES = (1, 7, 8)  # images; the file must not have kept the batch size of its making
@@ -45,7 +45,7 @@ class Difference(NamedTuple):
 
 def export(
     ckpt_paths: list[str],
-    format: Literal["onnx", "torch_export", "safetensors", "state_dict"] | None = None,  # noqa: A002  # the option's name
+    format: Literal["onnx", "html", "torch_export", "safetensors", "state_dict"] | None = None,  # noqa: A002  # the option's name
     output: str | None = None,
     trusted_packages: Sequence[str] = (),
 ) -> None:
@@ -54,9 +54,11 @@ def export(
     Args:
         ckpt_paths: checkpoints, run folders (their best), folders or patterns of several, or best or last of the newest
             run; the probabilities of several are averaged.
-        format: kind of the file. onnx and torch_export are programs that take raw uint8 images (N, C, H, W) and give
-            logits, and known_score where fit had --known; safetensors and state_dict are the weights of the backbone.
-            By default, the ending of the output decides (.onnx, .pt2, .safetensors, .pt, .pth), else it is onnx.
+        format: onnx, html, torch_export, safetensors or state_dict. onnx and torch_export are programs that take raw
+            uint8 images (N, C, H, W) and give logits, and known_score where fit had --known; html is a page to try the
+            network on, which opens from the disk and asks no server; safetensors and state_dict are
+            the weights of the backbone. By default, the ending of the output decides (.onnx, .html, .pt2,
+            .safetensors, .pt, .pth), else it is onnx.
         output: the file to write or replace; default: the run's name, in the working directory, if it is free.
         trusted_packages: packages whose classes the checkpoint may name.
     """
@@ -109,7 +111,7 @@ def export_model(
     refuse(
         ConfigError,
         (missing, f"{format_} needs {', '.join(missing)}. Run: pip install 'vision_zoo[export]'"),
-        (format_ == "onnx" and size >= ONNX_LIMIT, too_large),
+        (format_ in ("onnx", "html") and size >= ONNX_LIMIT, too_large),
     )
     model.cpu().eval().set_memory_format(channels_last=False)
     with output_file(path) as file:
@@ -136,6 +138,7 @@ def _metadata(model: Classifier, datamodule: ImageDataModule | None, checkpoint:
         **{name: json.dumps(value) for name, value in values.items()},
         "resize": resizing(datamodule)[0],
         "interpolation": resizing(datamodule)[1],
+        "training_mean": json.dumps(training_mean(model, datamodule)),
         "checkpoint": checkpoint.path.name,
         "run": checkpoint.run_name or "",
         "vision_zoo_version": __version__,

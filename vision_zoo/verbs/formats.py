@@ -15,8 +15,9 @@ from torch.export import Dim
 from vision_zoo.checkpoints import read_state_dicts
 from vision_zoo.classifier import Classifier
 from vision_zoo.known import NUMBERS, PREFIX, Known, with_features
+from vision_zoo.verbs.page import onnx_of, rendered
 
-Format = Literal["onnx", "torch_export", "safetensors", "state_dict"]
+Format = Literal["onnx", "html", "torch_export", "safetensors", "state_dict"]
 Metadata = dict[str, str]
 Outputs = tuple[Tensor, ...]
 """Logits (B, K), and the scores (B,) of a network that tells known images from others."""
@@ -67,12 +68,28 @@ def _make_onnx(model: Classifier, facts: Metadata) -> bytes:
 
 
 def _load_onnx(path: Path, model: Classifier) -> Forward:
+    return _run_onnx(path.read_bytes(), model)
+
+
+def _run_onnx(content: bytes, model: Classifier) -> Forward:
     import onnxruntime  # noqa: PLC0415  of an extra
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return lambda images: tuple(map(torch.from_numpy, session.run(_names(model), {"images": images.numpy()})))
+
+
+def _make_html(model: Classifier, facts: Metadata) -> bytes:
+    mean = json.loads(facts.get("training_mean", "null"))
+    usual = {"resize": "crop", "interpolation": "bilinear"}
+    needed: dict[str, object] = {name: facts.get(name, value) for name, value in usual.items()}
+    needed |= {"value_range": model.value_range, "threshold": model.known and model.known.threshold}
+    return rendered(model, mean, _make_onnx(model, facts), needed)
+
+
+def _load_html(path: Path, model: Classifier) -> Forward:
+    return _run_onnx(onnx_of(path.read_bytes()), model)
 
 
 def _make_torch_export(model: Classifier, facts: Metadata) -> bytes:
@@ -132,8 +149,10 @@ class Kind(NamedTuple):
     is_program: bool = False  # which can hold several networks; the others hold the weights of one
 
 
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
 FORMATS: dict[Format, Kind] = {
-    "onnx": Kind(".onnx", ("onnx", "onnxscript", "onnxruntime"), _make_onnx, _load_onnx, True),
+    "onnx": Kind(".onnx", _ONNX, _make_onnx, _load_onnx, True),
+    "html": Kind(".html", _ONNX, _make_html, _load_html, True),
     "torch_export": Kind(".pt2", (), _make_torch_export, _load_torch_export, True),
     "safetensors": Kind(".safetensors", ("safetensors",), _make_safetensors, _load_weights),
     "state_dict": Kind(".pt", (), _make_state_dict, _load_weights),

@@ -1,18 +1,16 @@
 """serve: a trained network behind a page to try it, and a JSON interface."""
 
-import json
 import socket
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import described_data
 from vision_zoo.errors import ConfigError, refuse
+from vision_zoo.verbs.page import rendered
 from vision_zoo.verbs.predict import CACHED, answered, device_of, resizing, training_mean
 from vision_zoo.version import __version__
 
@@ -74,7 +72,6 @@ def serve(
     resize, interpolation = resizing(datamodule)
     read = reader(model.image_shape, resize=resize, value_range=model.value_range, interpolation=interpolation)
     batcher = Batcher(classify, read, batch_size, max_waiting, max_megapixels * 1e6)
-    mean = training_mean(model, datamodule)
     facts = {
         "network": model.network_name,
         "classes": list(model.class_names),
@@ -82,8 +79,8 @@ def serve(
         "known": model.known is not None,
         "version": __version__,
     }
-    shown = {**facts, "draws": model.image_shape[0] == 1, "dark": mean is None or mean < 0.5}
-    app = make_app(batcher, _page(shown), facts, int(max_megabytes * 2**20), max_seconds)
+    page = rendered(model, training_mean(model, datamodule))
+    app = make_app(batcher, page, facts, int(max_megabytes * 2**20), max_seconds)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3
     )
@@ -107,11 +104,3 @@ def _listening(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"--host {host} --port {port}: nothing can listen there ({reason}); try --port 0") from error
-
-
-def _page(facts: dict[str, object]) -> str:
-    """The page with the facts that its program needs, as JSON that no name can end."""
-    loader = FileSystemLoader((Path(__file__).parent, Path(__file__).parents[1] / "report"))
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    data = json.dumps(facts).replace("<", "\\u003c")
-    return environment.get_template("page.html").render(facts=facts, data=data, version=__version__)

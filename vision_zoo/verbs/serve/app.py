@@ -24,12 +24,12 @@ POLICY = (
 )
 
 
-def make_app(batcher: Batcher, page: str, facts: Row, most_bytes: int, seconds: float) -> Starlette:
+def make_app(batcher: Batcher, page: bytes, facts: Row, most_bytes: int, seconds: float) -> Starlette:
     """The application around a batcher.
 
     Args:
         batcher: classifies images.
-        page: HTML of the page.
+        page: HTML of the page, in UTF-8.
         facts: what GET /health says besides the status.
         most_bytes: of a request; a larger one is answered with the status 413.
         seconds: that a request may take; a slower upload is answered with the status 408, slower work with 503.

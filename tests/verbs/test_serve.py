@@ -114,6 +114,18 @@ def test_a_bad_image_of_a_form_has_an_error_and_fails_no_other(address):
     assert {"label", "top"} <= first.keys() & last.keys()
 
 
+def test_it_draws_where_it_looked(address):
+    one, other = digits(2)
+    for content in (one, other):
+        with urlopen(Request(address + "explain", content, {"Content-Type": "image/png"}), timeout=60) as response:
+            assert response.headers["Content-Type"] == "image/png"
+            drawn = Image.open(io.BytesIO(response.read()))
+        assert (drawn.size, drawn.mode) == ((28, 28), "RGB")
+    assert ask(address, b"hello", path="explain")[0] == 415
+    status, answer = ask(address, *form(one, other), path="explain")
+    assert (status, answer["error"][:22]) == (400, "several images came: s")
+
+
 BLACK = png(np.zeros((3000, 3000), np.uint8))
 CASES = {
     "no image": (b"hello", "image/png", 415, "cannot be read"),
@@ -259,6 +271,9 @@ def test_one_draws_a_digit_and_drops_a_picture_in_a_browser(address_that_reads, 
         page.set_input_files("#files", str(tmp_path / "digit.png"))
         page.wait_for_selector("#results .bars li")
         assert "digit.png" in page.inner_text("#results")
+        for place in ("#drawn", "#results"):
+            page.click(f"{place} button")
+            page.wait_for_selector(f"{place} img.look")
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         page.screenshot(path=shots / f"serve_{width}.png", full_page=True)
         browser.close()

@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
 from torch import Tensor, nn
 
 from vision_zoo.classifier import Classifier
@@ -101,6 +102,12 @@ def maps(model: Classifier, images: Tensor, classes: Tensor, method: Method | No
         most = values.amax((1, 2), keepdim=True)
         found.append((values / most.where(most > 0, 1)).clamp(0, 1).cpu())
     return torch.cat(found)
+
+
+def overlay(image: Tensor, evidence: Tensor) -> Tensor:
+    """An image, uint8 (C, H, W), in gray below its evidence, float (H, W) in [0, 1], in colours: uint8 (3, H, W)."""
+    colours = torch.from_numpy(colormaps["inferno"](evidence.numpy())[..., :3]).permute(2, 0, 1)
+    return (0.4 * image.float().mean(0) + 0.6 * 255 * colours).round().byte()
 
 
 def last_map(model: Classifier) -> Layer | None:

@@ -24,12 +24,13 @@ def rendered(
         model: the network.
         mean: brightness of its training images in [0, 1]: where they are dark, strokes are light.
         onnx: the network as an ONNX file, which the page then runs itself; else it asks the server that sent it.
-        facts: what the page's program needs to run it.
+        facts: what the page's program needs to run it; and whether its server explains.
     """
     shown: dict[str, object] = {"network": model.network_name, "classes": list(model.class_names)}
     shown |= {
         "image_shape": list(model.image_shape),
         "draws": model.image_shape[0] == 1,
+        "explains": False,
         "dark": mean is None or mean < 0.5,
         **(facts or {}),
     }

@@ -8,3 +8,13 @@ async function classify(blob) {
     return { error: "the server does not answer" };
   }
 }
+
+// A picture of where the network looked in an image, or {error}.
+async function explain(blob) {
+  try {
+    const response = await fetch("explain", { method: "POST", body: blob, headers: { "Content-Type": "image/any" } });
+    return response.ok ? await response.blob() : await response.json();
+  } catch {
+    return { error: "the server does not answer" };
+  }
+}

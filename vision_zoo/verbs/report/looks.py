@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from matplotlib import colormaps
 from torch import Tensor
 
 from vision_zoo.checkpoints import Checkpoint
@@ -15,7 +14,7 @@ from vision_zoo.data import ImageFolder
 from vision_zoo.data.base import described_data
 from vision_zoo.errors import InputError
 from vision_zoo.plots import plot_images
-from vision_zoo.verbs.explain.maps import chosen, maps
+from vision_zoo.verbs.explain.maps import chosen, maps, overlay
 
 AMONG = 1000  # test images, the first ones, that are chosen from
 OF_EACH = 5  # of each kind
@@ -67,6 +66,4 @@ def draw_looks(model: Classifier, checkpoint: Checkpoint) -> bytes | str:
 def _beside(image: Tensor, evidence: Tensor) -> Tensor:
     """An image, uint8 (C, H, W), and beside it the same below evidence, float (H, W), as uint8 (3, H, 2 W)."""
     plain = image if len(image) == 3 else image.float().mean(0, keepdim=True).byte().expand(3, -1, -1)
-    colours = torch.from_numpy(colormaps["inferno"](evidence.numpy())[..., :3]).permute(2, 0, 1)
-    overlay = 0.4 * plain.float().mean(0) + 0.6 * 255 * colours
-    return torch.cat([plain, overlay.round().byte()], dim=2)
+    return torch.cat([plain, overlay(image, evidence)], dim=2)

@@ -1,15 +1,19 @@
 """serve: a trained network behind a page to try it, and a JSON interface."""
 
+import io
 import socket
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import described_data
 from vision_zoo.errors import ConfigError, refuse
+from vision_zoo.verbs.explain.maps import maps, overlay
 from vision_zoo.verbs.page import rendered
 from vision_zoo.verbs.predict import CACHED, answered, device_of, resizing, training_mean
 from vision_zoo.version import __version__
@@ -31,8 +35,9 @@ def serve(
     """Serve a page to try a network on, and a JSON interface.
 
     POST /predict takes the bytes of an image, or a form with files, and gives for each the labels, their
-    probabilities, and "none of these" where the network was trained with --known; GET /health and GET /metrics tell how
-    it is. An image that cannot be classified has an error in its place, and fails no other. Ctrl-C ends it.
+    probabilities, and "none of these" where the network was trained with --known. POST /explain takes one image, and
+    gives a PNG of where the network looked. GET /health and GET /metrics tell how it is. An image that cannot be
+    classified has an error in its place, and fails no other. Ctrl-C ends it.
 
     Args:
         ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
@@ -68,6 +73,13 @@ def serve(
     def classify(pixels: Tensor) -> list[dict[str, object]]:
         return [_row(*answer) for answer in answered(model, pixels.to(model.device), top_k)]
 
+    def look(pixels: Tensor) -> bytes:
+        label = answered(model, pixels[None].to(model.device), 1)[0][0][0]
+        evidence = maps(model, pixels[None], torch.tensor([model.class_names.index(label)]))[0]
+        file, drawn = io.BytesIO(), overlay(pixels, evidence).permute(1, 2, 0).numpy()
+        Image.fromarray(drawn).save(file, "PNG")
+        return file.getvalue()
+
     classify(torch.zeros(1, *model.image_shape, dtype=torch.uint8))  # which makes kernels, so that nobody waits for it
     resize, interpolation = resizing(datamodule)
     read = reader(model.image_shape, resize=resize, value_range=model.value_range, interpolation=interpolation)
@@ -79,8 +91,9 @@ def serve(
         "known": model.known is not None,
         "version": __version__,
     }
-    page = rendered(model, training_mean(model, datamodule))
-    app = make_app(batcher, page, facts, int(max_megabytes * 2**20), max_seconds)
+    explains = find_spec("captum") is not None
+    page = rendered(model, training_mean(model, datamodule), facts={"explains": explains})
+    app = make_app(batcher, look if explains else None, page, facts, int(max_megabytes * 2**20), max_seconds)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3
     )

@@ -1,10 +1,11 @@
-"""The web application: a page, POST /predict, GET /health and GET /metrics."""
+"""The web application: a page, POST /predict, POST /explain, GET /health and GET /metrics."""
 
 import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
@@ -13,9 +14,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive
+from torch import Tensor
 
 from vision_zoo.verbs.serve.batching import Batcher, RefusedError, Row
 
+T = TypeVar("T")
 MOST_FILES = 64  # of one request
 # The page asks its own server alone; it holds its style, its program and what it shows.
 POLICY = (
@@ -24,11 +27,14 @@ POLICY = (
 )
 
 
-def make_app(batcher: Batcher, page: bytes, facts: Row, most_bytes: int, seconds: float) -> Starlette:
+def make_app(
+    batcher: Batcher, look: Callable[[Tensor], bytes] | None, page: bytes, facts: Row, most_bytes: int, seconds: float
+) -> Starlette:
     """The application around a batcher.
 
     Args:
         batcher: classifies images.
+        look: draws as PNG where the network looked in an image, uint8 (C, H, W), for POST /explain; None if it cannot.
         page: HTML of the page, in UTF-8.
         facts: what GET /health says besides the status.
         most_bytes: of a request; a larger one is answered with the status 413.
@@ -37,10 +43,10 @@ def make_app(batcher: Batcher, page: bytes, facts: Row, most_bytes: int, seconds
     counts: Counter[int] = Counter()
     spent = [0.0]
 
-    async def predict(request: Request) -> Response:
+    async def counted(request: Request) -> Response:
         began = time.perf_counter()
         try:
-            response = await answer(request)
+            response = await (explain if request.url.path == "/explain" else predict)(request)
         except RefusedError as error:
             wait = {"Retry-After": "1"} if error.status == 503 else {}
             response = JSONResponse({"error": error.problem}, error.status, headers=wait)
@@ -50,7 +56,7 @@ def make_app(batcher: Batcher, page: bytes, facts: Row, most_bytes: int, seconds
         spent[0] += time.perf_counter() - began
         return response
 
-    async def answer(request: Request) -> Response:
+    async def sent(request: Request) -> list[tuple[str, bytes]]:
         try:
             async with asyncio.timeout(seconds):
                 files = await _files(request, most_bytes)
@@ -60,11 +66,18 @@ def make_app(batcher: Batcher, page: bytes, facts: Row, most_bytes: int, seconds
             raise RefusedError(400, "no image came: send the bytes of one, or a form with files")
         if len(files) > MOST_FILES:
             raise RefusedError(413, f"{len(files)} images came, and {MOST_FILES} are the limit of a request")
+        return files
+
+    async def in_time(work: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout(seconds):
-                results = await asyncio.gather(*(batcher.row(content) for _, content in files), return_exceptions=True)
+                return await work
         except TimeoutError:
             raise RefusedError(503, f"it took longer than {seconds:g} s: try again later") from None
+
+    async def predict(request: Request) -> Response:
+        files = await sent(request)
+        results = await in_time(asyncio.gather(*(batcher.row(body) for _, body in files), return_exceptions=True))
         rows: list[Row] = []
         for (name, _), result in zip(files, results, strict=True):
             if isinstance(result, RefusedError):
@@ -77,6 +90,14 @@ def make_app(batcher: Batcher, page: bytes, facts: Row, most_bytes: int, seconds
         if len(refused) == len(files):
             raise refused[0]  # whose status says it, for none could be answered
         return JSONResponse({"predictions": rows})
+
+    async def explain(request: Request) -> Response:
+        if look is None:
+            raise RefusedError(501, "this needs captum where the server runs: pip install 'vision_zoo[explain]'")
+        (_, body), *others = await sent(request)
+        if others:
+            raise RefusedError(400, "several images came: send one, for the answer is its picture")
+        return Response(await in_time(batcher.made_of(body, look)), media_type="image/png")
 
     async def show(_: Request) -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"})
@@ -106,7 +127,8 @@ def make_app(batcher: Batcher, page: bytes, facts: Row, most_bytes: int, seconds
 
     routes = [
         Route("/", show),
-        Route("/predict", predict, methods=["POST"]),
+        Route("/predict", counted, methods=["POST"]),
+        Route("/explain", counted, methods=["POST"]),
         Route("/health", health),
         Route("/metrics", metrics),
     ]

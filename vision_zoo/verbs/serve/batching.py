@@ -1,10 +1,11 @@
 """Images of many requests, decoded by threads and classified in batches of whatever is waiting."""
 
 import asyncio
+import contextlib
 import io
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -53,15 +54,28 @@ class Batcher:
 
     async def row(self, content: bytes) -> Row:
         """What the network makes of the bytes of an image file; a RefusedError for one that cannot be had."""
-        if self.taken >= self.most_waiting:
-            raise RefusedError(503, f"{self.taken} images are waiting already: try again later")
-        self.taken += 1
-        try:
+        with self._place():
             loop = asyncio.get_running_loop()
             pixels = await loop.run_in_executor(self._decoders, self._pixels, content)
             future: asyncio.Future[Row] = loop.create_future()
             self._waiting.put_nowait((pixels, future))
             return await future
+
+    async def made_of(self, content: bytes, make: Callable[[Tensor], bytes]) -> bytes:
+        """What `make`, called in the network's thread, makes of the pixels of an image file; errors as of `row`."""
+        with self._place():
+            loop = asyncio.get_running_loop()
+            pixels = await loop.run_in_executor(self._decoders, self._pixels, content)
+            return await loop.run_in_executor(self._network, make, pixels)
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        """Count an image as on its way; a RefusedError where there are too many."""
+        if self.taken >= self.most_waiting:
+            raise RefusedError(503, f"{self.taken} images are waiting already: try again later")
+        self.taken += 1
+        try:
+            yield
         finally:
             self.taken -= 1
 

@@ -1,7 +1,10 @@
 """vision_zoo from Python: five functions."""
 
+import inspect
+import os
 import subprocess
 import sys
+import textwrap
 
 import pytest
 import torch
@@ -50,3 +53,20 @@ def test_what_is_wrong_is_an_exception_with_the_way_out(here):
         vision_zoo.fit("lenet5_mnst")
     with pytest.raises(CheckpointError, match="no run with a checkpoint"):
         vision_zoo.load("best")
+
+
+@pytest.mark.slow  # two minutes
+def test_the_lines_for_ray_tune_search(here):
+    ray = pytest.importorskip("ray")
+    documented = inspect.getdoc(vision_zoo.fit)
+    lines = textwrap.dedent(documented[documented.index("::\n\n") + 4 :])
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": environment})
+    try:
+        found = {}
+        exec(lines.replace("num_samples=4", "num_samples=2"), found)
+    finally:
+        ray.shutdown()
+    assert found["best"].metrics["val/accuracy"] > 0.5
+    assert "test/accuracy" not in found["best"].metrics
+    assert 1e-4 <= found["best"].config["model.optimizer.lr"] <= 1e-1

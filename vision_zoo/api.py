@@ -44,6 +44,19 @@ def fit(recipe: str | Path | None = None, **options: Any) -> Run | None:
 
     Returns:
         The run; None with ``fast_dev_run`` and ``barebones``, which leave nothing.
+
+    Ray Tune (https://docs.ray.io, ``pip install 'ray[tune]'``) searches with it, on as many machines as it has::
+
+        from ray import tune
+
+        def trial(options):
+            import vision_zoo
+
+            tune.report(vision_zoo.fit("cnn_mnist5k", test_after_fit=False, **options).metrics)
+
+        rates = {"model.optimizer.lr": tune.loguniform(1e-4, 1e-1), "trainer.max_epochs": 2}
+        how = tune.TuneConfig(metric="val/accuracy", mode="max", num_samples=4)
+        best = tune.Tuner(trial, param_space=rates, tune_config=how).fit().get_best_result()
     """
     from vision_zoo.cli.main import execute  # noqa: PLC0415  # imports torch
 

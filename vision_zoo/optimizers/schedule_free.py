@@ -95,6 +95,9 @@ class AdamWScheduleFree(ScheduleFree):
         eps: added to the root of the mean squared gradient.
         weight_decay: as of AdamW.
         warmup_steps: steps until the learning rate is reached.
+
+    Raises:
+        ValueError: if a beta is out of its range.
     """
 
     def __init__(
@@ -106,6 +109,8 @@ class AdamWScheduleFree(ScheduleFree):
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
     ) -> None:
+        wrong = not (0 < betas[0] < 1 and 0 <= betas[1] < 1)  # the package divides by the first
+        refuse(ValueError, (wrong, f"betas must be in (0, 1) and [0, 1), got {betas[0]:g} and {betas[1]:g}"))
         options = {"betas": betas, "eps": eps, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
         super().__init__("AdamWScheduleFree", params, lr=lr, **options)
 

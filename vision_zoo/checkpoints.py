@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn, serialization
 
+from vision_zoo import hub
 from vision_zoo.errors import CheckpointError
 from vision_zoo.files import expanded
 from vision_zoo.known import ill_formed
@@ -59,18 +60,10 @@ def read_torch_file(path: str | Path, *, beside: tuple[str, ...] = ()) -> Any:
 def read_state_dicts(path: str | Path) -> list[dict[str, Tensor]]:
     """Read the state dicts in a file of torch or safetensors, such as a checkpoint: outer ones first, any depth."""
     file, begin = Path(path), b""
-    state: Any
     with suppress(OSError), file.open("rb") as stream:  # the reader below says what is wrong
         begin = stream.read(9)
-    if begin[8:] == b"{":  # https://huggingface.co/docs/safetensors: a length of eight bytes, then JSON
-        from safetensors.torch import load_file  # noqa: PLC0415  # of the extra "export"
-
-        try:
-            state = load_file(file)
-        except Exception as error:  # safetensors has one of its own, and others for what its header may hold
-            raise CheckpointError(f"{file.resolve()} is not a whole safetensors file: {error}") from error
-    else:
-        state = read_torch_file(file, beside=BESIDE)
+    is_safe = begin[8:] == b"{"  # https://huggingface.co/docs/safetensors: a length of eight bytes, then JSON
+    state = hub.read_safetensors(file) if is_safe else read_torch_file(file, beside=BESIDE)
     if not (found := list(_state_dicts(state))):
         raise CheckpointError(f"{path} is neither a state dict (names with tensors) nor a checkpoint")
     return found
@@ -85,8 +78,9 @@ def _state_dicts(content: Any, depth: int = 4) -> Iterator[dict[str, Tensor]]:
 
 
 def read_checkpoint(path: str | Path, trusted_packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a training checkpoint; one that holds more than `trust` allows is a CheckpointError."""
-    checkpoint: dict[str, Any] = read_torch_file(path)
+    """Read a checkpoint, or a folder of the hub by its weights; more than `trust` allows is a CheckpointError."""
+    is_folder = Path(path).name == hub.WEIGHTS
+    checkpoint: dict[str, Any] = hub.read_folder(Path(path)) if is_folder else read_torch_file(path)
     if (problem := next(_problems(checkpoint, trusted_packages), None)) is not None:
         raise CheckpointError(f"{Path(path).resolve()} {problem}")
     return checkpoint
@@ -213,7 +207,7 @@ def open_checkpoint(
     """Find a checkpoint, read it once and vet what it names; if it is broken, name the next older good one of its run.
 
     Args:
-        name: a checkpoint, a run folder, or best or last of the newest run.
+        name: a checkpoint, a run folder, best or last of the newest run, hf://OWNER/NAME, or a local copy of such.
         trusted_packages: further packages whose classes it may name.
         root: folder that holds "runs".
         prefer: "best" or "last", for a run folder.
@@ -240,7 +234,7 @@ def open_checkpoint(
 
 def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = None) -> Path:
     """The file that a path, a run folder, or best or last stands for, or a CheckpointError; see `open_checkpoint`."""
-    path = expanded(name)
+    path = hub.fetched(name) if name.startswith(hub.SCHEME) else expanded(name)
     candidates, reason = [path], f"{path.resolve()} not found"
     if name in ("best", "last"):
         runs, named = root.resolve() / "runs", f"of {run_name} " if run_name else ""
@@ -251,11 +245,13 @@ def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = N
             newest = candidates[0].parent.parent
             reason = f"the newest run, {newest}, has no {name}.ckpt yet: give the folder of another run"
     elif path.is_dir():
-        candidates = [path / "checkpoints" / f"{prefer}.ckpt", path / f"{prefer}.ckpt", path / "checkpoints/last.ckpt"]
+        names = (f"checkpoints/{prefer}.ckpt", f"{prefer}.ckpt", "checkpoints/last.ckpt", hub.WEIGHTS)
+        candidates = [path / name for name in names]
         reason = f"{path.resolve()} holds no checkpoints/{prefer}.ckpt"
     for candidate in candidates:
         if candidate.is_file():
-            return candidate.resolve()
+            # In the hub's cache, files are links into a store without names.
+            return candidate.absolute() if candidate.name == hub.WEIGHTS else candidate.resolve()
     raise CheckpointError(f"--ckpt_path {name}: {reason}")
 
 
@@ -275,7 +271,8 @@ def find_checkpoints(name: str, root: Path = Path(), prefer: str = "best") -> li
     path, found = expanded(name), list[str]()
     matches = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207  # any path
     for place in matches:
-        if place.suffix == ".ckpt" or (place / "checkpoints").is_dir() or any(place.glob("*.ckpt")):
+        is_one = (place / "checkpoints").is_dir() or (place / hub.WEIGHTS).is_file() or any(place.glob("*.ckpt"))
+        if place.suffix == ".ckpt" or is_one:
             found.append(str(place))
         elif place.is_dir():
             found += [str(folder.parent) for folder in place.rglob("checkpoints") if folder.is_dir()]

@@ -87,6 +87,7 @@ def test_every_common_option_is_one_of_the_full_parser(name, only_parsed, traine
         "--name": "mine",
         "--host": "127.0.0.1",
         "--label": "3",
+        "--push": "owner/name",
     }
     by_kind = {
         "N": "2",

@@ -95,6 +95,7 @@ def test_an_onnx_file_describes_itself(exported, model, format_):
     assert given.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     sizes = [d.dim_param or d.dim_value for d in given.type.tensor_type.shape.dim]
     assert sizes == ["batch", 1, 28, 28]
+    assert str(Path(verb.__file__).parent).encode() not in exported["onnx"].read_bytes()  # no path of who made it
 
 
 def test_a_torch_export_program_describes_itself(exported, model):

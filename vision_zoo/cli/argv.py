@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vision_zoo.errors import ConfigError
 
 _NUMBERS = re.compile(r"[-+\d.e\[\], ]*\d[-+\d.e\[\], ]*")
-SWITCHES = ("refine", "test")  # which stand for true without a value
+SWITCHES = ("refine", "test", "int8")  # which stand for true without a value
 AVERAGED = ("validate", "test", "predict", "export")  # which take several checkpoints
 FLAGS = ("help", "help_all", "print_config")  # which may stand without a value
 

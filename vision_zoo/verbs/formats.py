@@ -14,6 +14,7 @@ from torch.export import Dim
 
 from vision_zoo.checkpoints import read_state_dicts
 from vision_zoo.classifier import Classifier
+from vision_zoo.errors import VisionZooError
 from vision_zoo.known import NUMBERS, PREFIX, Known, with_features
 from vision_zoo.verbs.page import onnx_of, rendered
 
@@ -24,6 +25,10 @@ Outputs = tuple[Tensor, ...]
 Forward = Callable[[Tensor], Outputs]
 
 METADATA_FILE = "metadata.json"  # inside a torch.export archive
+
+
+class ExportError(VisionZooError):
+    """A network cannot be exported, or the written file does not give the module's outputs."""
 
 
 class Images(nn.Module):
@@ -63,6 +68,8 @@ def _make_onnx(model: Classifier, facts: Metadata) -> bytes:
     names: dict[str, Any] = {"input_names": ["images"], "output_names": _names(model)}
     program = torch.onnx.export(module, images, dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
     assert program is not None  # as it is where a file is named
+    for node in program.model.graph:
+        node.metadata_props.clear()  # among them the paths of this machine
     program.model.metadata_props.update(facts)
     return bytes(program.model_proto.SerializeToString())
 

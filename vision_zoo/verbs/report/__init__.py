@@ -52,13 +52,11 @@ def write_report(
     target = expanded(output) if output is not None else run_folder(checkpoint.path) or Path.cwd()
     page = target if target.suffix in (".html", ".htm") else target / "report.html"
     card = page.with_name("README.md")
-    kept = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
-    own_card = kept == _marked(kept[: -len(MARK.format(0))])
     own_page = page == target or not page.is_file() or b'content="vision_zoo ' in page.read_bytes()[:4096]
     foreign, way_out = "is there and was not written by report", "move it away, or set --output to another folder"
     refuse(
         ConfigError,
-        (card.exists() and not own_card, f"{card.resolve()} {foreign}, or was edited since: {way_out}"),
+        (card.exists() and not is_own(card), f"{card.resolve()} {foreign}, or was edited since: {way_out}"),
         (not own_page, f"{page.resolve()} {foreign}: {way_out}"),
     )
     facts = collect(model, checkpoint)
@@ -68,11 +66,21 @@ def write_report(
             facts.images["looks"] = base64.b64encode(found).decode()
         else:
             facts.missing.append(found)
-    text = _marked(f"{_render('card.md', facts).strip()}\n\n")
-    for path, content in ((page, _render("page.html", facts)), (card, text)):
+    for path, content in ((page, _render("page.html", facts)), (card, model_card(facts))):
         with output_file(path) as file:
             file.write_bytes(content.encode(errors="replace"))  # names of folders and classes may be any bytes
     return page.resolve(), card.resolve()
+
+
+def model_card(facts: Facts) -> str:
+    """The model card of a run, in Markdown, with a mark that `is_own` knows."""
+    return _marked(f"{_render('card.md', facts).strip()}\n\n")
+
+
+def is_own(card: Path) -> bool:
+    """Whether there is such a card that nobody has edited since."""
+    kept = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
+    return kept == _marked(kept[: -len(MARK.format(0))])
 
 
 def _render(template: str, run: Facts) -> str:

@@ -1,0 +1,132 @@
+"""export --int8: static quantisation, as accurate as the user asks for.
+
+What comes before the first layer, logits and known score stay float; where accuracy falls too far, layers do, too (Wu
+et al. 2020, https://arxiv.org/abs/2004.09602): none at first; then the first, the last and what is between layers; then
+1, 2, 4, ... more, those first that change the logits most when they alone are quantised. Each try is measured.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vision_zoo.classifier import Classifier
+from vision_zoo.data.base import ImageDataModule
+from vision_zoo.errors import ConfigError, InputError, refuse
+from vision_zoo.formatting import metric_text
+from vision_zoo.types import LabelledImages
+from vision_zoo.verbs.checks import check_data
+from vision_zoo.verbs.formats import FORMATS, ExportError, Outputs
+
+CALIBRATED_ON, MEASURED_ON, BATCH = 256, 10_000, 32  # images, at most
+LAYERS = ("Conv", "Gemm", "MatMul")  # the operators whose weights make a file large
+BETWEEN = ("Add", "Clip", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool")  # for which nothing turns to float
+
+
+def images_of(datamodule: ImageDataModule | None, model: Classifier) -> tuple[Tensor, LabelledImages]:
+    """Training images to calibrate on, uint8 (N, C, H, W), and validation images; a ConfigError without them."""
+    needs, moved = "--int8 needs the run's training and validation images", "Where they have moved, set --data_root"
+    try:
+        refuse(ConfigError, (datamodule is None, "its checkpoint names none that can be had here"))
+        assert datamodule is not None
+        check_data(model, datamodule)
+        found = datamodule.sample("train", CALIBRATED_ON).images, datamodule.sample("val", MEASURED_ON)
+    except (InputError, OSError) as error:
+        refuse(ConfigError, (True, f"{needs}: {error}. {moved}"))
+    return found
+
+
+def quantise(whole: Path, target: Path, model: Classifier, train: Tensor, val: LabelledImages, max_drop: float) -> str:
+    """Write the int8 file of a float one, which lies in a temporary folder, and tell in a line what it costs.
+
+    Raises:
+        ExportError: if the validation accuracy drops by more points, or nothing can be quantised.
+    """
+    import onnx  # noqa: PLC0415  # these are of an extra
+    from onnxruntime.quantization import QuantType, quantize_static  # noqa: PLC0415
+    from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: PLC0415
+
+    prepared = whole.with_name("prepared.onnx")
+    quant_pre_process(whole, prepared, skip_symbolic_shape=True)  # weights that are still computed would stay float
+    layers, between = _parts(onnx.load(prepared).graph)
+    refuse(ExportError, (not layers, f"{model.network_name} has no layer that can be quantised: leave out --int8"))
+
+    def write(nodes: Sequence[str], images: Tensor) -> None:
+        batches = iter([{"images": batch.numpy()} for batch in torch.split(images, BATCH)])
+        reader: Any = SimpleNamespace(get_next=lambda: next(batches, None))
+        # Weights of 7 bits: x86 processors without VNNI add two products of 8 bits in 16, which overflow, so that other
+        # machines would not have the accuracy that is measured here. Logits of 8 bits would be ties.
+        types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+        options: Any = {**types, "per_channel": True, "reduce_range": True}
+        floats = {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]}
+        quantize_static(prepared, target, reader, nodes_to_quantize=list(nodes), extra_options=floats, **options)
+
+    def change(layer: str) -> float:
+        write([layer], train[:BATCH])
+        return float((_run(target, model, train[:BATCH])[0] - _run(whole, model, train[:BATCH])[0]).square().mean())
+
+    logits, *scores = _run(whole, model, val.images)
+    right = logits.argmax(1) == val.labels
+    for kept in _tries(list(layers), change):
+        write([*(name for name in layers if name not in kept), *(() if kept else between)], train)
+        logits, *new_scores = _run(target, model, val.images)
+        still = logits.argmax(1) == val.labels
+        drop = 100 * int(right.sum() - still.sum()) / len(right)
+        if drop <= max_drop:
+            break
+    low, high = interval(int((right & ~still).sum()), int((still & ~right).sum()), len(right))
+    count = f"{len(layers) - len(kept)} of {len(layers)} layers"
+    was, now = (metric_text("accuracy", float(each.float().mean())) for each in (right, still))
+    told = f"accuracy on {len(right):,} validation images {was} -> {now}, a drop of {drop:.2f} "
+    told += f"points (95 % interval {100 * low:.2f} to {100 * high:.2f})"
+    way_out = f"--max_drop {math.ceil(100 * drop) / 100:.2f} would allow it, and without --int8 the file is float"
+    refuse(ExportError, (drop > max_drop, f"int8 costs too much, with {count} still: {told}. {way_out}"))
+    if model.known is not None:
+        passed = [float((score[0] >= model.known.threshold).float().mean()) for score in (scores, new_scores)]
+        told += f"; of them {' -> '.join(metric_text('known', each) for each in passed)} pass as known"
+    size = target.stat().st_size / whole.stat().st_size
+    floats = f" ({', '.join(layers[name] for name in kept)} float)" if kept else ""
+    return f"int8: {count}{floats}, {size:.2f} of the size; {told}"
+
+
+def _parts(graph: Any) -> tuple[dict[str, str], list[str]]:
+    """Names of the layers, with those of their weights, and of the nodes behind one that the logits come from."""
+    weights, needed, behind = {tensor.name for tensor in graph.initializer}, {"logits"}, set[str]()
+    for node in reversed(graph.node):  # each comes after those that it needs
+        needed |= {*node.input} if needed & {*node.output} else set()
+    layers, between = dict[str, str](), list[str]()
+    for node in graph.node:
+        is_layer, follows = node.op_type in LAYERS and node.input[1] in weights, bool(behind & {*node.input})
+        behind |= {*node.output} if is_layer or follows else set()
+        if is_layer and needed & {*node.output}:
+            layers[node.name] = node.input[1].removeprefix("backbone.").removesuffix(".weight")
+        elif follows and node.op_type in BETWEEN and needed & {*node.output}:
+            between.append(node.name)
+    return layers, between
+
+
+def _tries(layers: Sequence[str], change: Callable[[str], float]) -> Iterator[Sequence[str]]:
+    """The layers that stay float in each try, of which there are at most 2 + log2(layers); one at least is int8."""
+    yield ()
+    if len(layers) > 2:
+        yield (ends := (layers[0], layers[-1]))
+        ranked, more = (*ends, *sorted(layers[1:-1], key=change, reverse=True)), 1
+        while 2 + more < len(layers):
+            yield ranked[: 2 + more]
+            more *= 2
+
+
+def _run(file: Path, model: Classifier, images: Tensor) -> Outputs:
+    forward = FORMATS["onnx"].load(file, model)
+    return tuple(map(torch.cat, zip(*map(forward, torch.split(images, BATCH)), strict=True)))
+
+
+def interval(lost: int, won: int, count: int) -> tuple[float, float]:
+    """95 %, of a drop, by counts of images right before only and after only (Agresti, Min 2005, 10.1002/sim.1781)."""
+    total, drop = count + 2, (lost - won) / (count + 2)
+    half = 1.959964 * math.sqrt(lost + won + 1 - total * drop * drop) / total
+    return drop - half, drop + half

@@ -103,7 +103,7 @@ def test_every_common_option_is_one_of_the_full_parser(name, only_parsed, traine
     }
     words = []
     for option in COMMANDS[name].options:
-        if option.flag == "--apply":  # goes with the folder alone
+        if option.flag in ("--apply", "--check"):  # which go with a folder or a file alone
             continue
         known = samples.get(option.flag) or by_kind.get(option.value) or option.completes.split()[0]
         words += [option.flag, known] if option.flag else [known]

@@ -49,7 +49,7 @@ def test_files_give_the_images_and_labels_that_were_written(kind, write, tmp_pat
 
 
 def test_every_data_set_of_a_known_format_is_tested_here():
-    of_ones_own = {"ArrayFile", "ImageFolder", "ImageTable", "ImageDataModule"}
+    of_ones_own = {"ArrayFile", "ImageFolder", "ImageTable", "ImageDataModule", "Pack", "Parquet", "WebDataset"}
     assert {kind.__name__ for kind, _ in SETS} | {"MNIST5k"} == set(data_sets) - of_ones_own
 
 

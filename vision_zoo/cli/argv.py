@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vision_zoo.errors import ConfigError
 
 _NUMBERS = re.compile(r"[-+\d.e\[\], ]*\d[-+\d.e\[\], ]*")
-SWITCHES = ("refine", "test", "int8")  # which stand for true without a value
+SWITCHES = ("refine", "test", "int8", "encoded")  # which stand for true without a value
 AVERAGED = ("validate", "test", "predict", "export")  # which take several checkpoints
 FLAGS = ("help", "help_all", "print_config")  # which may stand without a value
 
@@ -24,8 +24,8 @@ class Argv:
     def read(cls, words: Iterable[str]) -> "Argv":
         """Read ``VERB --option value --option=value ...``; -c is --config. An option needs its value.
 
-        Numbers that follow the number of a dotted option, such as --data.image_size 96 128, make it a list; words that
-        follow --ckpt_path are further checkpoints, where a command takes several.
+        Numbers that follow the number of a dotted option, such as --data.image_size 96 128, or of --image_size make it
+        a list; words that follow --ckpt_path are further checkpoints, where a command takes several.
         """
         verb, *rest = words
         options: list[tuple[str, str | None]] = []
@@ -35,7 +35,11 @@ class Argv:
             word = waiting.pop()
             word = "--config" if word == "-c" else word
             if not word.startswith("--") or word == "--":
-                if options and "." in options[-1][0] and _NUMBERS.fullmatch(f"{options[-1][1]} {word}"):
+                if (
+                    options
+                    and ("." in options[-1][0] or options[-1][0] == "image_size")
+                    and _NUMBERS.fullmatch(f"{options[-1][1]} {word}")
+                ):
                     options[-1] = (options[-1][0], f"[{(options[-1][1] or '').strip('[]')}, {word}]")
                 elif options and options[-1][0] in ("ckpt_path", "ckpt_path+") and verb in AVERAGED:
                     options.append(("ckpt_path+", word))

@@ -111,6 +111,11 @@ COMMANDS: dict[str, Command] = {
         "vision_zoo audit photos",
         ("", "data", "data.root", "image_size", "backbone", "seed", "output", "apply", "trusted_packages"),
     ),
+    "pack": Command(
+        "verbs.pack:pack",
+        "vision_zoo pack photos --output photos.vz",
+        ("", "data", "data.root", "image_size", "output", "shard_mb", "encoded", "check", "trusted_packages"),
+    ),
     "study": Command(
         "verbs.study:study",
         "vision_zoo study cnn_mnist5k --seeds 3 --vary data.batch_size=64,128",
@@ -198,7 +203,7 @@ _BY_NAME = {
     **dict.fromkeys(("run", "runs"), ("", "FILES")),
     "output": ("PATH", "FILES"),
     **dict.fromkeys(("root", "data_root"), ("FOLDER", "FILES")),
-    "apply": ("FILE", "FILES"),
+    **dict.fromkeys(("apply", "check"), ("FILE", "FILES")),
     "unlabelled": ("FOLDER", "FILES"),
     "sort": ("COLUMN", ""),
     "recipe": ("RECIPE ...", "RECIPES FILES"),

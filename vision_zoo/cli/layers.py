@@ -29,7 +29,7 @@ DEFAULTS: Config = {  # of what a configuration leaves out
 SECTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("fit", "teach", "validate", "test"), ("model", "data", "trainer")),
     **dict.fromkeys(("summary", "compare", "audit"), ("model", "data")),
-    "show": ("data",),
+    **dict.fromkeys(("show", "pack"), ("data",)),
 }
 # Options with the weights that a network begins with; those of a checkpoint replace them.
 FIRST_WEIGHTS = ("model.weights", "model.backbone.weights", "model.backbone.init_args.weights")
@@ -79,7 +79,7 @@ def trusted_packages(argv: Argv, from_files: Any = None) -> tuple[str, ...]:
 
 def _defaults(argv: Argv, given: Config, has_files: bool) -> Config:
     """What the files lie on where there is no checkpoint; without files the default recipe."""
-    if argv.verb in ("teach", "audit"):
+    if argv.verb in ("teach", "audit", "pack"):
         return _merge(DEFAULTS, teaching.defaults(argv))
     base = DEFAULTS if has_files else names.read_config(names.find_config(DEFAULT_RECIPE))
     steps, epochs = (_of_trainer(argv, given, name) for name in ("max_steps", "max_epochs"))

@@ -65,14 +65,20 @@ def execute(words: Sequence[str], speed: Mapping[str, Any] | None = None) -> Any
         return function(**_options_of(function, argv))
     if verb == "compare":
         return _compare(argv, function)
-    argv = teaching.in_full(argv) if verb in ("teach", "audit") else argv
+    argv = (
+        teaching.in_full(argv) if verb in ("teach", "audit") or (verb == "pack" and not argv.values("check")) else argv
+    )
     if verb == "audit" and (fixes := argv.last("apply")) is not None:
         return _apply(argv, fixes)
+    if verb == "pack" and (checked := argv.last("check")) is not None:
+        others = argv.without(("check",))
+        refuse(ConfigError, (others, f"--check goes with its file alone: leave out {' '.join(others)}"))
+        return function(None, "", check=checked)
     request = read_request(argv, function)
     if verb in ("validate", "test") and request.checkpoint is None:
         _ask_for_checkpoint(argv)
     parser = Parser(request, function)
-    if verb == "show":
+    if verb in ("show", "pack"):
         return function(parser.datamodule, **parser.options)
     if verb == "summary":
         return function(parser.model, **parser.options)

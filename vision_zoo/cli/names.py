@@ -117,6 +117,8 @@ def _own_data(name: str) -> str:
     path = expanded(name)
     if path.suffix.lower() in TABLES:
         return f"; your own table of images and labels is --data ImageTable --data.path {name}."
+    if path.suffix == ".vz":
+        return f"; a file of vision_zoo pack is --data Pack --data.path {name}."
     if path.suffix == ".npz":
         return f"; your own arrays are --data ArrayFile --data.path {name}."
     if path.is_dir() or "/" in name:

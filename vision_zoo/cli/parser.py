@@ -30,6 +30,7 @@ from vision_zoo.cli.resuming import changes
 from vision_zoo.cli.teaching import without_validation
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.folder import ImageFolder
+from vision_zoo.data.pack import Pack
 from vision_zoo.ensemble import Ensemble
 from vision_zoo.errors import CheckpointError, ConfigError, refuse
 from vision_zoo.files import expanded
@@ -138,9 +139,8 @@ class Parser(LightningCLI):
         mean, std, size, interpolation = prepared
         self._facts |= {"mean": mean, "std": std}  # so that those of the data need not be computed
         options["interpolation"] = options.get("interpolation") or interpolation
-        if options.get("image_size") is None and issubclass(
-            import_path(self.config["data"]["class_path"]), ImageFolder
-        ):
+        kind = import_path(self.config["data"]["class_path"])
+        if options.get("image_size") is None and issubclass(kind, ImageFolder) and not issubclass(kind, Pack):
             options["image_size"] = size
         shown = options.get("image_size") or "their own"
         means, stds = (" ".join(f"{value:.3g}" for value in values) for values in (mean, std))

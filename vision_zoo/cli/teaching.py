@@ -1,4 +1,4 @@
-"""The words of ``teach`` and ``audit`` as options of data and network, and the fine-tuning that goes on from teach."""
+"""The words of ``teach``, ``audit`` and ``pack`` as options, and the fine-tuning that goes on from teach."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -23,11 +23,14 @@ _SHORT = {"image_size": "data.image_size", "backbone": "model.backbone", "seed":
 
 
 def in_full(argv: Argv) -> Argv:
-    """The words of teach or audit with the options that its own stand for, and its folder as the place of the data."""
+    """The words of teach, audit or pack with the options that its own stand for, and its folder as the data's place."""
     verb, place = argv.verb, list[tuple[str, str | None]]()
     needs = f"{verb} needs a folder of class folders, a table or an array file"
-    begins = "begins a run: leave out --ckpt_path, or continue it with vision_zoo fit"
-    begins = begins if verb == "teach" else "judges by a pretrained network's features: leave out --ckpt_path"
+    begins = {
+        "teach": "begins a run: leave out --ckpt_path, or continue it with vision_zoo fit",
+        "audit": "judges by a pretrained network's features: leave out --ckpt_path",
+        "pack": "takes data alone: leave out --ckpt_path",
+    }[verb]
     helps = set(FLAGS) & dict(argv.options).keys()
     refuse(
         ConfigError,
@@ -47,7 +50,8 @@ def in_full(argv: Argv) -> Argv:
 def _kind(place: str) -> tuple[str, str]:
     """The data module of a place, and its option for it."""
     path = expanded(place)
-    kinds = {**dict.fromkeys(TABLES, "ImageTable"), ".npz": "ArrayFile", ".npy": "ArrayFile"}
+    kinds = {**dict.fromkeys(TABLES, "ImageTable"), **dict.fromkeys((".npz", ".npy"), "ArrayFile")}
+    kinds |= {".vz": "Pack", ".tar": "WebDataset"}
     kind = kinds.get(path.suffix.lower()) if not path.is_dir() else None
     unknown = f"{path} is none of the files that it takes: {', '.join(kinds)}. Give one of these, or a folder"
     refuse(ConfigError, (kind is None and path.is_file(), unknown))
@@ -55,19 +59,20 @@ def _kind(place: str) -> tuple[str, str]:
 
 
 def defaults(argv: Argv) -> Config:
-    """The configuration that teach or audit begins with: the latter holds nothing out."""
+    """The configuration that teach, audit or pack begins with: the latter two hold nothing out."""
     backbone = {"class_path": "vision_zoo.backbones.EfficientNetLite", "init_args": {"weights": "DEFAULT"}}
     config: Config = {"model": {"backbone": backbone}}
     kind = argv.values("data")[0] if argv.values("data") else ""
-    if kind in ("ImageFolder", "ImageTable", "ArrayFile"):
+    if kind in ("ImageFolder", "ImageTable", "ArrayFile", "Pack", "WebDataset", "Parquet"):
         shares = (0.2, 0.1) if argv.verb == "teach" else (0, 0)
-        options: dict[str, Any] = {"image_size": IMAGE_SIZE, "test_split": shares[0], "val_split": shares[1]}
+        options: dict[str, Any] = {"test_split": shares[0], "val_split": shares[1]}
+        options |= {} if argv.verb == "pack" else {"image_size": IMAGE_SIZE}
         # Files are decoded while features are computed.
         options |= {} if kind == "ArrayFile" else {"in_memory": False}
         config["data"] = {"class_path": f"vision_zoo.data.{kind}", "init_args": options}
-    elif argv.verb == "audit" and kind:
+    elif argv.verb != "teach" and kind:
         path = find_class(kind, "data")
-        side = max(LEAST, *getattr(import_path(path), "image_shape", (0,))[1:])
+        side = max(LEAST, *getattr(import_path(path), "image_shape", (0,))[1:]) if argv.verb == "audit" else None
         config["data"] = {"class_path": path, "init_args": {"image_size": side, "val_split": 0}}
     return config
 

@@ -124,7 +124,7 @@ def resize_images(images: Tensor, image_shape: ImageShape, interpolation: Interp
     return resized
 
 
-def read_values(path: str | Path) -> Numbers | None:
+def read_values(path: File) -> Numbers | None:
     """The pixels of an image that is not 8 bits, (H, W) or (H, W, 3), in its own type; raises what PIL raises."""
     with _open(path, 1) as opened:
         values = _values(opened, path)

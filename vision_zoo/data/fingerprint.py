@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from vision_zoo.data.sources import Files, InMemory, Subset
+from vision_zoo.data.sources import Files, InMemory, Members, Subset
 
 AT_ONCE = 4096  # images that are copied
 Fingerprint = dict[str, int]
@@ -21,6 +21,8 @@ def fingerprint(subset: Subset, root: Path) -> Fingerprint:
     if isinstance(source, Files):
         names = (source.paths[index].removeprefix(str(root)) for index in indices.tolist())
         found["names"] = zlib.crc32("\n".join(names).encode(errors="surrogateescape"))
+        if isinstance(source, Members):
+            found["pixels"] = zlib.crc32(source.spans[indices, 2:].numpy().tobytes())  # lengths, checksums of a pack
     elif isinstance(source, InMemory):
         found["pixels"] = 0
         for part in torch.split(indices, AT_ONCE):

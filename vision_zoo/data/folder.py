@@ -30,8 +30,8 @@ from vision_zoo.types import LabelledImages, Split
 
 _IN_MEMORY = 2**30  # bytes of decoded images
 
-Listing = tuple[list[Path], Tensor]
-"""Image files and their labels, int64 (N,)."""
+Listing = tuple[list[Any], Tensor]
+"""Image files, or their places in others, and their labels, int64 (N,)."""
 
 _NOTHING: Listing = ([], torch.empty(0, dtype=torch.int64))
 
@@ -98,17 +98,28 @@ class ImageFolder(OwnImages):
             in_memory = count * torch.Size(self.image_shape).numel() <= _IN_MEMORY
         return InMemory(*self.load(split)) if in_memory else self._files(split)
 
+    @property
+    def split_names(self) -> list[str]:
+        """What decides where the images of train, val and test are dealt to; empty where their order does."""
+        return [self._split_name(path) for x in get_args(Split) for path in self._splits.get(x, _NOTHING)[0]]
+
     def _files(self, split: Split) -> Files:
         paths, labels = self._splits.get(split, _NOTHING)
         self._refuse_empty(len(paths), split, self.root, f"{self._absent} {split}")
-        names = [str(path) for path in paths]
-        return Files(names, labels, self.image_shape, self.resize, self.strict, self.value_range, self.interpolation)
+        how = (self.image_shape, self.resize, self.strict, self.value_range, self.interpolation)
+        return self._source(paths, labels, *how)
+
+    def _source(self, listed: list[Any], *how: Any) -> Files:
+        """A source of some of what is listed; `how` is what `Files` takes besides."""
+        return Files([str(path) for path in listed], *how)
 
     def _values(self) -> Iterator[Numbers | None]:
-        paths, _ = self._splits[self._describing]
-        for path in paths[:: max(1, len(paths) // LOOKED_AT)]:
+        listed, labels = self._splits[self._describing]
+        some = listed[:: max(1, len(listed) // LOOKED_AT)]
+        source = self._source(some, labels[: len(some)], self.image_shape)
+        for index in range(len(some)):
             with suppress(*UNREADABLE):  # such a file is named when its turn comes
-                yield read_values(path)
+                yield read_values(source.file(index))
 
     @lazy
     def _parts(self) -> Mapping[Split, Listing]:
@@ -151,13 +162,13 @@ class ImageFolder(OwnImages):
             if split in found or not part or not paths:
                 continue
             option = f"--data.{split}_split"
-            places = places_by_name(map(self._split_name, paths), self.seed)
-            below = below + part * (1 - below) if below is not None and part < 1 else None
+            places = self._places(paths)
+            below = below + part * (1 - below) if places is not None and below is not None and part < 1 else None
             if split == "val" and self.fold is not None:
                 stays, cut = split_by_fold(labels, self.fold, self.seed, places)
-            elif below is not None:
+            elif below is not None and places is not None:
                 stays, cut = split_by_place(labels, places, below, option)
-            elif is_everything(part) or len(set(places.tolist())) == len(places):
+            elif places is None or is_everything(part) or len(set(places.tolist())) == len(places):
                 stays, cut = stratified_split(labels, part, self.seed, option, places)
             else:  # images of one place stay together, so that about as many are cut
                 count = min(int(part) or round(part * len(places)), len(places) - 1)
@@ -167,7 +178,11 @@ class ImageFolder(OwnImages):
             )
         return found
 
-    def _split_name(self, path: Path) -> str:
+    def _places(self, listed: list[Any]) -> Tensor | None:
+        """Where each image stands in the order that parts are cut from; None draws, as of arrays."""
+        return places_by_name(map(self._split_name, listed), self.seed)
+
+    def _split_name(self, path: Any) -> str:
         """The name that decides where an image is dealt to."""
         return f"{path.parent.name}/{path.name}"
 

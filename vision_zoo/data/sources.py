@@ -1,20 +1,24 @@
 """Where images come from, in memory or in files, and the pump that fetches batches of them ahead of time."""
 
+import io
 import math
+import os
 import threading
 import warnings
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vision_zoo.data.decode import UNREADABLE, Resize, decode
+from vision_zoo.data.decode import UNREADABLE, File, Resize, decode
 from vision_zoo.data.discovery import LeftOut
 from vision_zoo.errors import ConfigError, DataError, TrainingError, lack, refuse
 from vision_zoo.types import ImageShape, Interpolation, LabelledImages, ValueRange
@@ -130,8 +134,20 @@ class Files(Source):
     strict: bool = False  # refuse files that cannot be decoded instead of leaving them out
     value_range: ValueRange = None  # see `decode_image`
     interpolation: Interpolation = "bilinear"
-    _reported: set[str] = field(default_factory=set)
-    _counted: int = 1  # of the reported; one is named
+    _reported: set[str] = field(default_factory=set, init=False)
+    _counted: int = field(default=1, init=False)  # of the reported; one is named
+
+    def file(self, index: int) -> File:
+        """What an image is decoded from."""
+        return self.paths[index]
+
+    def raw(self, index: int) -> bytes:
+        """The bytes of an image's file."""
+        return Path(self.paths[index]).read_bytes()
+
+    def stamps(self, indices: Tensor) -> list[object]:
+        """What changes with the files of these images: names, sizes and times."""
+        return [_stamp(self.paths[index]) for index in indices.tolist()]
 
     def fetch(self, indices: Tensor, among: Tensor | None = None) -> Fetched:
         """Decode the files of these indices; called by several threads at once."""
@@ -145,11 +161,10 @@ class Files(Source):
                 break
             for index in (wanted,) if among is None else _with_others(wanted, among):
                 try:
-                    path = self.paths[index]
-                    images[len(found)] = decode(path, self.image_shape, self.resize, **options)
+                    images[len(found)] = decode(self.file(index), self.image_shape, self.resize, **options)
                 except UNREADABLE as error:
                     refuse(TrainingError, (what := lack(error, reading=True), what))
-                    failures.append((self.paths[index], str(error)))
+                    failures.append((self.paths[index], str(error).partition(" <_io")[0]))
                 else:
                     found.append(index)
                     break
@@ -167,6 +182,58 @@ class Files(Source):
         if last and len(self._reported) > self._counted:
             self._counted = len(self._reported)
             warnings.warn(f"files that cannot be decoded, {self._counted:,}{LeftOut(self._reported)}", stacklevel=2)
+
+
+@dataclass(eq=False)
+class Members(Files):
+    """Images inside of larger files, each encoded as in a file of its own; `paths` are their names."""
+
+    files: Sequence[str] = ()
+    spans: Tensor = field(default_factory=lambda: torch.empty((0, 4), dtype=torch.int64))
+    # int64 (N, 4): the number of the file; offset and length there, in bytes; CRC-32, or 0 where none is known
+
+    def file(self, index: int) -> File:
+        """The bytes of an image, as a file."""
+        return io.BytesIO(self.raw(index))
+
+    def raw(self, index: int) -> bytes:
+        """The bytes of an image."""
+        number, offset, length, _ = self.spans[index].tolist()
+        with Path(self.files[number]).open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def damaged(self, indices: Tensor) -> list[int]:
+        """Those of these images that have not the checksum that they should have."""
+        return [x for x in indices.tolist() if zlib.crc32(self.raw(x)) != int(self.spans[x, 3])]
+
+    def stamps(self, indices: Tensor) -> list[object]:
+        """What changes with these images: names, sizes and times of the files that hold them, and the places there."""
+        return [*map(_stamp, self.files), zlib.crc32(self.spans[indices].numpy().tobytes())]
+
+
+def join(parts: Sequence[tuple[Source, Tensor]]) -> Source:
+    """One source of images of several that differ in nothing else, each with the indices, int64 (N,), of its images."""
+
+    def taken(name: str) -> Any:
+        values = [(getattr(source, name), indices) for source, indices in parts]
+        if isinstance(values[0][0], Tensor):
+            return torch.cat([value[indices] for value, indices in values])
+        return [value[index] for value, indices in values for index in indices.tolist()]
+
+    first: Any = parts[0][0]
+    joined: Source = replace(
+        first, **{x: taken(x) for x in ("images", "labels", "paths", "spans") if hasattr(first, x)}
+    )
+    return joined
+
+
+def _stamp(path: str) -> tuple[str, int, int]:
+    try:
+        stat = Path(path).stat()
+    except OSError:  # it is told as a file that cannot be read
+        stat = os.stat_result([0] * 10)
+    return path, stat.st_size, stat.st_mtime_ns
 
 
 def _with_others(index: int, among: Tensor) -> Iterator[int]:

@@ -101,7 +101,7 @@ class ImageTable(ImageFolder):
                 found[name].append(path)
         return found
 
-    def _split_name(self, path: Path) -> str:
+    def _split_name(self, path: Any) -> str:
         return self._groups[path]
 
     def _rows(self) -> list[tuple[str, str, str, str]]:

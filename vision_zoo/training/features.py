@@ -97,22 +97,13 @@ def _identity(model: Classifier, source: Source, indices: Tensor, exact: bool) -
         facts: Any = ()
     else:
         assert isinstance(source, Files)
-        paths = [source.paths[index] for index in indices.tolist()]
-        stats = [(path, stat.st_size, stat.st_mtime_ns) for path in paths for stat in (_stat(path),)]
-        facts = (stats, source.image_shape, source.resize, source.value_range, source.interpolation)
+        facts = (source.stamps(indices), source.image_shape, source.resize, source.value_range, source.interpolation)
     how = (model.scale.flatten().tolist(), model.shift.flatten().tolist(), describe(model.backbone), exact, facts)
     found.update(repr(how).encode())
     for name, value in tensors.items():
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         found.update(value.detach().cpu().contiguous().numpy().data)
     return found.hexdigest()
-
-
-def _stat(path: str) -> os.stat_result:
-    try:
-        return Path(path).stat()
-    except OSError:  # it is told as a file that cannot be read
-        return os.stat_result([0] * 10)
 
 
 def _compute(model: Classifier, source: Source, indices: Tensor, exact: bool) -> Features:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,8 +11,7 @@ from torch import Tensor
 
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.folder import ImageFolder
-from vision_zoo.data.sources import Files, InMemory, Source
-from vision_zoo.data.table import ImageTable
+from vision_zoo.data.sources import Files, Source, join
 from vision_zoo.types import Split
 from vision_zoo.verbs.audit.labels import held_out_probabilities, suspects
 from vision_zoo.verbs.audit.pictures import Looks, copies, oddities
@@ -47,7 +46,7 @@ class Issue(NamedTuple):
 
 def has_class_folders(datamodule: ImageDataModule) -> bool:
     """Whether a file's folder is its label, so that files can be moved to correct it."""
-    return isinstance(datamodule, ImageFolder) and not isinstance(datamodule, ImageTable)
+    return isinstance(datamodule, ImageFolder) and "path" not in datamodule.hparams
 
 
 def all_of(datamodule: ImageDataModule) -> Audited:
@@ -55,17 +54,11 @@ def all_of(datamodule: ImageDataModule) -> Audited:
     datamodule.setup("fit")
     there: dict[Split, bool] = {"train": True, "val": bool(datamodule.sizes["val"]), "test": datamodule.has_test}
     parts = {split: datamodule.subset(split) for split in there if there[split]}
-    first = next(iter(parts.values())).source
-    labels = torch.cat([source.labels[indices] for source, indices in parts.values()])
+    source = join([*parts.values()])
     numbered = [(split, index) for split, part in parts.items() for index in part.indices.tolist()]
-    if isinstance(first, Files):
-        paths = [cast(Files, parts[split].source).paths[index] for split, index in numbered]
-        how: Any = (first.image_shape, first.resize, first.strict, first.value_range, first.interpolation)
-        source: Source = Files(paths, labels, *how)
-        names = [_name(Path(path), datamodule.root) for path in paths]
-    else:
-        images = [cast(InMemory, source).images[indices] for source, indices in parts.values()]
-        source, names = InMemory(torch.cat(images), labels), [f"{split} {index}" for split, index in numbered]
+    names = [f"{split} {index}" for split, index in numbered]
+    if isinstance(source, Files):
+        names = [_name(Path(path), datamodule.root) for path in source.paths]
     return Audited(source, names, [split for split, _ in numbered], datamodule.class_names)
 
 

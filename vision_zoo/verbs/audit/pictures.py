@@ -2,7 +2,8 @@
 
 import hashlib
 from collections import defaultdict
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from vision_zoo.data.decode import decode, decoding_threads, resize_images
+from vision_zoo.data.decode import File, decode, decoding_threads, resize_images
 from vision_zoo.data.sources import Files, InMemory, Source, pump
 from vision_zoo.types import ImageShape
 
@@ -50,7 +51,8 @@ def look(source: Source) -> Looks:
         sizes = torch.tensor([source.images.shape[3], source.images.shape[2]]).expand(len(source), 2)
         return Looks(small, torch.arange(len(source)), sizes, [])
     assert isinstance(source, Files)
-    numbered = Files(source.paths, torch.arange(len(source)), (3, SIDE, SIDE), "squash", value_range=source.value_range)
+    how: dict[str, Any] = {"image_shape": (3, SIDE, SIDE), "resize": "squash", "interpolation": "bilinear"}
+    numbered = replace(source, labels=torch.arange(len(source)), strict=False, **how)
     images, places, failures = list[Tensor](), list[Tensor](), list[tuple[str, str]]()
     for small, numbers, failed in pump(
         numbered.fetch, torch.split(torch.arange(len(source)), 64), decoding_threads(), 4
@@ -59,14 +61,14 @@ def look(source: Source) -> Looks:
         places.append(numbers)
         failures += failed
     found, reasons = torch.cat(places), dict(failures)
-    sizes = torch.tensor([_size(source.paths[index]) for index in found.tolist()]).reshape(-1, 2)
+    sizes = torch.tensor([_size(source.file(index)) for index in found.tolist()]).reshape(-1, 2)
     unreadable = [(index, reasons[path]) for index, path in enumerate(source.paths) if path in reasons]
     return Looks(torch.cat(images), found, sizes, unreadable)
 
 
-def _size(path: str) -> tuple[int, int]:
+def _size(file: File) -> tuple[int, int]:
     """Width and height of an image as it is shown; its pixels are not decoded."""
-    with Image.open(path) as image:
+    with Image.open(file) as image:
         return image.size[::-1] if image.getexif().get(0x0112) in _TURNED else image.size
 
 
@@ -77,7 +79,7 @@ def picture(source: Source, index: int, size: tuple[int, int], most: int = 0) ->
     assert isinstance(source, Files)
     scale = min(1.0, most / max(size)) if most else 1.0
     width, height = (max(1, round(side * scale)) for side in size)
-    pixels = decode(source.paths[index], (3, height, width), "squash", value_range=source.value_range)
+    pixels = decode(source.file(index), (3, height, width), "squash", value_range=source.value_range)
     return Image.fromarray(pixels.transpose(1, 2, 0))
 
 

@@ -1,0 +1,121 @@
+"""Images in tar shards and in Parquet files: what others write is read, whole, in the splits that the names tell."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from vision_zoo.__main__ import main
+from vision_zoo.data import Pack, Parquet, WebDataset
+from vision_zoo.data.sources import Files
+from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError
+
+NAMES = ["wolf", "cat", "dog"]
+
+
+def picture(number: int) -> tuple[bytes, np.ndarray]:
+    pixels = np.random.default_rng(number).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(content := io.BytesIO(), "PNG")
+    return content.getvalue(), pixels.transpose(2, 0, 1)
+
+
+def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> None:
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, mode) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def labelled(kind: str, numbers: range) -> dict[str, bytes]:
+    found = {}
+    for number in numbers:
+        label = number % 3
+        text = {"cls": str(label), "json": json.dumps({"label": label, "caption": "a.b"}), "txt": f"{NAMES[label]}\n"}[
+            kind
+        ]
+        found |= {f"./shot/{number:04}.png": picture(number)[0], f"./shot/{number:04}.{kind}": text.encode()}
+    return found
+
+
+@pytest.mark.parametrize("kind", ["cls", "json", "txt"])
+def test_tar_shards_are_read(kind, here):
+    for number in range(2):
+        write_tar(here / f"shards/train-{number:06}.tar", labelled(kind, range(number * 15, number * 15 + 15)))
+    write_tar(here / "shards/val-000000.tar", labelled(kind, range(30, 36)))
+    data = WebDataset("shards/*.tar", image_size=16, test_split=6)
+    data.setup()
+    assert data.class_names == (("cat", "dog", "wolf") if kind == "txt" else ("0", "1", "2"))
+    assert data.sizes == {"train": 24, "val": 6, "test": 6}
+    order = [2, 0, 1] if kind == "txt" else [0, 1, 2]
+    images, labels = data.split_images("val")
+    assert labels.tolist() == [order[number % 3] for number in range(30, 36)]
+    assert np.array_equal(images, [picture(number)[1] for number in range(30, 36)])
+
+
+def test_tars_that_cannot_be_used_are_named(here):
+    with pytest.raises(DatasetNotFoundError, match=r"there is no file .*shards/\*.tar"):
+        WebDataset("shards/*.tar").setup()
+    write_tar(here / "a.tar.gz", labelled("cls", range(6)), "w:gz")
+    with pytest.raises(DataError, match=r"a\.tar\.gz is broken"):
+        WebDataset("a.tar.gz").setup()
+    write_tar(
+        here / "b.tar", {**labelled("cls", range(30)), "x.png": b"", "y.cls": b"1", "z.txt": b"2", "z.jpg": b"no"}
+    )
+    data = WebDataset("b.tar", image_size=16)
+    left_out = r"left out: 1 keys without a label \(x\), 1 keys without an image \(y\)"
+    with pytest.warns(UserWarning, match=left_out), pytest.warns(UserWarning, match=r"b\.tar/z\.jpg cannot be decoded"):
+        data.setup()
+
+
+def write_parquet(path: Path, numbers: range, metadata: bool = True, **columns: list) -> None:
+    images = [{"bytes": picture(number)[0], "path": None} for number in numbers]
+    table = pa.table({"image": images, "label": [number % 3 for number in numbers], **columns})
+    features = {"image": {"_type": "Image"}, "label": {"names": NAMES, "_type": "ClassLabel"}}
+    about = {b"huggingface": json.dumps({"info": {"features": features}}).encode()} if metadata else None
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(table.replace_schema_metadata(about), path, row_group_size=7)
+
+
+def test_parquet_files_of_hugging_face_are_read_and_packed(here):
+    write_parquet(here / "x/train-00000-of-00002-0a1b.parquet", range(15))
+    write_parquet(here / "x/train-00001-of-00002.parquet", range(15, 30))
+    write_parquet(here / "x/test-00000-of-00001.parquet", range(30, 36))
+    options = {"image_size": 16, "val_split": 6, "in_memory": False}
+    data = Parquet("x/*.parquet", **options)
+    data.setup()
+    assert isinstance(data.subset("train").source, Files)
+    assert data.class_names == tuple(NAMES)
+    assert data.sizes == {"train": 24, "val": 6, "test": 6}
+    images, labels = data.split_images("test")
+    assert labels.tolist() == [number % 3 for number in range(30, 36)]
+    assert np.array_equal(images, [picture(number)[1] for number in range(30, 36)])
+    words = ["pack", "--data", "Parquet", "--data.path", "x/*.parquet", "--output"]
+    for name, more in (("a.vz", ["--image_size", "16"]), ("b.vz", ["--encoded"])):
+        assert main([*words, name, *more]) == 0
+        packed = Pack(name, image_size=16, val_split=6)
+        for split in ("train", "val", "test"):
+            for mine, its in zip(packed.split_images(split), data.split_images(split), strict=True):
+                assert torch.equal(mine, its)
+
+
+def test_columns_of_other_names_and_rows_without_labels(here):
+    words = ["a", "b", None, ""] * 6
+    write_parquet(here / "x.parquet", range(24), False, kind=words)
+    data = Parquet("x.parquet", columns={"label": "kind"}, image_size=16)
+    with pytest.warns(UserWarning, match="left out: 12 rows without a label"):
+        assert data.class_names == ("a", "b")
+    assert Parquet("x.parquet").class_names == ("0", "1", "2")
+    with pytest.raises(ConfigError, match=r"has the columns image, label, kind\. Name that of the labels with"):
+        Parquet("x.parquet", columns={"label": "sort"}).setup()
+    (here / "y.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(DataError, match=r"y\.parquet is broken"):
+        Parquet("y.parquet").setup()

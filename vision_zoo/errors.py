@@ -52,6 +52,11 @@ def refuse(kind: type[Exception], *problems: tuple[object, str]) -> None:
             raise kind(message)
 
 
+def one_line(error: Exception) -> str:
+    """The beginning of what an error says, of which some libraries write pages."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def diverged(what: str, step: int, epoch: int) -> TrainingError:
     """What ends a training whose numbers are not finite any more."""
     helps = "What was saved before is kept; a smaller --model.optimizer.lr or --trainer.gradient_clip_val 1 often helps"

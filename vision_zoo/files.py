@@ -41,6 +41,16 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises for it
 
 
+def is_address(path: str) -> bool:
+    """Whether it is s3://bucket/name or the like, and no file of this machine."""
+    return "://" in path
+
+
+def user_cache(name: str) -> Path:
+    """The folder for what can be had again, for all runs of the user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vision_zoo" / name
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write a file or replace it; a full disk or a read-only folder is a TrainingError."""
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vision_zoo.errors import CheckpointError, refuse
+from vision_zoo.errors import CheckpointError, one_line, refuse
 from vision_zoo.known import NUMBERS, PREFIX, TENSORS
 from vision_zoo.specs import without_downloads
 
@@ -31,11 +31,6 @@ def fetched(address: str) -> Path:
             (True, f"--ckpt_path {address} cannot be fetched: {one_line(error)}. {way_out}"),
         )
     return Path(folder)
-
-
-def one_line(error: Exception) -> str:
-    """The beginning of what an error says, of which some libraries write pages."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def read_folder(weights: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from vision_zoo.data.folder import ImageFolder
 from vision_zoo.data.pack import Pack
 from vision_zoo.ensemble import Ensemble
 from vision_zoo.errors import CheckpointError, ConfigError, refuse
-from vision_zoo.files import expanded
+from vision_zoo.files import expanded, is_address
 from vision_zoo.specs import import_path, options_of, parameters_of
 from vision_zoo.types import Config
 
@@ -116,7 +116,7 @@ class Parser(LightningCLI):
         options = data.get("init_args")
         self._prepare(options)
         for holder, name in ((options, "root"), (options, "path"), (model, "weights")):
-            if holder is not None and isinstance(holder.get(name), str):
+            if holder is not None and isinstance(holder.get(name), str) and not is_address(holder[name]):
                 holder[name] = str(expanded(holder[name]).resolve())
         if model is not None and isinstance(weights := model.get("weights"), str) and Path(weights).is_dir():
             model["weights"] = str(find_checkpoint(weights, Path(), "best"))

@@ -17,7 +17,10 @@ from vision_zoo.trust import places_outside
 from vision_zoo.types import Config
 
 # These decide nothing about a run: where the data lie, who reads and keeps them, and which weights it began with.
-MAY_DIFFER = ("data.root", "data.path", "data.num_workers", "data.device", "model.weights", "model.backbone.weights")
+MAY_DIFFER = (
+    *("data.root", "data.path", "data.cache_gb", "data.num_workers", "data.device"),
+    *("model.weights", "model.backbone.weights"),
+)
 # Options of the trainer that decide how many steps a run has.
 LENGTHS = ("max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches", "overfit_batches")
 

@@ -20,7 +20,7 @@ from vision_zoo.data.loaders import Loader, fetch_all
 from vision_zoo.data.sources import Files, InMemory, OnDevice, Source, Subset, on_device
 from vision_zoo.data.splits import check_part, read_fold, split_by_fold, stratified_split
 from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, InputError, refuse
-from vision_zoo.files import expanded
+from vision_zoo.files import expanded, is_address
 from vision_zoo.specs import import_path, plain
 from vision_zoo.transforms import LabelledTransform, apply_transforms, check_transforms
 from vision_zoo.types import Batch, ImageShape, Interpolation, LabelledImages, Sampler, Split, ValueRange
@@ -339,10 +339,11 @@ class ImageDataModule(LightningDataModule):
 def described_data(spec: Mapping[str, Any]) -> ImageDataModule | None:
     """The data module of a vetted class_path and init_args, without augmentation; None if none can be made here.
 
-    Its files are not looked at.
+    Its files are not looked at, and a server is not asked.
     """
     try:
         class_path, options = spec["class_path"], spec.get("init_args") or {}
+        refuse(ConfigError, (is_address(str(options.get("path"))), "an address"))
         module = import_path(class_path)(**{name: options[name] for name in options if name != "augmentation"})
     except (InputError, KeyError, TypeError):
         return None

@@ -35,7 +35,7 @@ def fetch(download: Callable[[Path], None], root: Path, missing: Callable[[], Se
         missing: what is still not there; another process may have brought it meanwhile.
     """
     root.mkdir(parents=True, exist_ok=True)
-    with _alone(root):
+    with alone(root):
         for leftover in root.glob(f"{TEMPORARY}*"):  # of a process that was killed, for no other one has the lock
             shutil.rmtree(leftover, ignore_errors=True)
         if not missing():
@@ -52,7 +52,7 @@ def fetch(download: Callable[[Path], None], root: Path, missing: Callable[[], Se
 
 
 @contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
+def alone(root: Path) -> Iterator[None]:
     """Hold the lock of a folder; the processes that come meanwhile wait."""
     lock = lock_file(root / ".lock", wait=True)
     try:

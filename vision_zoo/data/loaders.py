@@ -55,7 +55,8 @@ class Loader:
 
     def state_dict(self) -> dict[str, int]:
         """Where the loader is: the epoch and the batches handed out in it; and of how many images."""
-        return {"epoch": self.epoch, "batches": self._handed_out, "images": len(self.indices)}
+        group = {"shards_at_once": self.source.at_once} if self.source.at_once else {}
+        return {"epoch": self.epoch, "batches": self._handed_out, "images": len(self.indices), **group}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continue the epoch of the state at the next batch; other epochs start at their first."""
@@ -70,7 +71,10 @@ class Loader:
             "bring them back, or start a new run from its weights (its config.yaml with --config, and --model.weights "
             "in place of --ckpt_path)"
         )
-        refuse(DataError, (before != now, message))
+        then, group = state_dict.get("shards_at_once", 0), self.source.at_once
+        way_out = "it cannot resume exactly: give the --data.cache_gb, or the kind of --data.path, that it began with"
+        other = f"the run shuffled {then or 'all'} shards together and now would {group or 'all'}, so that {way_out}"
+        refuse(DataError, (before != now, message), (self.shuffle and then != group, other))
 
     def __len__(self) -> int:
         """Batches of one epoch in this process."""
@@ -81,8 +85,9 @@ class Loader:
         start = self._restored.get("batches", 0) if self._restored.get("epoch") == self.epoch else 0
         self._restored = {}
         self._handed_out = start
+        coming = self.source.await_each(self.batches()[start:])
         fetch = partial(self.source.fetch, among=self.indices) if self.training else self.source.fetch
-        for images, labels, failures in pump(fetch, self.batches()[start:], self.threads, self.threads + 2):
+        for images, labels, failures in pump(fetch, coming, self.threads, self.threads + 2):
             self.source.report(failures)
             message = "None of the training files can be decoded. Repair them, or set --data.root to others"
             refuse(DataError, (self.training and not len(images), message))
@@ -100,6 +105,7 @@ class Loader:
             generator = torch.Generator().manual_seed(mixed)
             order = order[balanced_draw(self.source.labels[order], generator)] if self.balanced else order
             order = order[torch.randperm(len(order), generator=generator)]
+            order = order[self.source.grouped(order, generator)] if self.source.at_once else order
         return self._divided(order)
 
     def _divided(self, order: Tensor) -> list[Tensor]:

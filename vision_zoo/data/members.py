@@ -15,7 +15,7 @@ from vision_zoo.data.folder import ImageFolder, Listing
 from vision_zoo.data.sources import Files, Members
 from vision_zoo.data.splits import part_of
 from vision_zoo.errors import DataError, DatasetNotFoundError, refuse
-from vision_zoo.files import expanded
+from vision_zoo.files import expanded, is_address
 from vision_zoo.types import Split
 
 Member = tuple[str, str, tuple[int, int, int]]
@@ -37,9 +37,9 @@ class InFiles(ImageFolder):
     _kind: Any = Members  # of the source
 
     def __init__(self, path: str, **options: Any) -> None:
-        self.path = expanded(path).absolute()
+        self.path = Path(path) if is_address(path) else expanded(path).absolute()
         super().__init__(**options)
-        self.root, self.hparams["path"] = self.path.parent, str(self.path)
+        self.root, self.hparams["path"] = self.path.parent, path if is_address(path) else str(self.path)
         self._more = dict[str, Any]()  # of its fields
         self._classes = list[str]()  # in their order, where the files tell them
 

@@ -37,11 +37,26 @@ from torch import Tensor
 from vision_zoo.data.decode import UNREADABLE, File
 from vision_zoo.data.folder import Listing
 from vision_zoo.data.members import InFiles
+from vision_zoo.data.remote import Shards
 from vision_zoo.data.sources import Fetched, Members
 from vision_zoo.errors import DataError, DatasetNotFoundError, refuse
+from vision_zoo.files import is_address
 from vision_zoo.types import ImageShape, Split
 
 FORMAT, VERSION, HEAD = "vision_zoo pack", 1, 4096
+_AGAIN = "Copy it again, or pack the images again: vision_zoo pack"
+
+
+def read_head(content: bytes, place: object) -> dict[str, Any]:
+    """The head of a pack in its first bytes; a DataError with its place if it is of another version or kind."""
+    head = dict[str, Any]()
+    with suppress(*UNREADABLE):
+        head = dict(json.loads(content))
+    version = head.get("version")
+    of_another = f"{place} is of version {version} of packs, and this is vision_zoo for version {VERSION}. {_AGAIN}"
+    foreign = f"{place} is none of the files that vision_zoo pack writes. {_AGAIN}"
+    refuse(DataError, (head.get("format") != FORMAT, foreign), (version != VERSION, of_another))
+    return head
 
 
 class PackFile:
@@ -52,16 +67,12 @@ class PackFile:
         DataError: if it is not whole, damaged, or of another version or kind.
     """
 
-    def __init__(self, path: Path) -> None:
-        again = "Copy it again, or pack the images again: vision_zoo pack"
+    def __init__(self, path: Path, shards: Shards | None = None) -> None:
         refuse(DatasetNotFoundError, (not path.is_file(), f"there is no file {path}. Set --data.path to another pack"))
-        self.path, self.head, self.facts, index = path, dict[str, Any](), dict[str, Any](), b""
+        self.path, self.facts, index, again = path, dict[str, Any](), b"", _AGAIN
         with suppress(*UNREADABLE), path.open("rb") as file:
-            self.head = dict(json.loads(file.read(HEAD)))
-        version = self.head.get("version")
-        of_another = f"{path} is of version {version} of packs, and this is vision_zoo for version {VERSION}. {again}"
-        foreign = f"{path} is none of the files that vision_zoo pack writes. {again}"
-        refuse(DataError, (self.head.get("format") != FORMAT, foreign), (version != VERSION, of_another))
+            index = file.read(HEAD)
+        self.head = read_head(index, path)
         self._refuse_part(path, self.head.get("bytes"), again)
         with suppress(*UNREADABLE), path.open("rb") as file:
             file.seek(self.head["index"][0])
@@ -69,8 +80,10 @@ class PackFile:
             self.facts = json.loads(self.array("facts").tobytes())
         damaged = not self.facts or zlib.crc32(index) != self.head["index"][1]
         refuse(DataError, (damaged, f"{path} is damaged: its index has not the checksum that it should have. {again}"))
-        for name, size in self.facts["shards"]:
+        for name, size in () if shards else self.facts["shards"]:
             self._refuse_part(path.with_name(name), size, again)
+        if shards:
+            shards.fill(self.facts["shards"], self.array("spans"), path)
         self.files = [str(path.with_name(name)) for name, _ in self.facts["shards"]] or [str(path)]
 
     def array(self, name: str) -> Any:
@@ -93,6 +106,9 @@ class Mapped(Members):
         """The images of these indices; of another shape, they are resized as files are."""
         if self.pixels != self.image_shape:
             return super().fetch(indices, among)
+        if self.shards:  # which come and go
+            raw = [torch.frombuffer(bytearray(self.raw(index)), dtype=torch.uint8) for index in indices.tolist()]
+            return Fetched(torch.stack(raw).view(-1, *self.pixels), self.labels[indices])
         maps, spans = self._maps, self.spans[indices].tolist()
         for number, offset, length, _ in spans if hasattr(mmap, "MADV_WILLNEED") else ():  # the disk reads all at once
             start = offset - offset % mmap.PAGESIZE
@@ -126,25 +142,35 @@ class Pack(InFiles):
     encoded ones.
 
     Args:
-        path: the file, NAME.vz; its shards, if any, must lie beside it.
+        path: the file, NAME.vz; its shards, if any, must lie beside it. Or its address, such as s3://bucket/photos.vz,
+            gs:// or https://, from which the shards are fetched ahead, into the user's cache.
+        cache_gb: the most that the cache may take, in GiB. Where the shards do not all fit, half as many as fit are
+            shuffled together, and the groups of shards in each epoch anew.
     """
 
-    def __init__(self, path: str, **options: Any) -> None:
+    def __init__(self, path: str, *, cache_gb: float = 20.0, **options: Any) -> None:
         super().__init__(path, **options)
         self._pack = PackFile(self.path) if self.path.is_file() else None  # what is missing is told when it is needed
+        self._shards = None
+        if is_address(path):
+            self._shards = Shards(path, cache_gb)
+            head = read_head(self._shards.head(HEAD), path)
+            self._pack = PackFile(self._shards.index(head, head["index"][0] <= HEAD), self._shards)
+            self._more["shards"] = self._shards
         facts = self._pack.facts if self._pack else {}
         self._given = {name: facts.get(name) if value is None else value for name, value in self._given.items()}
         if shape := facts.get("image_shape"):
             size = self.image_size if options.get("image_size") else shape[1:]
             self.image_shape, self.in_memory = (shape[0], *size), bool(self.in_memory)
             self.resize, self.interpolation = facts["resize"], facts["interpolation"]
-            self.value_range, self._kind, self._more = facts["value_range"], Mapped, {"pixels": tuple(shape)}
+            self.value_range, self._kind = facts["value_range"], Mapped
+            self._more["pixels"] = tuple(shape)
 
     @functools.cached_property
     def _scan(self) -> tuple[tuple[str, ...], dict[Split, Listing]]:
         pack, found = self._pack or PackFile(self.path), dict[Split, Listing]()
         names, self._keys = json.loads(pack.array("names").tobytes())
-        self._holders, self._paths = pack.files, [f"{self.path}/{name}" for name in names]
+        self._holders, self._paths = [] if self._shards else pack.files, [f"{self.path}/{name}" for name in names]
         self._spans, labels = (torch.from_numpy(pack.array(name).copy()) for name in ("spans", "labels"))
         for number, split in enumerate(get_args(Split)):
             rows = (pack.array("parts") == number).nonzero()[0]

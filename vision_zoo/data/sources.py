@@ -40,6 +40,7 @@ class Source:
     """Labelled images, of which any few can be fetched."""
 
     labels: Tensor  # int64 (N,) in [0, K)
+    at_once = 0  # files that are shuffled together, where images are fetched in files of many; 0 for all
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,6 +53,14 @@ class Source:
             among: in place of one that cannot be read, a fixed other one of these, int64; otherwise it is left out.
         """
         raise NotImplementedError
+
+    def grouped(self, order: Tensor, generator: torch.Generator) -> Tensor:
+        """Places in an order, int64 (N,), which bring those together that are in files that are shuffled together."""
+        raise NotImplementedError
+
+    def await_each(self, batches: list[Tensor]) -> Iterable[Tensor]:
+        """Each batch of indices once its images can be fetched."""
+        return batches
 
     def report(self, failures: Sequence[tuple[str, str]], *, last: bool = False) -> None:
         """Name files that could not be decoded, each once; count them after the last ones."""
@@ -157,7 +166,7 @@ class Files(Source):
         found: list[int] = []
         failures: list[tuple[str, str]] = []
         for wanted in indices.tolist():
-            if getattr(_thread, "ended", None):  # the process need not wait for the rest
+            if ended():  # the process need not wait for the rest
                 break
             for index in (wanted,) if among is None else _with_others(wanted, among):
                 try:
@@ -191,6 +200,19 @@ class Members(Files):
     files: Sequence[str] = ()
     spans: Tensor = field(default_factory=lambda: torch.empty((0, 4), dtype=torch.int64))
     # int64 (N, 4): the number of the file; offset and length there, in bytes; CRC-32, or 0 where none is known
+    shards: Any = None  # in place of files, `remote.Shards`
+
+    def __post_init__(self) -> None:
+        self.at_once = self.shards.at_once if self.shards else 0
+
+    def grouped(self, order: Tensor, generator: torch.Generator) -> Tensor:
+        """Draws which shards are shuffled together."""
+        places = torch.randperm(len(self.shards.parts), generator=generator)[self.spans[order, 0]]
+        return (places // self.at_once).argsort(stable=True)
+
+    def await_each(self, batches: list[Tensor]) -> Iterable[Tensor]:
+        """Fetches shards ahead."""
+        return self.shards.await_each(batches, self.spans[:, 0]) if self.shards else batches
 
     def file(self, index: int) -> File:
         """The bytes of an image, as a file."""
@@ -199,7 +221,7 @@ class Members(Files):
     def raw(self, index: int) -> bytes:
         """The bytes of an image."""
         number, offset, length, _ = self.spans[index].tolist()
-        with Path(self.files[number]).open("rb") as file:
+        with self.shards.open(number) if self.shards else Path(self.files[number]).open("rb") as file:
             file.seek(offset)
             return file.read(length)
 
@@ -210,6 +232,11 @@ class Members(Files):
     def stamps(self, indices: Tensor) -> list[object]:
         """What changes with these images: names, sizes and times of the files that hold them, and the places there."""
         return [*map(_stamp, self.files), zlib.crc32(self.spans[indices].numpy().tobytes())]
+
+
+def ended() -> bool:
+    """Whether this is a thread of a pump from which nobody takes any more."""
+    return bool(getattr(_thread, "ended", None))
 
 
 def join(parts: Sequence[tuple[Source, Tensor]]) -> Source:

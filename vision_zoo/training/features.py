@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import io
-import os
 import time
 from contextlib import ExitStack, suppress
 from itertools import product
@@ -21,7 +20,7 @@ from vision_zoo.classifier import Classifier, set_memory_format
 from vision_zoo.data.decode import decoding_threads
 from vision_zoo.data.sources import Files, InMemory, Source, pump
 from vision_zoo.errors import CheckpointError, DataError, TrainingError, refuse
-from vision_zoo.files import lock_file, release, write_file
+from vision_zoo.files import lock_file, release, user_cache, write_file
 from vision_zoo.specs import describe
 from vision_zoo.training.performance import has_fast_bf16
 from vision_zoo.training.speed_trial import Trial, Way
@@ -76,7 +75,7 @@ def features_of(model: Classifier, source: Source, indices: Tensor | None = None
 
 def _folder() -> Path:
     """Where features are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vision_zoo" / "features"
+    return user_cache("features")
 
 
 def _drop_oldest(folder: Path) -> None:

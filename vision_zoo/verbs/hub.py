@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 
 from vision_zoo.checkpoints import Checkpoint
 from vision_zoo.classifier import Classifier
-from vision_zoo.errors import ConfigError, refuse
+from vision_zoo.errors import ConfigError, one_line, refuse
 from vision_zoo.files import write_file
-from vision_zoo.hub import CARD, FILES, described, one_line
+from vision_zoo.hub import CARD, FILES, described
 from vision_zoo.specs import import_path
 from vision_zoo.verbs.formats import FORMATS, ExportError, Metadata
 from vision_zoo.verbs.output import output_folder

@@ -6,6 +6,7 @@ The hosts are those of two_hosts.py. The database runs on the first one, from De
 psycopg2 (pip install psycopg2-binary). Exit code 1 where a trial is lost or tried twice, 2 where this cannot be tried.
 """
 
+import argparse
 import csv
 import importlib.util
 import os
@@ -94,6 +95,7 @@ for trial in optuna.load_study(study_name="mine", storage="{URL}").trials:
 
 def main() -> int:
     """Try it; see the top of this file."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     needed = {"the program ip": shutil.which("ip"), "postgresql": found, "root": os.geteuid() == 0}
     needed["psycopg2"] = importlib.util.find_spec("psycopg2")

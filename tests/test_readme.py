@@ -139,6 +139,7 @@ def test_every_reason_not_to_try_a_command_is_needed():
             assert text in every + blocks(README, "python")[-1], text
 
 
+@pytest.mark.slow  # 5 s
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name * (page != README) or "project")
 def test_every_python_block_of_a_page_runs(page, folder):
     for block in blocks(page, "python"):

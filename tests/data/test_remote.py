@@ -1,5 +1,6 @@
 """A pack at an address gives what the file gives, over connections that fail and with a cache that is bounded."""
 
+import contextlib
 import os
 import random
 import re
@@ -82,7 +83,11 @@ def server(packs):
 
 
 def taken(cache: Path) -> int:
-    return sum(path.stat().st_size for path in cache.iterdir() if path.suffix in (".shard", ".part"))
+    found = 0
+    for path in cache.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has just made room for another
+            found += path.stat().st_size if path.suffix in (".shard", ".part") else 0
+    return found
 
 
 def epoch(data: Pack, number: int = 0, start: int = 0) -> list[torch.Tensor]:

@@ -28,6 +28,7 @@ def test_a_run_that_stopped_early_has_ended(here, capsys):
     assert json.loads((run / "results.json").read_text())["epochs"] == 1
 
 
+@pytest.mark.slow  # 2 s
 def test_a_run_whose_schedule_has_ended_names_the_command_that_trains_on(trained_run, here, capsys):
     run = shutil.copytree(trained_run, here / "runs/default/version_0")
     assert main(["fit", "--ckpt_path", str(run)]) == 0
@@ -71,6 +72,7 @@ def test_the_weights_that_a_run_ends_with_are_validated(words, validated, here):
     assert (run / "metrics.csv").read_text() == before
 
 
+@pytest.mark.slow  # 4 s
 @pytest.mark.parametrize("step", [15, 26])
 def test_a_run_that_ends_by_its_steps_goes_on_exactly_after_a_crash(step, tmp_path, monkeypatch):
     words = [*STATEFUL, "--trainer.max_steps", "30"]
@@ -99,6 +101,7 @@ def time_is_up_after(monkeypatch, batches: int) -> None:
     monkeypatch.setattr(Timer, "on_train_batch_end", on_train_batch_end)
 
 
+@pytest.mark.slow  # 6 s
 @pytest.mark.parametrize("step", [15, 18, 24], ids=["within_an_epoch", "before_a_validation", "at_an_epochs_end"])
 def test_a_run_whose_time_was_up_goes_on_exactly(step, undisturbed, tmp_path, monkeypatch, capsys):
     root = ["--trainer.default_root_dir", str(tmp_path)]

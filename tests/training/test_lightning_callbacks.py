@@ -52,6 +52,7 @@ def assert_checkpoints_hold_what_was_validated(run: Path, monkeypatch, capsys) -
 # ---------------------------------------------------------------------------------------------------- averaged, pruned
 
 
+@pytest.mark.slow  # 6 s
 @pytest.mark.parametrize(
     "options",
     [
@@ -69,6 +70,7 @@ def test_an_average_that_begins_late_is_what_is_validated_and_saved(options, tmp
     assert losses[1] < losses[0]  # not of the weights before training
 
 
+@pytest.mark.slow  # 3 s
 @WITH_SWA
 @pytest.mark.parametrize("backbone", ["LeNet5", pytest.param("FashionCNN", marks=pytest.mark.slow)])  # 3 s
 def test_a_run_with_averaged_weights_ends_with_them_whatever_the_network(backbone, tmp_path, monkeypatch, capsys):
@@ -84,6 +86,7 @@ def test_a_run_with_averaged_weights_ends_with_them_whatever_the_network(backbon
     assert all(torch.equal(last["state_dict"][name], average[name]) for name in weights)
 
 
+@pytest.mark.slow  # 4 s
 @pytest.mark.parametrize("permanent", ["true", pytest.param("false", marks=pytest.mark.slow)])  # 4 s
 def test_pruned_weights_are_plain_ones_in_checkpoints_and_stay_pruned(permanent, tmp_path, monkeypatch, capsys):
     options = f"{{pruning_fn: l1_unstructured, amount: 0.3, use_lottery_ticket_hypothesis: false, \
@@ -102,6 +105,7 @@ make_pruning_permanent: {permanent}}}"
 # ---------------------------------------------------------------------------------------------------------- finetuning
 
 
+@pytest.mark.slow  # 5 s
 @pytest.mark.parametrize(
     "scheduler",
     ["OneCycleLR", *(pytest.param(s, marks=pytest.mark.slow) for s in ("null", "CosineAnnealingLR"))],  # 2 s

@@ -159,6 +159,7 @@ def test_a_run_does_not_go_on_with_other_images(here, capsys, monkeypatch):
         assert re.search(r"the run was trained on \d+ images and there are \d+ now", capsys.readouterr().err)
 
 
+@pytest.mark.slow  # 3 s
 def test_a_run_goes_on_for_longer(here):
     assert main([*QUICK, "--trainer.max_epochs", "1", "--model.scheduler", "null"]) == 0
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0

@@ -65,7 +65,7 @@ def with_audit(options: argparse.Namespace) -> None:
         audited = findings.all_of(data)
         if name == "MNIST":
             audited = audited._replace(source=InMemory(*audited.source.fetch(torch.arange(IMAGES))[:2]))
-        backbone = partial(EfficientNetLite, weights="DEFAULT")
+        backbone = partial(EfficientNetLite, weights="DEFAULT", every_stage=True)  # as audit has it
         model = Classifier(backbone, data.image_shape, data.class_names, mean=(0.5,), std=(0.5,))
         looks, true = look(audited.source), audited.source.labels
         values = features_of(model, audited.source).values

@@ -40,7 +40,8 @@ def main() -> None:
         val_split=0,
     )
     shape = (3, options.image_size, options.image_size)
-    model = Classifier(partial(EfficientNetLite, weights="DEFAULT"), shape, photos.class_names).eval()
+    network = partial(EfficientNetLite, weights="DEFAULT", every_stage=True)  # as teach has it
+    model = Classifier(network, shape, photos.class_names).eval()
     pool, test = (_data(model, photos, split) for split in ("train", "test"))
     found = {way: [_accuracies(pool, test, way, seed) for seed in range(DRAWS)] for way in ("next", "random")}
     sizes = [FIRST * 2**number for number in range(ROUNDS + 1)]

@@ -82,13 +82,14 @@ def answers(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def held_out(options: argparse.Namespace) -> None:
     """Two kinds of flowers held out, for every two: EfficientNet-Lite's features and a head for the other kinds."""
-    shape, weights = (3, options.image_size, options.image_size), partial(EfficientNetLite, weights="DEFAULT")
+    shape = (3, options.image_size, options.image_size)
+    weights = partial(EfficientNetLite, weights="DEFAULT", every_stage=True)  # as teach has it
     data = ImageFolder(root=options.flowers, image_size=options.image_size, val_split=0.15, interpolation="bicubic")
     model = Classifier(weights, shape, data.class_names)
     parts = {}
     for split in ("train", "val", "test"):
         source, indices = data.subset(split)
-        values, places = features_of(model, source)
+        values, places, _ = features_of(model, source)
         chosen = torch.isin(places, indices)
         parts[split] = values[chosen], source.labels[places[chosen]]
     for pair_ in itertools.combinations(range(data.num_classes), 2):

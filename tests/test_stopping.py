@@ -172,6 +172,15 @@ def test_what_the_machine_lacks_is_told_with_exit_code_1_though_it_made_an_input
         assert (told in message, code) == (True, 1), message
 
 
+def test_a_process_that_is_allowed_too_little_memory_ends_before_openblas_waits_for_it(here):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (150_000 * 1024,) * 2)
+
+    words = [sys.executable, "-m", "vision_zoo", "summary"]
+    done = subprocess.run(words, preexec_fn=limit, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, "there is not enough memory" in done.stderr) == (1, True), done.stderr
+
+
 def test_a_file_that_asks_for_impossible_memory_is_broken_itself():
     assert not lack(MemoryError(), reading=True)
     assert not lack(OSError("cannot identify image file"), reading=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import mmap
 import os
 import sys
 
@@ -9,6 +10,8 @@ from vision_zoo.cli.commands import COMMANDS, command_help, overview
 from vision_zoo.errors import InputError, VisionZooError, did_you_mean, lack, missing
 from vision_zoo.stopping import until_stopped
 from vision_zoo.version import __version__
+
+OPENBLAS = 128 * 2**20  # bytes that it may ask for as it is loaded
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,6 +72,9 @@ def _run(words: list[str]) -> int:
         return int(module.main(words[1:]))
     if "" not in sys.path:  # the user's own modules, in the working directory; last, so that none hides another
         sys.path.append("")
+    with mmap.mmap(-1, OPENBLAS):  # which asks without end for memory that is not there
+        pass
+    importlib.import_module("scipy.linalg")  # loads it
     from vision_zoo.cli.main import main as run  # noqa: PLC0415  # imports torch, which takes seconds
 
     return run([first, "--help"] if "--help_all" in words else words)

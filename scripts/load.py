@@ -1,29 +1,41 @@
-"""What `vision_zoo serve` bears: many clients at once, and hostile uploads.
+"""What `vision_zoo serve` bears: many clients at once, many requests, and hostile uploads.
 
 python scripts/load.py --ckpt_path runs/lenet5_mnist/version_0 --images scans --seconds 60
+python scripts/load.py --ckpt_path runs/lenet5_mnist/version_0 --images scans --requests 100000
 python scripts/load.py --ckpt_path runs/lenet5_mnist/version_0 --images scans --hostile 2000
+python scripts/load.py --ckpt_path runs/lenet5_mnist/version_0 --images scans --litserve LITSERVE/bin/python
 
-It starts the server itself, and tells images per second, median and 99th percentile of a request's time, errors, and
-the server's memory. Hostile uploads are bombs, halves, files with bytes changed, polyglots and forms with paths for
-names; each must get an answer below 500, and the server must be there afterwards.
+It starts the server itself, and tells images per second, beside those of `vision_zoo predict` on the same files, median
+and 99th percentile of a request's time, errors, and the server's memory at every tenth. A request has one image. The
+clients compute on the same machine: what a request costs them and the server is told. Hostile uploads are bombs,
+halves, files with bytes changed, polyglots and forms with paths for names; each must get an answer below 500, and the
+server must be there afterwards. --litserve loads the server of scripts/peer_litserve.py instead, for which images are
+base64 in JSON.
 """
 
 import argparse
+import base64
 import http.client
 import io
+import itertools
+import json
+import os
 import random
+import re
+import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zlib
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+OURS = [sys.executable, "-m", "vision_zoo"]
 
 
 def main() -> int:
@@ -33,28 +45,65 @@ def main() -> int:
     parser.add_argument("--images", required=True, help="a folder of image files")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--requests", type=int, default=0, help="so many requests in place of the seconds")
     parser.add_argument("--hostile", type=int, default=0, help="so many hostile uploads in place of the load")
+    parser.add_argument("--litserve", help="Python of an environment that has LitServe, to load its server instead")
     given = parser.parse_args()
     files = [path.read_bytes() for path in sorted(Path(given.images).rglob("*")) if path.is_file()]
-    command = [sys.executable, "-m", "vision_zoo", "serve", "--ckpt_path", given.ckpt_path, "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    predicted = 0.0 if given.hostile or given.requests else predict(given)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    own = [*OURS, "serve", "--ckpt_path", given.ckpt_path, "--port", port]
+    peer = [given.litserve, str(ROOT / "scripts/peer_litserve.py"), given.ckpt_path, port]
+    server = subprocess.Popen(peer if given.litserve else own, stdout=subprocess.DEVNULL, env=environment())
     try:
-        assert server.stdout is not None
-        place = urlsplit(server.stdout.readline().split()[0]).netloc
-        before = memory(server.pid)
-        failed = hostile(place, files, given.hostile) if given.hostile else load(place, files, given)
+        place = f"127.0.0.1:{port}"
+        wait_for(place, server)
+        failed = hostile(place, files, given.hostile) if given.hostile else load(place, files, given, server, predicted)
         alive = server.poll() is None
-        print(f"memory {before:.0f} MB before, {memory(server.pid):.0f} MB after; {'alive' if alive else 'ENDED'}")
+        print(f"memory {used(server.pid)[0]:.0f} MB at the end; {'alive' if alive else 'ENDED'}")
         return int(bool(failed) or not alive)
     finally:
         server.terminate()
         server.wait(30)
 
 
-def memory(pid: int) -> float:
-    """Resident megabytes of a process."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+def environment() -> dict[str, str]:
+    """For programs that are to find the vision_zoo of this checkout."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def predict(given: argparse.Namespace) -> float:
+    """Images per second of `vision_zoo predict`, by its own clock."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["--ckpt_path", given.ckpt_path, "--images", given.images, "--output", f"{folder}/said.csv"]
+        told = subprocess.run([*OURS, "predict", *words], capture_output=True, text=True, check=True, env=environment())
+    found = re.search(r"\(([\d,]+) images/s\)", told.stdout)
+    assert found is not None, told.stdout
+    return float(found[1].replace(",", ""))
+
+
+def wait_for(place: str, server: subprocess.Popen[bytes]) -> None:
+    """Return when the server answers."""
+    while server.poll() is None:
+        try:
+            connection = http.client.HTTPConnection(place, timeout=60)
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise SystemExit("the server ended before it began")
+
+
+def used(pid: int) -> tuple[float, float]:
+    """Resident megabytes, and seconds of processors so far, of a process and of those that it started."""
+    folder = Path(f"/proc/{pid}")
+    megabytes = int((folder / "status").read_text().partition("VmRSS:")[2].split()[0]) / 1024
+    ticks = sum(map(int, (folder / "stat").read_text().rpartition(")")[2].split()[11:13]))
+    children = [int(child) for path in folder.glob("task/*/children") for child in path.read_text().split()]
+    parts = [(megabytes, ticks / os.sysconf("SC_CLK_TCK")), *map(used, children)]
+    return sum(part[0] for part in parts), sum(part[1] for part in parts)
 
 
 def post(connection: http.client.HTTPConnection, body: bytes, kind: str = "image/any") -> int:
@@ -65,31 +114,50 @@ def post(connection: http.client.HTTPConnection, body: bytes, kind: str = "image
     return response.status
 
 
-def load(place: str, files: list[bytes], given: argparse.Namespace) -> int:
+def load(
+    place: str, files: list[bytes], given: argparse.Namespace, server: subprocess.Popen[bytes], predicted: float
+) -> int:
     """Send images from many clients; how many were not answered."""
-    done = time.monotonic() + given.seconds
+    kind = "application/json" if given.litserve else "image/any"
+    if given.litserve:
+        files = [json.dumps({"image": base64.b64encode(file).decode()}).encode() for file in files]
+    began, own, theirs = time.monotonic(), time.process_time(), used(server.pid)[1]
+    done = float("inf") if given.requests else began + given.seconds
+    numbers, most = itertools.count(), given.requests or float("inf")
     times: list[float] = []
     errors: list[object] = []
 
     def client(number: int) -> None:
         chance, connection = random.Random(number), http.client.HTTPConnection(place, timeout=60)
-        while time.monotonic() < done:
-            began = time.monotonic()
+        while time.monotonic() < done and next(numbers) < most:
+            sent = time.monotonic()
             try:
-                status = post(connection, chance.choice(files))
-            except OSError as error:
+                status: object = post(connection, chance.choice(files), kind)
+            except (OSError, http.client.HTTPException) as error:
                 status, connection = error, http.client.HTTPConnection(place, timeout=60)
-            times.append(time.monotonic() - began)
+            times.append(time.monotonic() - sent)
             errors.extend([status] * (status != 200))
+
+    def gone() -> float:
+        return len(times) / given.requests if given.requests else (time.monotonic() - began) / given.seconds
 
     threads = [threading.Thread(target=client, args=[number]) for number in range(given.clients)]
     for thread in threads:
         thread.start()
+    for tenth in range(1, 11):
+        while any(thread.is_alive() for thread in threads) and gone() < tenth / 10:
+            time.sleep(0.05)
+        print(f"{len(times):>9,} requests, memory {used(server.pid)[0]:.0f} MB")
     for thread in threads:
         thread.join()
+    seconds, own, theirs = time.monotonic() - began, time.process_time() - own, used(server.pid)[1] - theirs
     times.sort()
-    median, p99 = statistics.median(times), times[int(0.99 * len(times))]
-    print(f"{len(times) / given.seconds:.0f} images/s of {given.clients} clients; {len(times):,} requests")
+    rate, median, p99 = len(times) / seconds, statistics.median(times), times[int(0.99 * len(times))]
+    cost, own_cost = 1e3 * theirs / len(times), 1e3 * own / len(times)
+    print(f"{rate:.0f} images/s of {given.clients} clients")
+    print(f"a request took {cost:.2f} ms of a processor in the server, {own_cost:.2f} ms in its client")
+    if predicted:
+        print(f"{rate / predicted:.2f} of the {predicted:.0f} images/s of predict")
     print(f"median {1e3 * median:.1f} ms, p99 {1e3 * p99:.1f} ms ({p99 / median:.2f} times); {len(errors)} errors")
     return len(errors)
 

@@ -199,7 +199,6 @@ def test_one_draws_a_digit_and_drops_a_picture_in_a_browser(page, trained_run, w
         assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         tab.screenshot(path=shots / f"html_{width}_{scheme}.png", full_page=True)
         drawn = [(blob, row) for blob, row in tab.evaluate("window.seen") if "top" in row]
-        tab.keyboard.press("Tab")
         tab.focus("#clear")
         tab.keyboard.press("Enter")
         assert tab.locator("#drawn .bars").count() == 0
@@ -208,6 +207,39 @@ def test_one_draws_a_digit_and_drops_a_picture_in_a_browser(page, trained_run, w
         pixels = torch.from_numpy(decode(io.BytesIO(base64.b64decode(blob)), (1, 28, 28), "crop").copy())
         assert pixels.max() > 0
         assert row["top"][0]["label"] == DIGITS[int(model(pixels).argmax())]
+
+
+@pytest.mark.slow  # 3 s
+@in_chromium
+def test_one_draws_by_keyboard(page, tmp_path):
+    from playwright.sync_api import expect
+
+    inked = """() => { const { data } = canvas.getContext("2d").getImageData(0, 0, 280, 280), found = [];
+        for (let i = 0; i < 280 * 280; i++) if (data[4 * i] > 128) found.push([i % 280, Math.floor(i / 280)]);
+        return found; }"""
+    with opened(page) as tab:
+        assert "arrow keys: space" in tab.locator("#canvas").get_attribute("aria-label")
+        tab.locator("body").press("Tab")
+        expect(tab.locator("#canvas")).to_be_focused()
+        expect(tab.locator("#canvas + i")).to_be_visible()
+        for key in ("ArrowUp",) * 8:
+            tab.keyboard.press(key)
+        assert tab.evaluate(inked) == []  # the pen is up
+        tab.keyboard.press("Space")
+        expect(tab.locator("#keys")).to_have_text("The pen is down.")
+        for key in ("ArrowDown",) * 16:
+            tab.keyboard.press(key)
+        tab.keyboard.press("Space")
+        expect(tab.locator("#keys")).to_have_text("The pen is up.")
+        for key in ("ArrowRight",) * 40:
+            tab.keyboard.press(key)
+        across, down = zip(*tab.evaluate(inked), strict=True)
+        assert (min(across), max(across), min(down), max(down)) == pytest.approx((130, 149, 50, 229), abs=1)
+        expect(tab.locator("#drawn .bars li")).to_have_count(5)
+        tab.screenshot(path=Path(os.environ.get("VISION_ZOO_SHOTS", tmp_path)) / "html_keyboard.png")
+        tab.locator("#canvas").press("Tab")  # to the button
+        tab.keyboard.press("Enter")
+        assert (tab.locator("#drawn .bars").count(), tab.evaluate(inked)) == (0, [])
 
 
 def in_page(tab, call: str, files: list[bytes]) -> list:

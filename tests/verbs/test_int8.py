@@ -37,12 +37,13 @@ def made(trained_run, tmp_path_factory) -> tuple[Path, str]:
     return file, "\n".join(told)
 
 
-def test_the_weights_of_every_layer_are_int8_with_a_scale_for_each_channel(made):
+def test_the_weights_of_every_layer_but_the_first_are_int8_with_a_scale_for_each_channel(made):
     graph = onnx.load(made[0]).graph
     stored, makers = {t.name: t for t in graph.initializer}, {n.output[0]: n for n in graph.node}
     layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
     assert len(layers) == 5
-    for layer in layers:
+    assert stored[layers[0].input[1]].data_type == onnx.TensorProto.FLOAT  # a convolution of one channel
+    for layer in layers[1:]:
         weight = makers[layer.input[1]]
         assert weight.op_type == "DequantizeLinear"
         values, scales = (onnx.numpy_helper.to_array(stored[name]) for name in weight.input[:2])
@@ -59,8 +60,8 @@ def test_the_runtime_computes_with_integers(made, tmp_path):
     options.log_severity_level = 3
     onnxruntime.InferenceSession(made[0], options)
     kinds = [node.op_type for node in onnx.load(tmp_path / "as_run.onnx").graph.node]
-    assert "Conv" not in kinds
-    assert sum(kind.startswith(("QLinearConv", "QGemm")) for kind in kinds) == 5
+    assert kinds.count("Conv") == 1
+    assert sum(kind.startswith(("QLinearConv", "QGemm")) for kind in kinds) == 4
 
 
 def test_the_file_is_small_takes_raw_images_and_describes_itself(made):
@@ -84,7 +85,7 @@ def test_what_is_told_is_what_another_program_measures(made, trained_run):
     (logits,) = onnxruntime.InferenceSession(made[0]).run(None, {"images": data.images.numpy()})
     after = torch.from_numpy(logits).argmax(1) == data.labels
     layers, of, size, count, was, now, drop, low, high = TOLD.search(made[1]).groups()
-    assert (layers, of, int(count)) == ("5", "5", len(data.labels))
+    assert (layers, of, int(count)) == ("4", "5", len(data.labels))
     assert float(size) == pytest.approx(made[0].stat().st_size / (4 * 61_706), rel=0.05)
     shares = [100 * float(right.float().mean()) for right in (before, after)]
     assert [float(was), float(now)] == pytest.approx(shares, abs=0.005)
@@ -122,11 +123,12 @@ def with_outliers(checkpoint: Path, places: int) -> str:
     One channel is ten thousand times as large as the others, and the weights that read it as much smaller.
     """
     content = torch.load(checkpoint, weights_only=True)
-    norms, convs = ("0.2", "0.5", "1.2"), ("0.3", "1.0", "1.3")
-    for norm, conv in list(zip(norms, convs, strict=True))[:places]:
+    norms, layers = ("0.2", "0.5", "1.2", "1.5"), ("features.0.3", "features.1.0", "features.1.3", "head.0")
+    for norm, layer in list(zip(norms, layers, strict=True))[:places]:
+        scale, weight = (content["state_dict"][f"backbone.{name}.weight"] for name in (f"features.{norm}", layer))
+        weight[:, : weight.shape[1] // len(scale)] *= 1e-4  # pixels of the channel, of the linear layer
         for name in ("weight", "bias"):
             content["state_dict"][f"backbone.features.{norm}.{name}"][0] *= 1e4
-        content["state_dict"][f"backbone.features.{conv}.weight"][:, 0] *= 1e-4
     torch.save(content, "fragile.ckpt")
     return "fragile.ckpt"
 
@@ -136,18 +138,18 @@ def test_layers_that_cost_too_much_stay_float(trained_cnn, here, capsys):
     fragile = with_outliers(trained_cnn, 1)
     assert main(["export", "--ckpt_path", fragile, "--int8", "--max_drop", "2", "--output", "net.onnx"]) == 0
     out = capsys.readouterr().out
-    assert "int8: 3 of 6 layers (features.0.0, head.3, features.0.3 float), " in out
+    assert "int8: 3 of 6 layers (features.0.0, features.0.3, head.3 float), " in out
     assert float(TOLD.search(out)[7]) <= 2
     weights = [t for t in onnx.load("net.onnx").graph.initializer if len(t.dims) > 1]
     assert [t.data_type for t in weights].count(onnx.TensorProto.INT8) == 3
 
 
 def test_what_cannot_be_held_is_refused_and_the_file_of_before_is_kept(trained_cnn, here, capsys):
-    fragile = with_outliers(trained_cnn, 3)
+    fragile = with_outliers(trained_cnn, 4)
     Path("net.onnx").write_text("the one of yesterday")
     assert main(["export", "--ckpt_path", fragile, "--int8", "--output", "net.onnx"]) == 1
     error = capsys.readouterr().err
-    assert re.search(r"int8 costs too much, with 2 of 6 layers still: accuracy on 500 .*--max_drop \d+\.\d\d", error)
+    assert re.search(r"int8 costs too much, with 1 of 6 layers still: accuracy on 500 .*--max_drop \d+\.\d\d", error)
     assert Path("net.onnx").read_text() == "the one of yesterday"
     assert sorted(path.name for path in here.iterdir()) == ["fragile.ckpt", "net.onnx"]
 
@@ -180,7 +182,7 @@ def test_normalisation_and_known_score_stay_float_and_both_shares_are_told(here,
         return [node.op_type, *(kind for one in node.input for kind in before(one, stop))]
 
     behind_images = [before(node.input[0], "") for node in graph.node if node.op_type == "QuantizeLinear"]
-    assert set(min(behind_images, key=len)) == {"Cast", "Mul", "Add"}
+    assert set(min(behind_images, key=len)) == {"Cast", "Mul", "Add", "Conv", "Tanh", "AveragePool"}
     score = before("known_score", "DequantizeLinear")
     assert "MatMul" in score
     assert "QuantizeLinear" not in score
@@ -208,7 +210,7 @@ class Mixed(nn.Module):
 
 
 @pytest.mark.slow  # 5 s
-def test_networks_of_many_kinds_of_layers_are_int8_throughout(here, capsys):
+def test_networks_of_many_kinds_of_layers_are_int8_behind_the_first(here, capsys):
     data = tiny.write_npz(here / "data.npz", 100, 20, (32, 32, 3))
     trust = ["--trusted_packages", "tests"]
     fit = ["fit", "--model.backbone", "tests.verbs.test_int8.Mixed", "--data", "ArrayFile", "--data.path", str(data)]
@@ -216,13 +218,13 @@ def test_networks_of_many_kinds_of_layers_are_int8_throughout(here, capsys):
     words = ["export", "--ckpt_path", "best", *trust, "--int8", "--max_drop", "50"]
     assert main([*words, "--output", "net.onnx"]) == 0
     told = TOLD.search(capsys.readouterr().out)
-    assert (told[1], told[2]) == ("4", "4")
+    assert (told[1], told[2]) == ("3", "4")
     graph = onnx.load("net.onnx").graph
     kinds = [node.op_type for node in graph.node]
     assert "BatchNormalization" not in kinds
     assert "MatMul" in kinds
     int8s = [t for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1]
-    assert sum(int(np.prod(t.dims)) for t in int8s) == 27 * 32 + 9 * 32 * 32 + 32 * 256 + 256 * 10
+    assert sum(int(np.prod(t.dims)) for t in int8s) == 9 * 32 * 32 + 32 * 256 + 256 * 10
     data.rename("elsewhere.npz")
     assert main([*words, "--output", "other.onnx"]) == 2
     error = capsys.readouterr().err
@@ -259,6 +261,6 @@ def test_an_ensemble_is_int8_as_well(trained_run, here, capsys):
     words = ["export", "--ckpt_path", str(trained_run), str(trained_run), "--output", "e.onnx"]
     assert main([*words, "--int8", "--max_drop", "5"]) == 0
     told = TOLD.search(capsys.readouterr().out)
-    assert told[1] == told[2]
+    assert int(told[2]) - int(told[1]) == 1  # the first convolution
     assert int(told[1]) > 5  # the two are alike, and onnxruntime lets them share what they can
     assert len(json.loads({p.key: p.value for p in onnx.load("e.onnx").metadata_props}["members"])) == 2

@@ -276,5 +276,10 @@ def test_one_draws_a_digit_and_drops_a_picture_in_a_browser(address_that_reads, 
             page.wait_for_selector(f"{place} img.look")
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         page.screenshot(path=shots / f"serve_{width}.png", full_page=True)
+        page.click("#clear")
+        keys = [*["ArrowUp"] * 8, "Space", *["ArrowDown"] * 16]  # the same by keyboard
+        for key in keys:
+            page.locator("#canvas").press(key)
+        expect(page.locator("#drawn .bars li span").first).to_have_text("1", timeout=20_000)
         browser.close()
     assert problems == []

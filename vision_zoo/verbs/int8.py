@@ -1,8 +1,10 @@
 """export --int8: static quantisation, as accurate as the user asks for.
 
-What comes before the first layer, logits and known score stay float; where accuracy falls too far, layers do, too (Wu
-et al. 2020, https://arxiv.org/abs/2004.09602): none at first; then the first, the last and what is between layers; then
-1, 2, 4, ... more, those first that change the logits most when they alone are quantised. Each try is measured.
+What comes before the first layer, logits and known score stay float. So does a convolution of the images: it has few
+weights, and of 1 or 3 channels onnxruntime's integers take up to five times as long; but not where there is a MaxPool,
+which takes as much longer behind a float layer. Where accuracy falls too far, layers stay float, too (Wu et al. 2020,
+https://arxiv.org/abs/2004.09602): none at first; then the first, the last and what is between layers; then 1, 2, 4, ...
+more, those first that change the logits most when they alone are quantised. Each try is measured.
 """
 
 import math
@@ -52,7 +54,7 @@ def quantise(whole: Path, target: Path, model: Classifier, train: Tensor, val: L
 
     prepared = whole.with_name("prepared.onnx")
     quant_pre_process(whole, prepared, skip_symbolic_shape=True)  # weights that are still computed would stay float
-    layers, between = _parts(onnx.load(prepared).graph)
+    layers, between, first = _parts(onnx.load(prepared).graph)
     refuse(ExportError, (not layers, f"{model.network_name} has no layer that can be quantised: leave out --int8"))
 
     def write(nodes: Sequence[str], images: Tensor) -> None:
@@ -79,7 +81,7 @@ def quantise(whole: Path, target: Path, model: Classifier, train: Tensor, val: L
         if drop <= max_drop:
             break
     low, high = interval(int((right & ~still).sum()), int((still & ~right).sum()), len(right))
-    count = f"{len(layers) - len(kept)} of {len(layers)} layers"
+    count = f"{len(layers) - len(kept)} of {len(layers) + len(first)} layers"
     was, now = (metric_text("accuracy", float(each.float().mean())) for each in (right, still))
     told = f"accuracy on {len(right):,} validation images {was} -> {now}, a drop of {drop:.2f} "
     told += f"points (95 % interval {100 * low:.2f} to {100 * high:.2f})"
@@ -89,24 +91,30 @@ def quantise(whole: Path, target: Path, model: Classifier, train: Tensor, val: L
         passed = [float((score[0] >= model.known.threshold).float().mean()) for score in (scores, new_scores)]
         told += f"; of them {' -> '.join(metric_text('known', each) for each in passed)} pass as known"
     size = target.stat().st_size / whole.stat().st_size
-    floats = f" ({', '.join(layers[name] for name in kept)} float)" if kept else ""
-    return f"int8: {count}{floats}, {size:.2f} of the size; {told}"
+    floats = ", ".join([*first, *(layers[name] for name in kept)])
+    return f"int8: {count}{f' ({floats} float)' * bool(floats)}, {size:.2f} of the size; {told}"
 
 
-def _parts(graph: Any) -> tuple[dict[str, str], list[str]]:
-    """Names of the layers, with those of their weights, and of the nodes behind one that the logits come from."""
-    weights, needed, behind = {tensor.name for tensor in graph.initializer}, {"logits"}, set[str]()
+def _parts(graph: Any) -> tuple[dict[str, str], list[str], list[str]]:
+    """What the logits come from: layers, with the names of their weights; nodes behind one; convolutions of images."""
+    weights, needed, behind, seen = {tensor.name for tensor in graph.initializer}, {"logits"}, set[str](), set[str]()
     for node in reversed(graph.node):  # each comes after those that it needs
         needed |= {*node.input} if needed & {*node.output} else set()
-    layers, between = dict[str, str](), list[str]()
-    for node in graph.node:
+    layers, between, first = dict[str, str](), list[str](), list[str]()
+    pools = any(node.op_type == "MaxPool" for node in graph.node)
+    for node in (node for node in graph.node if needed & {*node.output}):
         is_layer, follows = node.op_type in LAYERS and node.input[1] in weights, bool(behind & {*node.input})
-        behind |= {*node.output} if is_layer or follows else set()
-        if is_layer and needed & {*node.output}:
-            layers[node.name] = node.input[1].removeprefix("backbone.").removesuffix(".weight")
-        elif follows and node.op_type in BETWEEN and needed & {*node.output}:
+        name = node.input[1].removeprefix("backbone.").removesuffix(".weight") if is_layer else ""
+        is_first = is_layer and node.op_type == "Conv" and not pools and not seen & {*node.input}
+        seen |= {*node.output} if is_layer or seen & {*node.input} else set()
+        behind |= {*node.output} if follows or (is_layer and not is_first) else set()
+        if is_first:
+            first.append(name)
+        elif is_layer:
+            layers[node.name] = name
+        elif follows and node.op_type in BETWEEN:
             between.append(node.name)
-    return layers, between
+    return layers, between, first
 
 
 def _tries(layers: Sequence[str], change: Callable[[str], float]) -> Iterator[Sequence[str]]:

@@ -2,6 +2,7 @@
 
 import io
 import socket
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -97,7 +98,8 @@ def serve(
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3
     )
-    with _listening(host, port) as place:
+    with _listening(host, port) as place, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\b")  # odd but readable images
         address = f"[{host}]" if ":" in host else host
         print(f"http://{address}:{place.getsockname()[1]}/  serves {model.network_name}; Ctrl-C ends it", flush=True)
         uvicorn.Server(config).run(sockets=[place])

@@ -46,7 +46,7 @@ def make_app(
     async def counted(request: Request) -> Response:
         began = time.perf_counter()
         try:
-            response = await (explain if request.url.path == "/explain" else predict)(request)
+            response = await (explain if request.scope["path"] == "/explain" else predict)(request)
         except RefusedError as error:
             wait = {"Retry-After": "1"} if error.status == 503 else {}
             response = JSONResponse({"error": error.problem}, error.status, headers=wait)

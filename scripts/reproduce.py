@@ -5,8 +5,8 @@
     python scripts/reproduce.py --write    # configs/README.md, headers of the recipes, figures
     python scripts/reproduce.py --check    # exit code 1 where any of them is not what the rows say
 
-RECIPE is a name in configs/ or in results.VARIANTS; options after -- go to vision_zoo and into the rows. Runs are made
-one after another by `vision_zoo fit`, each in a folder of its own. Stop the script in any way and start it again: a run
+RECIPE is a name in configs/ or in results.VARIANTS; options after -- go to vision_zoo and into the rows. Runs are the
+trials of a study, one after another, each in a folder of its own. Stop the script in any way and start it again: a run
 that has results.json is not made again, one that has a checkpoint goes on from it. Nothing else is remembered.
 
 A seed decides weights, dropout and augmentation, and also what --data.seed decides, the order of the images and the cut
@@ -23,12 +23,11 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
@@ -41,6 +40,10 @@ from scripts.figures import README, figures_of, mark_of, shown_mark  # noqa: E40
 from scripts.results import Project, ReproduceError, Row, digest_of, read_rows  # noqa: E402
 from vision_zoo.errors import VisionZooError  # noqa: E402
 from vision_zoo.files import write_file  # noqa: E402
+from vision_zoo.stopping import until_stopped  # noqa: E402
+
+if TYPE_CHECKING:
+    from vision_zoo.verbs.study.plan import Trial
 
 # Options that this script chooses.
 OURS = (
@@ -75,19 +78,21 @@ def tasks_of(project: Project, names: Sequence[str], extra: Sequence[str], seeds
     return [Task(recipe, options, seed) for seed in range(seeds) for recipe, options in pairs]
 
 
-def find_run(folder: Path, recipe: str) -> tuple[Path | None, bool]:
-    """The run in a task's folder that is finished, else the one that can go on; and whether it is finished."""
-    runs = sorted(folder.glob(f"runs/{recipe}/version_*"), key=lambda path: int(path.name[8:]), reverse=True)
-    for sign in ("results.json", "checkpoints/last.ckpt"):
-        for run in runs:
-            if (run / sign).is_file():
-                return run, sign == "results.json"
-    return None, False
+def trial_of(project: Project, task: Task, folder: Path, data_root: Path) -> "Trial":
+    """A task as a trial of a study in a folder."""
+    from vision_zoo.verbs.study.plan import Recipe, Trial
+
+    path = project.recipe(task.recipe)
+    content = yaml.safe_load(path.read_text())
+    embedded = content["data"]["class_path"].endswith("MNIST5k")
+    options = (*task.options, *([] if embedded else [f"--data.root={data_root}"]))
+    recipe = Recipe(task.recipe, path, json.dumps(results.short_names(content)))
+    return Trial(folder, recipe, (), "", task.seed, options, tested=True)
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wait: bool) -> Iterator[int]:
-    """Hold a folder against other processes; a child that inherits the descriptor keeps holding it.
+def locked(folder: Path, wait: bool) -> Iterator[None]:
+    """Hold a folder against other processes.
 
     Raises:
         ReproduceError: if another process holds it and is not waited for.
@@ -95,81 +100,59 @@ def locked(folder: Path, wait: bool) -> Iterator[int]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield descriptor
+        yield
     except BlockingIOError:
-        raise ReproduceError(f"another process is busy with {folder}") from None
+        raise ReproduceError(f"another process is busy with {folder}: wait, or give another --runs") from None
     finally:
         os.close(descriptor)
 
 
-def execute(words: Sequence[str], log: Path, lock: int) -> int:
-    """Run vision_zoo and hand on the signals that we get, once each: it saves at the first and gives up at the second.
+def make_runs(project: Project, tasks: Sequence[Task], folder: Path, data_root: Path) -> int:
+    """Make runs, or the rest of them, one after another, and a row of each as it ends.
 
     Returns:
-        Its exit code.
+        1 if one failed, else 0.
     """
-    with log.open("ab") as output:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "vision_zoo", *words],
-            cwd=ROOT,
-            stdout=output,
-            stderr=output,
-            pass_fds=(lock,),
-            start_new_session=True,  # Ctrl-C comes from us alone
-        )
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda got, _: child.send_signal(got)) for number in numbers]
-    try:
-        code = child.wait()
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-    return 128 - code if code < 0 else code
+    from vision_zoo.cli.main import main as command
+    from vision_zoo.verbs.study.running import is_done, run_of, run_trials
 
+    trials, failed = {trial_of(project, task, folder, data_root): task for task in tasks}, False
 
-def make_run(project: Project, task: Task, folder: Path, data_root: Path | None) -> int:
-    """Make one run, or the rest of it, and its row.
+    def told(trial: "Trial", code: Any) -> None:
+        """Note the commit at which a trial begins; make the row of one that has ended."""
+        nonlocal failed
+        task, log, commits = trials[trial], trial.folder / "log.txt", trial.folder / "commits.txt"
+        title, (run, _) = " ".join([task.recipe, *task.options, f"seed {task.seed}"]), run_of(trial)
+        said = [f"ended with exit code {code}"]
+        if code is None:
+            trial.folder.mkdir(parents=True, exist_ok=True)
+            with commits.open("a") as file:
+                file.write(f"{commit()}\n")
+            said = [f"{'goes on' if run else 'starts'}, {log}"]
+        elif code or run is None:
+            failed = True
+            said += [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-3:]
+        else:
+            try:
+                row, points = row_of(project, task, run, commits.read_text().split(), log)
+                add_row(project, row, points)
+                write(project)
+                said = [f"{100 * float(row['test/accuracy']):.2f} %, {results.duration(float(row['fit_seconds']))}"]
+            except VisionZooError as error:
+                failed, said = True, [str(error)]
+        print(f"{title}: {said[0]}", *said[1:], sep="\n    ", flush=True)
 
-    Returns:
-        The exit code of vision_zoo, 0 where the run was there.
-    """
     folder.mkdir(parents=True, exist_ok=True)
-    title = " ".join([task.recipe, *task.options, f"seed {task.seed}"])
-    with locked(folder, wait=False) as lock:
-        run, done = find_run(folder, task.recipe)
-        if run is not None and data_root is not None and (run / "config.yaml").is_file():
-            before = (yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"] or {}).get("root")
-            if before not in (None, str(data_root)) and not task.recipe.endswith("mnist5k"):
-                raise ReproduceError(f"{title}: {run} has data of {before}: give another --runs, or that --data_root")
-        if not done:
-            words = ["fit", "--config", str(project.recipe(task.recipe))]
-            words += ["--seed_everything", str(task.seed), "--data.seed", str(task.seed)]
-            words += ["--trainer.default_root_dir", str(folder)]
-            recipe = yaml.safe_load(project.recipe(task.recipe).read_text())
-            if data_root is not None and not recipe["data"]["class_path"].endswith("MNIST5k"):
-                words += ["--data.root", str(data_root)]
-            words += [*task.options, *(["--ckpt_path", str(run)] if run else [])]
-            print(f"{title}: {'goes on' if run else 'starts'}, {folder / 'log.txt'}", flush=True)
-            if run is None:  # what earlier attempts said is of no row
+    with locked(folder, wait=False):
+        left = [trial for trial in trials if not is_done(trial, tests=False)]
+        for trial in trials:
+            if trial not in left:
+                told(trial, 0)
+            elif run_of(trial)[0] is None:  # what earlier attempts said is of no row
                 for name in ("log.txt", "commits.txt"):
-                    (folder / name).unlink(missing_ok=True)
-            with (folder / "commits.txt").open("a") as commits:
-                commits.write(f"{commit()}\n")
-            code = execute(words, folder / "log.txt", lock)
-            if code:
-                told = (folder / "log.txt").read_text(errors="replace").splitlines()
-                tail = [line for line in told if line.strip()][-3:]
-                print(f"{title}: ended with exit code {code}", *tail, sep="\n    ", flush=True)
-                return code
-            run, done = find_run(folder, task.recipe)
-            if run is None or not done:
-                raise ReproduceError(f"{title}: no results.json below {folder}")
-        assert run is not None
-        row, points = row_of(project, task, run, (folder / "commits.txt").read_text().split())
-        add_row(project, row, points)
-        figures = f"{100 * float(row['test/accuracy']):.2f} %, {results.duration(float(row['fit_seconds']))}"
-        print(f"{title}: {figures}", flush=True)
-    return 0
+                    (trial.folder / name).unlink(missing_ok=True)
+        run_trials(left, command, (False, ()), 1, told)
+    return int(failed)
 
 
 def commit() -> str:
@@ -190,7 +173,7 @@ def commit() -> str:
 # ---------------------------------------------------------------------------------------------------------------- rows
 
 
-def row_of(project: Project, task: Task, run: Path, commits: Sequence[str]) -> tuple[Row, list[Row]]:
+def row_of(project: Project, task: Task, run: Path, commits: Sequence[str], log: Path) -> tuple[Row, list[Row]]:
     """The row of a finished run and, for the first seed, the points of its validation curve.
 
     Raises:
@@ -205,7 +188,6 @@ def row_of(project: Project, task: Task, run: Path, commits: Sequence[str]) -> t
         raise ReproduceError(f"{run} trained {found['epochs']} of {expected} epochs, which makes no row")
     metrics, data = found["metrics"], found["data"]
     device = re.sub(r"^cpu \((.*)\)$", r"\1", found["device"])
-    log = run.parents[2] / "log.txt"
     # A run that was stopped may have gone on otherwise.
     started = re.findall(r"^device +cpu \((.+?)\), ", log.read_text() if log.exists() else "", re.MULTILINE)
     device = " then ".join(dict.fromkeys(started)) or device
@@ -305,7 +287,7 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1")
-    parser.add_argument("--data_root", type=Path, help="folder of the datasets; by default data, below the project")
+    parser.add_argument("--data_root", type=Path, default=root / "data", help="folder of the datasets")
     parser.add_argument("--runs", type=Path, default=root / "runs" / "reproduce", help="folder of the runs")
     parser.add_argument("--write", action="store_true", help="write what is generated from the rows")
     parser.add_argument("--check", action="store_true", help="say what is not as the rows say")
@@ -315,21 +297,12 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
     if given.seeds < 1:
         parser.error(f"--seeds {given.seeds} would run nothing")
     project = Project(root)
-    data_root = given.data_root and given.data_root.resolve()
-    failed = 0
     try:
-        for task in tasks_of(project, given.recipes, extra, given.seeds):
-            digest = digest_of(project, task.recipe, task.options)
-            folder = given.runs.resolve() / f"{task.recipe}-{digest}" / f"seed_{task.seed}"
-            try:
-                code = make_run(project, task, folder, data_root)
-            except VisionZooError as error:
-                print(f"reproduce: {error}", file=sys.stderr)
-                code = 1
-            if code > 128:
-                return code
-            failed += bool(code)
-            write(project)
+        tasks = tasks_of(project, given.recipes, extra, given.seeds)
+        runs, data_root = given.runs.resolve(), given.data_root.resolve()
+        code = until_stopped(lambda: make_runs(project, tasks, runs, data_root) if tasks else 0, own_process=False)
+        if code > 128:
+            return code
         if given.write:
             write(project)
         wrong = check(project) if given.check else []
@@ -340,7 +313,7 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
         return 2
     for path in wrong:
         print(f"out of date: {path}; run: python scripts/reproduce.py --write", file=sys.stderr)
-    return int(bool(failed or wrong))
+    return int(bool(code or wrong))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import get_args
@@ -25,6 +24,7 @@ from vision_zoo.data import CIFAR10, CIFAR100
 from vision_zoo.training import Saving
 from vision_zoo.types import TTA
 from vision_zoo.verbs import list_ as listing
+from vision_zoo.verbs.study import running
 
 ROOT = Path(__file__).parents[1]
 PAGE = "# Results\n\n<!-- results -->\n<!-- /results -->\n\nMore.\n"
@@ -32,7 +32,7 @@ PAGE = "# Results\n\n<!-- results -->\n<!-- /results -->\n\nMore.\n"
 
 @pytest.fixture
 def project(tmp_path, data_root, monkeypatch):
-    """A copy of what the script writes to; `runs` holds the words of each training, which happens in this process."""
+    """A copy of what the script writes to; `trainings` holds the words of each, which is a copy of this process."""
     root = tmp_path / "project"
     (root / "configs").mkdir(parents=True)
     for name in ("lenet5_mnist", "fc_mnist", "small_cnn_mnist"):
@@ -42,14 +42,15 @@ def project(tmp_path, data_root, monkeypatch):
         (root / "configs" / f"{name}.yaml").write_text(text)
     (root / "configs" / "README.md").write_text(PAGE)
     project = results.Project(root)
-    words_of_runs = []
+    words_of_runs, whole = [], running.run_trials
 
-    def execute(words, _log, _lock):
-        words_of_runs.append(list(words))
-        _log.touch()
-        return main(list(words))
+    def run_trials(trials, *others):
+        words_of_runs.extend(trial.words for trial in trials)
+        whole(trials, *others)
 
-    monkeypatch.setattr(reproduce, "execute", execute)
+    monkeypatch.setattr(running, "run_trials", run_trials)
+    monkeypatch.setattr(running, "start_method", lambda: "fork")
+    monkeypatch.setattr("vision_zoo.verbs.results.plot_curves", lambda *_: None)  # which takes as long as a run
 
     def run(*words):
         before, after = (words[: words.index("--")], words[words.index("--") :]) if "--" in words else (words, ())
@@ -64,28 +65,32 @@ def project(tmp_path, data_root, monkeypatch):
 def pretended(project, monkeypatch):
     """Trainings that take no time: they leave what the script reads."""
 
-    def execute(words, log, _lock):
-        log.write_text("training\n")
-        project.trainings.append(list(words))
-        recipe = yaml.safe_load(Path(words[words.index("--config") + 1]).read_text())
-        if recipe["model"]["optimizer"]["init_args"]["lr"] < 0:
-            return 2
-        epochs = int(words[words.index("--trainer.max_epochs") + 1]) if "--trainer.max_epochs" in words else 3
-        name = Path(words[words.index("--config") + 1]).stem
-        run = Path(words[words.index("--trainer.default_root_dir") + 1]) / "runs" / name / "version_0"
-        run.mkdir(parents=True)
-        (run / "metrics.csv").write_text("epoch,step,val/accuracy\n0,2,0.5\n1,4,0.75\n")
-        written = {
-            "parameters": 5142, "epochs": epochs, "fit_seconds": 8.0, "train_images_per_second": 1000.0,
-            "metrics": {"test/accuracy": 0.9744, "test/loss": 0.1}, "data": {"name": "MNIST", "note": ""},
-            "device": "cpu (Abacus, 2 threads)", "devices": 1, "precision": "32-true", "versions": {"torch": "2"},
-        }  # fmt: skip
-        (run / "results.json").write_text(json.dumps(written))
-        kind = words[words.index("--tta") + 1] if "--tta" in words else recipe.get("tta", "none")
-        (run / "test.json").write_text(json.dumps({} if kind == "none" else {"test_time_augmentation": kind}))
-        return 0
+    def run_trials(trials, _command, _rest, _jobs, told):
+        for trial in trials:
+            told(trial, None)
+            project.trainings.append(trial.words)
+            options = " ".join(trial.words).replace("=", " ").split()
+            recipe = yaml.safe_load(trial.recipe.path.read_text())
+            if recipe["model"]["optimizer"]["init_args"]["lr"] < 0:
+                (trial.folder / "log.txt").write_text("Invalid learning rate\n")
+                told(trial, 2)
+                continue
+            asked = "--trainer.max_epochs" in options
+            run = trial.folder / "runs" / trial.recipe.path.stem / "version_0"
+            run.mkdir(parents=True)
+            (run / "metrics.csv").write_text("epoch,step,val/accuracy\n0,2,0.5\n1,4,0.75\n")
+            written = {
+                "parameters": 5142, "fit_seconds": 8.0, "train_images_per_second": 1000.0,
+                "epochs": int(options[options.index("--trainer.max_epochs") + 1]) if asked else 3,
+                "metrics": {"test/accuracy": 0.9744, "test/loss": 0.1}, "data": {"name": "MNIST", "note": ""},
+                "device": "cpu (Abacus, 2 threads)", "devices": 1, "precision": "32-true", "versions": {"torch": "2"},
+            }  # fmt: skip
+            (run / "results.json").write_text(json.dumps(written))
+            kind = recipe.get("tta", "none")
+            (run / "test.json").write_text(json.dumps({} if kind == "none" else {"test_time_augmentation": kind}))
+            told(trial, 0)
 
-    monkeypatch.setattr(reproduce, "execute", execute)
+    monkeypatch.setattr(running, "run_trials", run_trials)
 
 
 def header_of(project, name: str) -> str:
@@ -94,7 +99,8 @@ def header_of(project, name: str) -> str:
 
 def test_a_run_becomes_a_row_and_every_figure_comes_from_the_rows(project, monkeypatch):
     assert project.run("fc_mnist", "lenet5_mnist", "--seeds", "2", "--", "--data.num_workers", "0") == 0
-    assert [words[words.index("--data.seed") + 1] for words in project.trainings] == ["0", "0", "1", "1"]
+    seeds = [word for words in project.trainings for word in words if word.startswith("--data.seed")]
+    assert seeds == [f"--data.seed={seed}" for seed in (0, 0, 1, 1)]
     rows = project.rows()
     assert [(row["recipe"], row["seed"], row["epochs"]) for row in rows] == [
         ("fc_mnist", "0", "3"),
@@ -103,7 +109,7 @@ def test_a_run_becomes_a_row_and_every_figure_comes_from_the_rows(project, monke
         ("lenet5_mnist", "1", "3"),
     ]
     for row in rows:
-        folder = project.root / "runs" / "reproduce" / f"{row['recipe']}-{row['digest']}" / f"seed_{row['seed']}"
+        (folder,) = project.root.glob(f"runs/reproduce/trials/{row['recipe']}-seed{row['seed']}-*")
         found = json.loads((folder / f"runs/{row['recipe']}/version_0/results.json").read_text())
         assert float(row["test/accuracy"]) == found["metrics"]["test/accuracy"]
         assert (row["data"], row["options"]) == ("MNIST", "--data.num_workers 0")
@@ -156,26 +162,29 @@ def test_a_run_that_was_stopped_goes_on_and_gives_one_row(project, monkeypatch, 
 
     def stop_after_the_second_epoch(self, trainer, *others):
         if trainer.current_epoch == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getppid(), signal.SIGTERM)  # of the script
+            time.sleep(1)
         whole(self, trainer, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(Saving, "on_train_epoch_end", stop_after_the_second_epoch)
         assert project.run("lenet5_mnist", "fc_mnist") == 143
-    assert len(project.trainings) == 1  # whoever stops the script stops it whole
+    assert not list(project.root.glob("runs/reproduce/trials/fc_mnist*"))  # whoever stops it stops it whole
     assert project.rows() == []
+    (folder,) = project.root.glob("runs/reproduce/trials/lenet5_mnist*")
+    (folder / "commits.txt").write_text("abc\n")
     assert project.run("lenet5_mnist") == 0
-    last = project.trainings[-1]
-    assert last[last.index("--ckpt_path") + 1].endswith("runs/lenet5_mnist/version_0")
     (row,) = project.rows()
+    assert row["commit"] == f"abc {reproduce.commit()}"
     assert row["epochs"] == "3"
-    assert len(list(project.root.glob("runs/reproduce/*/seed_0/runs/lenet5_mnist/version_*"))) == 1
+    assert len(list(folder.glob("runs/lenet5_mnist/version_*"))) == 1
     assert "lenet5_mnist seed 0: goes on" in capsys.readouterr().out
     # A row that was lost after its training needs no other training.
     (project.configs / "results.csv").unlink()
+    count = len(project.trainings)
     assert project.run("lenet5_mnist") == 0
     assert project.rows() == [row]
-    assert len(project.trainings) == 2
+    assert len(project.trainings) == count
 
 
 def test_a_shorter_run_is_no_run_of_the_recipe(project, pretended, capsys):
@@ -186,10 +195,10 @@ def test_a_shorter_run_is_no_run_of_the_recipe(project, pretended, capsys):
     assert header_of(project, "lenet5_mnist").endswith(measured)
     assert "`lenet5_mnist` `--trainer.max_epochs 1`" in project.page.read_text()
     # One that stopped early without saying so makes no row.
-    (written,) = project.root.glob("runs/reproduce/*/seed_0/runs/lenet5_mnist/version_0/results.json")
+    (written,) = project.root.glob("runs/reproduce/trials/*/runs/lenet5_mnist/version_0/results.json")
     written.write_text(written.read_text().replace('"epochs": 1', '"epochs": 0'))
     assert project.run("lenet5_mnist", "--", "--trainer.max_epochs", "1") == 1
-    assert "trained 0 of 1 epochs" in capsys.readouterr().err
+    assert "trained 0 of 1 epochs" in capsys.readouterr().out
 
 
 def test_a_variant_has_its_own_row_and_its_own_published_figure(project, pretended):
@@ -261,28 +270,6 @@ def test_a_run_that_another_process_makes_is_left_alone(tmp_path):
         pass
 
 
-def test_the_program_is_this_checkouts_and_gets_our_signals(tmp_path, monkeypatch):
-    lock = os.open(tmp_path, os.O_RDONLY)
-    assert reproduce.execute(["--version"], tmp_path / "log.txt", lock) == 0
-    assert (tmp_path / "log.txt").read_text().startswith("vision_zoo ")
-    program = tmp_path / "waits.sh"
-    program.write_text('#!/bin/sh\ntrap "exit 7" TERM\necho ready\nwhile true; do sleep 0.05; done\n')
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
-
-    def stop_when_ready():
-        until = time.monotonic() + 10
-        while "ready" not in (tmp_path / "log.txt").read_text() and time.monotonic() < until:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    stopping = threading.Thread(target=stop_when_ready)
-    stopping.start()
-    assert reproduce.execute([], tmp_path / "log.txt", lock) == 7
-    stopping.join()
-    os.close(lock)
-
-
 def sha1_of(path):
     """Of the records of a batch of CIFAR-10: a label byte, then the pixels, image by image."""
     batch = pickle.loads(path.read_bytes())
@@ -343,7 +330,7 @@ def test_every_figure_of_a_run_on_a_known_copy_says_so(published, data_root, her
     assert not [warning for warning in recwarn if "published" in str(warning.message)]
     task = reproduce.Task("alexnet_cifar10", tuple(words), 0)
     run = here / "runs/alexnet_cifar10/version_0"
-    row, points = reproduce.row_of(results.Project(), task, run, ["abc", "abc"])
+    row, points = reproduce.row_of(results.Project(), task, run, ["abc", "abc"], here / "log.txt")
     assert (row["data"], row["commit"], points) == (f"CIFAR10 ({note})", "abc", [])
     group = results.Group("alexnet_cifar10", row["data"], row["options"], (row,))
     assert results.measured([group]).endswith(f", {note}, with {row['options']}")

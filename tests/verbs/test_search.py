@@ -92,17 +92,35 @@ def test_the_best_of_all_is_near_the_optimum_and_becomes_a_recipe(search):
     }
 
 
+def test_a_search_begins_with_trials_that_are_spread_evenly(search):
+    search(*RATE, "--search", "data.batch_size=10,20,40", "--trials", "5")
+    rates = sorted(math.log10(float(row["model.optimizer.lr"])) for row in table())
+    assert rates == pytest.approx([-4 + 3 * eighth / 8 for eighth in (1, 2, 4, 5, 6)], abs=1e-3)
+    assert {row["data.batch_size"] for row in table()} == {"10", "20", "40"}
+    assert [read_axis("a=1..9").at(share) for share in (0, 0.3, 0.99)] == [1, 3, 9]
+
+
 @pytest.mark.slow  # 4 s
 def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(search):
     search(*RATE, "--trials", "14", name="whole")
-    search(*RATE, "--trials", "5")
-    url = "sqlite:///studies/tiny/search.db"
-    lost = optuna.load_study(storage=url, study_name="tiny", sampler=optuna.samplers.TPESampler(seed=5)).ask()
-    lost.suggest_float("model.optimizer.lr", 1e-4, 1e-1, log=True)  # and then its process was killed
-    assert search(*RATE, "--trials", "14") == 9
+    search(*RATE, "--trials", "9")
+    before, after = (
+        optuna.load_study(storage=f"sqlite:///studies/{name}/search.db", study_name=name) for name in ("tiny", "whole")
+    )
+    before.enqueue_trial(after.trials[9].params)
+    before.ask().suggest_float("model.optimizer.lr", 1e-4, 1e-1, log=True)  # and then its process was killed
+    assert search(*RATE, "--trials", "14") == 5
     assert search(*RATE, "--trials", "14") == 0
     whole, parts = (Path(f"studies/{name}/results.csv").read_bytes() for name in ("whole", "tiny"))
     assert whole == parts
+
+
+def test_a_run_that_ended_before_the_search_heard_of_it_is_not_made_again(search):
+    search(*RATE, "--trials", "2")
+    before = table()
+    Path("studies/tiny/search.db").unlink()
+    assert search(*RATE, "--trials", "2") == 0
+    assert table() == before
 
 
 def test_a_grid_ends_with_its_last_combination(search):
@@ -129,6 +147,7 @@ def test_a_run_that_falls_behind_is_given_up_and_never_chosen(search):
         ((*RATE, "--vary", "data.batch_size=1,2"), "leave --vary out"),
         ((*RATE, "--trials", "0"), "--trials must be at least 1"),
         ((*RATE, "--pruner", "median", "--seeds", "2"), "set --pruner none"),
+        ((*RATE, "--pruner", "median", "--sampler", "gp"), "set --sampler tpe"),
         ((*RATE, "--storage", "nothing://here"), "--storage nothing://here cannot be used"),
         (("--minutes", "3"), "are of a search"),
     ],

@@ -36,7 +36,7 @@ SAID = {"done": "done", "left": "stopped", "pruned": "given up", "failed": "fail
 def study(
     recipe: Sequence[Recipe], command: Command, words: Sequence[str] = (), seeds: str = "1", folds: int | None = None,
     vary: Sequence[str] = (), metric: str = "val/accuracy", jobs: int = 1, test: bool = False, name: str | None = None,
-    search: Sequence[str] = (), trials: int = 20, sampler: Literal["tpe", "random", "grid"] = "tpe",
+    search: Sequence[str] = (), trials: int = 20, sampler: Literal["gp", "tpe", "random", "grid"] | None = None,
     pruner: Literal["median", "hyperband", "none"] = "none", minutes: float | None = None, storage: str | None = None,
     trusted_packages: Sequence[str] = (),
 ) -> None:  # fmt: skip
@@ -59,7 +59,8 @@ def study(
         name: of the folder in studies; default: those of the recipes.
         search: an option of fit and its range or values, of which optuna chooses; may be given several times.
         trials: configurations that a search tries.
-        sampler: of a search: tpe learns from the trials before, random does not, grid tries all combinations.
+        sampler: of a search: gp and tpe spread five trials evenly and learn from all before, random draws, grid tries
+            all combinations; default gp, which needs fewer trials, or with a pruner tpe.
         pruner: which runs a search ends early, at an epoch where they fall behind: median, hyperband or none.
         minutes: after which a search begins no further trial.
         storage: address of a database that several processes, or machines with a common disk, search with, by the same
@@ -73,7 +74,7 @@ def study(
     variations = dict(map(read_variation, vary))
     refuse(
         ConfigError,
-        (not recipe, "study needs a recipe, as in: vision_zoo study lenet5_mnist --seeds 3. See: vision_zoo list"),
+        (not recipe, "study needs a recipe, as in: vision_zoo study cnn_mnist5k --seeds 3. See: vision_zoo list"),
         (len(variations) < len(vary), "--vary has an option twice: give all its values at once, OPTION=A,B,C"),
         (not metric.startswith("val/"), f"--metric {metric}: a choice sees validation alone, as by val/accuracy"),
         (jobs < 1, f"--jobs must be at least 1, got {jobs}"),
@@ -81,7 +82,8 @@ def study(
     folder = Path.cwd() / "studies" / file_name(name or "+".join(dict.fromkeys(each.name for each in recipe)))
     how = folds, read_seeds(seeds), words
     found = [] if search else trials_of(folder, recipe, variations, *how)
-    plan = Plan(tuple(map(read_axis, search)), trials, sampler, pruner, minutes, storage)
+    chosen = sampler or ("gp" if pruner == "none" else "tpe")
+    plan = Plan(tuple(map(read_axis, search)), trials, chosen, pruner, minutes, storage)
     alone = not search and (minutes is not None or storage is not None or pruner != "none")
     refuse(ConfigError, (alone, "--minutes, --storage and --pruner are of a search: give --search OPTION=LOW..HIGH"))
     if search:
@@ -92,7 +94,7 @@ def study(
     refuse(ConfigError, (in_use, f"{folder} is in use by another process: wait, or give this one a --name"))
     asked = {"recipes": [str(each.path) for each in recipe], "seeds": read_seeds(seeds), "folds": folds}
     asked |= {"vary": variations, "metric": metric, "options": list(words)}
-    asked |= {"search": list(search), "sampler": sampler, "trials": trials} if search else {}
+    asked |= {"search": list(search), "sampler": chosen, "trials": trials} if search else {}
     try:
         made = Study(folder, found, asked, command, jobs, tuple(trusted_packages))
         made.run(test, Search(made, plan, recipe[0], how).run if search else None)

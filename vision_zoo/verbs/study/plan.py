@@ -30,6 +30,7 @@ class Trial(NamedTuple):
     fold: str  # as 2/5; empty without folds
     seed: int
     shared: tuple[str, ...]  # options that all trials have
+    tested: bool = False  # whether its fit ends with a test: not where trials are compared, to choose one
 
     @property
     def configuration(self) -> str:
@@ -55,7 +56,7 @@ class Trial(NamedTuple):
         """The command line of its run."""
         options = [("config", self.recipe.path), *self.varied, ("seed_everything", self.seed)]
         options += [("data.fold", self.fold) if self.fold else ("data.seed", self.seed)]
-        options += [("trainer.default_root_dir", self.folder), ("test_after_fit", "false")]
+        options += [("trainer.default_root_dir", self.folder), ("test_after_fit", str(self.tested).lower())]
         return ["fit", *self.shared, *(f"--{name}={value}" for name, value in options)]
 
 

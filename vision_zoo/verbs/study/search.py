@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rich.markup import escape
+from scipy.stats.qmc import Halton
 
 from vision_zoo.errors import ConfigError, InputError, refuse
 from vision_zoo.training.evaluation import write_csv
@@ -19,10 +20,11 @@ from vision_zoo.verbs.study.page import curve_of
 from vision_zoo.verbs.study.plan import Recipe, Trial, read_variation, trials_of
 from vision_zoo.verbs.study.running import run_of
 
-Sampler = Literal["tpe", "random", "grid"]
+Sampler = Literal["gp", "tpe", "random", "grid"]
 Pruner = Literal["median", "hyperband", "none"]
 
 DATABASE = "search.db"
+START = 5  # trials that are spread evenly, before a sampler learns
 BEAT = 20  # seconds between the signs of life of a worker; another takes up its trial after three without
 _RANGE = re.compile(r"(?P<low>[^,]+?)\.\.(?P<high>[^,:]+)(?P<log>:log)?")
 _PICTURES = {"history.png": "plot_optimization_history", "importance.png": "plot_param_importances"}
@@ -45,6 +47,15 @@ class Axis(NamedTuple):
         if self.whole:
             return str(trial.suggest_int(self.option, int(self.low), int(self.high), log=self.log))
         return f"{trial.suggest_float(self.option, self.low, self.high, log=self.log):.4g}"
+
+    def at(self, share: float) -> str | float:
+        """What lies at a share, in [0, 1), of the range or of the values."""
+        if self.values:
+            return self.values[int(share * len(self.values))]
+        low, high = (math.log(end) if self.log else end for end in (self.low, self.high))
+        value = low + share * (high - low)
+        value = math.exp(value) if self.log else value
+        return round(value) if self.whole else value
 
 
 def read_axis(word: str) -> Axis:
@@ -86,6 +97,10 @@ class Plan(NamedTuple):
             (self.trials < 1, f"--trials must be at least 1, got {self.trials}"),
             (self.sampler == "grid" and ranges, grid),
             (self.minutes is not None and self.minutes <= 0, f"--minutes must be above 0, got {self.minutes}"),
+            (
+                self.sampler == "gp" and self.pruner != "none",
+                "--sampler gp learns nothing from runs that a --pruner has ended early: set --sampler tpe",
+            ),
             (
                 self.pruner != "none" and runs > 1,
                 "--pruner ends single runs early, and here a configuration has several: set --pruner none",
@@ -191,9 +206,16 @@ class Search:
         """
         number = sum(trial.number < asked.number for trial in self.counted())
         refuse(InputError, (number >= self.plan.trials, f"there are {self.plan.trials} trials already"))
-        if self.plan.sampler != "grid":
-            kind = "TPESampler" if self.plan.sampler == "tpe" else "RandomSampler"
-            self.optimizer.sampler = getattr(self.optuna.samplers, kind)(seed=number)
+        samplers, axes = self.optuna.samplers, self.plan.axes
+        if self.plan.sampler == "random":
+            self.optimizer.sampler = samplers.RandomSampler(seed=number)
+        elif self.plan.sampler != "grid":
+            kind = samplers.GPSampler if self.plan.sampler == "gp" else samplers.TPESampler
+            self.optimizer.sampler = kind(seed=number, n_startup_trials=START)
+            if number < START:  # spread evenly: few draws by chance leave gaps
+                shares = Halton(len(axes), scramble=False).fast_forward(number + 1).random()[0]
+                fixed = {axis.option: axis.at(share) for axis, share in zip(axes, shares, strict=True)}
+                self.optimizer.sampler = samplers.PartialFixedSampler(fixed, self.optimizer.sampler)
 
     def trials(self, values: Mapping[str, str]) -> list[Trial]:
         """The runs of a configuration."""
@@ -225,7 +247,7 @@ class Search:
         ended = self.study.make(runs, watch=hopeless)
         if ended.get("pruned"):
             raise self.optuna.TrialPruned
-        found = [value for run in runs for value in self.study.outcomes[run].values(self.study.metric)]
+        found = [value for run in runs for value in table.Outcome.of(run).values(self.study.metric)]
         if len(found) < len(runs):
             asked.set_user_attr("failed", True)
             raise ConfigError("a run of this configuration has no result")

@@ -14,12 +14,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
-from two_hosts import ADDRESSES, NAMES, clean_up, join
+from two_hosts import ADDRESSES, NAMES, on_hosts
 
 TRIALS = 10
 URL = f"postgresql+psycopg2://postgres@{ADDRESSES[0]}/postgres"
@@ -64,6 +63,7 @@ def worker(rank: int, folder: Path) -> subprocess.Popen[str]:
 
 def search(folder: Path, programs: Path) -> int:
     """Search with both, kill the second one in its second trial; the number of things that are wrong."""
+    folder.chmod(0o755)  # the database is another user's
     start_database(programs, folder / "database")
     (folder / "mine.yaml").write_text(RECIPE)
     workers = [worker(rank, folder) for rank in (0, 1)]
@@ -97,26 +97,8 @@ def main() -> int:
     """Try it; see the top of this file."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    needed = {"the program ip": shutil.which("ip"), "postgresql": found, "root": os.geteuid() == 0}
-    needed["psycopg2"] = importlib.util.find_spec("psycopg2")
-    lacks = [name for name, there in needed.items() if not there]
-    if lacks:
-        print(f"search_hosts: this needs {', '.join(lacks)}", file=sys.stderr)
-        return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            Path(name).chmod(0o755)  # the database is another user's
-            try:
-                join()
-                wrong = search(Path(name), found[-1].parent)
-            finally:
-                clean_up()
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired, RuntimeError) as error:
-        print(f"search_hosts: {error}", file=sys.stderr)
-        return 1
-    print(f"{wrong} things are wrong" if wrong else "no trial was lost, none was made twice")
-    return int(wrong > 0)
+    needs = {"postgresql": found, "psycopg2": importlib.util.find_spec("psycopg2")}
+    return on_hosts(lambda folder: search(folder, found[-1].parent), "no trial was lost, none was made twice", needs)
 
 
 if __name__ == "__main__":

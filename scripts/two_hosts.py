@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 NAMES = (f"vz{os.getpid()}a", f"vz{os.getpid()}b")
@@ -88,6 +89,7 @@ def compare(folder: Path) -> int:
 
 def cut(folder: Path) -> int:
     """Break the link while both train; the number of hosts that do not end within a minute with their reason."""
+    (folder := folder / "cut").mkdir()
     words = ["fit", "--model.backbone", "LeNet5", "--trainer.max_epochs", "1000", "--save_every_minutes", "0.02"]
     hosts = [on_host(rank, folder, *words) for rank in (0, 1)]
     try:
@@ -123,33 +125,36 @@ def clean_up() -> None:
         subprocess.run(["ip", "netns", "delete", name], stderr=subprocess.DEVNULL, check=False)
 
 
-def main() -> int:
-    """Run the comparison; see the top of this file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cut", action="store_true", help="also break the link in the middle of a run")
-    given = parser.parse_args()
-    if shutil.which("ip") is None:
-        print("two_hosts: the program ip is missing; it comes with the package iproute2", file=sys.stderr)
-        return 2
-    if os.geteuid() != 0:
-        print("two_hosts: only root may make network namespaces: run it with sudo", file=sys.stderr)
+def on_hosts(work: Callable[[Path], int], agreed: str, needs: dict[str, object] | None = None) -> int:
+    """Join two hosts and have `work` count in a new folder what is wrong there; the exit code of the script."""
+    script = Path(sys.argv[0]).stem
+    needs = {"ip, of the package iproute2": shutil.which("ip"), "root: use sudo": os.geteuid() == 0, **(needs or {})}
+    if lacks := [need for need, there in needs.items() if not there]:
+        print(f"{script}: this needs {'; '.join(lacks)}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with tempfile.TemporaryDirectory() as name:
             try:
                 join()
-                wrong = compare(Path(name))
-                if given.cut:
-                    (Path(name) / "cut").mkdir()
-                    wrong += cut(Path(name) / "cut")
+                wrong = work(Path(name))
             finally:
                 clean_up()
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired, RuntimeError) as error:
-        print(f"two_hosts: {error}", file=sys.stderr)
+        print(f"{script}: {error}", file=sys.stderr)
         return 1
-    print(f"{wrong} differences" if wrong else "two hosts and one process agree")
+    print(f"{wrong} things are wrong" if wrong else agreed)
     return int(wrong > 0)
+
+
+def main() -> int:
+    """Run the comparison; see the top of this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cut", action="store_true", help="also break the link in the middle of a run")
+    given = parser.parse_args()
+    return on_hosts(
+        lambda folder: compare(folder) + (cut(folder) if given.cut else 0), "two hosts and one process agree"
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # small networks on small batches: more thr
 
 import docstring_parser
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 from tests import tiny
 from vision_zoo.__main__ import main
@@ -22,6 +24,20 @@ def no_waiting_for_the_disk():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda _: None)
         yield
+
+
+class Undrawn(Figure):
+    """A figure that is written as another picture: to draw those of a small run takes a third of its time."""
+
+    def savefig(self, file, **_):
+        Image.new("L", (8, 8)).save(file, "png")
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(request, monkeypatch):
+    """Curves, matrices and grids are drawn where a test is marked as looking at them, and by fixtures of a module."""
+    if "draws" not in request.keywords:
+        monkeypatch.setattr("vision_zoo.plots.Figure", Undrawn)
 
 
 @pytest.fixture(autouse=True)

@@ -24,12 +24,12 @@ RAMP = np.arange(4096).reshape(64, 64)  # 12 bits
 
 
 def write_png(path: Path, values: np.ndarray) -> None:
-    """PNG of 16 bits in colour, which PIL does not write."""
+    """PNG of 16 bits in colour, or in gray with alpha, which PIL does not write."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", *values.shape[1::-1], 16, {3: 2, 4: 6}[values.shape[2]], 0, 0, 0)
+    header = struct.pack(">IIBBBBB", *values.shape[1::-1], 16, {2: 4, 3: 2, 4: 6}[values.shape[2]], 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
@@ -53,6 +53,7 @@ KINDS = {
     "deflate colour.tif": (lambda path: tiny.write_tiff(path, np.stack([RAMP] * 3, 2).astype("u2"), True), (0, 4095)),
     "gray.png": (lambda path: Image.fromarray(RAMP.astype("u2")).save(path), (0, 4095)),
     "colour.png": (lambda path: write_png(path, np.stack([RAMP] * 3, 2)), (0, 4095)),
+    "gray and alpha.png": (lambda path: write_png(path, np.stack([RAMP, np.full_like(RAMP, 65535)], 2)), (0, 4095)),
     "gray.pgm": (lambda path: pgm(path, RAMP), (0, 4095)),
 }
 
@@ -80,10 +81,11 @@ def test_a_folder_of_each_kind_learns_the_range_of_its_training_images(name, tmp
     assert len(data.split_images("train").images.unique()) > 240
 
 
-def test_transparent_is_white_in_16_bits_too(tmp_path):
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparent_is_white_in_16_bits_too(channels, tmp_path):
     opacity = np.full_like(RAMP, 65535)
     opacity[:32] = 0
-    write_png(tmp_path / "clear.png", np.stack([RAMP, RAMP, RAMP, opacity], 2))
+    write_png(tmp_path / "clear.png", np.stack([*[RAMP] * channels, opacity], 2))
     decoded = decode_image(tmp_path / "clear.png", (1, 64, 64), value_range=(0, 4095))[0]
     assert (decoded[:32] == 255).all()
     assert len(decoded[32:].unique()) == 128

@@ -386,6 +386,7 @@ def test_a_run_that_goes_on_may_write_into_the_working_directory(class_path, goo
         assert main(["fit", "--ckpt_path", save(good, "run/checkpoints/last.ckpt")]) == code
 
 
+@pytest.mark.draws
 def test_class_names_may_hold_anything_and_do_nothing(good, here, capsys):
     names = ["=cmd|' /C calc'!A0", "[/red]", "[link=file:///etc/passwd]x", "</script><script>", "../../x", "a,b\"c",
              "{0}",

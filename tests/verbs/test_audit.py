@@ -2,8 +2,6 @@
 
 import csv
 import hashlib
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.browser import in_chromium, opened
 from vision_zoo.__main__ import main
 from vision_zoo.verbs.audit.labels import confident_joint, suspects
 
@@ -139,31 +138,18 @@ def test_the_page_is_whole_accessible_and_loads_nothing(audited):
     assert {a["data-to"] for a, _ in inputs if a["data-action"] == "relabel"} <= COLOURS.keys()
 
 
-TICKS = """<pre id="out"></pre><script>
-URL.createObjectURL = (blob) => { blob.text().then((text) => { out.textContent = text; }); return "#"; };
-HTMLAnchorElement.prototype.click = () => {};
-const out = document.getElementById("out");
-document.querySelector("input[data-action=remove]").click();
-document.querySelector("fieldset[data-path$='wrong.png'] input[data-action=relabel]").click();
-document.getElementById("save").click();
-</script></body>"""
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no chromium")
+@in_chromium
 def test_ticks_are_saved_as_fixes_and_kept_when_the_page_is_closed(audited, tmp_path):
     """5 s."""
-    text = (audited / "audit.html").read_text(encoding="utf-8")
-    (tmp_path / "ticks.html").write_text(text.replace("</body>", TICKS), encoding="utf-8")
-    words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    words += ["--virtual-time-budget=3000", "--dump-dom"]
-    pages = [tmp_path / "ticks.html", audited / "audit.html"]
-    first, again = (
-        subprocess.run([*words, page.as_uri()], capture_output=True, text=True, timeout=60, check=True).stdout
-        for page in pages
-    )
-    saved = first.partition('<pre id="out">')[2].partition("</pre>")[0]
-    (tmp_path / "fixes.csv").write_text(saved, encoding="utf-8")
+    with opened((audited / "audit.html").as_uri()) as tab:
+        tab.locator("input[data-action=remove]").first.check()
+        tab.check("fieldset[data-path$='wrong.png'] input[data-action=relabel]")
+        with tab.expect_download() as download:
+            tab.click("#save")
+        download.value.save_as(tmp_path / "fixes.csv")
+        tab.reload()
+        again = tab.inner_text("body")
     found = {row["path"]: (row["action"], row["to"]) for row in rows(tmp_path / "fixes.csv")}
     assert len(found) == 2
     assert found["train/dog/wrong.png"] == ("relabel", "café")

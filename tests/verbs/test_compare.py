@@ -52,6 +52,7 @@ def report(folder: Path) -> dict:
     return json.loads((folder / "compare.json").read_text())
 
 
+@pytest.mark.draws
 def test_two_runs_are_compared_on_the_test_images(runs, here, capsys):
     a, b = run(runs, "good", 0), run(runs, "bad", 0)
     assert main(["compare", str(a), str(b), "--accelerator", "cpu"]) == 0

@@ -1,14 +1,12 @@
 """A network as one page: it opens from the disk, asks nobody, and answers as predict does."""
 
 import base64
-import contextlib
 import io
 import json
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import torch
 from PIL import Image
 
 from tests import tiny
+from tests.browser import draw_one, in_chromium, opened, shoot
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import SmallCNN
 from vision_zoo.classifier import Classifier
@@ -28,9 +27,7 @@ from vision_zoo.verbs import export as verb
 from vision_zoo.verbs.page import rendered
 
 DIGITS = tuple("0123456789")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NODE = shutil.which("node")
-in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 in_node = pytest.mark.skipif(NODE is None, reason="there is no node")
 DATA = os.environ.get("VISION_ZOO_DATA", "")
 
@@ -141,25 +138,6 @@ def test_all_test_images_have_the_label_of_test(page, trained_run, tmp_path):
     assert [row["top"][0]["probability"] for row in rows] == pytest.approx(probabilities.amax(1).tolist(), abs=1e-4)
 
 
-@contextlib.contextmanager
-def opened(file: Path, **options) -> Iterator:
-    """The page in a browser, opened from the disk; whatever it asks for and whatever it complains of is an error."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        tab = browser.new_page(**options)
-        asked, problems = [], []
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.on("pageerror", lambda error: problems.append(str(error)))
-        tab.on("console", lambda message: problems.append(message.text))
-        tab.goto(file.as_uri())
-        yield tab
-        browser.close()
-    assert problems == []
-    assert [url for url in asked if not url.startswith("blob:")] == [file.as_uri()]
-
-
 # Keeps the bytes of each image that the page classifies, with its answer.
 RECORD = """() => {
     window.seen = [];
@@ -179,16 +157,9 @@ RECORD = """() => {
 def test_one_draws_a_digit_and_drops_a_picture_in_a_browser(page, trained_run, width, scheme, tmp_path):
     (tmp_path / "digit.png").write_bytes(file_of(Image.fromarray(tiny.digits(1)[0][0])))
     (tmp_path / "note.png").write_text("no image")
-    shots = Path(os.environ.get("VISION_ZOO_SHOTS", tmp_path))
-    with opened(page, viewport={"width": width, "height": 900}, color_scheme=scheme) as tab:
+    with opened(page.as_uri(), viewport={"width": width, "height": 900}, color_scheme=scheme) as tab:
         tab.evaluate(RECORD)
-        box = tab.locator("#canvas").bounding_box()
-        x, y, step = box["x"] + box["width"] / 2, box["y"], box["height"] / 10
-        tab.mouse.move(x, y + 2 * step)
-        tab.mouse.down()
-        for n in range(2, 9):
-            tab.mouse.move(x, y + n * step)
-        tab.mouse.up()
+        draw_one(tab)
         tab.wait_for_selector("#drawn .bars li")
         tab.set_input_files("#files", [str(tmp_path / "digit.png"), str(tmp_path / "note.png")])
         tab.wait_for_selector("#results .bars li")
@@ -196,8 +167,7 @@ def test_one_draws_a_digit_and_drops_a_picture_in_a_browser(page, trained_run, w
         assert "digit.png" in tab.inner_text("#results")
         assert "cannot be read as an image" in tab.inner_text("#results .error")
         assert re.search(r"\d\.\d ms", tab.inner_text("#drawn"))
-        assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        tab.screenshot(path=shots / f"html_{width}_{scheme}.png", full_page=True)
+        shoot(tab, f"html_{width}_{scheme}.png", tmp_path)
         drawn = [(blob, row) for blob, row in tab.evaluate("window.seen") if "top" in row]
         tab.focus("#clear")
         tab.keyboard.press("Enter")
@@ -258,7 +228,7 @@ def test_its_labels_are_those_of_predict(page, trained_run, here):
         (here / name).write_bytes(content)
     assert main(["predict", "--ckpt_path", str(trained_run), "--images", "*.png", "--output", "said.json"]) == 0
     said = json.loads(Path("said.json").read_text())
-    with opened(page) as tab:
+    with opened(page.as_uri()) as tab:
         rows = in_page(tab, "classify", list(files.values()))
     assert [row["top"][0]["label"] for row in rows] == [each["label"] for each in said]
     for row, each in zip(rows, said, strict=True):
@@ -292,7 +262,7 @@ def kinds_of_files() -> dict[str, bytes]:
 
 def differences(page: Path, shape: tuple[int, int, int], files: list[bytes]) -> list[int]:
     """The largest difference of pixels of each file, as the page and as predict read it."""
-    with opened(page) as tab:
+    with opened(page.as_uri()) as tab:
         tab.evaluate("shape => { facts.image_shape = shape; }", shape)
         found = in_page(tab, "(async (blob) => btoa(String.fromCharCode(...(await pixels(blob)))))", files)
     expected = [decode(io.BytesIO(file), shape, "crop").astype(int).ravel() for file in files]
@@ -314,7 +284,7 @@ def test_pictures_of_many_kinds_become_the_pixels_of_predict(page, shape):
 @in_chromium
 def test_an_image_of_16_bits_is_refused_where_training_had_a_range_of_values(page):
     files = kinds_of_files()
-    with opened(page) as tab:
+    with opened(page.as_uri()) as tab:
         tab.evaluate("() => { facts.value_range = [0, 1000]; }")
         refused, taken = in_page(tab, "classify", [files["16 bits"], files["gray"]])
     assert "16 bits, of which a browser gives 8: vision_zoo predict reads it" in refused["error"]

@@ -254,6 +254,7 @@ def test_hostile_names_are_shown_and_do_nothing(hostile, here):
         assert raw not in card
 
 
+@pytest.mark.draws
 def test_hostile_names_can_be_drawn(tmp_path, recwarn):
     matrix = torch.eye(len(EVIL), dtype=torch.int64)
     plot_confusion_matrix(matrix, EVIL, tmp_path / "matrix.png", EVIL[3])
@@ -314,6 +315,7 @@ def test_durations_are_written_as_people_say_them(seconds, text):
     assert duration(seconds) == text
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize(
     "rows",
     [

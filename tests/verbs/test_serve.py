@@ -4,10 +4,8 @@ import asyncio
 import csv
 import io
 import json
-import os
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +24,7 @@ import torch
 from PIL import Image
 
 from tests import tiny
+from tests.browser import draw_one, in_chromium, opened, shoot
 from vision_zoo.__main__ import main
 from vision_zoo.verbs.serve.batching import Batcher, RefusedError
 
@@ -240,46 +239,27 @@ def test_a_limit_of_nothing_and_a_missing_package_are_told(trained_run, capsys, 
     assert "pip install 'vision_zoo[serve]'" in capsys.readouterr().err
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
 @pytest.mark.slow  # 12 s
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+@in_chromium
 @pytest.mark.parametrize("width", [1000, 360], ids=["desktop", "phone"])
 def test_one_draws_a_digit_and_drops_a_picture_in_a_browser(address_that_reads, width, tmp_path):
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 
     (tmp_path / "digit.png").write_bytes(digits(1)[0])
-    shots = Path(os.environ.get("VISION_ZOO_SHOTS", tmp_path))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        problems = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-        page.goto(address_that_reads)
-        box = page.locator("#canvas").bounding_box()
-        x, y, step = box["x"] + box["width"] / 2, box["y"], box["height"] / 10
-        page.mouse.move(x, y + 2 * step)
-        page.mouse.down()
-        for n in range(2, 9):
-            page.mouse.move(x, y + n * step)
-        page.mouse.up()
+    with opened(address_that_reads, viewport={"width": width, "height": 900}) as tab:
+        draw_one(tab)
         # The beginning of the stroke has been answered too, and may have been something else. (wait_for_function would
         # evaluate a text in the page, which its content security policy forbids.)
-        expect(page.locator("#drawn .bars li span").first).to_have_text("1", timeout=20_000)
-        page.set_input_files("#files", str(tmp_path / "digit.png"))
-        page.wait_for_selector("#results .bars li")
-        assert "digit.png" in page.inner_text("#results")
+        expect(tab.locator("#drawn .bars li span").first).to_have_text("1", timeout=20_000)
+        tab.set_input_files("#files", str(tmp_path / "digit.png"))
+        tab.wait_for_selector("#results .bars li")
+        assert "digit.png" in tab.inner_text("#results")
         for place in ("#drawn", "#results"):
-            page.click(f"{place} button")
-            page.wait_for_selector(f"{place} img.look")
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        page.screenshot(path=shots / f"serve_{width}.png", full_page=True)
-        page.click("#clear")
+            tab.click(f"{place} button")
+            tab.wait_for_selector(f"{place} img.look")
+        shoot(tab, f"serve_{width}.png", tmp_path)
+        tab.click("#clear")
         keys = [*["ArrowUp"] * 8, "Space", *["ArrowDown"] * 16]  # the same by keyboard
         for key in keys:
-            page.locator("#canvas").press(key)
-        expect(page.locator("#drawn .bars li span").first).to_have_text("1", timeout=20_000)
-        browser.close()
-    assert problems == []
+            tab.locator("#canvas").press(key)
+        expect(tab.locator("#drawn .bars li span").first).to_have_text("1", timeout=20_000)

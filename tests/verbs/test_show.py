@@ -11,6 +11,8 @@ from vision_zoo.verbs.show import show
 
 FLIP = '[{"class_path": "RandomHorizontalFlip", "init_args": {"p": 1.0}}]'
 
+pytestmark = pytest.mark.draws
+
 
 def size(path):
     with Image.open(path) as image:

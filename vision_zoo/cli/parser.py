@@ -164,6 +164,11 @@ class Parser(LightningCLI):
             for line in changes(self.checkpoint, self.plain_config(), self.verb):
                 _note(line)
 
+    def _dump_config(self) -> None:  # which Lightning calls; to validate once more would take a fifth of the parsing
+        if not hasattr(self, "config_dump"):
+            dumped = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, skip_validation=True)
+            self.config_dump = yaml.safe_load(dumped)
+
     def plain_config(self) -> Config:
         """The whole configuration as plain data, as config.yaml and checkpoints keep it."""
         dumped = self.parser.dump(self.config, skip_none=False, skip_validation=True)

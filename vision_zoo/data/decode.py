@@ -159,12 +159,14 @@ def _values(image: Any, path: File) -> Numbers | None:
     """The pixels of an image that is not 8 bits, (H, W) or (H, W, C), in the type of its file: PIL knows fewer."""
     mode, tags = image.mode, getattr(image, "tag_v2", {})  # of TIFF
     bits, signed = tags.get(258, (16,))[0], tags.get(339, (1,))[0] == 2
-    if mode in ("RGB", "RGBA") and f"{mode};16" in str(image.tile[:1]):  # PIL gives the upper 8 bits alone
+    coding = str(image.tile[:1])
+    gray = "LA;16" in coding  # and alpha: PIL tells the four bytes of a pixel as RGBA
+    if mode in ("RGB", "RGBA") and (gray or f"{mode};16" in coding):  # PIL gives the upper 8 bits alone
         with _open(path, 1) as lower:
-            lower.tile = [type(tile)(*tile[:3], _swapped(tile[3])) for tile in lower.tile]
+            lower.tile = [type(tile)(*tile[:3], "RGBA" if gray else _swapped(tile[3])) for tile in lower.tile]
             upper: Numbers = np.asarray(_upright(image)).astype(np.uint16) * 256
-            upper += np.asarray(_upright(lower))
-        return upper
+            low = np.asarray(_upright(lower))
+        return upper[..., 0] + low[..., 1] if gray else upper + low
     if mode[0] not in "IF" and not (mode == "L" and signed):
         return None
     values: Numbers = np.asarray(_upright(image))

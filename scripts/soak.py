@@ -1,6 +1,7 @@
 """Long tests of what people rely on overnight: nothing is lost, nothing piles up, nothing hangs.
 
     python scripts/soak.py kill --kills 20   # kill training at random moments, resume, compare with an undisturbed run
+    python scripts/soak.py kill -- --data Pack --data.path /PATH/photos.vz   # with any words of fit
     python scripts/soak.py leak --fits 200   # many short fits in one process: memory, open files, threads stay flat
     python scripts/soak.py lack --takings 30 # take away disk, memory, open files, ... from commands at random moments
     python scripts/soak.py signal --signals 30 # end every command by SIGTERM or Ctrl-C at random moments
@@ -37,7 +38,7 @@ FIT = [
     "--data.batch_size", "50",
     "--data.augmentation", "[{class_path: RandomCrop, init_args: {padding: 2}}, RandomErasing]",
     "--trainer.max_epochs", "6", "--trainer.val_check_interval", "0.5", "--trainer.log_every_n_steps", "5",
-    "--save_every_minutes", "0.01",
+    "--save_every_minutes", "0.01", "--trainer.precision", "32-true", "--channels_last", "false",  # no trial of speed
 ]  # fmt: skip
 
 
@@ -94,15 +95,15 @@ def wait_for(process: subprocess.Popen[bytes], folder: Path, target: float, unti
         time.sleep(0.01)
 
 
-def kill(kills: int, seed: int) -> int:
-    """Kill and resume until the run has been killed often enough, then compare."""
+def kill(kills: int, seed: int, words: list[str]) -> int:
+    """Kill and resume a fit with these words more until it has been killed often enough, then compare."""
     chance = random.Random(seed)  # repeatable, not secret
     bad = total = 0
     with tempfile.TemporaryDirectory() as name:
         calm = Path(name) / "calm"
         calm.mkdir()
         began = time.monotonic()
-        code, seconds = start(calm).wait(), time.monotonic() - began
+        code, seconds = start(calm, *words).wait(), time.monotonic() - began
         reference = newest(calm)
         if code or reference is None:
             print((calm / "log.txt").read_text())
@@ -116,7 +117,7 @@ def kill(kills: int, seed: int) -> int:
             round_ += 1
             here = 0
             while True:
-                process = start(folder, *(["--ckpt_path", "last"] if newest(folder) else []))
+                process = start(folder, *words, *(["--ckpt_path", "last"] if newest(folder) else []))
                 how = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
                 # Anywhere in what is left to train, or, one time in five, while it starts, tests or ends.
                 target = chance.uniform(progress(folder), total_steps)
@@ -198,6 +199,7 @@ if __name__ == "__main__":
     one = commands.add_parser("kill")
     one.add_argument("--kills", type=int, default=20)
     one.add_argument("--seed", type=int, default=0)
+    one.add_argument("words", nargs="*", help="words of fit, behind --")
     two = commands.add_parser("leak")
     two.add_argument("--fits", type=int, default=200)
     for name, counted in (("lack", "--takings"), ("signal", "--signals")):
@@ -206,7 +208,7 @@ if __name__ == "__main__":
         three.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     calls = {
-        "kill": lambda: kill(given.kills, given.seed),
+        "kill": lambda: kill(given.kills, given.seed, given.words),
         "leak": lambda: leak(given.fits),
         "lack": lambda: soak_lack.lack(given.takings, given.seed),
         "signal": lambda: soak_lack.signals(given.signals, given.seed),

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def bench_of(n):
-    return Bench(SimpleNamespace(data_root=".", n=n, quick=False, only=None, systems=None, fastai=None))
+    return Bench(SimpleNamespace(data_root=".", n=n, quick=False, only=None, systems=None, fastai=None, peers=None))
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@
 Both sides of a row run in turn, each turn beginning with another one, in one tree of processes; a row shows the
 medians, their ratio and the smallest and largest ratio of a pair. Sections: m machine, a batches, b cost of a step,
 c fit against the tutorials and d time to their accuracy (measured together), e augmentation, f the door, g first step,
-h memory, i predict, j two processes, k the choice of speed, l few photos against fastai, n packs.
+h memory, i predict, j two processes, k the choice of speed, l few photos against fastai, n packs,
+o packs against webdataset and litdata.
 """
 
 import argparse
@@ -39,6 +40,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write scripts/README.md from configs/speed.json")
     parser.add_argument("--check", action="store_true", help="exit code 1 where scripts/README.md is out of date")
     parser.add_argument("--fastai", help="Python of an environment with fastai and timm, which section l compares with")
+    parser.add_argument("--peers", help="Python of an environment with webdataset and litdata, for section o")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()

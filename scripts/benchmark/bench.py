@@ -53,6 +53,7 @@ class Bench:
         self.n = options.n or (2 if options.quick else 5)
         self.quick: bool = options.quick
         self.fastai: str | None = options.fastai
+        self.peers: str | None = options.peers
         self.sections: list[str] | None = options.only.split(",") if options.only else None
         self.systems = options.systems.split(",") if options.systems else list(SYSTEMS)
         self.rows: list[Row] = []
@@ -126,10 +127,10 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def run(*words: str, folder: str | None = None, **environment: str) -> str:
+def run(*words: str, folder: str | None = None, python: str = sys.executable, **environment: str) -> str:
     """Run Python in a process of its own and give its output."""
     done = subprocess.run(
-        [sys.executable, *words],
+        [python, *words],
         cwd=folder,
         env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,

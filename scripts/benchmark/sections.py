@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from scripts.benchmark.bench import Bench, fit, run, seconds
 from scripts.benchmark.loops import in_process, operations
-from scripts.benchmark.packs import packs
+from scripts.benchmark.packs import packs, streams
 from scripts.benchmark.pretrained import few_photos
 from scripts.benchmark.training import against_tutorials
 from scripts.benchmark.tutorials import ON_CPU, SYSTEMS, datamodule, network, tutorial_data
@@ -320,5 +320,5 @@ SECTIONS: dict[str, Callable[[Bench], Any]] = {
     "m": machine, "a": batches, "b": step_cost, "c": against_tutorials, "d": against_tutorials, "e": augmentation,
     "f": door, "g": first_step, "h": memory, "i": predict, "j": two_processes,
     "k": speed_choice,
-    "l": few_photos, "n": packs,
+    "l": few_photos, "n": packs, "o": streams,
 }  # fmt: skip

@@ -343,3 +343,14 @@ def test_the_advice_of_each_message_works(form, here, capsys):
     if form != "alone":
         np.savez("a.npz", **dict(zip(keys, (images, DIGITS), strict=True)))
     assert main([*words, f"{keys[0]}.npy" if form == "alone" else "a.npz"]) == 0
+
+
+def test_the_images_of_a_run_are_read_from_the_file_once(here, monkeypatch):
+    images, labels = tiny.digits(40, 2)
+    np.savez("a.npz", images=images, labels=labels)
+    data, sizes, read = ArrayFile("a.npz", val_split=4), [], np.lib.format.read_array
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *a, **k: [sizes.append((x := read(*a, **k)).size), x][1])
+    assert data.image_shape[1:] == images.shape[1:3]
+    data.setup("fit")
+    assert sizes.count(images.size) == 1
+    assert torch.equal(data.split_images("test").images, ArrayFile("a.npz").load("test").images)

@@ -283,6 +283,23 @@ def test_five_kills_of_a_run_over_a_failing_connection_change_nothing(packs, ser
 
 
 @pytest.mark.slow
+def test_verbs_that_need_the_images_ask_an_address_for_them(packs, server, cache, capsys):
+    """20 seconds."""
+    server.well = 1_000_000
+    words = ["--data", "Pack", "--data.path", f"{server.address}/a.vz", *FACTS, "--data.image_size", "16"]
+    words += ["--data.val_split", "20"]
+    assert main([*SHORT, *words, "--trainer.max_epochs", "1", "--test_after_fit", "false"]) == 0
+    int8 = ["export", "--ckpt_path", "last", "--int8", "--max_drop", "90", "--output"]
+    assert main([*int8, "a.onnx"]) == 0
+    assert main([*int8, "b.onnx", "--data_root", f"file://{packs}/a.vz"]) == 0
+    assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
+    assert main(["teach", f"{server.address}/a.vz", "--curve", "false"]) == 0
+    capsys.readouterr()
+    refuse(capsys, [*int8, "c.onnx", "--data_root", f"{server.address}/none.vz"], r"none\.vz cannot be read")
+    refuse(capsys, ["teach", f"{server.address}/none.vz"], r"none\.vz cannot be read")
+
+
+@pytest.mark.slow
 def test_a_pack_in_an_s3_bucket(packs, cache, monkeypatch):
     """10 seconds."""
     pytest.importorskip("moto")

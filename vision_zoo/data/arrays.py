@@ -52,6 +52,7 @@ class ArrayFile(OwnImages):
         self.path = expanded(path).absolute()
         super().__init__(**options)
         self.hparams["path"] = str(self.path)
+        self._ahead = dict[Split, LabelledImages]()  # what told the facts: reading it again takes as long
 
     @lazy
     def class_names(self) -> tuple[str, ...]:
@@ -70,6 +71,9 @@ class ArrayFile(OwnImages):
 
     def load(self, split: Split) -> LabelledImages:
         """uint8 (N, C, H, W) in [0, 255] and int64 (N,) in [0, K)."""
+        ahead, self._ahead = self._ahead.get(split), {}
+        if ahead:
+            return ahead
         if split in self._parts:
             return self._pair(*self._parts[split])
         there, end = ("it has", "") if self._is_archive else ("with it are", "; each .npy, and give that of the images")
@@ -88,7 +92,7 @@ class ArrayFile(OwnImages):
     @cached_property
     def _described(self) -> tuple[tuple[str, ...], ImageShape]:
         """Class names and image shape; parts that do not fit one another are refused before any work."""
-        images, labels = self.load(self._describing)
+        images, labels = found = self.load(self._describing)
         message = (
             f"ArrayFile: the {self._describing} labels in {self.path} go up to {labels.max()}, far beyond the classes "
             f"that {len(labels)} images can have: number the classes 0, 1, 2, ..., or name all in class_names"
@@ -107,6 +111,7 @@ class ArrayFile(OwnImages):
                 "learn. Classes are numbered 0, 1, 2, ...",
                 category=UserWarning,
             )
+        self._ahead = {self._describing: found}
         return names, (channels, *(self.image_size or (height, width)))
 
     def _check_part(self, split: Split, trained_with: ImageShape, classes: int) -> None:

@@ -113,12 +113,10 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.root = expanded(root).absolute()
-        self.batch_size = batch_size
-        self.seed = seed
+        self.batch_size, self.seed = batch_size, seed
         self.image_size: Any = image_size
         self.augmentation = list(augmentation or [])
-        self.num_workers = num_workers
-        self.shuffle = shuffle
+        self.num_workers, self.shuffle = num_workers, shuffle
         self.interpolation: Interpolation = interpolation or "bilinear"
         self.sampler: Sampler = sampler
         self.device = device
@@ -336,15 +334,17 @@ class ImageDataModule(LightningDataModule):
             raise DataError(f"{type(self).__name__}: {path} is broken ({reason}). {self.way_out}") from error
 
 
-def described_data(spec: Mapping[str, Any]) -> ImageDataModule | None:
+def described_data(spec: Mapping[str, Any], *, ask: bool = False) -> ImageDataModule | None:
     """The data module of a vetted class_path and init_args, without augmentation; None if none can be made here.
 
-    Its files are not looked at, and a server is not asked.
+    Its files are not looked at; a server is asked only with `ask`, which refuses an address that cannot be read.
     """
+    options = spec.get("init_args") or {}
+    there = is_address(str(options.get("path")))
     try:
-        class_path, options = spec["class_path"], spec.get("init_args") or {}
-        refuse(ConfigError, (is_address(str(options.get("path"))), "an address"))
-        module = import_path(class_path)(**{name: options[name] for name in options if name != "augmentation"})
-    except (InputError, KeyError, TypeError):
+        refuse(ConfigError, (there and not ask, "an address"))
+        module = import_path(spec["class_path"])(**{name: options[name] for name in options if name != "augmentation"})
+    except (InputError, KeyError, TypeError) as error:
+        refuse(type(error), (there and ask, str(error)))
         return None
     return module if isinstance(module, ImageDataModule) else None

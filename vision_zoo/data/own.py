@@ -36,18 +36,19 @@ class OwnImages(ImageDataModule):
         super().__init__(**options)
 
     def _take_facts(self, mean: list[float] | None, std: list[float] | None) -> None:
-        self._given = {"mean": mean, "std": std}  # the number of channels may be known only once the files are read
+        # None where they are computed; the number of channels may be known only once the files are read.
+        self.given = {"mean": mean, "std": std}
 
     @lazy
     def mean(self) -> tuple[float, ...]:
         """Mean of each channel of the training images."""
-        given = self._given["mean"]
+        given = self.given["mean"]
         return self._statistics[0] if given is None else per_channel("mean", given, self.image_shape[0])
 
     @lazy
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel of the training images."""
-        given = self._given["std"]
+        given = self.given["std"]
         return self._statistics[1] if given is None else per_channel("std", given, self.image_shape[0])
 
     @lazy

@@ -158,7 +158,7 @@ class Pack(InFiles):
             self._pack = PackFile(self._shards.index(head, head["index"][0] <= HEAD), self._shards)
             self._more["shards"] = self._shards
         facts = self._pack.facts if self._pack else {}
-        self._given = {name: facts.get(name) if value is None else value for name, value in self._given.items()}
+        self.given = {name: facts.get(name) if value is None else value for name, value in self.given.items()}
         if shape := facts.get("image_shape"):
             size = self.image_size if options.get("image_size") else shape[1:]
             self.image_shape, self.in_memory = (shape[0], *size), bool(self.in_memory)

@@ -22,7 +22,7 @@ from vision_zoo.data.decode import resize_images
 from vision_zoo.data.mnist5k import MNIST5k
 from vision_zoo.ensemble import Ensemble, classifier_of
 from vision_zoo.errors import ConfigError, InputError, refuse
-from vision_zoo.files import expanded
+from vision_zoo.files import expanded, is_address
 from vision_zoo.hub import WEIGHTS
 from vision_zoo.verbs.formats import FORMATS, ExportError, Format, Forward, Metadata, outputs_of
 from vision_zoo.verbs.hub import new_folder, upload
@@ -67,7 +67,7 @@ def export(
         output: file or folder to write or replace; default: the run's name, in the working directory, if it is free.
         int8: compute with integers of 8 bits, in an ONNX file of about a quarter of the size; it needs the run's data.
         max_drop: points of validation accuracy that it may cost, by default 0.2; layers stay float where that helps.
-        data_root: folder or file of the run's data, where they have moved; for --int8.
+        data_root: folder, file or address of the run's data, where they have moved; for --int8.
         push: OWNER/NAME on the hub to upload the folder to, with the token of hf auth login or HF_TOKEN.
         trusted_packages: packages whose classes the checkpoint may name.
     """
@@ -100,8 +100,9 @@ def export(
     )
     data, options = checkpoint.data, checkpoint.data.get("init_args") or {}
     if data_root:
-        data["init_args"] = options | {"path" if options.get("path") else "root": str(expanded(data_root).absolute())}
-    model, datamodule = classifier_of(checkpoints), described_data(data)
+        place = data_root if is_address(data_root) else str(expanded(data_root).absolute())
+        data["init_args"] = options | {"path" if options.get("path") else "root": place}
+    model, datamodule = classifier_of(checkpoints), described_data(data, ask=int8)
     images, described = sample_images(model, datamodule)
     facts = _metadata(model, datamodule, checkpoint)
     if int8:

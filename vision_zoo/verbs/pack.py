@@ -68,8 +68,8 @@ def pack(
     refuse(ConfigError, (encoded and not isinstance(source, Files), bare))
     keys = [*filter(None, datamodule.split_names)] if isinstance(datamodule, ImageFolder) else []
     facts: dict[str, Any] = {x: getattr(datamodule, x) for x in ("class_names", "interpolation", "value_range")}
-    own = isinstance(datamodule, OwnImages)  # what is not given is computed when they are read
-    facts |= {x: cast(Any, datamodule)._given[x] if own else getattr(datamodule, x) for x in ("mean", "std")}
+    # What is not given is computed when they are read.
+    facts |= datamodule.given if isinstance(datamodule, OwnImages) else {"mean": datamodule.mean, "std": datamodule.std}
     facts |= {
         "image_shape": None if encoded else datamodule.image_shape,
         "resize": getattr(datamodule, "resize", "crop"),

@@ -148,7 +148,7 @@ def _do(command: Command, trial: Trial, tests: bool, trusted: Sequence[str]) -> 
 def count_validation(run: Path, trusted: Sequence[str]) -> None:
     """Count a fold's validation images by true and predicted class, of its best checkpoint, into its run folder."""
     content = open_checkpoint(str(run), trusted)
-    model, data = Classifier.from_checkpoint(content.content), described_data(content.data)
+    model, data = Classifier.from_checkpoint(content.content), described_data(content.data, ask=True)
     assert data is not None, "the checkpoint of a fold describes its data"
     data.value_range = model.value_range
     model, loader = model.to("cuda" if torch.cuda.is_available() else "cpu"), cast(Loader, data.val_dataloader())

@@ -187,7 +187,7 @@ def test_one_draws_by_keyboard(page, tmp_path):
     inked = """() => { const { data } = canvas.getContext("2d").getImageData(0, 0, 280, 280), found = [];
         for (let i = 0; i < 280 * 280; i++) if (data[4 * i] > 128) found.push([i % 280, Math.floor(i / 280)]);
         return found; }"""
-    with opened(page) as tab:
+    with opened(page.as_uri()) as tab:
         assert "arrow keys: space" in tab.locator("#canvas").get_attribute("aria-label")
         tab.locator("body").press("Tab")
         expect(tab.locator("#canvas")).to_be_focused()

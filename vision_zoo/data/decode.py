@@ -165,8 +165,9 @@ def _values(image: Any, path: File) -> Numbers | None:
         with _open(path, 1) as lower:
             lower.tile = [type(tile)(*tile[:3], "RGBA" if gray else _swapped(tile[3])) for tile in lower.tile]
             upper: Numbers = np.asarray(_upright(image)).astype(np.uint16) * 256
-            low = np.asarray(_upright(lower))
-        return upper[..., 0] + low[..., 1] if gray else upper + low
+            low: Numbers = np.asarray(_upright(lower))
+        whole: Numbers = upper[..., 0] + low[..., 1] if gray else upper + low
+        return whole
     if mode[0] not in "IF" and not (mode == "L" and signed):
         return None
     values: Numbers = np.asarray(_upright(image))

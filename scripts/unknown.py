@@ -13,7 +13,6 @@ import itertools
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
@@ -24,6 +23,7 @@ from vision_zoo.data import CIFAR10, MNIST, FashionMNIST, ImageFolder
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.known import Known
 from vision_zoo.training.features import features_of
+from vision_zoo.verbs.teach.head import USUAL, Data, Fitter
 
 PAIRS = {"MNIST": "FashionMNIST", "FashionMNIST": "MNIST", "CIFAR10": "flowers5", "flowers5": "two of its classes"}
 BATCH = 500
@@ -94,9 +94,9 @@ def held_out(options: argparse.Namespace) -> None:
         parts[split] = values[chosen], source.labels[places[chosen]]
     for pair_ in itertools.combinations(range(data.num_classes), 2):
         (train, val, test), foreign = zip(*(split_off(part, pair_) for part in parts.values()), strict=True)
-        weight, bias = head(*train, data.num_classes)
-        known = Known.fit(train[0], val[0] @ weight.T + bias, val[0], 0.95)
-        ours, others = ((x @ weight.T + bias, known(x @ weight.T + bias, x)) for x in (test[0], torch.cat(foreign)))
+        head = Fitter(Data(*train), classes=data.num_classes).fit(USUAL)
+        known = Known.fit(train[0], head.logits(val[0]), val[0], 0.95)
+        ours, others = ((head.logits(x), known(head.logits(x), x)) for x in (test[0], torch.cat(foreign)))
         row("flowers5, three", " ".join(data.class_names[k] for k in pair_), test[1], ours, others)
 
 
@@ -105,23 +105,6 @@ def split_off(part: tuple[Tensor, Tensor], classes: tuple[int, ...]) -> tuple[tu
     features, labels = part
     foreign = torch.isin(labels, torch.tensor(classes))
     return (features[~foreign], labels[~foreign]), features[foreign]
-
-
-def head(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Weight (K, D) and bias (K,) of a regularised multinomial head."""
-    mean, std = features.mean(0), features.std(0) + 1e-6
-    weight = torch.zeros(num_classes, features.shape[1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=60, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy((features - mean) / std @ weight.T, labels) + 1e-2 * weight.square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)  # type: ignore[arg-type]  # torch's annotation wants a float
-    scaled = (weight / std).detach()
-    return scaled, -(scaled @ mean)
 
 
 def row(name: str, others: str, labels: Tensor, ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> None:

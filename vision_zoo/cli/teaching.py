@@ -13,6 +13,7 @@ from vision_zoo.data.discovery import TABLES
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path
+from vision_zoo.training.features import BATCH
 from vision_zoo.types import Config
 
 RECIPE = "finetune"  # what --refine goes on with
@@ -67,7 +68,7 @@ def defaults(argv: Argv) -> Config:
     if kind in ("ImageFolder", "ImageTable", "ArrayFile", "Pack", "WebDataset", "Parquet"):
         shares = (0.2, 0.1) if argv.verb == "teach" else (0, 0)
         options: dict[str, Any] = {"test_split": shares[0], "val_split": shares[1]}
-        options |= {} if argv.verb == "pack" else {"image_size": IMAGE_SIZE}
+        options |= {} if argv.verb == "pack" else {"image_size": IMAGE_SIZE, "batch_size": BATCH}
         # Files are decoded while features are computed.
         options |= {} if kind == "ArrayFile" else {"in_memory": False}
         config["data"] = {"class_path": f"vision_zoo.data.{kind}", "init_args": options}

@@ -25,7 +25,7 @@ from vision_zoo.specs import describe
 from vision_zoo.training.performance import has_fast_bf16
 from vision_zoo.training.speed_trial import Trial, Way
 
-BATCH, TRIED = 64, 16  # images at a time, and those of a trial of speed
+BATCH, TRIED = 32, 16  # images at a time, whose feature maps stay near the processor, and those of a trial of speed
 AHEAD = 4  # batches that are decoded at a time
 ALIKE = 0.999  # least cosine of an image's features in bfloat16 and in float32
 MOST_KEPT = 4 * 2**30  # bytes on the disk; the oldest go

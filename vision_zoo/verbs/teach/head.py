@@ -1,14 +1,11 @@
 """The last layer of a network, fitted to features: a multinomial logistic regression, calibrated."""
 
-import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
@@ -47,23 +44,33 @@ class Head(NamedTuple):
 class Fitter:
     """Fits heads to the same features, from a strong penalty to weaker ones; each begins with the last."""
 
-    def __init__(self, data: Data, tolerance: float = 1e-4) -> None:
+    def __init__(self, data: Data, tolerance: float = 1e-4, classes: int = 0) -> None:
         # One scale for all features: those that vary more say more, and to be standardised would take that from them.
         self.mean = data.values.mean(0)
         self.scale = data.values.var(0, correction=0).mean().sqrt().clamp(min=1e-12)
-        self.values, self.labels = ((data.values - self.mean) / self.scale).numpy(), data.labels.numpy()
-        self.model = LogisticRegression(tol=tolerance, max_iter=1000, warm_start=True)
+        self.values, self.labels = (data.values - self.mean) / self.scale, data.labels
+        self.tolerance = tolerance
+        classes = max(classes, int(self.labels.max()) + 1)
+        self.weight = torch.zeros(classes, self.values.shape[1], requires_grad=True)
+        self.bias = torch.zeros(classes, requires_grad=True)
 
     def fit(self, strength: float) -> Head:
         """The head with this penalty, on the features as they come."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # of nearly separable classes: it is near enough
-            self.model.set_params(C=1 / strength).fit(self.values, self.labels)
-        weight, bias = (torch.from_numpy(np.float32(part)) for part in (self.model.coef_, self.model.intercept_))
-        if len(weight) == 1:  # of two classes, scikit-learn gives the difference
-            weight, bias = (torch.cat([-part / 2, part / 2]) for part in (weight, bias))
-        weight = weight / self.scale
-        return Head(weight, bias - weight @ self.mean)
+        optimizer = torch.optim.LBFGS(
+            [self.weight, self.bias], max_iter=1000, tolerance_grad=self.tolerance, history_size=10,
+            line_search_fn="strong_wolfe",
+        )  # fmt: skip
+
+        def loss() -> float:
+            optimizer.zero_grad()
+            value = F.cross_entropy(F.linear(self.values, self.weight, self.bias), self.labels)
+            value = value + strength / (2 * len(self.labels)) * self.weight.square().sum()
+            torch.autograd.backward(value)
+            return value.item()
+
+        cast(Any, optimizer).step(loss)
+        weight = self.weight.detach() / self.scale
+        return Head(weight, self.bias.detach() - weight @ self.mean)
 
 
 def cross_validate(data: Data, seed: int, fold_of: Tensor | None = None) -> tuple[float, Tensor | None]:
@@ -79,10 +86,11 @@ def cross_validate(data: Data, seed: int, fold_of: Tensor | None = None) -> tupl
     if fold_of is None:  # nothing can be held out
         return USUAL, None
     held_out = [fold_of == fold for fold in range(int(fold_of.max()) + 1)]
-    pairs = [(held, Fitter(data.of(~held), ROUGH)) for held in held_out]
+    classes = int(data.labels.max()) + 1
+    pairs = [(held, Fitter(data.of(~held), ROUGH, classes)) for held in held_out]
     best, least = (USUAL, torch.empty(0)), float("inf")
     for strength in STRENGTHS:
-        logits = torch.empty(len(data.labels), int(data.labels.max()) + 1)
+        logits = torch.empty(len(data.labels), classes)
         for held, fitter in pairs:
             logits[held] = fitter.fit(strength).logits(data.values[held])
         loss = float(F.cross_entropy(logits, data.labels))

@@ -15,6 +15,7 @@ base64 in JSON.
 
 import argparse
 import base64
+import contextlib
 import http.client
 import io
 import itertools
@@ -22,6 +23,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -55,7 +57,9 @@ def main() -> int:
         port = str(free.getsockname()[1])
     own = [*OURS, "serve", "--ckpt_path", given.ckpt_path, "--port", port]
     peer = [given.litserve, str(ROOT / "scripts/peer_litserve.py"), given.ckpt_path, port]
-    server = subprocess.Popen(peer if given.litserve else own, stdout=subprocess.DEVNULL, env=environment())
+    words = peer if given.litserve else own
+    # In a group of its own, which ends as one: LitServe leaves processes that go on working.
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment(), start_new_session=True)
     try:
         place = f"127.0.0.1:{port}"
         wait_for(place, server)
@@ -66,6 +70,8 @@ def main() -> int:
     finally:
         server.terminate()
         server.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
 
 
 def environment() -> dict[str, str]:

@@ -14,7 +14,7 @@ import torch
 
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.classifier import Classifier
-from vision_zoo.data.base import described_data
+from vision_zoo.data.described import described_data
 from vision_zoo.verbs.predict import CACHED, answered, resizing
 from vision_zoo.verbs.serve import _row
 from vision_zoo.verbs.serve.batching import reader

@@ -8,7 +8,7 @@ from typing import Any
 from vision_zoo.checkpoints import Checkpoint
 from vision_zoo.cli.argv import Argv
 from vision_zoo.cli.names import from_yaml
-from vision_zoo.data.base import described_data
+from vision_zoo.data.described import described_data
 from vision_zoo.errors import CheckpointError, ConfigError, refuse
 from vision_zoo.schedules import open_length
 from vision_zoo.specs import import_path

@@ -8,7 +8,7 @@ from typing import Any
 
 from vision_zoo.cli.argv import FLAGS, Argv
 from vision_zoo.cli.names import find_class
-from vision_zoo.data.base import described_data
+from vision_zoo.data.described import described_data
 from vision_zoo.data.discovery import TABLES
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.files import expanded

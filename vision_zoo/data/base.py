@@ -14,14 +14,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from vision_zoo.data.decode import UNREADABLE, decoding_threads, resize_images
-from vision_zoo.data.facts import per_channel
+from vision_zoo.data.facts import evenly, per_channel
 from vision_zoo.data.fetch import DOWNLOAD_ERRORS, fetch
-from vision_zoo.data.loaders import Loader, fetch_all
+from vision_zoo.data.loaders import Loader, in_parts, joined
 from vision_zoo.data.sources import Files, InMemory, OnDevice, Source, Subset, on_device
 from vision_zoo.data.splits import check_part, read_fold, split_by_fold, stratified_split
-from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, InputError, refuse
-from vision_zoo.files import expanded, is_address
-from vision_zoo.specs import import_path, plain
+from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, refuse
+from vision_zoo.files import expanded
+from vision_zoo.specs import plain
 from vision_zoo.transforms import LabelledTransform, apply_transforms, check_transforms
 from vision_zoo.types import Batch, ImageShape, Interpolation, LabelledImages, Sampler, Split, ValueRange
 
@@ -259,8 +259,7 @@ class ImageDataModule(LightningDataModule):
     def sample(self, split: Split, count: int) -> LabelledImages:
         """Up to `count` images, evenly spaced over a split; of files not kept in memory only these are read."""
         source, indices = self.subset(split)
-        places = torch.linspace(0, max(len(indices) - 1, 0), min(count, len(indices))).round().long()
-        return self._gather(source, indices[places])
+        return self._gather(source, evenly(indices, count))
 
     def subset(self, split: Split) -> Subset:
         """One split, read if need be; raises what `setup` does."""
@@ -270,14 +269,20 @@ class ImageDataModule(LightningDataModule):
 
     def _gather(self, source: Source, indices: Tensor) -> LabelledImages:
         """These images, without the files that cannot be decoded."""
+        return joined(self._by_parts(source, indices), len(indices))
+
+    def _by_parts(self, source: Source, indices: Tensor) -> Iterator[LabelledImages]:
+        """These images, some at a time, without the files that cannot be decoded."""
         nothing = "This split has no images: --data.val_split is 0, so that nothing is held out"
         refuse(ConfigError, (not len(indices), nothing))
         if isinstance(source, Files) and len(indices) > _ANNOUNCED:
             rank_zero_only(print)(f"decoding {len(indices):,} images of {self.root}", file=sys.stderr)
-        found = fetch_all(source, indices)
+        count = 0
+        for part in in_parts(source, indices):
+            count += len(part.labels)
+            yield part
         broken = f"{type(self).__name__}: no file in {self.root} can be decoded. {self.way_out}"
-        refuse(DataError, (not len(found.labels), broken))
-        return found
+        refuse(DataError, (not count, broken))
 
     def loader(self, split: Split, training: bool = False) -> Loader:
         """Batches of a split; to train, as `Loader` says."""
@@ -332,19 +337,3 @@ class ImageDataModule(LightningDataModule):
         except (*_BROKEN, *more) as error:
             reason = str(error) or type(error).__name__
             raise DataError(f"{type(self).__name__}: {path} is broken ({reason}). {self.way_out}") from error
-
-
-def described_data(spec: Mapping[str, Any], *, ask: bool = False) -> ImageDataModule | None:
-    """The data module of a vetted class_path and init_args, without augmentation; None if none can be made here.
-
-    Its files are not looked at; a server is asked only with `ask`, which refuses an address that cannot be read.
-    """
-    options = spec.get("init_args") or {}
-    there = is_address(str(options.get("path")))
-    try:
-        refuse(ConfigError, (there and not ask, "an address"))
-        module = import_path(spec["class_path"])(**{name: options[name] for name in options if name != "augmentation"})
-    except (InputError, KeyError, TypeError) as error:
-        refuse(type(error), (there and ask, str(error)))
-        return None
-    return module if isinstance(module, ImageDataModule) else None

@@ -1,7 +1,7 @@
 """Facts about datasets: given, read from files when they are first asked for, or computed from images."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, TypeVar, cast
 
@@ -30,9 +30,15 @@ def per_channel(option: str, values: Sequence[float], channels: int) -> tuple[fl
     return tuple(float(value) for value in values) * (channels if len(values) == 1 else 1)
 
 
-def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 (N, C, H, W), as fractions of 255."""
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
+def evenly(indices: Tensor, count: int) -> Tensor:
+    """Up to `count` of these indices, evenly spaced."""
+    return indices[torch.linspace(0, max(len(indices) - 1, 0), min(count, len(indices))).round().long()]
+
+
+def statistics(parts: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of images, uint8 (N, C, H, W) in parts, as fractions of 255."""
+    found = (torch.stack([channel.flatten().bincount(minlength=256) for channel in part.unbind(1)]) for part in parts)
+    counts = cast(Tensor, sum(found)).double()  # (C, 256)
     values = torch.arange(256, dtype=torch.float64) / 255
     share = counts / counts.sum(1, keepdim=True)  # (C, 256)
     mean = share @ values

@@ -1,6 +1,6 @@
 """The loader, which hands out whole batches, knows where it is in an epoch, and shares the work among processes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -135,13 +135,19 @@ def balanced_draw(labels: Tensor, generator: torch.Generator) -> Tensor:
     return torch.cat(found)
 
 
-def fetch_all(source: Source, indices: Tensor) -> LabelledImages:
-    """These images, int64 (N,), in this order, without the files that cannot be decoded."""
-    if not isinstance(source, Files):
-        return LabelledImages(*source.fetch(indices)[:2])
-    images, labels = torch.empty((len(indices), *source.image_shape), dtype=torch.uint8), torch.empty_like(indices)
-    done = 0
-    for part, part_labels in Loader(source, indices, _AT_ONCE, decoding_threads()):
-        images[done : done + len(part)], labels[done : done + len(part)] = part, part_labels
-        done += len(part)
+def in_parts(source: Source, indices: Tensor) -> Iterator[LabelledImages]:
+    """These images, int64 (N,), in this order, some at a time, without the files that cannot be decoded."""
+    if isinstance(source, Files):
+        yield from (LabelledImages(*batch) for batch in Loader(source, indices, _AT_ONCE, decoding_threads()))
+    else:
+        yield from (LabelledImages(*source.fetch(part)[:2]) for part in torch.split(indices, _AT_ONCE))
+
+
+def joined(parts: Iterable[LabelledImages], most: int) -> LabelledImages:
+    """All parts in one, of at most so many images: memory for them is taken once."""
+    images, labels, done = torch.empty(0), torch.empty(most, dtype=torch.int64), 0
+    for part in parts:
+        images = images if done else part.images.new_empty((most, *part.images.shape[1:]))
+        images[done : done + len(part.labels)], labels[done : done + len(part.labels)] = part
+        done += len(part.labels)
     return LabelledImages(images[:done], labels[:done])

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.decode import Resize
-from vision_zoo.data.facts import lazy, per_channel, statistics
+from vision_zoo.data.facts import evenly, lazy, per_channel, statistics
 from vision_zoo.data.splits import check_part, is_everything
 from vision_zoo.data.values import Numbers, find_range
 from vision_zoo.errors import ConfigError, refuse
@@ -82,7 +82,8 @@ class OwnImages(ImageDataModule):
 
     @cached_property
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return statistics(self.sample(self._describing, _SAMPLE).images)
+        source, indices = self.subset(self._describing)
+        return statistics(part.images for part in self._by_parts(source, evenly(indices, _SAMPLE)))
 
     def _refuse_empty(self, count: int, split: Split, place: Path, absent: str) -> None:
         """Say why a split has no images."""

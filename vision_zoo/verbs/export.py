@@ -17,8 +17,9 @@ from torch import Tensor
 from vision_zoo.checkpoints import Checkpoint, open_checkpoint, open_checkpoints
 from vision_zoo.classifier import Classifier
 from vision_zoo.data import ImageFolder
-from vision_zoo.data.base import ImageDataModule, described_data
+from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.decode import resize_images
+from vision_zoo.data.described import described_data
 from vision_zoo.data.mnist5k import MNIST5k
 from vision_zoo.ensemble import Ensemble, classifier_of
 from vision_zoo.errors import ConfigError, InputError, refuse

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from vision_zoo.checkpoints import open_checkpoints
 from vision_zoo.classifier import Classifier
-from vision_zoo.data.base import ImageDataModule, described_data
+from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.decode import Resize, decode_image, decoding_threads
+from vision_zoo.data.described import described_data
 from vision_zoo.data.discovery import LeftOut
 from vision_zoo.data.sources import pump
 from vision_zoo.ensemble import classifier_of

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.classifier import Classifier
-from vision_zoo.data.base import described_data
 from vision_zoo.data.decode import decode_image
+from vision_zoo.data.described import described_data
 from vision_zoo.errors import ConfigError, DataError, InputError, did_you_mean, refuse
 from vision_zoo.files import expanded, new_file
 from vision_zoo.verbs.explain.maps import Method, chosen, maps

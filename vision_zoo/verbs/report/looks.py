@@ -11,7 +11,7 @@ from torch import Tensor
 from vision_zoo.checkpoints import Checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.data import ImageFolder
-from vision_zoo.data.base import described_data
+from vision_zoo.data.described import described_data
 from vision_zoo.errors import InputError
 from vision_zoo.plots import plot_images
 from vision_zoo.verbs.explain.maps import chosen, maps, overlay

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.classifier import Classifier
-from vision_zoo.data.base import described_data
+from vision_zoo.data.described import described_data
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.verbs.explain.maps import maps, overlay
 from vision_zoo.verbs.page import rendered

@@ -17,7 +17,7 @@ import torch
 
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.classifier import Classifier
-from vision_zoo.data.base import described_data
+from vision_zoo.data.described import described_data
 from vision_zoo.data.loaders import Loader
 from vision_zoo.files import lock_file, release
 from vision_zoo.stopping import Signals, StoppedBySignalError, until_stopped

@@ -33,7 +33,9 @@ LAST = "runs/*/*/checkpoints/last.ckpt"
 GROUPS = {"v1": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), "v2": ("/sys/fs/cgroup", "memory.max")}
 
 
-class Trained(NamedTuple):  # noqa: D101
+class Trained(NamedTuple):
+    """What a fit took."""
+
     speed: float  # images/s
     own: int  # most bytes of memory that were the process's own; pages of mapped files do not count
     data: int  # most bytes that RLIMIT_DATA counts: what may be written to, used or not

@@ -35,7 +35,9 @@ _READERS = 4  # that fetch at once
 T = TypeVar("T")
 
 
-class Part(NamedTuple):  # noqa: D101
+class Part(NamedTuple):
+    """A shard of a pack at an address."""
+
     address: str
     file: Path  # where the cache has it: DIGEST.SIZE.shard
     size: int  # bytes

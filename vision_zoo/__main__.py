@@ -12,6 +12,7 @@ from vision_zoo.stopping import until_stopped
 from vision_zoo.version import __version__
 
 OPENBLAS = 128 * 2**20  # bytes that it may ask for as it is loaded
+SPARE = 8 * 2**20  # bytes that are let go where there are no others, for the end takes some as well
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _answer(words: list[str]) -> int:
     """Run the command and put its end in words; the exit code."""
+    spare = bytearray(SPARE)
     try:
         code = _run(words)
         sys.stdout.flush()
@@ -38,6 +40,7 @@ def _answer(words: list[str]) -> int:
         sys.stderr.write(f"vision_zoo: {error}\n")
         return error.exit_code
     except Exception as error:
+        spare.clear()
         what = lack(error) or missing()  # while torch was imported, which needs much of everything
         if os.environ.get("VISION_ZOO_DEBUG") == "1" or not (what or isinstance(error, OSError)):
             raise

@@ -255,6 +255,30 @@ def test_the_fastest_way_wins_and_of_equal_ones_the_simplest(monkeypatch):
         assert next(iter(trial.fastest(ways, 1e9))) == first
 
 
+@pytest.mark.parametrize(
+    ("seconds", "steps", "tried"),
+    [(1e-4, 10_000, {32}), (0.02, 170, set(range(4, 16))), (0.02, 20, set()), (0.1, 30, set()), (1e-4, 170, set())],
+)
+def test_a_short_run_of_slow_steps_has_a_trial_with_smaller_ones(seconds, steps, tried, monkeypatch):
+    ways, spent = [Way(bf16, last) for bf16 in (False, True) for last in (False, True)], dict[int, float]()
+    trial = Trial(Noisy((1, 28, 28), 10), (32, 1, 28, 28), 10, torch.device("cpu"))
+
+    def taken(way, count=1):
+        took = seconds * trial.size * (1 - 0.2 * way.channels_last)
+        spent[trial.size] = spent.get(trial.size, 0) + took * count
+        return took
+
+    monkeypatch.setattr(trial, "seconds", taken)
+    monkeypatch.setattr(speed_trial.time, "perf_counter", lambda: sum(spent.values()))
+    times = trial.fastest(ways, steps)
+    assert bool(times) == bool(tried)
+    if tried:
+        assert trial.size in tried
+        assert next(iter(times)) == ways[1]
+        assert times[ways[1]] == pytest.approx(0.8 * seconds), "of an image"
+        assert sum(spent.values()) < 2 * max(2.0, 0.02 * seconds * 32 * steps)
+
+
 class Uncopied(Noisy):
     """A network that cannot be copied for a trial."""
 

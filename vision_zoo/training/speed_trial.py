@@ -17,7 +17,8 @@ from vision_zoo.training.random_states import kept_random_states
 
 SECONDS, SHARE = 2.0, 0.02  # of the run: what a trial may take is the larger of both,
 LARGEST_SHARE = 0.05  # but no more than this share of a short run
-ENOUGH = 256  # images that keep a processor busy: a larger batch takes as long for each
+SHORT = 20.0  # seconds: a run of few steps is too short for a trial if it takes less
+FEW, ENOUGH = 4, 256  # images: fewer tell too little of a batch, and of more each takes as long
 CHUNK = 0.02  # seconds that are timed at once, for steps that are shorter
 CHUNKS = 2, 12  # of each way: the fewest that tell, and as many as are of use
 BEHIND = 1.25  # a way that takes so many times as long as the fastest is out of the race
@@ -49,7 +50,7 @@ def fastest(
             times = trial.fastest(ways, steps * batch_size / size)
         except probe.REFUSALS as error:
             rank_zero_warn(f"the trial of speed failed, so that the run computes in {ways[0]}: {error}")
-    figures = {str(way): float(f"{size / seconds:.4g}") for way, seconds in times.items()}
+    figures = {str(way): float(f"{1 / seconds:.4g}") for way, seconds in times.items()}
     return next(iter(times), ways[0]), figures
 
 
@@ -72,35 +73,46 @@ class Trial:
         with kept_random_states():
             self.images = torch.randn(*shape, device=device)
             self.labels = torch.randint(classes, shape[:1], device=device)
+        self.size = len(self.images)  # how many of them a step takes
 
     def fastest(self, ways: Sequence[Way], steps: float) -> dict[Way, float]:
         """Try ways of computing, the simplest first, within what a run of so many steps may spend on it.
 
+        A step is of fewer images where steps of a whole batch would take too long, as in a short fine-tuning.
+
         Returns:
-            Seconds per step of each way that works, the one to take first; empty if the run is too short for a trial.
+            Seconds per image of each way that works, the one to take first; empty if the run is too short for a trial.
         """
-        fewest = (1 + CHUNKS[0]) * len(ways)
-        if fewest > LARGEST_SHARE * steps:
+        fewest = (1 + CHUNKS[0]) * len(ways) + 2
+        whole, began = len(self.images), time.perf_counter()
+        self.size = min(whole, FEW)
+        if fewest * self.size > LARGEST_SHARE * steps * whole:
             return {}
-        began = time.perf_counter()
-        self.seconds(ways[0])  # which makes the kernels, as the first step of each way does
-        step = self.seconds(ways[0])
-        allowed = min(max(SECONDS, SHARE * steps * step), LARGEST_SHARE * steps * step)
-        if fewest * step > allowed:
+        step = whole * self._seconds_per_image(ways[0])  # or less, for a small batch does not keep a processor busy
+        run = steps * step
+        allowed = min(max(SECONDS, SHARE * run), LARGEST_SHARE * run)
+        size = int(min(whole, whole * allowed / (fewest * step)))
+        if size < self.size or (run < SHORT and fewest > LARGEST_SHARE * steps):
             return {}
-        count = max(1, round(CHUNK / step))
+        self.size = size
+        count = max(1, round(CHUNK / size / self._seconds_per_image(ways[0])))
         best: dict[Way, float] = {}
         for way in ways:
             with suppress(*probe.REFUSALS):  # such as a `view` of features in channels_last
                 self.seconds(way)
-                best[way] = self.seconds(way, count)
+                best[way] = self.seconds(way, count) / size
         for chunk in range(1, CHUNKS[1]):
             if chunk >= CHUNKS[0] and time.perf_counter() - began > allowed:
                 break
             for way in [way for way in best if best[way] <= BEHIND * min(best.values())]:
-                best[way] = min(best[way], self.seconds(way, count))
+                best[way] = min(best[way], self.seconds(way, count) / size)
         chosen = next((way for way in best if best[way] <= TIE * min(best.values())), None)
         return {way: best[way] for way in sorted(best, key=lambda way: (way != chosen, best[way]))}
+
+    def _seconds_per_image(self, way: Way) -> float:
+        """Of a step after a first one, which makes the kernels."""
+        self.seconds(way)
+        return self.seconds(way) / self.size
 
     def seconds(self, way: Way, count: int = 1) -> float:
         """Seconds of one of so many steps."""
@@ -111,9 +123,9 @@ class Trial:
             began = time.perf_counter()
             for _ in range(count):
                 with torch.set_grad_enabled(self.training), torch.autocast(self.device.type, torch.bfloat16, way.bf16):
-                    logits = self.network(self.images.contiguous(memory_format=order))
+                    logits = self.network(self.images[: self.size].contiguous(memory_format=order))
                 if self.training:
-                    torch.autograd.backward(F.cross_entropy(logits.float(), self.labels))
+                    torch.autograd.backward(F.cross_entropy(logits.float(), self.labels[: self.size]))
                     self.network.zero_grad()
             self._wait()
             return (time.perf_counter() - began) / count

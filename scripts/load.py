@@ -1,16 +1,17 @@
 """What `vision_zoo serve` bears: many clients at once, many requests, and hostile uploads.
 
 python scripts/load.py --ckpt_path runs/lenet5_mnist/version_0 --images scans --seconds 60
+python scripts/load.py --ckpt_path runs/lenet5_mnist/version_0 --images scans --seconds 60 --each 8
 python scripts/load.py --ckpt_path runs/lenet5_mnist/version_0 --images scans --requests 100000
 python scripts/load.py --ckpt_path runs/lenet5_mnist/version_0 --images scans --hostile 2000
 python scripts/load.py --ckpt_path runs/lenet5_mnist/version_0 --images scans --litserve LITSERVE/bin/python
 
 It starts the server itself, and tells images per second, beside those of `vision_zoo predict` on the same files, median
-and 99th percentile of a request's time, errors, and the server's memory at every tenth. A request has one image. The
-clients compute on the same machine: what a request costs them and the server is told. Hostile uploads are bombs,
-halves, files with bytes changed, polyglots and forms with paths for names; each must get an answer below 500, and the
-server must be there afterwards. --litserve loads the server of scripts/peer_litserve.py instead, for which images are
-base64 in JSON.
+and 99th percentile of a request's time, errors, and the server's memory at every tenth. A request has one image, or as
+many as --each says in a form. The clients compute on the same machine: what a request costs them and the server is
+told. Hostile uploads are bombs, halves, files with bytes changed, polyglots and forms with paths for names; each must
+get an answer below 500, and the server must be there afterwards. --litserve loads the server of
+scripts/peer_litserve.py instead, for which images are base64 in JSON.
 """
 
 import argparse
@@ -47,6 +48,7 @@ def main() -> int:
     parser.add_argument("--images", required=True, help="a folder of image files")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--each", type=int, default=1, help="images of a request")
     parser.add_argument("--requests", type=int, default=0, help="so many requests in place of the seconds")
     parser.add_argument("--hostile", type=int, default=0, help="so many hostile uploads in place of the load")
     parser.add_argument("--litserve", help="Python of an environment that has LitServe, to load its server instead")
@@ -120,11 +122,18 @@ def post(connection: http.client.HTTPConnection, body: bytes, kind: str = "image
     return response.status
 
 
+def form(files: list[bytes]) -> bytes:
+    """Several files as the parts of a form."""
+    head = b'--e\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n'
+    return b"".join(head + file + b"\r\n" for file in files) + b"--e--\r\n"
+
+
 def load(
     place: str, files: list[bytes], given: argparse.Namespace, server: subprocess.Popen[bytes], predicted: float
 ) -> int:
     """Send images from many clients; how many were not answered."""
     kind = "application/json" if given.litserve else "image/any"
+    kind = "multipart/form-data; boundary=e" if given.each > 1 else kind
     if given.litserve:
         files = [json.dumps({"image": base64.b64encode(file).decode()}).encode() for file in files]
     began, own, theirs = time.monotonic(), time.process_time(), used(server.pid)[1]
@@ -138,7 +147,8 @@ def load(
         while time.monotonic() < done and next(numbers) < most:
             sent = time.monotonic()
             try:
-                status: object = post(connection, chance.choice(files), kind)
+                chosen = chance.choices(files, k=given.each)
+                status: object = post(connection, form(chosen) if given.each > 1 else chosen[0], kind)
             except (OSError, http.client.HTTPException) as error:
                 status, connection = error, http.client.HTTPConnection(place, timeout=60)
             times.append(time.monotonic() - sent)
@@ -158,7 +168,7 @@ def load(
         thread.join()
     seconds, own, theirs = time.monotonic() - began, time.process_time() - own, used(server.pid)[1] - theirs
     times.sort()
-    rate, median, p99 = len(times) / seconds, statistics.median(times), times[int(0.99 * len(times))]
+    rate, median, p99 = given.each * len(times) / seconds, statistics.median(times), times[int(0.99 * len(times))]
     cost, own_cost = 1e3 * theirs / len(times), 1e3 * own / len(times)
     print(f"{rate:.0f} images/s of {given.clients} clients")
     print(f"a request took {cost:.2f} ms of a processor in the server, {own_cost:.2f} ms in its client")

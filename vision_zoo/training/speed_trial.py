@@ -17,7 +17,7 @@ from vision_zoo.training.random_states import kept_random_states
 
 SECONDS, SHARE = 2.0, 0.02  # of the run: what a trial may take is the larger of both,
 LARGEST_SHARE = 0.05  # but no more than this share of a short run
-SHORT = 20.0  # seconds: a run of few steps is too short for a trial if it takes less
+SHORT = 60.0  # seconds: a run of few steps is too short for a trial if it takes less
 FEW, ENOUGH = 4, 256  # images: fewer tell too little of a batch, and of more each takes as long
 CHUNK = 0.02  # seconds that are timed at once, for steps that are shorter
 CHUNKS = 2, 12  # of each way: the fewest that tell, and as many as are of use

@@ -53,6 +53,8 @@ def main() -> int:
     parser.add_argument("--hostile", type=int, default=0, help="so many hostile uploads in place of the load")
     parser.add_argument("--litserve", help="Python of an environment that has LitServe, to load its server instead")
     given = parser.parse_args()
+    if given.each > 1 and given.litserve:
+        parser.error("--each sends a form, and LitServe's server takes JSON: leave one of them out")
     files = [path.read_bytes() for path in sorted(Path(given.images).rglob("*")) if path.is_file()]
     predicted = 0.0 if given.hostile or given.requests else predict(given)
     with socket.create_server(("127.0.0.1", 0)) as free:

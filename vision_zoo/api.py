@@ -103,7 +103,7 @@ def predict(
     """
     from vision_zoo.checkpoints import open_checkpoint  # noqa: PLC0415  # all of these import torch
     from vision_zoo.classifier import Classifier  # noqa: PLC0415
-    from vision_zoo.data.described import described_data  # noqa: PLC0415
+    from vision_zoo.data.described import described_data  # noqa: PLC0415  # imports torch
     from vision_zoo.verbs.image_files import find_images  # noqa: PLC0415
     from vision_zoo.verbs.predict import predict_images, resizing  # noqa: PLC0415
 

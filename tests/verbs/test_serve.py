@@ -194,7 +194,7 @@ def test_the_page_loads_nothing_from_elsewhere_and_every_input_has_a_label(addre
 
 def test_one_image_more_than_may_wait_is_turned_away():
     async def ask_all():
-        batcher = Batcher(lambda pixels: [{}] * len(pixels), lambda _: torch.zeros(1, 2, 2), 4, 3, 1e6)
+        batcher = Batcher([lambda pixels: [{}] * len(pixels)], lambda _: torch.zeros(1, 2, 2), 4, 3, 1e6)
         worker = asyncio.create_task(batcher.work())
         found = await asyncio.gather(*(batcher.row(digits(1)[0]) for _ in range(5)), return_exceptions=True)
         worker.cancel()
@@ -205,6 +205,34 @@ def test_one_image_more_than_may_wait_is_turned_away():
     assert found.count({}) == 3
 
 
+def test_each_thread_has_its_share_and_each_image_its_own_row():
+    sizes = {"a": [], "b": []}
+
+    def classifier(name):
+        def classify(pixels):
+            sizes[name].append((len(pixels), torch.get_num_threads()))
+            return [{"value": int(value)} for value in pixels[:, 0, 0, 0]]
+
+        return classify
+
+    async def ask_all():
+        read = lambda file: torch.full((1, 2, 2), file.getvalue()[-1])  # noqa: E731
+        batcher = Batcher([classifier("a"), classifier("b")], read, 4, 99, 1e6)
+        worker = asyncio.create_task(batcher.work())
+        image = digits(1)[0]
+        alone = await batcher.row(image + b"\x63")
+        found = await asyncio.gather(*(batcher.row(image + bytes([n])) for n in range(9)))
+        worker.cancel()
+        return alone, found
+
+    threads = torch.get_num_threads()
+    assert asyncio.run(ask_all()) == ({"value": 99}, [{"value": n} for n in range(9)])
+    assert sizes["a"][0] == (1, threads)  # alone, with all processors
+    shares = [*sizes["a"][1:], *sizes["b"]]
+    assert shares == [(size, 1) for size, _ in shares]
+    assert [size for size, _ in shares] == [3, 3, 3]  # two threads have a share each, and as many images wait
+
+
 def test_a_network_that_fails_fails_the_images_of_its_batch_alone():
     def classify(pixels):
         if pixels.max() > 100:
@@ -213,7 +241,7 @@ def test_a_network_that_fails_fails_the_images_of_its_batch_alone():
 
     async def ask_all():
         values = iter((200, 0))
-        batcher = Batcher(classify, lambda _: torch.full((1, 2, 2), next(values)), 1, 9, 1e6)
+        batcher = Batcher([classify], lambda _: torch.full((1, 2, 2), next(values)), 1, 9, 1e6)
         worker = asyncio.create_task(batcher.work())
         first = (await asyncio.gather(batcher.row(digits(1)[0]), return_exceptions=True))[0]
         second = await batcher.row(digits(1)[0])

@@ -1,10 +1,15 @@
 """serve: a trained network behind a page to try it, and a JSON interface."""
 
+import copy
+import gc
 import io
 import socket
+import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
+from itertools import chain
 
 import torch
 from PIL import Image
@@ -12,6 +17,7 @@ from torch import Tensor
 
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.classifier import Classifier
+from vision_zoo.data.decode import decoding_threads
 from vision_zoo.data.described import described_data
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.verbs.explain.maps import maps, overlay
@@ -71,8 +77,8 @@ def serve(
     most = f"--top_k must be between 1 and the number of classes, {classes}, got {top_k}"
     refuse(ConfigError, (not 1 <= top_k <= classes, most))
 
-    def classify(pixels: Tensor) -> list[dict[str, object]]:
-        return [_row(*answer) for answer in answered(model, pixels.to(model.device), top_k)]
+    def classify(network: Classifier, pixels: Tensor) -> list[dict[str, object]]:
+        return [_row(*answer) for answer in answered(network, pixels.to(network.device), top_k)]
 
     def look(pixels: Tensor) -> bytes:
         label = answered(model, pixels[None].to(model.device), 1)[0][0][0]
@@ -81,10 +87,13 @@ def serve(
         Image.fromarray(drawn).save(file, "PNG")
         return file.getvalue()
 
-    classify(torch.zeros(1, *model.image_shape, dtype=torch.uint8))  # which makes kernels, so that nobody waits for it
+    classify(model, torch.zeros(1, *model.image_shape, dtype=torch.uint8))  # which makes kernels: nobody waits for it
+    # A network for each thread, since hooks are of a network; all of them have the same weights.
+    weights = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    classifiers = [partial(classify, copy.deepcopy(model, {**weights})) for _ in range(decoding_threads())]
     resize, interpolation = resizing(datamodule)
     read = reader(model.image_shape, resize=resize, value_range=model.value_range, interpolation=interpolation)
-    batcher = Batcher(classify, read, batch_size, max_waiting, max_megapixels * 1e6)
+    batcher = Batcher(classifiers, read, batch_size, max_waiting, max_megapixels * 1e6)
     facts = {
         "network": model.network_name,
         "classes": list(model.class_names),
@@ -98,6 +107,8 @@ def serve(
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3
     )
+    gc.freeze()  # or the collector looks at all that torch made again and again, and everybody waits a quarter second
+    sys.setswitchinterval(1e-3)  # s, that the thread which answers waits for one that computes
     with _listening(host, port) as place, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\b")  # odd but readable images
         address = f"[{host}]" if ":" in host else host

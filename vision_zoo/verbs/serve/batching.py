@@ -1,22 +1,22 @@
-"""Images of many requests, decoded and classified in batches of whatever is waiting."""
+"""Images of many requests, decoded and classified in batches of what is waiting."""
 
 import asyncio
 import contextlib
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vision_zoo.data.decode import UNREADABLE, decode, decoding_threads
+from vision_zoo.data.decode import UNREADABLE, decode
 
 Row = dict[str, Any]
-CHUNK = 4  # images that a thread decodes at a time
+Classify = Callable[[Tensor], list[Row]]
 
 
 class RefusedError(Exception):
@@ -28,13 +28,14 @@ class RefusedError(Exception):
 
 
 class Batcher:
-    """Classifies images that arrive at any time: those that wait while a batch is computed make the next one.
+    """Classifies images that arrive at any time: those that wait make the next batch of the first thread that is free.
 
-    A batch is decoded by all threads, then computed by all: the two would only take the processor from each other, and
-    one hand-over for each batch, not for each image, halves the time of a small one.
+    There is a thread for each processor, which decodes its batch and computes it by itself: threads that share a batch
+    wait for each other, and longer where the requests themselves take a processor. A batch has its share of the images
+    on their way, so that no thread waits for the next ones to come, and an image that is alone has all processors.
 
     Args:
-        classify: rows of a batch of pixels, uint8 (B, C, H, W); called in one thread.
+        classifiers: one for each thread: rows of a batch of pixels, uint8 (B, C, H, W).
         read: pixels, uint8 (C, H, W), of an open image file; called in several threads.
         batch_size: images of a batch, at most.
         most_waiting: images that may wait; one more is refused with the status 503.
@@ -43,18 +44,19 @@ class Batcher:
 
     def __init__(
         self,
-        classify: Callable[[Tensor], list[Row]],
+        classifiers: Sequence[Classify],
         read: Callable[[io.BytesIO], Tensor],
         batch_size: int,
         most_waiting: int,
         most_pixels: float,
     ) -> None:
-        self.classify, self.read, self.batch_size = classify, read, batch_size
+        self.classifiers, self.read, self.batch_size = classifiers, read, batch_size
         self.most_waiting, self.most_pixels = most_waiting, most_pixels
         self.images = self.batches = self.taken = 0  # classified, their batches, and images on their way now
-        self.seconds = 0.0  # of computing
+        self.seconds = 0.0  # of decoding and computing, of all threads
         self._waiting: asyncio.Queue[tuple[bytes, asyncio.Future[Row]]] = asyncio.Queue()
-        self._network, self._decoders = ThreadPoolExecutor(1), ThreadPoolExecutor(decoding_threads())
+        self._threads = ThreadPoolExecutor(len(classifiers), initializer=partial(torch.set_num_threads, 1))
+        self._alone = ThreadPoolExecutor(1, initializer=partial(torch.set_num_threads, torch.get_num_threads()))
 
     async def row(self, content: bytes) -> Row:
         """What the network makes of the bytes of an image file; a RefusedError for one that cannot be had."""
@@ -64,11 +66,9 @@ class Batcher:
             return await future
 
     async def made_of(self, content: bytes, make: Callable[[Tensor], bytes]) -> bytes:
-        """What `make`, called in the network's thread, makes of the pixels of an image file; errors as of `row`."""
+        """What `make`, called in one thread, makes of the pixels of an image file; errors as of `row`."""
         with self._place():
-            loop = asyncio.get_running_loop()
-            pixels = await loop.run_in_executor(self._decoders, self._pixels, content)
-            return await loop.run_in_executor(self._network, make, pixels)
+            return await asyncio.get_running_loop().run_in_executor(self._alone, lambda: make(self._pixels(content)))
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[None]:
@@ -92,41 +92,38 @@ class Batcher:
         except UNREADABLE as error:
             raise RefusedError(415, f"this cannot be read as an image ({type(error).__name__})") from error
 
-    def _rows(self, contents: list[bytes]) -> list[Row | RefusedError]:
+    def _rows(self, classify: Classify, contents: list[bytes]) -> list[Row | RefusedError]:
         """A row for each image of a batch; an error for one that cannot be had."""
-
-        def read(part: list[bytes]) -> list[Tensor | RefusedError]:
-            found: list[Tensor | RefusedError] = []
-            for content in part:
-                try:
-                    found.append(self._pixels(content))
-                except RefusedError as error:
-                    found.append(error)
-            return found
-
-        parts = [contents[start : start + CHUNK] for start in range(0, len(contents), CHUNK)]
-        images = list(chain.from_iterable(self._decoders.map(read, parts)))
+        images: list[Tensor | RefusedError] = []
+        for content in contents:
+            try:
+                images.append(self._pixels(content))
+            except RefusedError as error:
+                images.append(error)
         good = [image for image in images if isinstance(image, Tensor)]
-        began = time.perf_counter()
-        rows = iter(self.classify(torch.stack(good)) if good else ())
-        self.images, self.batches = self.images + len(good), self.batches + bool(good)
-        self.seconds += time.perf_counter() - began
+        rows = iter(classify(torch.stack(good)) if good else ())
         return [next(rows) if isinstance(image, Tensor) else image for image in images]
 
     async def work(self) -> None:
         """Classify for ever; an error of the network is that of the images of its batch alone."""
+        await asyncio.gather(*map(self._work, self.classifiers))
+
+    async def _work(self, classify: Classify) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            batch = [await self._waiting.get()]
-            while len(batch) < self.batch_size and not self._waiting.empty():
+            batch, share = [await self._waiting.get()], self.taken / (len(self.classifiers) + 1)
+            while len(batch) < min(self.batch_size, share) and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
             batch = [(content, future) for content, future in batch if not future.done()]  # some have gone away
             if not batch:
                 continue
+            threads, began = self._alone if self.taken == 1 else self._threads, time.perf_counter()
             try:
-                rows = await loop.run_in_executor(self._network, self._rows, [content for content, _ in batch])
+                rows = await loop.run_in_executor(threads, self._rows, classify, [content for content, _ in batch])
             except Exception as error:
                 rows = [RefusedError(500, f"the network failed: {error}") for _ in batch]
+            self.images, self.batches = self.images + len(batch), self.batches + 1
+            self.seconds += time.perf_counter() - began
             for (_, future), row in zip(batch, rows, strict=True):
                 if future.done():
                     continue

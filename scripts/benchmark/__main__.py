@@ -9,7 +9,7 @@ Both sides of a row run in turn, each turn beginning with another one, in one tr
 medians, their ratio and the smallest and largest ratio of a pair. Sections: m machine, a batches, b cost of a step,
 c fit against the tutorials and d time to their accuracy (measured together), e augmentation, f the door, g first step,
 h memory, i predict, j two processes, k the choice of speed, l few photos against fastai, n packs,
-o packs against webdataset and litdata.
+o packs against webdataset and litdata, p airbench against a loop by hand.
 """
 
 import argparse

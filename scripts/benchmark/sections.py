@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from scripts.benchmark.bench import Bench, fit, run, seconds
+from scripts.benchmark.champion import against_port
 from scripts.benchmark.loops import in_process, operations
 from scripts.benchmark.packs import packs, streams
 from scripts.benchmark.pretrained import few_photos
@@ -320,5 +321,5 @@ SECTIONS: dict[str, Callable[[Bench], Any]] = {
     "m": machine, "a": batches, "b": step_cost, "c": against_tutorials, "d": against_tutorials, "e": augmentation,
     "f": door, "g": first_step, "h": memory, "i": predict, "j": two_processes,
     "k": speed_choice,
-    "l": few_photos, "n": packs, "o": streams,
+    "l": few_photos, "n": packs, "o": streams, "p": against_port,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is measured in a process of its own: the tutorial's loop, peak memory, prediction one image at a time."""
+"""What is measured in a process of its own: loops written by hand, peak memory, prediction one image at a time."""
 
 import contextlib
 import io
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image
 
+from scripts.benchmark.champion import port
 from scripts.benchmark.tutorials import ON_CPU, SYSTEMS, System, network, tutorial
 
 
@@ -75,6 +76,8 @@ def task(name: str, root: str, words: list[str]) -> Any:
     """What a child process does."""
     if name == "tutorial":
         return tutorial(SYSTEMS[words[0]], root, int(words[1]) or None, int(words[2]))
+    if name == "port":
+        return port(root, *map(int, words))
     if name == "memory":
         return memory_of(SYSTEMS[words[0]], root, int(words[1]), words[2])
     return predict_one_by_one(*words)

@@ -2,8 +2,8 @@
 
     python scripts/next_labels.py --photos data/flowers5 --picture next_labels.png
 
-Both sides begin with the same random photos. Each round doubles the labels; a head is fitted to them, and says which
-photos of the rest to label next.
+Both sides begin with the same random photos. In each round a head is fitted to what is labelled, and says which
+photos of the rest to label next, a quarter as many.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from vision_zoo.training.features import features_of
 from vision_zoo.verbs.teach.head import USUAL, Data, Fitter
 from vision_zoo.verbs.teach.label_next import worth_a_label
 
-DRAWS, FIRST, ROUNDS = 5, 50, 5
+DRAWS, SIZES = 5, (50, 100, 200, 400, 800, 1600)
+SHARE = 0.25  # of the labels so far, that a round adds
 
 
 def main() -> None:
@@ -44,14 +45,13 @@ def main() -> None:
     model = Classifier(network, shape, photos.class_names).eval()
     pool, test = (_data(model, photos, split) for split in ("train", "test"))
     found = {way: [_accuracies(pool, test, way, seed) for seed in range(DRAWS)] for way in ("next", "random")}
-    sizes = [FIRST * 2**number for number in range(ROUNDS + 1)]
     print(f"{'labels':>8}{'--next':>18}{'random':>18}   test accuracy, mean and range of {DRAWS} draws")
-    for place, size in enumerate(sizes):
+    for place, size in enumerate(SIZES):
         cells = [[run[place] for run in runs] for runs in found.values()]
         shown = (f"{100 * statistics.mean(c):.1f} ({100 * min(c):.1f}-{100 * max(c):.1f})" for c in cells)
         print(f"{size:>8}" + "".join(f"{text:>18}" for text in shown))
     if options.picture:
-        _draw(found, sizes, options.picture)
+        _draw(found, options.picture)
 
 
 def _data(model: Classifier, photos: ImageFolder, split: str) -> Data:
@@ -61,32 +61,33 @@ def _data(model: Classifier, photos: ImageFolder, split: str) -> Data:
 
 
 def _accuracies(pool: Data, test: Data, way: str, seed: int) -> list[float]:
-    """Test accuracy with FIRST labels, then after each round."""
+    """Test accuracy with each number of labels."""
     order = torch.randperm(len(pool.labels), generator=torch.Generator().manual_seed(seed))
-    chosen, accuracies = order[:FIRST], []
-    for _ in range(ROUNDS + 1):
+    chosen, accuracies = order[: SIZES[0]], []
+    while True:
         labelled = pool.of(chosen)
-        # The penalty of the usual run, for so many labels: it stands beside the sum of their losses.
-        head = Fitter(labelled).fit(USUAL * len(chosen) / len(pool.labels))
-        accuracies.append(float((head.logits(test.values).argmax(1) == test.labels).double().mean()))
+        head = Fitter(labelled).fit(USUAL)
+        if len(chosen) == SIZES[len(accuracies)]:
+            accuracies.append(float((head.logits(test.values).argmax(1) == test.labels).double().mean()))
+            if len(accuracies) == len(SIZES):
+                return accuracies
+        more = min(max(1, round(SHARE * len(chosen))), SIZES[len(accuracies)] - len(chosen))
         if way == "random":
-            chosen = order[: 2 * len(chosen)]
+            chosen = order[: len(chosen) + more]
             continue
         rest = order[~torch.isin(order, chosen)]
-        others = pool.of(rest)
-        more = worth_a_label(others.values, head.logits(others.values), len(chosen))
-        chosen = torch.cat([chosen, rest[more]])
-    return accuracies
+        worth = worth_a_label(head, USUAL, labelled.values, pool.values[rest], more)
+        chosen = torch.cat([chosen, rest[worth]])
 
 
-def _draw(found: dict[str, list[list[float]]], sizes: list[int], path: Path) -> None:
+def _draw(found: dict[str, list[list[float]]], path: Path) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(xscale="log", xlabel="labelled photos", ylabel="test accuracy, %")
     for (way, runs), color in zip(found.items(), ("tab:blue", "tab:gray"), strict=True):
         columns = [[100 * value for value in column] for column in zip(*runs, strict=True)]
-        axes.plot(sizes, [statistics.mean(c) for c in columns], "o-", color=color, label=way)
-        axes.fill_between(sizes, [min(c) for c in columns], [max(c) for c in columns], color=color, alpha=0.2)
-    axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.plot(SIZES, [statistics.mean(c) for c in columns], "o-", color=color, label=way)
+        axes.fill_between(SIZES, [min(c) for c in columns], [max(c) for c in columns], color=color, alpha=0.2)
+    axes.set_xticks(SIZES, [str(size) for size in SIZES])
     axes.minorticks_off()
     axes.legend()
     figure.savefig(path, dpi=150)

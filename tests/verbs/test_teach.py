@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw
 from vision_zoo.__main__ import main
 from vision_zoo.api import load
 from vision_zoo.training import features
+from vision_zoo.verbs.teach.head import Head
+from vision_zoo.verbs.teach.label_next import worth_a_label
 
 KINDS = ("disc", "square", "stripe", "cross")
 SMALL = ["--image_size", "32"]
@@ -104,6 +106,26 @@ def test_the_learning_curve_is_a_table_and_a_picture(taught):
     assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
     assert {f"recall {kind}" for kind in KINDS} < rows[0].keys()
     assert Image.open(taught / "learning_curve.png").size[0] > 500
+
+
+def test_next_names_what_lowers_the_variance_of_all_logits_most():
+    random = torch.Generator().manual_seed(0)
+    labelled, values = torch.randn(9, 5, generator=random), torch.randn(40, 5, generator=random)
+    head, strength = Head(torch.randn(3, 5, generator=random), torch.zeros(3)), 2.0
+    center, scale = labelled.mean(0), labelled.var(0, correction=0).mean().sqrt()
+    images = (torch.cat([labelled, values]) - center) / scale
+    doubt = (1 - head.logits(torch.cat([labelled, values])).softmax(1).square().sum(1)) / 2
+
+    def doubtful(chosen):
+        """Variance of the logits of all images, weighted, with the labels of those chosen."""
+        curvature = sum((doubt[i] * torch.outer(images[i], images[i]) for i in chosen), strength * torch.eye(5))
+        return float((doubt * (images @ curvature.inverse() * images).sum(1)).sum())
+
+    have = list(range(9))
+    for _ in range(6):
+        have.append(min((i for i in range(9, 49) if i not in have), key=lambda i: doubtful([*have, i])))
+    assert [9 + index for index in worth_a_label(head, strength, labelled, values, 6)] == have[9:]
+    assert sorted(worth_a_label(head, strength, labelled, values, 99)) == list(range(40))
 
 
 def test_next_names_pictures_that_are_not_alike(taught):

@@ -114,8 +114,8 @@ def teach(
         elif curve:
             say(trainer, "no learning curve: it needs photos for validation, and there are none")
         if files is not None and unsure is not None:
-            logits = head.logits(unsure.values)
-            rows = write_next(files, unsure.places, logits, worth_a_label(unsure.values, logits, next), names, run)
+            chosen = worth_a_label(head, strength, train.values, unsure.values, next)
+            rows = write_next(files, unsure.places, head.logits(unsure.values), chosen, names, run)
             say(trainer, "worth a label, the first ones first:")
             say(trainer, escape("\n".join(f"  {path}  {name}? {share:.0%}" for path, name, share, _ in rows)))
         write_results(trainer, model, run, saving, Performance(), metrics, {"teach": facts})

@@ -108,7 +108,7 @@ def serve(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3
     )
     gc.freeze()  # or the collector looks at all that torch made again and again, and everybody waits a quarter second
-    sys.setswitchinterval(1e-3)  # s, that the thread which answers waits for one that computes
+    sys.setswitchinterval(3e-4)  # s, that the thread which answers waits for one that computes
     with _listening(host, port) as place, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\b")  # odd but readable images
         address = f"[{host}]" if ":" in host else host

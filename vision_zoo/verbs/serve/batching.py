@@ -122,8 +122,8 @@ class Batcher:
                 rows = await loop.run_in_executor(threads, self._rows, classify, [content for content, _ in batch])
             except Exception as error:
                 rows = [RefusedError(500, f"the network failed: {error}") for _ in batch]
-            self.images += sum(isinstance(row, dict) for row in rows)
-            self.batches += 1
+            good = sum(isinstance(row, dict) for row in rows)
+            self.images, self.batches = self.images + good, self.batches + bool(good)
             self.seconds += time.perf_counter() - began
             for (_, future), row in zip(batch, rows, strict=True):
                 if future.done():

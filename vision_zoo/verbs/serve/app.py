@@ -112,7 +112,7 @@ def make_app(
             "request_seconds_total": ("counter", spent[0]),
             "images_total": ("counter", batcher.images),
             "batches_total": ("counter", batcher.batches),
-            "network_seconds_total": ("counter", batcher.seconds),
+            "batch_seconds_total": ("counter", batcher.seconds),
             "images_in_progress": ("gauge", batcher.taken),
         }
         for name, (kind, value) in numbers.items():

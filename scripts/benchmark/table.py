@@ -44,17 +44,9 @@ NOTES = {
 FORMATS = {  # of a row's figures
     "GFLOP/s inside": "{:,.0f}", "steps": "{:.0f}", "share of a step": "{:.2f} %", "more memory": "{:+.0f} MB",
 }  # fmt: skip
-LEAST = {
-    "a": 100,
-    "d": 3,
-    "e": 10,
-    "f": 2,
-    "g": 0.8,
-    "j": 0.9,
-    "k": 0.97,
-    "n": 0.5,
-    "p": 0.95,
-}  # ratio of every row of a section
+LEAST = {  # ratio of every row of a section
+    "a": 100, "d": 3, "e": 10, "f": 2, "g": 0.8, "j": 0.9, "k": 0.97, "n": 0.5, "p": 0.95,
+}  # fmt: skip
 LEAST_OF_STEP = {  # in section b, where each may take 0.55 ms more than the bare loop, too
     "small_cnn": 0.8, "mlp": 0.75, "simple_cnn": 0.95, "lenet5": 0.9, "cnn_fashion": 0.95, "cnn": 0.97,
     "alexnet": 0.98, "resnet18": 0.98,

@@ -215,8 +215,10 @@ def test_each_thread_has_its_share_and_each_image_its_own_row():
 
         return classify
 
+    def read(file):
+        return torch.full((1, 2, 2), file.getvalue()[-1])
+
     async def ask_all():
-        read = lambda file: torch.full((1, 2, 2), file.getvalue()[-1])  # noqa: E731
         batcher = Batcher([classifier("a"), classifier("b")], read, 4, 99, 1e6)
         worker = asyncio.create_task(batcher.work())
         image = digits(1)[0]

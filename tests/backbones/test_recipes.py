@@ -14,6 +14,7 @@ PARAMETERS = {
     "ablation_cifar10": 72_954,
     "airbench_cifar10": 1_972_792,
     "record_fashion": 435_882,
+    "record_mnist": 292_666,
     "tiny_mnist": 7_858,
     "alexnet_cifar10": 4_617_546,
     "cnn_fashion_mnist": 1_475_338,

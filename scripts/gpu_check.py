@@ -80,11 +80,15 @@ def recipes(machine: Machine) -> Found:
     failed, paths = {}, sorted((ROOT / "configs").glob("*.yaml"))
     places = {"MNIST5k": [], "ImageFolder": ["--data.root", str(machine.folder / "own"), "--data.image_size", "32"]}
     for path in paths:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = recipe["data"]
         words = ["--data.batch_size", "4" if machine.on_cpu else "64", "--trainer.fast_dev_run", "true"]
         words += ["--data.val_split", "20"] if data["init_args"].get("val_split") else []
         words += places.get(data["class_path"], ["--data.root", str(machine.folder / "tiny")])
         try:
+            if "teacher" in str(recipe["model"].get("loss")):  # another small network will do
+                tiny_run = ["--data", "MNIST", "--data.root", str(machine.folder / "tiny"), "--trainer.max_steps", "1"]
+                words += ["--model.loss.teacher", str(machine.fit("--model.backbone", "SmallCNN", *tiny_run))]
             machine.fit("--config", str(path), *words)
         except Exception as error:  # whatever it is, the report tells it
             failed[path.stem] = f"{type(error).__name__}: {error}"

@@ -21,6 +21,7 @@ PARAMETERS = {
     "cnn_mnist": 4_741_876,
     "cnn_mnist5k": 4_741_876,
     "conv4_cifar10": 51_238,
+    "distilled_mnist": 61_706,
     "dnn_fashion_mnist": 235_146,
     "fc_mnist": 1_007_646,
     "lenet5_mnist": 61_706,

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: if it was not written, or cannot be flushed or renamed. What ``path`` was before is kept.
     """
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary = path.parent / f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.tmp"  # never too long
     try:
         yield temporary
         flush(temporary)

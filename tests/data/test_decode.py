@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from vision_zoo.data.decode import decode_image
+from vision_zoo.data.decode import decode_image, size_of
 from vision_zoo.errors import DataError
 
 
@@ -81,6 +81,15 @@ def test_every_orientation_is_that_of_pillow(orientation, tmp_path):
     with Image.open(path) as opened:
         upright = np.asarray(ImageOps.exif_transpose(opened))
     assert torch.equal(decode_image(path, (3, 8, 8)), torch.from_numpy(upright.copy()).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0broken", b"Exif\0\0II*\0\xff\xff\xff\xff"])
+def test_the_size_is_that_of_the_upright_picture_whatever_its_camera_wrote(exif, tmp_path):
+    picture, turned = Image.new("L", (30, 20)), Image.Exif()
+    turned[0x0112] = 8
+    for ending in ("png", "jpg", "webp"):
+        assert size_of(save(tmp_path / f"turned.{ending}", picture, exif=turned)) == (20, 30)
+        assert size_of(save(tmp_path / f"broken.{ending}", picture, exif=exif)) == (30, 20)
 
 
 def test_a_turned_picture_is_read_whatever_else_its_camera_wrote(tmp_path):

@@ -130,7 +130,8 @@ CALLBACKS: dict[str, Row] = {
         lambda t: t.trainer.global_step == STEPS + STEPS // 2,
     ),
     "LambdaCallback": Row(
-        callback("LambdaCallback", on_train_start=f"{OWN}.touch"), lambda t: (t.here / "touched").exists()
+        callback("LambdaCallback", on_train_start=f"{OWN}.touch", on_train_batch_end=f"{OWN}.count"),
+        lambda t: (t.here / "touched").exists() and (t.here / "counted").stat().st_size == STEPS,
     ),
     "LearningRateFinder": Row(
         callback("LearningRateFinder", "--data.batch_size 1", min_lr=1e-4, num_training_steps=25), found_rate

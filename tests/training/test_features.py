@@ -24,6 +24,7 @@ from vision_zoo.data.sources import Files, InMemory
 from vision_zoo.errors import DataError
 from vision_zoo.training import features as computing
 from vision_zoo.training.features import features_of
+from vision_zoo.training.speed_trial import Way
 
 FROZEN = [
     "fit", "--model.backbone", "CNN", "--model.backbone.widths", "[4, 8]", "--model.backbone.hidden", "6",
@@ -111,6 +112,18 @@ def change_pixel(model: Classifier, images: Tensor) -> Classifier:
 CHANGES: list[Callable[[Classifier, Tensor], Classifier]] = [
     change_weight, change_statistics, change_pixel, lambda *_: classifier(mean=0.25)
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_the_network_keeps_its_layout(last, monkeypatch):
+    monkeypatch.setattr(computing, "fastest_way", lambda *_: Way(False, True))
+    model = classifier()
+    model.set_memory_format(last)
+    logits = model(IMAGES)
+    features_of(model, InMemory(IMAGES, LABELS))
+    weight = next(weight for weight in model.parameters() if weight.ndim == 4 and weight.shape[1] > 1)
+    assert weight.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    assert torch.equal(model(IMAGES), logits)
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=["weight", "batch norm", "pixel", "mean"])

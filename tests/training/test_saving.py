@@ -261,3 +261,8 @@ def test_a_metric_in_a_filename_that_there_is_not_is_refused(here, capsys):
 def test_a_file_in_a_folder_that_is_called_checkpoints_by_chance_is_of_no_run(tmp_path):
     assert run_folder(tmp_path / "checkpoints/mine/a.ckpt") is None
     assert run_folder(tmp_path / "checkpoints/a.ckpt") == tmp_path
+
+
+def test_a_file_may_have_the_longest_name_that_there_is(tmp_path):
+    write_file(tmp_path / ("n" * 255), b"whole")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("n" * 255, b"whole")]

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -205,7 +206,7 @@ def write_fixes(path: Path, *fixes: tuple[str, str, str]) -> str:
 
 
 def test_fixes_move_files_and_undo_brings_them_back(here, capsys):
-    photos = here / "photos"
+    photos = here / "my photos"
     write(photos / "train", 3)
     write(photos / "test", 2)
     draw("dog", 9).save(photos / "train" / "dog" / "schön, 日本.png")
@@ -217,7 +218,7 @@ def test_fixes_move_files_and_undo_brings_them_back(here, capsys):
         ("test/rot & <b>/001.png", "remove", ""),
         ("test/café/000.png", "keep", ""),
     )
-    assert main(["audit", "photos", "--apply", fixes]) == 0
+    assert main(["audit", "my photos", "--apply", fixes]) == 0
     after = tree(photos)
     moves = {
         "train/dog/000.png": "train/café/000_2.png",
@@ -226,10 +227,11 @@ def test_fixes_move_files_and_undo_brings_them_back(here, capsys):
     }
     assert after == {moves.get(path, path): content for path, content in before.items()}
     undo = photos / "_removed" / "undo.csv"
-    assert f"--apply {undo}" in capsys.readouterr().out
-    assert main(["audit", "photos", "--apply", str(undo)]) == 0
+    back = shlex.split(capsys.readouterr().out.splitlines()[-1].partition(": ")[2])
+    assert back == ["vision_zoo", "audit", "my photos", "--apply", str(undo)]
+    assert main(back[1:]) == 0
     assert tree(photos) == before
-    assert main(["audit", "photos", "--apply", str(undo.with_name("undo_2.csv"))]) == 0  # again
+    assert main(["audit", "my photos", "--apply", str(undo.with_name("undo_2.csv"))]) == 0  # again
     assert tree(photos) == after
 
 

@@ -12,6 +12,7 @@ import scipy.stats
 import torch
 from PIL import Image
 
+from tests import tiny
 from vision_zoo.__main__ import main
 from vision_zoo.api import load
 from vision_zoo.data import MNIST5k
@@ -120,6 +121,25 @@ def test_other_images_are_refused(runs, trained_run, here, capsys):
         capsys.readouterr().err
     )
     assert main(["compare", *words]) == 0  # on the test images, which are the same for each seed
+
+
+@pytest.mark.parametrize("other", [{"in_memory": False}, {"resize": "squash"}])
+def test_the_same_files_are_the_same_images_however_they_are_read(other, trained_run, here):
+    tiny.write_image_folder(here / "in", tuple("0123456789"), count=4)
+    for path in (here / "in").glob("*/*.png"):  # to crop a picture is not to squash it
+        with Image.open(path) as picture:
+            picture.paste("white", (0, 0, 12, 30))
+            picture.save(path)
+    for name, changed in (("first", {}), ("second", other)):
+        write_run(here / name / "runs" / "default" / "version_0", trained_run, 0, 0.1)
+        file = here / name / "runs" / "default" / "version_0" / "checkpoints" / "best.ckpt"
+        content = torch.load(file)
+        options = {"root": str(here / "in"), "image_size": 28, "channels": 1, **changed}
+        content["vision_zoo"]["data"] = {"class_path": "vision_zoo.data.ImageFolder", "init_args": options}
+        content["vision_zoo"]["config"]["data"] = content["vision_zoo"]["data"]
+        torch.save(content, file)
+    assert main(["compare", "first", "second"]) == 0
+    assert main(["compare", "second", "first"]) == 0
 
 
 def test_a_run_is_not_compared_with_itself_or_alone(runs, here, capsys):

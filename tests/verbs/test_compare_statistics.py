@@ -54,6 +54,10 @@ def test_holms_correction_is_that_of_statsmodels():
     assert statistics.holm([0.5]) == [0.5]
 
 
+def test_one_image_tells_nothing_of_several_runs():
+    assert statistics.over_images(np.array([0.5])) == 1.0
+
+
 def test_so_many_images_tell_as_connor_says():
     """And McNemar's test of so many images is right in four of five simulations."""
     found = statistics.images_needed(differences(30, 70, 900))

@@ -423,3 +423,13 @@ def test_the_report_shows_where_the_network_looked(run, monkeypatch):
     page = (run / "report.html").read_text()
     assert "Pictures of where the network looked need captum" in page
     assert 'alt="looks' not in page
+
+
+def test_images_of_other_classes_are_not_shown(here, capsys):
+    tiny.write_image_folder(here / "in", ("cat", "dog"), count=8)
+    assert main([*QUICK, "--data", "ImageFolder", "--data.root", "in", "--data.image_size", "28"]) == 0
+    tiny.write_image_folder(here / "in", ("bird",), count=8)
+    assert main(["report", "--ckpt_path", "last"]) == 0
+    page = (here / "runs/default/version_0/report.html").read_text()
+    assert "The test images cannot be shown" in page
+    assert 'alt="looks' not in page

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vision_zoo.__main__ import main
+from vision_zoo.verbs.reproduce import reproduce
 
 
 @pytest.fixture
@@ -106,3 +107,16 @@ def test_what_was_stopped_or_taught_is_refused(run, here, capsys):
     assert "what teach has made, teach makes again" in capsys.readouterr().err
     assert main(["reproduce"]) == 2
     assert "reproduce needs one run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("data", "option"), [("ArrayFile", "path"), ("MNIST", "root")])
+def test_images_that_have_moved_are_named(data, option, run, monkeypatch):
+    content = torch.load(run / "checkpoints" / "last.ckpt")
+    content["vision_zoo"]["config"]["data"] = {
+        "class_path": f"vision_zoo.data.{data}",
+        "init_args": {option: "/old", "batch_size": 4},
+    }
+    torch.save(content, run / "checkpoints" / "last.ckpt")
+    given = []
+    reproduce([str(run)], lambda _, config: given.append(config["data"]["init_args"]), data_root="new")
+    assert given == [{option: str(Path("new").absolute()), "batch_size": 4}]

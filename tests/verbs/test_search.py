@@ -129,6 +129,15 @@ def test_a_grid_ends_with_its_last_combination(search):
     assert len({(row["model.optimizer.lr"], row["data.batch_size"]) for row in table()}) == 6
 
 
+def test_failed_trials_are_counted_among_all_and_what_tries_others_is_told(search, monkeypatch, capsys):
+    monkeypatch.setattr("vision_zoo.verbs.study.run_trials", lambda trials, *_: None)
+    words = ["study", "tiny.yaml", "--name", "tiny", *RATE, "--trials", "2", "--test", "false"]
+    assert main(words) == 1
+    assert "2 of 2 trials failed; more --trials try other values" in capsys.readouterr().err
+    assert main(words) == 1
+    assert "2 of 2 trials failed; more --trials try other values" in capsys.readouterr().err
+
+
 @pytest.mark.slow  # 3 s
 def test_a_run_that_falls_behind_is_given_up_and_never_chosen(search):
     search(*RATE, "--trials", "25", "--pruner", "median")

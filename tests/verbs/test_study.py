@@ -257,6 +257,12 @@ def test_what_no_study_can_do_is_refused_before_any_work(words, said, study, cap
 
 def test_values_with_commas_in_brackets_are_one():
     assert plan.read_variation("data.image_size=[96,128],64") == ("data.image_size", ["[96,128]", "64"])
+    several = "[{class_path: RandomCrop, init_args: {padding: 2}}, Cutout]"
+    assert plan.read_variation(f"data.augmentation={several},null")[1] == [several, "null"]
+    assert plan.read_variation("a=[[1,2],[3,4]], x y ,1e-3")[1] == ["[[1,2],[3,4]]", "x y", "1e-3"]
+    for wrong in ("a=[1", "a=", "a=1,,2", "a=1,1", "=1"):
+        with pytest.raises(ConfigError, match="write OPTION="):
+            plan.read_variation(wrong)
 
 
 def fold_indices(make, of: int) -> list[list[int]]:

@@ -176,6 +176,7 @@ def test_two_photos_of_each_class_give_something(here, capsys):
     out = capsys.readouterr().out
     assert "no learning curve" in out
     assert "4 for training, 4 for testing" in out
+    assert "the usual L2 penalty: a class has one training image, so that none is held out; no calibration" in out
     assert results(here / "runs" / "teach" / "version_0")["teach"]["temperature"] == 1.0
 
 

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from lightning import LightningDataModule
@@ -266,6 +266,12 @@ class ImageDataModule(LightningDataModule):
         if split not in self._subsets:
             self.setup({"train": "fit", "val": "validate"}.get(split, split))
         return self._subsets[split]
+
+    def subsets(self) -> dict[Split, Subset]:
+        """Every split that has images."""
+        self.setup("fit")
+        there = {"train": True, "val": bool(self.sizes["val"]), "test": self.has_test}
+        return {split: self.subset(split) for split in get_args(Split) if there[split]}
 
     def _gather(self, source: Source, indices: Tensor) -> LabelledImages:
         """These images, without the files that cannot be decoded."""

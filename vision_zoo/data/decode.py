@@ -131,6 +131,15 @@ def read_values(path: File) -> Numbers | None:
         return values if values is None or values.ndim == 2 else values[..., :3]
 
 
+def size_of(path: File) -> tuple[int, int]:
+    """Width and height of an image as it is shown; its pixels are not decoded."""
+    with _open(path, 2**16) as opened:
+        size: tuple[int, int] = opened.size
+        with contextlib.suppress(*UNREADABLE):  # broken metadata
+            return size[::-1] if opened.getexif().get(0x0112) in (5, 6, 7, 8) else size  # which exchange them
+        return size
+
+
 def _open(path: File, longer: int) -> Any:
     """Open an image of which `longer` pixels a side will do, a JPEG of any size, as an ImageFile."""
     opened: Any

@@ -13,12 +13,11 @@ from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.optimizers.around import Closure, Companion, class_of
 
 
-class _InFloat32(TorchFunctionMode):
-    """Has torch's Muon compute in float32, where it asks for bfloat16."""
+class _WithoutBfloat16(TorchFunctionMode):
+    """Has torch's Muon keep the precision of the weights, where it asks for bfloat16."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.bfloat16:
-            return args[0].to(torch.float32, copy=True)  # it is divided in place
+        func = torch.clone if func is torch.Tensor.bfloat16 else func  # a copy, for it is divided in place
         return func(*args, **(kwargs or {}))
 
 
@@ -114,8 +113,7 @@ class MuonWith(Optimizer):
             pairs.append((weight, matrix))
         self._muon.param_groups = [{**group, "params": [matrix for _, matrix in pairs]}]
         # A processor without bfloat16 multiplies it 20 times slower than float32.
-        on_cpu = all(matrix.device.type == "cpu" for _, matrix in pairs)
-        with _InFloat32() if on_cpu else nullcontext():
+        with _WithoutBfloat16() if all(matrix.is_cpu for _, matrix in pairs) else nullcontext():
             self._muon.step()
         self._muon.state.clear()
         for weight, matrix in pairs:

@@ -126,6 +126,7 @@ def _compute(model: Classifier, source: Source, indices: Tensor, exact: bool) ->
                 features = _features(network, pixels, way)
             values.append(features.cpu())
             places.append(numbers)
+    model.set_memory_format(model.channels_last)
     source.report((), last=True)
     refuse(DataError, (not values, "none of the images can be read: give files in a common format, PNG or JPEG"))
     return Features(torch.cat(values), torch.cat(places))

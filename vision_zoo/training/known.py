@@ -43,10 +43,11 @@ def fit_known(model: Classifier, datamodule: ImageDataModule, share: float) -> K
 
 
 def keep_known(trainer: Trainer, model: Classifier, datamodule: ImageDataModule, saving: Saving, share: float) -> None:
-    """Fit it on the first process for the weights of best.ckpt, which the model has, and keep it in that file."""
+    """Fit it for the weights of best.ckpt, which the model has, and keep it in that file."""
+    model.to(trainer.strategy.root_device)
+    found = fit_known(model, datamodule, share)  # on each process: one that waits for another passes for lost
     if trainer.is_global_zero:
-        model.to(trainer.strategy.root_device)
-        store_known(fit_known(model, datamodule, share), saving)
+        store_known(found, saving)
     trainer.strategy.barrier("known images")
     model.known = Known.restore(read_torch_file(saving.best)["known"], model.backbone)
 

@@ -192,7 +192,7 @@ def ask_once(trainer: Trainer) -> None:
     """
     owners: list[tuple[Any, type]] = [(callback, Callback) for callback in callbacks_of(trainer)]
     for (owner, base), hook in itertools.product([*owners, (trainer.lightning_module, LightningModule)], STEP_HOOKS):
-        if getattr(type(owner), hook) is getattr(base, hook):
+        if getattr(type(owner), hook) is getattr(base, hook) and hook not in vars(owner):  # LambdaCallback's are there
             vars(owner)[hook] = None  # Lightning passes over what cannot be called
     selector: Any = trainer._data_connector._datahook_selector
     selector.get_instance = functools.cache(selector.get_instance)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 
 from vision_zoo.checkpoints import Checkpoint
@@ -63,6 +64,6 @@ def upload(folder: Path, name: str) -> str:
         page = api.create_repo(name, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=[*FILES], commit_message="vision_zoo export")
     except Exception as error:  # name, network, server, token: each has its own kind
-        again = f"The folder is complete, {folder.resolve()}: hf upload {name} {folder} uploads it, too"
+        again = f"The folder is complete, {folder.resolve()}: hf upload {name} {quote(str(folder))} uploads it, too"
         refuse(ExportError, (True, f"--push {name} failed: {one_line(error)}. {again}"))
     return str(page)

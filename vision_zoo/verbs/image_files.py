@@ -44,4 +44,4 @@ def _expand(path: Path, left: LeftOut) -> tuple[list[Path], str]:
     names = {x for p in (pattern, pattern.replace("[", "[[]")) for x in glob.glob(p, root_dir=folder, recursive=True)}  # noqa: PTH207
     matches = map(Path, sorted(str(folder / name) for name in names))
     files = [x for match in matches for x in (walk(match, left) if match.is_dir() else [match] * is_image(match, left))]
-    return files, f"no images match this pattern in {Path.cwd()}"
+    return files, f"no images match this pattern below {folder.absolute()}"

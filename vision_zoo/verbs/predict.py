@@ -149,8 +149,8 @@ def predict(
     if explain is not None:
         from vision_zoo.verbs.explain import write_pictures  # noqa: PLC0415  # which stands on this, and on an extra
 
-        top = min(5, len(model.class_names)) if top_k is None else top_k
-        write_pictures(model, read, explain, resizing(datamodule), top, invert=invert, console=console)
+        labels = labels_shown(model, top_k)
+        write_pictures(model, read, explain, resizing(datamodule), labels, invert=invert, console=console)
     if output != "-":
         console.print(str(expanded(output).absolute()), markup=False)
 
@@ -169,13 +169,8 @@ def predict_images(
         ConfigError: if there cannot be as many labels, or such batches.
         CheckpointError: if the weights give no numbers.
     """
-    classes = len(model.class_names)
-    top_k = min(5, classes) if top_k is None else top_k
-    refuse(
-        ConfigError,
-        (not 1 <= top_k <= classes, f"--top_k must be between 1 and the number of classes, {classes}, got {top_k}"),
-        (batch_size < 1, f"--batch_size must be at least 1, got {batch_size}"),
-    )
+    top_k = labels_shown(model, top_k)
+    refuse(ConfigError, (batch_size < 1, f"--batch_size must be at least 1, got {batch_size}"))
     model.eval()
     files = _decoded(paths, model, resize, invert, batch_size)
     for batch in iter(lambda: list(islice(files, batch_size)), []):
@@ -187,6 +182,14 @@ def predict_images(
             found = {path: Prediction(path, *answer, mean) for path, answer, mean in columns}
         for path, image in batch:
             yield found[path] if isinstance(image, Tensor) else Prediction(path, problem=image)
+
+
+def labels_shown(model: Classifier, top_k: int | None) -> int:
+    """How many labels an image gets: `top_k`, by default 5 or all where there are fewer."""
+    classes = len(model.class_names)
+    most = f"--top_k must be between 1 and the number of classes, {classes}, got {top_k}"
+    refuse(ConfigError, (top_k is not None and not 1 <= top_k <= classes, most))
+    return min(5, classes) if top_k is None else top_k
 
 
 def answered(model: Classifier, pixels: Tensor, top_k: int) -> list[Answer]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from scipy.stats import t
 
 from vision_zoo.checkpoints import Checkpoint, open_checkpoint, run_folder
 from vision_zoo.errors import CheckpointError, ConfigError, VisionZooError, refuse
-from vision_zoo.files import expanded
+from vision_zoo.files import expanded, is_address
 from vision_zoo.formatting import metric_text
 from vision_zoo.trainer_facts import device_name
 from vision_zoo.training.made_with import versions
@@ -56,16 +57,17 @@ def reproduce(
     folder, config = run_folder(theirs.path), copy.deepcopy(theirs.config)
     taught = f"{theirs.path} was not trained by steps, as fit does: what teach has made, teach makes again"
     bare = f"{theirs.path} holds no configuration: it is of no run of vision_zoo fit"
-    way_out = f"continue it first: vision_zoo fit --ckpt_path {folder}"
+    way_out = f"continue it first: vision_zoo fit --ckpt_path {quote(str(folder))}"
     stopped = f"{folder} has no results.json, for the run was stopped before its end: {way_out}"
     ended = folder is None or (folder / "results.json").is_file()
     refuse(CheckpointError, (not config, bare), (not theirs.step, taught), (not ended, stopped))
     trainer = config.setdefault("trainer", {})
-    trainer |= {"default_root_dir": str(expanded(output).absolute())} | (
-        {"accelerator": accelerator} if accelerator else {}
-    )
+    trainer["default_root_dir"] = str(expanded(output).absolute())
+    trainer |= {"accelerator": accelerator} if accelerator else {}
     if data_root:
-        config["data"].setdefault("init_args", {})["root"] = str(expanded(data_root).absolute())
+        options = config["data"].setdefault("init_args", {})
+        place = data_root if is_address(data_root) else str(expanded(data_root).absolute())
+        options["path" if options.get("path") else "root"] = place
     if folder and (weights := _yaml(folder / "config.yaml").get("model", {}).get("weights")):
         config["model"]["weights"] = weights  # of a file that no checkpoint names
     before, named = _made_with(theirs, folder), trainer.get("accelerator") or "auto"

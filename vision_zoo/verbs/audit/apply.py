@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 from vision_zoo.data.discovery import REMOVED, nfc
@@ -55,7 +56,8 @@ def apply_fixes(folder: str, fixes: str) -> Path | None:
             path.rename(to)
     except OSError as error:
         raise TrainingError(f"audit: {error}. What was moved before can be moved back: --apply {undo}") from error
-    print(f"{len(moves):,} files moved; to move them back: vision_zoo audit {folder} --apply {undo}")
+    again = f"vision_zoo audit {quote(str(folder))} --apply {quote(str(undo))}"
+    print(f"{len(moves):,} files moved; to move them back: {again}")
     return undo
 
 

@@ -51,9 +51,7 @@ def has_class_folders(datamodule: ImageDataModule) -> bool:
 
 def all_of(datamodule: ImageDataModule) -> Audited:
     """The images of every split, one after the other."""
-    datamodule.setup("fit")
-    there: dict[Split, bool] = {"train": True, "val": bool(datamodule.sizes["val"]), "test": datamodule.has_test}
-    parts = {split: datamodule.subset(split) for split in there if there[split]}
+    parts = datamodule.subsets()
     source = join([*parts.values()])
     numbered = [(split, index) for split, part in parts.items() for index in part.indices.tolist()]
     names = [f"{split} {index}" for split, index in numbered]

@@ -13,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from vision_zoo.data.decode import File, decode, decoding_threads, resize_images
+from vision_zoo.data.decode import decode, decoding_threads, resize_images, size_of
 from vision_zoo.data.sources import Files, InMemory, Source, pump
 from vision_zoo.types import ImageShape
 
@@ -22,7 +22,6 @@ ALIKE, SAME = 0.95, 0.7  # least correlation of gray 16 x 16 pixels, and least c
 _OTHERS, _APART = 10, 0.25  # to be copies, images are that much nearer than the tenth one: strokes of digits are alike
 MOST = 0.2  # share of the images from which on something is how the data set is, and no fault
 _BLOCK = 1024  # images that are compared with all others at a time
-_TURNED = (5, 6, 7, 8)  # orientations in a camera's notes that exchange width and height
 
 
 class Looks(NamedTuple):
@@ -61,15 +60,9 @@ def look(source: Source) -> Looks:
         places.append(numbers)
         failures += failed
     found, reasons = torch.cat(places), dict(failures)
-    sizes = torch.tensor([_size(source.file(index)) for index in found.tolist()]).reshape(-1, 2)
+    sizes = torch.tensor([size_of(source.file(index)) for index in found.tolist()]).reshape(-1, 2)
     unreadable = [(index, reasons[path]) for index, path in enumerate(source.paths) if path in reasons]
     return Looks(torch.cat(images), found, sizes, unreadable)
-
-
-def _size(file: File) -> tuple[int, int]:
-    """Width and height of an image as it is shown; its pixels are not decoded."""
-    with Image.open(file) as image:
-        return image.size[::-1] if image.getexif().get(0x0112) in _TURNED else image.size
 
 
 def picture(source: Source, index: int, size: tuple[int, int], most: int = 0) -> Image.Image:

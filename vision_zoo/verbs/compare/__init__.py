@@ -133,17 +133,18 @@ def _answers(
     columns: Any = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
     truth, said, sure = columns
     marks: dict[str, Any] = {**fingerprint(data.subset(split), data.root), "classes": data.class_names}
-    marks |= {"place": (type(data).__name__, data_place(data)), "size": (data.image_shape, data.interpolation)}
+    size = (data.image_shape, data.interpolation, data.value_range, getattr(data, "resize", None))
+    marks |= {"place": (type(data).__name__, data_place(data)), "size": size}
     return Run(checkpoint, data.class_names, marks | {"images that can be read": len(truth)}, truth, said, sure)
 
 
 def _check_same(first: Run, run: Run, split: Part) -> None:
     """Refuse to compare on other images, or in another order."""
     alike = first.marks["size"] == run.marks["size"]
-    # Pixels differ where images were resized otherwise: then the place that they come from must be the same.
-    names = first.marks.keys() - {"size", "place" if alike else "pixels"}
-    names -= {"place"} if "names" in first.marks else set()
-    differing = sorted(name for name in names if first.marks[name] != run.marks.get(name))
+    # Pixels differ where images were resized otherwise, and are known of those in memory, names of those in files.
+    names = (first.marks.keys() & run.marks.keys()) - {"size", "size" if alike else "pixels"}
+    names -= {"place"} if names & {"names", "pixels"} else set()  # which else must be the same
+    differing = sorted(name for name in names if first.marks[name] != run.marks[name])
     what = f"the {split} images of {run.name} are not those of {first.name}: {', '.join(differing)} differ"
     way_out = "Give all the same with --data.root, --data.path or --data.seed"
     refuse(DataError, (differing, f"{what}. {way_out}"))

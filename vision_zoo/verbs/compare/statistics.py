@@ -50,7 +50,7 @@ def over_images(differences: Floats) -> float:
     paired test of their mean by the normal distribution.
     """
     first, second = int((differences == -1).sum()), int((differences == 1).sum())
-    if first + second == np.count_nonzero(differences):
+    if first + second == np.count_nonzero(differences) or len(differences) < 2:
         return float(binomtest(second, first + second).pvalue) if first + second else 1.0
     error = differences.std(ddof=1) / math.sqrt(len(differences))
     return float(2 * norm.sf(abs(differences.mean()) / error))

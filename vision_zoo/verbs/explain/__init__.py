@@ -1,5 +1,6 @@
 """explain: for each image a picture of where the network looked."""
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from vision_zoo.errors import ConfigError, DataError, InputError, did_you_mean, 
 from vision_zoo.files import expanded, new_file
 from vision_zoo.verbs.explain.maps import Method, chosen, maps
 from vision_zoo.verbs.image_files import find_images
-from vision_zoo.verbs.predict import NONE, Resizing, answered, device_of, resizing
+from vision_zoo.verbs.predict import NONE, Resizing, answered, device_of, labels_shown, resizing
 
 MARK = "vision_zoo explain"  # in the metadata of its pictures
 
@@ -53,13 +54,12 @@ def explain(
     checkpoint = open_checkpoint(ckpt_path, trusted_packages)
     model = Classifier.from_checkpoint(checkpoint.content).to(device_of(accelerator))
     names = list(model.class_names)
-    top_k = min(5, len(names)) if top_k is None else top_k
+    top_k = labels_shown(model, top_k)
     unknown = f"--label {label}: there is no such class{did_you_mean(label or '', names)}"
     refuse(
         ConfigError,
         (not images, "explain needs images: --images with files, folders or patterns: scans/*.png"),
         (label is not None and label not in names, unknown),
-        (not 1 <= top_k <= len(names), f"--top_k must be between 1 and {len(names)}, got {top_k}"),
     )
     write_pictures(model, find_images(images), output, resizing(described_data(checkpoint.data)), top_k, method, label)
 
@@ -90,7 +90,8 @@ def write_pictures(
         shown = label or labels[0]
         with torch.enable_grad():
             evidence = maps(model, pixels[None], torch.tensor([names.index(shown)]), method)[0]
-        name = next(n for n in _names(path.stem) if n not in taken)
+        numbered = (f"{path.stem}_{number}" for number in itertools.count(2))  # where two files share their name
+        name = next(n for n in itertools.chain([path.stem], numbered) if n not in taken)
         taken.add(name)
         title = f"{NONE}, nearest {labels[0]}" if answer == NONE else labels[0]
         figure = draw(pixels, evidence, labels, shares, f"{path.name}: {title}", f"evidence for {shown}, {method}")
@@ -128,8 +129,3 @@ def draw(
     for place, share in zip(places, shares, strict=True):
         bars.text(share + 0.02, place, f"{100 * share:.1f} %", va="center", fontsize=9)
     return figure
-
-
-def _names(stem: str) -> list[str]:
-    """Names for the picture of a file: its own, or with a number where two files share theirs."""
-    return [stem, *(f"{stem}_{number}" for number in range(2, 100_000))]

@@ -12,8 +12,9 @@ from vision_zoo.checkpoints import Checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.data import ImageFolder
 from vision_zoo.data.described import described_data
-from vision_zoo.errors import InputError
+from vision_zoo.errors import InputError, one_line
 from vision_zoo.plots import plot_images
+from vision_zoo.verbs.checks import check_data
 from vision_zoo.verbs.explain.maps import chosen, maps, overlay
 
 AMONG = 1000  # test images, the first ones, that are chosen from
@@ -32,13 +33,15 @@ def draw_looks(model: Classifier, checkpoint: Checkpoint) -> bytes | str:
         if isinstance(data, ImageFolder):
             data.in_memory = False  # decode what is shown, not the whole folder
         data.prepare_data()
+        check_data(model, data)
         loader = data.loader("test")
         if not len(loader):
             return "There are no test images, so there are no pictures of where the network looked."
         batches = list(islice(loader, -(-AMONG // data.batch_size)))
     except (InputError, OSError) as error:  # moved, removed or changed since
-        lines = str(error).splitlines() or [""]
-        return f"The test images are not here, so there are no pictures of where the network looked: {lines[0]}."
+        return (
+            f"The test images cannot be shown, so there are no pictures of where the network looked: {one_line(error)}."
+        )
     images, labels = (torch.cat(column)[:AMONG] for column in zip(*batches, strict=True))
     with torch.no_grad():
         parts = [model.eval()(part.to(model.device)).softmax(1).cpu() for part in torch.split(images, 64)]

@@ -22,7 +22,7 @@ from vision_zoo.data.described import described_data
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.verbs.explain.maps import maps, overlay
 from vision_zoo.verbs.page import rendered
-from vision_zoo.verbs.predict import CACHED, answered, device_of, resizing, training_mean
+from vision_zoo.verbs.predict import CACHED, answered, device_of, labels_shown, resizing, training_mean
 from vision_zoo.version import __version__
 
 
@@ -72,13 +72,10 @@ def serve(
     checkpoint = open_checkpoint(ckpt_path, trusted_packages)
     datamodule = described_data(checkpoint.data)
     model = Classifier.from_checkpoint(checkpoint.content).to(device_of(accelerator))
-    classes = len(model.class_names)
-    top_k = min(5, classes) if top_k is None else top_k
-    most = f"--top_k must be between 1 and the number of classes, {classes}, got {top_k}"
-    refuse(ConfigError, (not 1 <= top_k <= classes, most))
+    labels = labels_shown(model, top_k)
 
     def classify(network: Classifier, pixels: Tensor) -> list[dict[str, object]]:
-        return [_row(*answer) for answer in answered(network, pixels.to(network.device), top_k)]
+        return [_row(*answer) for answer in answered(network, pixels.to(network.device), labels)]
 
     def look(pixels: Tensor) -> bytes:
         label = answered(model, pixels[None].to(model.device), 1)[0][0][0]

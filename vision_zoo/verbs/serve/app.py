@@ -116,7 +116,7 @@ def make_app(
             "images_in_progress": ("gauge", batcher.taken),
         }
         for name, (kind, value) in numbers.items():
-            lines += [f"# TYPE vision_zoo_{name} {kind}", f"vision_zoo_{name} {value:g}"]
+            lines += [f"# TYPE vision_zoo_{name} {kind}", f"vision_zoo_{name} {value}"]
         return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
     @contextlib.asynccontextmanager

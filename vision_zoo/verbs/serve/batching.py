@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vision_zoo.data.decode import UNREADABLE, decode
+from vision_zoo.errors import one_line
 
 Row = dict[str, Any]
 Classify = Callable[[Tensor], list[Row]]
@@ -89,6 +90,8 @@ class Batcher:
                 most = f"{self.most_pixels / 1e6:g} megapixels are the limit"
                 raise RefusedError(413, f"the image has {width} x {height} pixels, and {most}")
             return self.read(io.BytesIO(content))
+        except Image.DecompressionBombError as error:  # beyond what PIL opens
+            raise RefusedError(413, one_line(error)) from error
         except UNREADABLE as error:
             raise RefusedError(415, f"this cannot be read as an image ({type(error).__name__})") from error
 

@@ -114,8 +114,8 @@ class Study:
 
     def run(self, test: bool, search: Callable[[], int] | None = None) -> None:
         """Make what is left to do, choose, test if that is asked for, and write what was found."""
-        began, trials = time.monotonic(), [*self.outcomes]
-        failed = search() if search else self.make(trials)["failed"]
+        began = time.monotonic()
+        failed = search() if search else self.make([*self.outcomes])["failed"]
         chosen = table.best_of(table.configurations([*self.outcomes.values()]), self.metric)
         if test and chosen is not None:
             failed += self.make([outcome.trial for outcome in chosen.outcomes], tests=True)["failed"]
@@ -123,9 +123,10 @@ class Study:
         names = {name for outcome in self.outcomes.values() for name in outcome.results.get("metrics", {})}
         known = ", ".join(sorted(name for name in names if name.startswith("val/")))
         way_out = f"there are {known}" if known else "give --folds, or --data.val_split 0.1"
+        again = "more --trials try other values" if search else "the same command tries them again"
         refuse(
             TrainingError,
-            (failed, f"{failed} of {len(trials)} trials failed; the same command tries them again"),
+            (failed, f"{failed} of {len(self.outcomes)} trials failed; {again}"),
             (chosen is None, f"no configuration has {self.metric} in all its trials: {way_out}"),
         )
 

@@ -5,8 +5,11 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from vision_zoo.errors import ConfigError, refuse
 
@@ -82,9 +85,11 @@ def read_seeds(text: str) -> list[int]:
 
 def read_variation(word: str) -> tuple[str, list[str]]:
     """OPTION=A,B,C as the option and its values; commas in brackets belong to a value."""
-    name, _, text = word.lstrip("-").partition("=")
-    values = [value.strip() for value in re.split(r",(?![^\[{]*[\]}])", text)]
-    wrong = not (name and all(values)) or len(set(values)) < len(values)
+    values, (name, _, text) = list[str](), word.lstrip("-").partition("=")
+    with suppress(yaml.YAMLError):
+        parsed: Any = yaml.compose(f"[{text}]")
+        values = [text[node.start_mark.index - 1 : node.end_mark.index - 1].strip() for node in parsed.value]
+    wrong = not (name and values and all(values)) or len(set(values)) < len(values)
     form = "write OPTION=A,B,C with each value once, as in --vary model.optimizer.lr=0.01,0.001"
     refuse(ConfigError, (wrong, f"--vary {word}: {form}"))
     return name, values

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from rich.markup import escape
-from scipy.stats import binomtest
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -29,6 +28,7 @@ from vision_zoo.training.run_folder import RunFolder
 from vision_zoo.training.saving import Saving, hard_link
 from vision_zoo.types import Split
 from vision_zoo.verbs.fit import Plan
+from vision_zoo.verbs.report.facts import interval
 from vision_zoo.verbs.results import write_results
 from vision_zoo.verbs.teach.curve import learning_curve, what_more_brings, write_curve
 from vision_zoo.verbs.teach.head import Data, Fitter, Head, cross_validate, temperature_of
@@ -75,7 +75,7 @@ def teach(
     trainer = make_trainer(callbacks, max_epochs=0, devices=1)
     model.to(trainer.strategy.root_device)
     datamodule.prepare_data()
-    parts = {split: datamodule.subset(split) for split in _splits(datamodule)}
+    parts = datamodule.subsets()
     labels = {split: subset.source.labels[subset.indices] for split, subset in parts.items()}
     counts = torch.cat([*labels.values()]).bincount(minlength=len(names)).tolist()
     say(trainer, escape(", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))))
@@ -88,7 +88,7 @@ def teach(
     strength, held_out = cross_validate(train, seed)
     head, facts = _calibrated(Fitter(train).fit(strength), held_out, train, val)
     facts["l2_strength"] = strength
-    say(trainer, _in_words(facts))
+    say(trainer, _in_words(facts, held_out is not None))
     with torch.no_grad():
         for name, value in (("weight", head.weight), ("bias", head.bias)):
             model.backbone.get_parameter(f"{head_of(model.backbone)}.{name}").copy_(value)
@@ -103,7 +103,7 @@ def teach(
         run.fit_seconds = time.monotonic() - start
         if "test/accuracy" in metrics:
             tested, accuracy = int(model.confusion_matrix.sum()), metrics["test/accuracy"]
-            facts["test_accuracy_interval"] = wilson(accuracy, tested)
+            facts["test_accuracy_interval"] = interval(accuracy, tested)
             low, high = (f"{100 * bound:.1f}" for bound in facts["test_accuracy_interval"])
             error = f"calibration error {100 * metrics['test/calibration_error']:.1f} %"
             told = f"test accuracy {100 * accuracy:.1f} % of {tested:,} images, 95 % interval (Wilson)"
@@ -126,13 +126,6 @@ def teach(
     say(trainer, f"taught in {duration(time.monotonic() - start)}")
     say(trainer, escape(str(run.path)))
     return run.path
-
-
-def _splits(datamodule: ImageDataModule) -> list[Split]:
-    """The splits that have images."""
-    datamodule.setup("fit")
-    there = {"train": True, "val": bool(datamodule.sizes["val"]), "test": datamodule.has_test}
-    return [split for split in _FOR if there[split]]
 
 
 def _data(model: Classifier, subset: Subset) -> Data:
@@ -161,12 +154,15 @@ def _calibrated(head: Head, held_out: Tensor | None, train: Data, val: Data | No
     return head.cooled(temperature), facts
 
 
-def _in_words(facts: Mapping[str, Any]) -> str:
+def _in_words(facts: Mapping[str, Any], chosen: bool) -> str:
+    """The penalty, whether it was chosen or not, and the temperature."""
+    strength = f"L2 penalty {facts['l2_strength']:.3g}, by cross-validation"
+    if not chosen:
+        strength = "the usual L2 penalty: a class has one training image, so that none is held out"
     if "calibration_error" not in facts:
-        return "the usual L2 penalty, and no calibration: a class has one training image, so that none is held out"
+        return f"{strength}; no calibration"
     before, after = (f"{100 * facts[name]:.1f}" for name in ("calibration_error_before", "calibration_error"))
-    heat = f"temperature {facts['temperature']:.2f} (calibration error {before} % before, {after} % after)"
-    return f"L2 penalty {facts['l2_strength']:.3g}, by cross-validation; {heat}"
+    return f"{strength}; temperature {facts['temperature']:.2f} (calibration error {before} % before, {after} % after)"
 
 
 def _save_and_score(
@@ -186,9 +182,3 @@ def _save_and_score(
             if model.known is not None:
                 store_known(model.known, saving)
     return metrics
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share of so many (Wilson 1927); unlike the normal one, it stays within 0 and 1."""
-    found = binomtest(round(share * count), count).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)

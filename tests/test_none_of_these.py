@@ -16,6 +16,8 @@ from torch import nn
 
 import vision_zoo
 from tests.conftest import QUICK
+from tests.training.test_processes import DDP
+from tests.training.test_processes import vision_zoo as vision_zoo_in
 from vision_zoo.__main__ import main
 from vision_zoo.classifier import Classifier
 from vision_zoo.data import MNIST5k
@@ -132,6 +134,18 @@ def test_a_run_that_goes_on_fits_the_threshold_anew(run, here):
     assert stored(copy)["share"] == 0.9
     assert stored(copy)["threshold"] != before["threshold"]
     assert json.loads((copy / "results.json").read_text())["epochs"] == 2
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_fits_the_threshold_so_that_none_waits_for_long(here):
+    """15 s."""
+    words = [*QUICK, "--trainer.max_epochs", "1", "--known", "0.95", *DDP, "2"]
+    words += ["--trainer.default_root_dir", str(here)]
+    done = vision_zoo_in(here, *words)
+    assert done.returncode == 0, done.stderr
+    run = here / "runs" / "default" / "version_0"
+    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["known"]
+    assert "test/accuracy" in json.loads((run / "results.json").read_text())["metrics"]
 
 
 @pytest.mark.slow  # 4 s

@@ -1,8 +1,8 @@
 """explain: for each image a picture of where the network looked."""
 
-import itertools
 import warnings
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
@@ -90,8 +90,7 @@ def write_pictures(
         shown = label or labels[0]
         with torch.enable_grad():
             evidence = maps(model, pixels[None], torch.tensor([names.index(shown)]), method)[0]
-        numbered = (f"{path.stem}_{number}" for number in itertools.count(2))  # where two files share their name
-        name = next(n for n in itertools.chain([path.stem], numbered) if n not in taken)
+        name = next(n for n in chain([path.stem], (f"{path.stem}_{k}" for k in count(2))) if n not in taken)
         taken.add(name)
         title = f"{NONE}, nearest {labels[0]}" if answer == NONE else labels[0]
         figure = draw(pixels, evidence, labels, shares, f"{path.name}: {title}", f"evidence for {shown}, {method}")

@@ -156,9 +156,8 @@ def _calibrated(head: Head, held_out: Tensor | None, train: Data, val: Data | No
 
 def _in_words(facts: Mapping[str, Any], chosen: bool) -> str:
     """The penalty, whether it was chosen or not, and the temperature."""
-    strength = f"L2 penalty {facts['l2_strength']:.3g}, by cross-validation"
-    if not chosen:
-        strength = "the usual L2 penalty: a class has one training image, so that none is held out"
+    usual = "the usual L2 penalty: a class has one training image, so that none is held out"
+    strength = f"L2 penalty {facts['l2_strength']:.3g}, by cross-validation" if chosen else usual
     if "calibration_error" not in facts:
         return f"{strength}; no calibration"
     before, after = (f"{100 * facts[name]:.1f}" for name in ("calibration_error_before", "calibration_error"))

@@ -13,7 +13,7 @@ SHAPES = {"MNIST": (1, 28, 28), "MNIST5k": (1, 28, 28), "FashionMNIST": (1, 28, 
 PARAMETERS = {
     "ablation_cifar10": 72_954,
     "airbench_cifar10": 1_972_792,
-    "record_fashion": 435_882,
+    "record_fashion": 426_602,
     "record_mnist": 292_666,
     "tiny_mnist": 7_858,
     "alexnet_cifar10": 4_617_546,

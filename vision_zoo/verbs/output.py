@@ -1,4 +1,4 @@
-"""The file that a command writes, or standard output."""
+"""The file that a command writes, or standard output; and the templates of pages."""
 
 import contextlib
 import os
@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from vision_zoo.errors import ConfigError, TrainingError, refuse
 from vision_zoo.files import expanded, new_file
@@ -58,3 +60,10 @@ def text_output(output: str) -> Iterator[TextIO]:
     else:
         with output_file(output) as path, path.open("w", newline="", **how) as file:
             yield file
+
+
+def templates(folder: Path) -> Environment:
+    """The templates of a folder, beside the look that all pages share: HTML escapes every value, and none may lack."""
+    blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    loader = FileSystemLoader((folder, Path(__file__).parent / "report"))
+    return Environment(loader=loader, autoescape=select_autoescape(["html"]), **blocks)

@@ -14,6 +14,7 @@ from vision_zoo.training.features import features_of
 from vision_zoo.verbs.audit.findings import all_of, find, has_class_folders, rows_of
 from vision_zoo.verbs.audit.page import write_page
 from vision_zoo.verbs.audit.pictures import look
+from vision_zoo.verbs.predict import device_of
 
 
 def audit(model: Classifier, datamodule: ImageDataModule, output: str = "audit", apply: str | None = None) -> Path:
@@ -42,7 +43,7 @@ def audit(model: Classifier, datamodule: ImageDataModule, output: str = "audit",
     datamodule.prepare_data()
     audited, seed = all_of(datamodule), datamodule.seed
     looks = look(audited.source)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device_of("auto"))
     values, places, _ = features_of(model, audited.source)
     rows = torch.isin(looks.places, places)  # a damaged file may be readable at one size alone
     looks = looks.of(rows)

@@ -10,12 +10,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.verbs.audit.findings import UNREADABLE, WRONG, Audited, Issue, balance, has_class_folders
 from vision_zoo.verbs.audit.pictures import Looks, picture
-from vision_zoo.verbs.output import output_file
+from vision_zoo.verbs.output import output_file, templates
 from vision_zoo.version import __version__
 
 SIDE = 128  # longest, of a picture in the page
@@ -56,9 +54,7 @@ def write_page(
         "balance": balance(audited),
         "sizes": commonest,
     }
-    loader = FileSystemLoader((Path(__file__).parent, Path(__file__).parents[1] / "report"))
-    blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
-    page = Environment(loader=loader, autoescape=True, **blocks).get_template("page.html")
+    page = templates(Path(__file__).parent).get_template("page.html")
     with output_file(file) as place:
         place.write_bytes(page.render(version=__version__, **facts).encode(errors="replace"))  # names: any bytes
 

@@ -7,9 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from vision_zoo.classifier import Classifier
+from vision_zoo.verbs.output import templates
 from vision_zoo.version import __version__
 
 FOLDER = Path(__file__).parent
@@ -37,10 +36,8 @@ def rendered(
     parts = {path.stem: path.read_bytes() for path in (FOLDER / "runtime").glob("*.gz")}
     parts |= {"model": gzip.compress(onnx, mtime=0)}
     text = {name: base64.b64encode(content).decode() for name, content in parts.items()} if onnx else {}
-    loader = FileSystemLoader((FOLDER, FOLDER.parent / "report"))
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     data = json.dumps(shown).replace("<", "\\u003c")  # which no name can end
-    page = environment.get_template("page.html").render(facts=shown, data=data, version=__version__, parts=text)
+    page = templates(FOLDER).get_template("page.html").render(facts=shown, data=data, version=__version__, parts=text)
     return page.encode("utf-8", "replace")  # names of classes may be any bytes
 
 

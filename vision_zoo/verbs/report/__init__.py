@@ -7,9 +7,6 @@ import shlex
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from vision_zoo.checkpoints import Checkpoint, open_checkpoint, run_folder
 from vision_zoo.classifier import Classifier
@@ -17,7 +14,7 @@ from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.formatting import duration, metric_text
 from vision_zoo.trust import trusting
-from vision_zoo.verbs.output import output_file
+from vision_zoo.verbs.output import output_file, templates
 from vision_zoo.verbs.report.facts import Facts, collect, interval
 from vision_zoo.verbs.report.looks import draw_looks
 from vision_zoo.version import __version__
@@ -85,9 +82,7 @@ def is_own(card: Path) -> bool:
 
 def _render(template: str, run: Facts) -> str:
     """Fill in a template of this folder: every value is escaped in HTML, and by the filter md in Markdown."""
-    blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=select_autoescape(["html"]), **blocks)
+    environment = templates(Path(__file__).parent)
     environment.filters |= {"md": _markdown, "fenced": _fenced, "quote": shlex.quote, "duration": duration}
     environment.globals |= {"metric": metric_text, "interval": interval, "trusting": trusting}
     return environment.get_template(template).render(run=run, model=run.model, version=__version__)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from vision_zoo.files import write_file
 from vision_zoo.formatting import metric_text
 from vision_zoo.training.evaluation import per_class, write_csv, write_matrix
+from vision_zoo.verbs.output import templates
 from vision_zoo.verbs.study.plan import short_name
 from vision_zoo.verbs.study.running import MATRIX
 from vision_zoo.verbs.study.table import LESS_IS_BETTER, Configuration, Outcome, winners_curse
@@ -32,10 +32,7 @@ def write_page(
     trials = [each.outcomes[0].trial for each in found]
     settings = {"recipe": [trial.recipe.name for trial in trials]}
     settings |= {short_name(name): [dict(trial.varied)[name] for trial in trials] for name, _ in trials[0].varied}
-    templates = FileSystemLoader((Path(__file__).parent, Path(__file__).parents[1] / "report"))  # there is the look
-    blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
-    page = Environment(loader=templates, autoescape=True, **blocks).get_template("study.html")
-    text = page.render(
+    text = templates(Path(__file__).parent).get_template("study.html").render(
         name=folder.name, found=found, chosen=chosen, metric=metric, tested=metric.replace("val/", "test/"),
         curse=winners_curse(chosen, found, metric) if chosen is not None else "", asked=asked, pooled=pooled,
         settings={name: values for name, values in settings.items() if len(set(values)) > 1},

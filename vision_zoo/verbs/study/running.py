@@ -22,6 +22,7 @@ from vision_zoo.data.loaders import Loader
 from vision_zoo.files import lock_file, release
 from vision_zoo.stopping import Signals, StoppedBySignalError, until_stopped
 from vision_zoo.training.evaluation import write_matrix
+from vision_zoo.verbs.predict import device_of
 from vision_zoo.verbs.study.plan import Trial
 
 MATRIX = "validation_matrix.csv"  # of a fold, in its run folder: rows are true classes, columns predicted ones
@@ -151,7 +152,7 @@ def count_validation(run: Path, trusted: Sequence[str]) -> None:
     model, data = Classifier.from_checkpoint(content.content), described_data(content.data, ask=True)
     assert data is not None, "the checkpoint of a fold describes its data"
     data.value_range = model.value_range
-    model, loader = model.to("cuda" if torch.cuda.is_available() else "cpu"), cast(Loader, data.val_dataloader())
+    model, loader = model.to(device_of("auto")), cast(Loader, data.val_dataloader())
     matrix = torch.zeros(2 * [len(model.class_names)], dtype=torch.int64)
     with torch.inference_mode():
         for images, labels in loader:

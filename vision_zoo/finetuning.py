@@ -78,11 +78,10 @@ class FineTuning:
             found = [name for name in names if not name.startswith(f"{head_of(network)}.")]
         elif isinstance(freeze, int):
             stages = layers_of(network, coarse=True)
-            many = f"{option} must be a number from 1 to {len(stages) - 1}, got {freeze}: this network has "
             starts = ", ".join(stage[0].rpartition(".")[0] or stage[0] for stage in stages)
-            refuse(
-                ConfigError, (not 1 <= freeze < len(stages), f"{many}{len(stages)} stages, which begin with {starts}")
-            )
+            there_are = f"this network has {len(stages)} stages, which begin with {starts}"
+            many = f"{option} must be a number from 1 to {len(stages) - 1}, got {freeze}: {there_are}"
+            refuse(ConfigError, (not 1 <= freeze < len(stages), many))
             found = [name for stage in stages[:freeze] for name in stage]
         else:
             # Adapters of libraries keep theirs as "network".

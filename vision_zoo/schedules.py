@@ -188,9 +188,7 @@ def build_schedule(build: Schedule, optimizer: Optimizer, steps: float) -> LRSch
     scheduler = build(optimizer, **{length: int(steps)} if length else {})
     if isinstance(scheduler, lr_scheduler.OneCycleLR | LinearDecayLR) and scheduler.total_steps < steps:
         name, ends = type(scheduler).__name__, f"ends after {scheduler.total_steps:,} steps, and the run has {steps:,}"
-        raise ConfigError(
-            f"--model.scheduler {name} {ends}: leave its total_steps out, so that it takes those of the run"
-        )
+        raise ConfigError(f"--model.scheduler {name} {ends}: leave its total_steps out, for those of the run")
     by_steps = lr_scheduler.OneCycleLR | LinearDecayLR | lr_scheduler.CyclicLR
     per_step = length is not None or isinstance(scheduler, by_steps)
     config: LRSchedulerConfigType = {"scheduler": scheduler, "interval": "step" if per_step else "epoch"}

@@ -1,5 +1,6 @@
 """Images of every mode and format, decoded to the pixels that they show."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from vision_zoo.data.decode import decode_image, size_of
+from vision_zoo.data.decode import decode_image, image_extensions, size_of
 from vision_zoo.errors import DataError
 
 
@@ -132,6 +133,19 @@ def test_padding_is_that_of_pil(tmp_path):
 
 def test_shapes_that_are_not_square_are_possible(tmp_path):
     assert decode_image(save(tmp_path / "a.png", Image.new("RGB", (9, 9))), (3, 10, 30)).shape == (3, 10, 30)
+
+
+def test_postscript_is_not_run(tmp_path, monkeypatch):
+    bounds = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"
+    (tmp_path / "a.eps").write_text(f"{bounds}{{ }} loop\n%%EOF\n")
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch '{tmp_path}/was_run'\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(DataError, match=r"a\.eps cannot be read as an image"):
+        decode_image(tmp_path / "a.eps", (3, 8, 8))
+    assert not (tmp_path / "was_run").exists()
+    assert ".eps" not in image_extensions()
 
 
 def test_a_file_that_is_no_picture_is_named(tmp_path):

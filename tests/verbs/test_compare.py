@@ -61,7 +61,7 @@ def test_two_runs_are_compared_on_the_test_images(runs, here, capsys):
     assert f"{b} is worse than {a}: -" in out
     assert "several runs of both tell what other seeds would give" in out
     (found,), ours, theirs = report(here / "comparison")["comparisons"], right(a), right(b)
-    assert [found["only_against_right"], found["only_group_right"]] == [(ours & ~theirs).sum(), (theirs & ~ours).sum()]
+    assert [found["against_right_more"], found["group_right_more"]] == [(ours & ~theirs).sum(), (theirs & ~ours).sum()]
     assert found["difference"] == pytest.approx(theirs.mean() - ours.mean())
     assert found["p"] == pytest.approx(scipy.stats.binomtest((theirs & ~ours).sum(), (theirs ^ ours).sum()).pvalue)
     assert found["low"] < found["difference"] < found["high"] < 0

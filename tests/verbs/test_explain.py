@@ -129,6 +129,16 @@ def test_each_image_has_its_picture(here, trained_run, capsys):
     assert f"4 pictures by layer_cam in\n{here / 'maps'}" in capsys.readouterr().out
 
 
+def test_no_picture_takes_the_place_of_somebody_s_file(here, trained_run):
+    tiny.write_image_folder(here / "scans", classes=("one",), count=2)
+    before = {path: path.read_bytes() for path in (here / "scans" / "one").iterdir()}
+    words = ["explain", "--ckpt_path", str(trained_run), "--images", *map(str, before)]
+    for _ in range(2):  # its own of an earlier call are replaced
+        assert main([*words, "--output", "scans/one"]) == 0
+        assert {path: path.read_bytes() for path in before} == before
+        assert len(list((here / "scans" / "one").iterdir())) == 4
+
+
 def test_predict_explains_what_it_classifies(here, trained_run, capsys):
     Image.new("L", (28, 28)).save(here / "black.png")
     (here / "broken.png").write_bytes(b"no image")

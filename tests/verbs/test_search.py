@@ -42,7 +42,9 @@ def search(here, monkeypatch):
             else:
                 (run / "config.yaml").write_text(yaml.safe_dump({"model": {"lr": rate}}))
                 found = {"parameters": 1, "epochs": 4, "fit_seconds": 1.0, "versions": {}}
-                (run / "results.json").write_text(json.dumps({**found, "metrics": {"val/accuracy": good}}))
+                (run / "results.json").write_text(
+                    json.dumps({**found, "metrics": {"val/accuracy": good, "val/loss": -good}})
+                )
                 told(trial, 0)
 
     monkeypatch.setattr("vision_zoo.verbs.study.run_trials", run_trials)
@@ -53,6 +55,13 @@ def search(here, monkeypatch):
         return len(made)
 
     return run
+
+
+def optimizers(name="tiny"):
+    """What optuna knows of the searches of a study."""
+    storage = f"sqlite:///studies/{name}/search.db"
+    found = optuna.get_all_study_summaries(storage)
+    return [optuna.load_study(storage=storage, study_name=summary.study_name) for summary in found]
 
 
 def table(name="tiny"):
@@ -104,9 +113,7 @@ def test_a_search_begins_with_trials_that_are_spread_evenly(search):
 def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(search):
     search(*RATE, "--trials", "14", name="whole")
     search(*RATE, "--trials", "9")
-    before, after = (
-        optuna.load_study(storage=f"sqlite:///studies/{name}/search.db", study_name=name) for name in ("tiny", "whole")
-    )
+    before, after = (optimizers(name)[0] for name in ("tiny", "whole"))
     before.enqueue_trial(after.trials[9].params)
     before.ask().suggest_float("model.optimizer.lr", 1e-4, 1e-1, log=True)  # and then its process was killed
     assert search(*RATE, "--trials", "14") == 5
@@ -127,6 +134,45 @@ def test_a_grid_ends_with_its_last_combination(search):
     words = ("--search", "model.optimizer.lr=0.1,0.01,0.001", "--search", "data.batch_size=10,20", "--sampler", "grid")
     assert search(*words, "--trials", "50") == 6
     assert len({(row["model.optimizer.lr"], row["data.batch_size"]) for row in table()}) == 6
+
+
+def test_a_grid_is_tried_as_a_whole_unless_fewer_are_asked_for(search):
+    rates = ",".join(f"{n / 1000}" for n in range(1, 23))
+    words = ("--search", f"model.optimizer.lr={rates}", "--sampler", "grid")
+    assert search(*words, "--trials", "2") == 2
+    assert search(*words) == 20
+    assert len(table()) == 22
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ("--trainer.max_epochs", "9"),
+        ("--seeds", "2"),
+        ("--search", "data.batch_size=10,20"),
+    ],
+)
+def test_a_search_with_other_options_is_another_and_is_made(search, changed):
+    search(*RATE, "--trials", "2")
+    assert search(*RATE, *changed, "--trials", "2") >= 2
+    assert {row["state"] for row in table()} == {"finished"}
+    assert search(*RATE, "--trials", "2") == 0
+
+
+def test_a_search_by_another_metric_learns_nothing_from_the_first(search):
+    search(*RATE, "--trials", "6")
+    search(*RATE, "--trials", "6", "--metric", "val/loss")
+    found = {one.direction.name: [trial.value for trial in one.trials] for one in optimizers()}
+    assert found.keys() == {"MAXIMIZE", "MINIMIZE"}
+    assert min(found["MINIMIZE"]) == pytest.approx(-max(found["MAXIMIZE"]), abs=1e-6)
+
+
+def test_other_values_of_a_search_are_other_trials(search):
+    words = ("--sampler", "random", "--trials", "2")
+    search("--search", "model.optimizer.lr=0.1,0.01", *words)
+    search("--search", "model.optimizer.lr=0.1,0.01,0.001", *words)
+    search(*RATE, *words)
+    assert len(table()) == 2
 
 
 def test_failed_trials_are_counted_among_all_and_what_tries_others_is_told(search, monkeypatch, capsys):
@@ -159,12 +205,20 @@ def test_a_run_that_falls_behind_is_given_up_and_never_chosen(search):
         ((*RATE, "--pruner", "median", "--sampler", "gp"), "set --sampler tpe"),
         ((*RATE, "--storage", "nothing://here"), "--storage nothing://here cannot be used"),
         (("--minutes", "3"), "are of a search"),
+        (("--search", "data.seed=1,2"), "--data.seed is given twice, or decided by"),
+        ((*RATE, "--model.optimizer.lr", "0.1"), "--model.optimizer.lr is given twice"),
+        ((*RATE, "--folds", "1"), "--folds must be at least 2"),
     ],
 )
 def test_what_does_not_go_together_is_refused(words, message, here, capsys):
     (here / "tiny.yaml").write_text(RECIPE)
     assert main(["study", "tiny.yaml", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_search_that_has_no_time_says_so(search, capsys):
+    assert main(["study", "tiny.yaml", "--name", "tiny", *RATE, "--minutes", "1e-9"]) == 1
+    assert "no trial was begun: give more --minutes" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_one_line(here, capsys, monkeypatch):

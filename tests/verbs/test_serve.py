@@ -28,6 +28,7 @@ from PIL import Image
 from tests import tiny
 from tests.browser import draw_one, in_chromium, opened, shoot
 from vision_zoo.__main__ import main
+from vision_zoo.verbs.serve.app import make_app
 from vision_zoo.verbs.serve.batching import Batcher, RefusedError
 
 LIMITS = ("--max_megabytes", "1", "--max_megapixels", "5")
@@ -239,6 +240,22 @@ def test_each_thread_has_its_share_and_each_image_its_own_row():
     shares = [*sizes["a"][1:], *sizes["b"]]
     assert shares == [(size, 1) for size, _ in shares]
     assert [size for size, _ in shares] == [3, 3, 3]  # two threads have a share each, and as many images wait
+
+
+def test_names_that_are_no_text_are_sent_all_the_same():
+    """As of a folder from an archive in Latin-1; it is written as Python writes such a name."""
+
+    async def state():
+        batcher = Batcher([lambda pixels: [{}] * len(pixels)], lambda _: torch.zeros(1, 2, 2), 4, 3, 1e6)
+        app, sent = make_app(batcher, None, b"", {"classes": ["caf\udce9"]}, 100, 1.0), []
+        about = {"type": "http", "method": "GET", "path": "/health", "headers": [], "query_string": b""}
+        await app(about, None, lambda message: asyncio.sleep(0, sent.append(message)))
+        return sent
+
+    start, body = asyncio.run(state())
+    assert start["status"] == 200
+    assert (b"content-type", b"application/json") in start["headers"]
+    assert json.loads(body["body"]) == {"status": "ok", "classes": ["caf\udce9"]}
 
 
 def test_a_network_that_fails_fails_the_images_of_its_batch_alone():

@@ -255,6 +255,13 @@ def test_what_no_study_can_do_is_refused_before_any_work(words, said, study, cap
     assert not list(Path().glob("studies/*/trials"))
 
 
+def test_options_of_one_last_word_are_told_apart():
+    recipe = plan.Recipe("tiny", Path("tiny.yaml"), "")
+    varied = (("model.optimizer.lr", "0.1"), ("model.other.lr", "1"), ("data.batch_size", "8"))
+    trial = plan.Trial(Path("studies/tiny"), recipe, varied, "", 0, ())
+    assert trial.title == "tiny, model.optimizer.lr 0.1, model.other.lr 1, batch_size 8, seed 0"
+
+
 def test_values_with_commas_in_brackets_are_one():
     assert plan.read_variation("data.image_size=[96,128],64") == ("data.image_size", ["[96,128]", "64"])
     several = "[{class_path: RandomCrop, init_args: {padding: 2}}, Cutout]"

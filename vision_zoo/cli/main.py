@@ -65,9 +65,8 @@ def execute(words: Sequence[str], speed: Mapping[str, Any] | None = None) -> Any
         return function(**_options_of(function, argv))
     if verb == "compare":
         return _compare(argv, function)
-    argv = (
-        teaching.in_full(argv) if verb in ("teach", "audit") or (verb == "pack" and not argv.values("check")) else argv
-    )
+    packs = verb == "pack" and not argv.values("check")
+    argv = teaching.in_full(argv) if packs or verb in ("teach", "audit") else argv
     if verb == "audit" and (fixes := argv.last("apply")) is not None:
         return _apply(argv, fixes)
     if verb == "pack" and (checked := argv.last("check")) is not None:

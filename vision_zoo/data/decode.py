@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+from PIL import EpsImagePlugin, Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
@@ -33,6 +33,7 @@ UNREADABLE: tuple[type[Exception], ...] = (
 # PIL refuses images of twice as many pixels: here those of 2 GiB in colour.
 Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS and max(Image.MAX_IMAGE_PIXELS, 2**28)
 PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, 2**26)  # bytes; colour profiles of printers are long
+EpsImagePlugin.gs_binary = False  # PostScript is a program, which Ghostscript would run, perhaps for ever
 for _order, _mode in ((b"II", "F;64F"), (b"MM", "F;64BF")):  # as NumPy saves; PIL reads it, but not of TIFF
     TiffImagePlugin.OPEN_INFO.setdefault((_order, 1, (3,), 1, (64,), ()), ("F", _mode))
 
@@ -44,7 +45,7 @@ def image_extensions() -> frozenset[str]:
     # For some formats, such as .h5 and .mpg, PIL knows what they are and no more.
     stub = ImageFile.StubImageFile
     stubs = {name for name, (kind, _) in Image.OPEN.items() if isinstance(kind, type) and issubclass(kind, stub)}
-    readable = Image.OPEN.keys() - stubs - {"MPEG"}
+    readable = Image.OPEN.keys() - stubs - {"MPEG", "EPS"}
     return frozenset(ending for ending, name in endings.items() if name in readable)
 
 

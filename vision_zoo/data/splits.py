@@ -82,11 +82,8 @@ def stratified_split(
     is_cut = torch.zeros(len(labels), dtype=torch.bool)
     for label, quota in zip(classes.tolist(), _quotas(counts.tolist(), wanted), strict=True):
         members = (labels == label).nonzero()[:, 0]
-        order = (
-            torch.randperm(len(members), generator=generator)
-            if places is None
-            else places[members].argsort(stable=True)
-        )
+        random = torch.randperm(len(members), generator=generator)
+        order = random if places is None else places[members].argsort(stable=True)
         is_cut[members[order[:quota]]] = True
     return everything[~is_cut], everything[is_cut]
 

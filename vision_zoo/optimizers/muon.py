@@ -64,9 +64,8 @@ class MuonWith(Optimizer):
         other_options: dict[str, Any] | None = None,
     ) -> None:
         muon: Any = getattr(torch.optim, "Muon", None)
-        refuse(
-            ConfigError, (muon is None, f"--model.optimizer MuonWith needs torch 2.9, and this is {torch.__version__}")
-        )
+        too_old = f"--model.optimizer MuonWith needs torch 2.9, and this is {torch.__version__}"
+        refuse(ConfigError, (muon is None, too_old))
         refuse(ValueError, (not 0 <= momentum < 1, f"momentum must be in [0, 1), got {momentum:g}"))
         stand_in = [nn.Parameter(torch.zeros(1, 1))]
         self.normalize = normalize

@@ -166,9 +166,8 @@ class Performance(Callback):
         else:
             choices = {"precision": precision, **PLAIN, "fused": simple and device.type in ("cpu", "cuda")}
             if simple and not model.reads_features:  # or nothing but a linear layer is computed
-                reason = self._try(
-                    choices, model, device, orders, getattr(datamodule_of(trainer), "batch_size", 1), steps
-                )
+                batch = getattr(datamodule_of(trainer), "batch_size", 1)
+                reason = self._try(choices, model, device, orders, batch, steps)
         if self.channels_last is not None:
             choices["channels_last"] = self.channels_last
         return choices, reason

@@ -156,10 +156,8 @@ class ProgressBar(callbacks.ProgressBar):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the bar of the validation or test images; that of a training stays."""
         if trainer.state.fn != "fit":
-            what, counts = (
-                ("test", trainer.num_test_batches) if trainer.testing else ("validate", trainer.num_val_batches)
-            )
-            self._start(what, sum(counts))
+            counts = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+            self._start("test" if trainer.testing else "validate", sum(counts))
 
     on_test_start, on_test_end = on_validation_start, _stop
 

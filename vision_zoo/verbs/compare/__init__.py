@@ -157,7 +157,7 @@ def _compared(first: Group, second: Group) -> dict[str, Any]:
     def figures(of: Any) -> dict[str, Any]:
         low, high = statistics.interval(gains[of])
         shares = {"accuracy": float(second.right[of].mean()), "accuracy_against": float(first.right[of].mean())}
-        counts = {"only_group_right": int((gains[of] > 0).sum()), "only_against_right": int((gains[of] < 0).sum())}
+        counts = {"group_right_more": int((gains[of] > 0).sum()), "against_right_more": int((gains[of] < 0).sum())}
         bounds = {"difference": float(gains[of].mean()), "low": low, "high": high}
         return {"images": len(gains[of]), **shares, **bounds, **counts}
 
@@ -192,10 +192,8 @@ def _answer(row: dict[str, Any]) -> str:
         lacking.append(f"{seeds['seeds_needed']:,} seeds of each")
     would = f"about {' and '.join(lacking)} would tell such a difference, in 8 of 10 cases"
     if not lacking:
-        alone = row["p"] <= alpha
-        would = (
-            "by itself it would count, among so many it does not" if alone else "no number would tell so small a one"
-        )
+        would = "no number would tell so small a one"
+        would = "by itself it would count, among so many it does not" if row["p"] <= alpha else would
     return f"it cannot be told whether {group} is better or worse than {against}: {what}; {would}{about}"
 
 
@@ -226,7 +224,7 @@ def _write(
 
 
 def _picture(first: Group, second: Group, path: Path, data: ImageDataModule, split: Part) -> None:
-    """Draw images that only one of two groups gets right, those first in which their probabilities differ most."""
+    """Draw images that one group gets right (more often), those first in which probabilities differ most."""
     gains = second.right - first.right
     order = np.lexsort((np.abs(second.sure - first.sure), np.abs(gains)))[::-1]
     places = [*order[gains[order] < 0][:SHOWN], *order[gains[order] > 0][:SHOWN]]
@@ -239,7 +237,8 @@ def _picture(first: Group, second: Group, path: Path, data: ImageDataModule, spl
         start += len(images)
     labels, names = first.runs[0].labels, data.class_names
     titles = [f"is {names[labels[at]]}\nA: {first.says(at)}\nB: {second.says(at)}" for at in places]
-    title = f"Images that only one gets right; A: {first.name}, B: {second.name}"
+    which = "more runs of one get" if len(first.runs) + len(second.runs) > 2 else "only one gets"
+    title = f"Images that {which} right; A: {first.name}, B: {second.name}"
     plot_images(torch.stack([kept[place] for place in places]), titles, path, title)
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -90,7 +91,8 @@ def write_pictures(
         shown = label or labels[0]
         with torch.enable_grad():
             evidence = maps(model, pixels[None], torch.tensor([names.index(shown)]), method)[0]
-        name = next(n for n in chain([path.stem], (f"{path.stem}_{k}" for k in count(2))) if n not in taken)
+        names_left = (n for n in chain([path.stem], (f"{path.stem}_{k}" for k in count(2))) if n not in taken)
+        name = next(name for name in names_left if _is_free(folder / f"{name}.png"))
         taken.add(name)
         title = f"{NONE}, nearest {labels[0]}" if answer == NONE else labels[0]
         figure = draw(pixels, evidence, labels, shares, f"{path.name}: {title}", f"evidence for {shown}, {method}")
@@ -101,6 +103,15 @@ def write_pictures(
         console.print(problem, markup=False)
     console.print(f"{len(taken):,} picture{'s' * (len(taken) != 1)} by {method} in")
     console.print(str(folder.absolute()), markup=False)
+
+
+def _is_free(file: Path) -> bool:
+    """Whether a picture may be written there: there is nothing yet, or a picture of an earlier call."""
+    try:
+        with Image.open(file) as there:
+            return bool(there.info.get("Software") == MARK)
+    except OSError:
+        return not file.exists()
 
 
 def draw(

@@ -65,9 +65,7 @@ def maps(model: Classifier, images: Tensor, classes: Tensor, method: Method | No
         raise ConfigError(f"explain needs the package {error.name}: pip install 'vision_zoo[explain]'") from error
     method = method or chosen(model)
     layer = last_map(model)
-    none = (
-        f"--method {method} needs a map of features of {LEAST} x {LEAST} positions, which {model.network_name} has not"
-    )
+    none = f"--method {method} needs a map of features of {LEAST} x {LEAST} places, which {model.network_name} has not"
     tokens = f"--method grad_cam is of maps of features, and those of {model.network_name} are tokens: take layer_cam"
     refuse(
         ConfigError,

@@ -39,9 +39,7 @@ def draw_looks(model: Classifier, checkpoint: Checkpoint) -> bytes | str:
             return "There are no test images, so there are no pictures of where the network looked."
         batches = list(islice(loader, -(-AMONG // data.batch_size)))
     except (InputError, OSError) as error:  # moved, removed or changed since
-        return (
-            f"The test images cannot be shown, so there are no pictures of where the network looked: {one_line(error)}."
-        )
+        return f"The test images cannot be shown, so there are no pictures of where it looked: {one_line(error)}."
     images, labels = (torch.cat(column)[:AMONG] for column in zip(*batches, strict=True))
     with torch.no_grad():
         parts = [model.eval()(part.to(model.device)).softmax(1).cpu() for part in torch.split(images, 64)]

@@ -48,7 +48,7 @@ def serve(
 
     Args:
         ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
-        host: address to listen at; 0.0.0.0 lets other machines in, and nobody is asked for a password.
+        host: address to listen at; 0.0.0.0 lets other machines in, without a password: put a reverse proxy before it.
         port: where to listen; 0 takes a free one.
         top_k: labels for each image, by default 5 or all where there are fewer.
         batch_size: images that the network takes at a time, at most.

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,6 +20,7 @@ from torch import Tensor
 from vision_zoo.verbs.serve.batching import Batcher, RefusedError, Row
 
 T = TypeVar("T")
+JSON = "application/json"  # in ASCII, for names of classes may be any bytes
 MOST_FILES = 64  # of one request
 # The page asks its own server alone; it holds its style, its program and what it shows.
 POLICY = (
@@ -89,7 +91,7 @@ def make_app(
         refused = [result for result in results if isinstance(result, RefusedError)]
         if len(refused) == len(files):
             raise refused[0]  # whose status says it, for none could be answered
-        return JSONResponse({"predictions": rows})
+        return Response(json.dumps({"predictions": rows}), media_type=JSON)
 
     async def explain(request: Request) -> Response:
         if look is None:
@@ -103,7 +105,7 @@ def make_app(
         return HTMLResponse(page, headers={"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"})
 
     async def health(_: Request) -> Response:
-        return JSONResponse({"status": "ok", **facts})
+        return Response(json.dumps({"status": "ok", **facts}), media_type=JSON)
 
     async def metrics(_: Request) -> Response:
         lines = ["# TYPE vision_zoo_requests_total counter"]

@@ -1,6 +1,7 @@
 """study: many runs, one table: seeds, folds and variations of recipes, with the test set shut until the end."""
 
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -36,9 +37,9 @@ SAID = {"done": "done", "left": "stopped", "pruned": "given up", "failed": "fail
 def study(
     recipe: Sequence[Recipe], command: Command, words: Sequence[str] = (), seeds: str = "1", folds: int | None = None,
     vary: Sequence[str] = (), metric: str = "val/accuracy", jobs: int = 1, test: bool = False, name: str | None = None,
-    search: Sequence[str] = (), trials: int = 20, sampler: Literal["gp", "tpe", "random", "grid"] | None = None,
+    search: Sequence[str] = (), sampler: Literal["gp", "tpe", "random", "grid"] | None = None,
     pruner: Literal["median", "hyperband", "none"] = "none", minutes: float | None = None, storage: str | None = None,
-    trusted_packages: Sequence[str] = (),
+    trials: int | None = None, trusted_packages: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Compare recipes over seeds, folds and options.
 
@@ -58,7 +59,7 @@ def study(
         test: test the runs of the chosen configuration at the end.
         name: of the folder in studies; default: those of the recipes.
         search: an option of fit and its range or values, of which optuna chooses; may be given several times.
-        trials: configurations that a search tries.
+        trials: configurations that a search tries; default 20, or all of a grid.
         sampler: of a search: gp and tpe spread five trials evenly and learn from all before, random draws, grid tries
             all combinations; default gp, which needs fewer trials, or with a pruner tpe.
         pruner: which runs a search ends early, at an epoch where they fall behind: median, hyperband or none.
@@ -81,9 +82,10 @@ def study(
     )
     folder = Path.cwd() / "studies" / file_name(name or "+".join(dict.fromkeys(each.name for each in recipe)))
     how = folds, read_seeds(seeds), words
-    found = [] if search else trials_of(folder, recipe, variations, *how)
-    chosen = sampler or ("gp" if pruner == "none" else "tpe")
-    plan = Plan(tuple(map(read_axis, search)), trials, chosen, pruner, minutes, storage)
+    chosen, axes = sampler or ("gp" if pruner == "none" else "tpe"), tuple(map(read_axis, search))
+    found = trials_of(folder, recipe, {axis.option: ["0"] for axis in axes} or variations, *how)
+    most = math.prod(len(axis.values) for axis in axes) if chosen == "grid" else 20
+    plan = Plan(axes, most if trials is None else trials, chosen, pruner, minutes, storage)
     alone = not search and (minutes is not None or storage is not None or pruner != "none")
     refuse(ConfigError, (alone, "--minutes, --storage and --pruner are of a search: give --search OPTION=LOW..HIGH"))
     if search:
@@ -94,9 +96,9 @@ def study(
     refuse(ConfigError, (in_use, f"{folder} is in use by another process: wait, or give this one a --name"))
     asked = {"recipes": [str(each.path) for each in recipe], "seeds": read_seeds(seeds), "folds": folds}
     asked |= {"vary": variations, "metric": metric, "options": list(words)}
-    asked |= {"search": list(search), "sampler": chosen, "trials": trials} if search else {}
+    asked |= {"search": list(search), "sampler": chosen, "trials": plan.trials} if search else {}
     try:
-        made = Study(folder, found, asked, command, jobs, tuple(trusted_packages))
+        made = Study(folder, [] if search else found, asked, command, jobs, tuple(trusted_packages))
         made.run(test, Search(made, plan, recipe[0], how).run if search else None)
     finally:
         if lock is not None:
@@ -116,6 +118,7 @@ class Study:
         """Make what is left to do, choose, test if that is asked for, and write what was found."""
         began = time.monotonic()
         failed = search() if search else self.make([*self.outcomes])["failed"]
+        refuse(TrainingError, (not self.outcomes, "no trial was begun: give more --minutes"))
         chosen = table.best_of(table.configurations([*self.outcomes.values()]), self.metric)
         if test and chosen is not None:
             failed += self.make([outcome.trial for outcome in chosen.outcomes], tests=True)["failed"]
@@ -158,9 +161,8 @@ class Study:
         """Say how a trial ended, and write the table anew."""
         self.outcomes[trial] = table.Outcome.of(trial, state == "failed", state == "pruned")
         metric, log = self.metric.replace("val/", "test/") if tests else self.metric, trial.folder / "log.txt"
-        texts = [f"{metric} {metric_text(metric, value)}" for value in self.outcomes[trial].values(metric)] or [
-            SAID[state]
-        ]
+        values = self.outcomes[trial].values(metric)
+        texts = [f"{metric} {metric_text(metric, value)}" for value in values] or [SAID[state]]
         if state == "failed":
             said = [text for text in log.read_text(errors="replace").splitlines() if text.strip()]
             texts = [f"failed with exit code {code}, see {log}", *said[-3:]]

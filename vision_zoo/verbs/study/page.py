@@ -12,7 +12,6 @@ from vision_zoo.files import write_file
 from vision_zoo.formatting import metric_text
 from vision_zoo.training.evaluation import per_class, write_csv, write_matrix
 from vision_zoo.verbs.output import templates
-from vision_zoo.verbs.study.plan import short_name
 from vision_zoo.verbs.study.running import MATRIX
 from vision_zoo.verbs.study.table import LESS_IS_BETTER, Configuration, Outcome, winners_curse
 from vision_zoo.version import __version__
@@ -31,7 +30,7 @@ def write_page(
         write_csv(folder / "per_class.csv", [["class", *scores[0]], *rows])
     trials = [each.outcomes[0].trial for each in found]
     settings = {"recipe": [trial.recipe.name for trial in trials]}
-    settings |= {short_name(name): [dict(trial.varied)[name] for trial in trials] for name, _ in trials[0].varied}
+    settings |= {name: [dict(trial.short)[name] for trial in trials] for name, _ in trials[0].short}
     text = templates(Path(__file__).parent).get_template("study.html").render(
         name=folder.name, found=found, chosen=chosen, metric=metric, tested=metric.replace("val/", "test/"),
         curse=winners_curse(chosen, found, metric) if chosen is not None else "", asked=asked, pooled=pooled,

@@ -36,9 +36,16 @@ class Trial(NamedTuple):
     tested: bool = False  # whether its fit ends with a test: not where trials are compared, to choose one
 
     @property
+    def short(self) -> list[tuple[str, str]]:
+        """The varied options by their last words, where these tell them apart, and their values."""
+        last = [name.rpartition(".")[2] for name, _ in self.varied]
+        pairs = zip(last, self.varied, strict=True)
+        return [(name if last.count(word) > 1 else word, value) for word, (name, value) in pairs]
+
+    @property
     def configuration(self) -> str:
         """Its recipe and varied options, for people: trials that differ by fold and seed alone have it in common."""
-        return ", ".join([self.recipe.name, *(f"{short_name(name)} {value}" for name, value in self.varied)])
+        return ", ".join([self.recipe.name, *(f"{name} {value}" for name, value in self.short)])
 
     @property
     def title(self) -> str:
@@ -50,7 +57,7 @@ class Trial(NamedTuple):
         """Its folder, named by words and a digest of what the recipe holds and of all options."""
         whole = [self.recipe.content, self.varied, self.fold, self.seed, self.shared]
         digest = hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:10]
-        parts = [self.recipe.name, *(f"{short_name(name)}={value}" for name, value in self.varied)]
+        parts = [self.recipe.name, *(f"{name}={value}" for name, value in self.short)]
         parts += [f"fold{self.fold.replace('/', 'of')}"] * bool(self.fold) + [f"seed{self.seed}"]
         return self.study / "trials" / f"{file_name('-'.join(parts))}-{digest}"
 
@@ -61,11 +68,6 @@ class Trial(NamedTuple):
         options += [("data.fold", self.fold) if self.fold else ("data.seed", self.seed)]
         options += [("trainer.default_root_dir", self.folder), ("test_after_fit", str(self.tested).lower())]
         return ["fit", *self.shared, *(f"--{name}={value}" for name, value in options)]
-
-
-def short_name(option: str) -> str:
-    """The last word of an option."""
-    return option.rpartition(".")[2]
 
 
 def file_name(text: str) -> str:

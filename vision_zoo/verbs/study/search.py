@@ -1,5 +1,6 @@
 """Search: a study whose configurations optuna proposes, one after another, by what the earlier ones reached."""
 
+import hashlib
 import math
 import re
 import statistics
@@ -94,8 +95,8 @@ class Plan(NamedTuple):
             (len(recipes) != 1, f"--search is of one recipe, and {len(recipes)} are named"),
             (variations, "--search and --vary: leave --vary out, and search its values as OPTION=A,B,C"),
             (len(set(names)) < len(names), "--search has an option twice: give all its values at once"),
-            (self.trials < 1, f"--trials must be at least 1, got {self.trials}"),
             (self.sampler == "grid" and ranges, grid),
+            (self.trials < 1, f"--trials must be at least 1, got {self.trials}"),
             (self.minutes is not None and self.minutes <= 0, f"--minutes must be above 0, got {self.minutes}"),
             (
                 self.sampler == "gp" and self.pruner != "none",
@@ -129,6 +130,8 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         folder: Path = self.study.folder
         url = plan.storage or f"sqlite:///{folder / DATABASE}"
+        # Values of another metric, space, recipe or options would mislead the sampler: theirs is another search.
+        asked = repr((self.study.metric, plan.axes, self.recipe.content, self.how)).encode(errors="replace")
         pruners = {
             "median": optuna.pruners.MedianPruner(n_warmup_steps=1),
             "hyperband": optuna.pruners.HyperbandPruner(),
@@ -142,7 +145,7 @@ class Search:
                     storage = optuna.storages.RDBStorage(url, heartbeat_stale_trial_callback=again, **beats)
                     found = optuna.create_study(
                         storage=storage,
-                        study_name=folder.name,
+                        study_name=f"{folder.name} {hashlib.sha256(asked).hexdigest()[:10]}",
                         direction="minimize" if self.study.metric.endswith(table.LESS_IS_BETTER) else "maximize",
                         pruner=pruners[plan.pruner],
                         load_if_exists=True,

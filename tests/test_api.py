@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,6 +55,12 @@ def test_what_is_wrong_is_an_exception_with_the_way_out(here):
         vision_zoo.fit("lenet5_mnst")
     with pytest.raises(CheckpointError, match="no run with a checkpoint"):
         vision_zoo.load("best")
+
+
+def test_options_may_be_numbers_of_numpy_and_paths(here):
+    options = {"trainer.max_epochs": np.int64(3), "a": [Path("x"), np.float32(0.5)], "b": ["é", None, True], "c": {}}
+    words = vision_zoo.api._words(options)
+    assert words == ["--trainer.max_epochs=3", '--a=["x", 0.5]', '--b=["é", null, true]']
 
 
 @pytest.mark.slow  # two minutes

@@ -50,6 +50,16 @@ def test_the_share_passes_and_far_images_are_told_apart_better_than_by_the_large
     assert share_below(*(logits.softmax(1).amax(1) for logits in (test[0], far[0]))) > 0.5
 
 
+def test_logits_below_zero_tell_far_images_too():
+    """As of a network that was trained with BinaryCrossEntropy."""
+    generator = torch.Generator().manual_seed(0)
+    centers = 8 * torch.eye(3, 16)
+    (_, train), *parts = (drawn(n, centers, generator) for n in (900, 300, 1500))
+    far = drawn(900, centers + 8 * torch.eye(16)[10], generator)
+    val, test, far = ((logits - 300, features) for logits, features in (*parts, far))
+    assert share_below(*(Known.fit(train, *val, share=0.9)(*images) for images in (test, far))) < 0.1
+
+
 def test_without_features_the_score_is_the_energy():
     logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     known = Known.fit(logits[:, :0], logits, logits[:, :0], share=0.5)

@@ -186,6 +186,11 @@ def test_a_file_that_asks_for_impossible_memory_is_broken_itself():
     assert not lack(OSError("cannot identify image file"), reading=True)
 
 
+def test_words_of_a_path_are_no_lack():
+    assert not lack(OSError("cannot identify image file '/with space left/open files/a.png'"))
+    assert "the disk is full" in lack(OSError("no space left on device: '/tmp/a.png'"))
+
+
 @pytest.mark.parametrize("threads", ["0", "2"])
 def test_too_few_open_files_end_a_training_and_leave_no_image_out(threads, here, monkeypatch, capsys):
     tiny.write_image_folder(here / "images", count=20)

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # torch is imported when a function is called
     from vision_zoo.classifier import Classifier
 
+# A value as YAML, also paths, and numbers of NumPy and torch.
+_YAML = json.JSONEncoder(ensure_ascii=False, default=lambda x: x.item() if hasattr(x, "item") else str(x)).encode
+
 
 @dataclass(frozen=True)
 class Run:
@@ -142,6 +145,6 @@ def _words(options: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping):
             words += _words(value, f"{prefix}{name}.")
         else:
-            word = value if isinstance(value, str) else str(value) if isinstance(value, Path) else json.dumps(value)
+            word = value if isinstance(value, str) else str(value) if isinstance(value, Path) else _YAML(value)
             words.append(f"--{prefix}{name}={word}")
     return words

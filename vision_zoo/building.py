@@ -136,9 +136,8 @@ def _found(state: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[int, 
     own = {key: value for key, value in state.items() if not key.startswith(PREFIX) or key in names}
     state, counts = {_WRAPPERS.sub("", key): value for key, value in own.items()}, Counter[str]()
     for words in (key.split(".") for key in state):
-        counts.update(
-            "".join(f"{word}." for word in words[:n]) for n in range(len(words)) if ".".join(words[n:]) in names
-        )
+        found = [n for n in range(len(words)) if ".".join(words[n:]) in names]
+        counts.update("".join(f"{word}." for word in words[:n]) for n in found)
     prefix, count = next(iter(counts.most_common(1)), ("", 0))
     return count, prefix, state
 

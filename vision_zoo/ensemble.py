@@ -68,9 +68,8 @@ class Ensemble(Classifier):
         members = [Classifier.from_checkpoint(checkpoint.content) for checkpoint in checkpoints]
         for member in members:
             member.set_memory_format(channels_last=False)
-        options = {
-            name: members[0].hparams[name] for name in ("image_shape", "class_names", "mean", "std", "value_range")
-        }
+        names = ("image_shape", "class_names", "mean", "std", "value_range")
+        options = {name: members[0].hparams[name] for name in names}
         super().__init__(partial(Members, members=members), **options)
         self.hparams["backbone"] = [member.hparams["backbone"] for member in members]
         self.scale, self.shift = torch.ones_like(self.scale), torch.zeros_like(self.shift)  # each has its own

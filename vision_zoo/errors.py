@@ -86,8 +86,9 @@ def lack(error: BaseException, *, reading: bool = False) -> str:
 
     Where it comes from ``reading`` a file, that may be broken and ask for more memory than any machine has.
     """
+    said = re.sub(r"'[^']*[/\\][^']*'", "", f"{type(error).__name__}: {error}")  # a path may hold any words
     for numbers, words, told in _LACKS:
-        if getattr(error, "errno", None) in numbers or re.search(words, f"{type(error).__name__}: {error}"):
+        if getattr(error, "errno", None) in numbers or re.search(words, said):
             if reading and errno.ENOMEM in numbers:
                 return missing()
             return f"{told} ({str(error).partition(chr(10))[0] or type(error).__name__})"

@@ -71,7 +71,8 @@ class Known(nn.Module):
             known.axes = vectors[:, -min(MOST_AXES, max(size // 2, 1)) :].float().contiguous()
             known.weight = 1.0
             outside = logits.logsumexp(1) - known(logits, features)
-            known.weight = float(logits.amax(1).mean() / outside.mean().clamp(min=1e-6))
+            size_of_logits = logits.amax(1).mean().abs()  # of BinaryCrossEntropy they are below 0
+            known.weight = float(size_of_logits / outside.mean().clamp(min=1e-6))
         scores = known(logits, features).sort(descending=True).values
         known.threshold = float(scores[math.ceil(share * len(scores)) - 1])
         return known
@@ -133,9 +134,7 @@ def ill_formed(stored: Any) -> Iterator[tuple[bool, str]]:
     numbers, tensors = ([stored[name] for name in names] for names in (NUMBERS, TENSORS))
     finite = all(type(value) is float and abs(value) < torch.finfo(torch.float32).max for value in numbers)
     yield not finite, "its known has numbers that are none"
-    plain = all(
-        type(value) is Tensor and value.dtype == torch.float32 and value.device.type == "cpu" for value in tensors
-    )
+    plain = all(type(x) is Tensor and x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
     plain = plain and all(value.layout == torch.strided and value.is_contiguous() for value in tensors)
     yield not plain, "its known has tensors that are not plain ones"
     center, axes = tensors

@@ -170,6 +170,27 @@ def test_a_file_may_have_test_images_and_nothing_else(tmp_path):
     assert data.sizes == {"test": 8}
 
 
+def test_nothing_is_cut_from_all_images_where_some_are_to_train_with(tmp_path):
+    path = save(tmp_path / "a.npz", x=IMAGES, y=LABELS, x_train=IMAGES[:6], y_train=LABELS[:6])
+    with pytest.raises(DataError, match="has no test images with labels"):
+        ArrayFile(path).load("test")
+
+
+@pytest.mark.parametrize("other", ["density", "identity", "index", "quality"])
+def test_a_key_that_only_ends_like_one_of_labels_or_images_is_none(tmp_path, other):
+    arrays = {other: np.zeros(len(LABELS), np.int64), "images": IMAGES, "labels": LABELS}
+    data = ArrayFile(save(tmp_path / "a.npz", **arrays), test_split=2)
+    assert torch.cat([data.load(split).labels for split in ("train", "test")]).bincount().tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("name", ["x_valid y_valid", "validation_images validation_labels", "X_val y_val"])
+def test_validation_images_are_found_under_their_names(tmp_path, name):
+    keys = dict(zip(name.split(), (IMAGES[:2], LABELS[:2]), strict=True))
+    data = ArrayFile(save(tmp_path / "a.npz", x_train=IMAGES, y_train=LABELS, **keys))
+    data.setup("fit")
+    assert data.sizes == {"train": 8, "val": 2}
+
+
 def test_few_test_images_may_be_of_many_classes_beside_images_of_which_none_are_cut_then(tmp_path):
     images = np.zeros((40, 4, 4), np.uint8)
     few = {"x_test": images[:2], "y_test": np.array([19, 19])}

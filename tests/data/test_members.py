@@ -76,11 +76,41 @@ def test_tars_that_cannot_be_used_are_named(here):
         data.setup()
 
 
-def write_parquet(path: Path, numbers: range, metadata: bool = True, **columns: list) -> None:
+def test_a_shard_that_is_cut_off_or_damaged_is_named(here):
+    write_tar(here / "whole.tar", labelled("cls", range(8)))
+    whole = (here / "whole.tar").read_bytes()
+    with tarfile.open(here / "whole.tar") as tar:
+        headers = [info.offset for info in tar]
+        end = tar.offset
+    for cut in (headers[3], headers[3] + 100, headers[4] + 700, end):
+        (here / "cut.tar").write_bytes(whole[:cut])
+        with pytest.raises(DataError, match=r"cut\.tar is broken"):
+            WebDataset("cut.tar").setup()
+    damaged = bytearray(whole)
+    damaged[headers[9] + 20] ^= 1
+    (here / "flipped.tar").write_bytes(damaged)
+    with pytest.raises(DataError, match=r"flipped\.tar is broken"):
+        WebDataset("flipped.tar").setup()
+
+
+def test_images_of_one_name_in_a_shard_are_counted(here):
+    members = [*labelled("cls", range(30)).items()]
+    with tarfile.open(here / "a.tar", "w") as tar:
+        for name, content in [*members, *members[:4]]:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    data = WebDataset("a.tar", image_size=16, val_split=6, test_split=6)
+    with pytest.warns(UserWarning, match="left out: 4 names that come twice, of which the last counts"):
+        data.setup()
+    assert sum(data.sizes.values()) == 30
+
+
+def write_parquet(path: Path, numbers: range, names: list | None = NAMES, **columns: list) -> None:
     images = [{"bytes": picture(number)[0], "path": None} for number in numbers]
     table = pa.table({"image": images, "label": [number % 3 for number in numbers], **columns})
-    features = {"image": {"_type": "Image"}, "label": {"names": NAMES, "_type": "ClassLabel"}}
-    about = {b"huggingface": json.dumps({"info": {"features": features}}).encode()} if metadata else None
+    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    about = {b"huggingface": json.dumps({"info": {"features": features}}).encode()} if names else None
     path.parent.mkdir(exist_ok=True)
     pq.write_table(table.replace_schema_metadata(about), path, row_group_size=7)
 
@@ -107,9 +137,35 @@ def test_parquet_files_of_hugging_face_are_read_and_packed(here):
                 assert torch.equal(mine, its)
 
 
+def test_labels_of_one_class_are_one_however_they_are_stored(here):
+    write_parquet(here / "train.parquet", range(24), None)
+    missing = [float(number % 3) if number % 4 else None for number in range(24)]
+    write_parquet(here / "test.parquet", range(24), None, label=missing)
+    data = Parquet("*.parquet", image_size=16)
+    with pytest.warns(UserWarning, match="left out: 6 rows without a label"):
+        data.setup()
+    assert (data.class_names, data.sizes["test"]) == (("0", "1", "2"), 18)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "message"),
+    [
+        (None, [0, 1, 2], "no images to train with of the label 0, 1, 2"),
+        (None, ["eel", "cat", "dog"], "no images to train with of the label eel"),
+        (["wolf", "cat", "eel"], [0, 1, 1], "name different classes: dog"),
+        (NAMES, [-2, 0, 1], r"val\.parquet is broken"),
+    ],
+)
+def test_classes_that_nothing_is_trained_for_are_refused(here, names, labels, message):
+    write_parquet(here / "train.parquet", range(24))
+    write_parquet(here / "val.parquet", range(3), names, label=labels)
+    with pytest.raises(DataError, match=message):
+        Parquet("*.parquet", image_size=16).setup()
+
+
 def test_columns_of_other_names_and_rows_without_labels(here):
     words = ["a", "b", None, ""] * 6
-    write_parquet(here / "x.parquet", range(24), False, kind=words)
+    write_parquet(here / "x.parquet", range(24), None, kind=words)
     data = Parquet("x.parquet", columns={"label": "kind"}, image_size=16)
     with pytest.warns(UserWarning, match="left out: 12 rows without a label"):
         assert data.class_names == ("a", "b")

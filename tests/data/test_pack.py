@@ -23,8 +23,10 @@ from tests.training.test_processes import DDP, ENVIRONMENT, SIGNALLED, run, visi
 from vision_zoo.__main__ import main
 from vision_zoo.data import ImageFolder, MNIST5k, Pack
 from vision_zoo.data import pack as packing
+from vision_zoo.data.described import described_data
 from vision_zoo.data.fingerprint import fingerprint
 from vision_zoo.errors import DataError
+from vision_zoo.verbs.predict import resizing
 
 SHORT = [
     "fit", "--model.backbone", "MLP", "--model.scheduler", "null", "--data.batch_size", "8",
@@ -156,6 +158,18 @@ def test_a_run_on_a_pack_shows_its_images_and_predicts_without_it(photos, capsys
     assert main(["predict", "--ckpt_path", "last", "--images", "photos/cat"]) == 0
     assert main(["test", "--ckpt_path", "last"]) == 2
     assert "there is no file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["a.vz", "s3://bucket/a.vz"])
+def test_images_are_resized_as_they_were_packed_wherever_the_pack_is_now(place, photos):
+    words = ("--data.resize", "squash", "--data.interpolation", "bicubic")
+    data = Pack(str(pack("photos", "--image_size", "32", *words)))
+    stored = {**data.hparams, "path": place}
+    Path("a.vz").unlink()
+    assert resizing(described_data({"class_path": "vision_zoo.data.Pack", "init_args": stored})) == (
+        "squash",
+        "bicubic",
+    )
 
 
 @pytest.mark.slow

@@ -210,6 +210,33 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path, content):
         table(tmp_path / "labels.csv").class_names  # noqa: B018  # reading it raises
 
 
+def test_one_file_is_one_image_however_it_is_spelled(tmp_path):
+    rows = [(name, label, "train") for name, label in images(tmp_path)]
+    rows.append((f"../{tmp_path.name}/{rows[0][0]}", rows[0][1], "test"))
+    data = table(write(tmp_path / "labels.csv", rows, ("file", "label", "split")))
+    with pytest.raises(DataError, match="stands above with another label, split or group"):
+        data.setup()
+
+
+def test_blanks_before_quotation_marks_are_no_part_of_a_label(tmp_path):
+    lines = [f'{name}, "{label}"' if n % 2 else f"{name}, {label}" for n, (name, label) in enumerate(images(tmp_path))]
+    (tmp_path / "labels.csv").write_text("\n".join(["file, label", *lines]))
+    assert table(tmp_path / "labels.csv").class_names == ("cat", "dog")
+
+
+def test_a_quotation_mark_that_nothing_ends_loses_no_rows_in_silence(tmp_path):
+    lines = [f"{name},{label},{chr(34) * (n == 7)}big one" for n, (name, label) in enumerate(images(tmp_path))]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label,notes", *lines]))
+    with pytest.raises(DataError, match=r"labels\.csv"):
+        table(tmp_path / "labels.csv").setup()
+
+
+def test_a_word_that_ends_like_a_number_stays(tmp_path):
+    names = [name for name, _ in images(tmp_path)]
+    labels = ["v1", "v1.0"] * (len(names) // 2)
+    assert table(write(tmp_path / "a.csv", zip(names, labels, strict=True))).class_names == ("v1", "v1.0")
+
+
 def test_a_table_is_all_that_fit_test_and_predict_need(here, capsys):
     rows = images(here)
     write(here / "labels.csv", [(name, "x", label) for name, label in rows], ("id", "label", "animal"))

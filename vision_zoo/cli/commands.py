@@ -46,9 +46,7 @@ SHARED = {
             "Adam AdamW SGD RMSprop MuonWith SAM AdamWScheduleFree SGDScheduleFree",
         ),
         Option("--model.optimizer.lr", "X", "learning rate; the peak of OneCycleLR"),
-        Option(
-            "--model.scheduler", "NAME", "learning rate schedule", "CosineAnnealingLR LinearDecayLR OneCycleLR StepLR"
-        ),
+        Option("--model.scheduler", "NAME", "learning schedule", "CosineAnnealingLR LinearDecayLR OneCycleLR StepLR"),
         Option("--model.finetune", "NAME", "freeze a pretrained network at first", "FineTuning"),
         Option("--trainer.max_epochs", "N", "how long to train"),
         Option("--trainer.accelerator", "NAME", "cpu, gpu or auto", "auto cpu gpu"),
@@ -58,9 +56,7 @@ SHARED = {
         Option("--seed_everything", "N", "decides weights, dropout, augmentation"),
     )
 }
-SHARED["ckpt_paths"] = Option(
-    "--ckpt_path", "PATH ...", "as many as you like; the mean of their probabilities counts", "best last FILES"
-)
+SHARED["ckpt_paths"] = Option("--ckpt_path", "PATH ...", "one, or several to average", "best last FILES")
 
 
 class Command(NamedTuple):

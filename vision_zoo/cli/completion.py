@@ -35,9 +35,8 @@ def completion(shell: str) -> str:
 def _names() -> dict[str, str]:
     """The names of what there is, by the word that stands for them; the shell itself knows its FILES."""
     rows = {"RECIPES": listing.recipes(), "BACKBONES": listing.backbones(), "DATASETS": listing.datasets(), "FILES": []}
-    return {
-        word: " ".join(row["name"] for row in found if _SAFE.fullmatch(row["name"])) for word, found in rows.items()
-    }
+    names = {word: [row["name"] for row in found if _SAFE.fullmatch(row["name"])] for word, found in rows.items()}
+    return {word: " ".join(found) for word, found in names.items()}
 
 
 def _flags(name: str) -> list[Option]:

@@ -16,7 +16,7 @@ from vision_zoo.data.decode import Resize
 from vision_zoo.data.discovery import TABLES
 from vision_zoo.data.facts import lazy
 from vision_zoo.data.own import OwnImages
-from vision_zoo.data.splits import stratified_split
+from vision_zoo.data.splits import part_of, stratified_split
 from vision_zoo.data.unpickling import Unpickler, plain_array
 from vision_zoo.data.values import LOOKED_AT, Numbers, to_8_bits
 from vision_zoo.errors import DataError, DatasetNotFoundError, refuse
@@ -26,7 +26,8 @@ from vision_zoo.types import ImageShape, LabelledImages, Split
 _SCORED: tuple[Split, ...] = ("val", "test")
 _MOST_UNNAMED = 100_000  # classes, where there are fewer images
 # Of images and labels, such as train_images, y_test, X and digits_labels.
-_KEY = re.compile(r"(.*?)_?(train|val|test|)_?(images|x|labels|y)_?(train|val|test|)", re.IGNORECASE)
+_PART = "(train|val(?:id(?:ation)?)?|test|)"
+_KEY = re.compile(rf"(|.*?[\W_]){_PART}_?(images|x|labels|y)_?{_PART}", re.IGNORECASE)
 
 
 class ArrayFile(OwnImages):
@@ -154,8 +155,9 @@ class ArrayFile(OwnImages):
             match = _KEY.fullmatch(key)
             if match and (self._is_archive or (given and match[1] == given[1])):
                 kind = "images" if match[3].lower() in ("images", "x") else "labels"
-                found.setdefault((match[2] or match[4] or "all").lower(), {}).setdefault(kind, key)
-        return {split: (pair["images"], pair["labels"]) for split, pair in found.items() if len(pair) == 2}
+                found.setdefault(part_of(match[2] or match[4]) or "all", {}).setdefault(kind, key)
+        pairs = {split: (pair["images"], pair["labels"]) for split, pair in found.items() if len(pair) == 2}
+        return {split: pair for split, pair in pairs.items() if split != "all" or "train" not in pairs}
 
     @property
     def _described_by(self) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.errors import ConfigError, InputError, refuse
+from vision_zoo.errors import InputError, refuse
 from vision_zoo.files import is_address
 from vision_zoo.specs import import_path
 
@@ -17,7 +17,8 @@ def described_data(spec: Mapping[str, Any], *, ask: bool = False) -> ImageDataMo
     options = spec.get("init_args") or {}
     there = is_address(str(options.get("path")))
     try:
-        refuse(ConfigError, (there and not ask, "an address"))
+        if there and not ask:  # as of a file that is not here
+            options = {**options, "path": options["path"].replace("://", "/")}
         module = import_path(spec["class_path"])(**{name: options[name] for name in options if name != "augmentation"})
     except (InputError, KeyError, TypeError) as error:
         refuse(type(error), (there and ask, str(error)))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,12 @@ TABLES = (".csv", ".tsv", ".parquet")  # endings of files that ImageTable reads
 def nfc(name: str) -> str:
     """A name with its letters composed: a Mac stores the é of café as two characters, others as one."""
     return unicodedata.normalize("NFC", name)
+
+
+def as_word(value: object) -> str:
+    """A label as a word; a whole number without its .0, which it has beside empty values."""
+    text = "" if value is None else re.sub(r"^([+-]?\d+)\.0$", r"\1", nfc(str(value).strip()))
+    return "" if text == "nan" else text
 
 
 class LeftOut(defaultdict[str, list[str]]):

@@ -173,9 +173,7 @@ class ImageFolder(OwnImages):
             else:  # images of one place stay together, so that about as many are cut
                 count = min(int(part) or round(part * len(places)), len(places) - 1)
                 stays, cut = split_by_place(labels, places, float(places.sort()[0][count]), option)
-            found["train"], found[split] = (
-                ([paths[index] for index in chosen.tolist()], labels[chosen]) for chosen in (stays, cut)
-            )
+            found["train"], found[split] = (([paths[k] for k in x.tolist()], labels[x]) for x in (stays, cut))
         return found
 
     def _places(self, listed: list[Any]) -> Tensor | None:

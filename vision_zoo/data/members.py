@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vision_zoo.data.discovery import LeftOut, nfc
+from vision_zoo.data.discovery import LeftOut, as_word
 from vision_zoo.data.folder import ImageFolder, Listing
 from vision_zoo.data.sources import Files, Members
-from vision_zoo.data.splits import part_of
+from vision_zoo.data.splits import is_everything, part_of
 from vision_zoo.errors import DataError, DatasetNotFoundError, refuse
 from vision_zoo.files import expanded, is_address
 from vision_zoo.types import Split
@@ -64,17 +64,20 @@ class InFiles(ImageFolder):
                     rows.append(len(labels))
                     self._paths.append(f"{file}/{key}")
                     self._keys.append(f"{file.name}/{key}")
-                    labels.append(nfc(label))
+                    labels.append(label)
                     spans.append((number, *span))
         left.warn(f"{name}: {self.path}")
         numbers = all(re.fullmatch(r"\d{1,300}", label) for label in labels)
-        names = [*map(nfc, self._classes)] or sorted(sorted({*labels}), key=float if numbers else str)
+        names = [*map(as_word, self._classes)] or sorted(sorted({*labels}), key=float if numbers else str)
         few = f"{name}: {self.path} has {len({*labels})} labels, where two or more are needed{left}"
-        refuse(DataError, (len({*labels}) < 2, few))
+        trained = {labels[row] for row in splits.get("train", ())} or {*labels}
+        lacks = ", ".join(sorted({*labels} - trained)) if not is_everything(self.test_split) else ""
+        other = f"{name}: the files of {self.path} name different classes: {', '.join(sorted({*labels} - {*names}))}"
+        untrained = f"{name}: {self.path} has no images to train with of the label {lacks}"
+        refuse(DataError, (len({*labels}) < 2, few), ({*labels} - {*names}, other), (lacks, untrained))
         self._spans, places = torch.tensor(spans), {label: place for place, label in enumerate(names)}
-        return tuple(names), {
-            split: (rows, torch.tensor([places[labels[row]] for row in rows])) for split, rows in splits.items() if rows
-        }
+        listed = {x: (rows, torch.tensor([places[labels[row]] for row in rows])) for x, rows in splits.items() if rows}
+        return tuple(names), listed
 
     def _source(self, listed: list[Any], *how: Any) -> Files:
         places = {"files": self._holders, "spans": self._spans[listed], **self._more}

@@ -163,6 +163,7 @@ class Pack(InFiles):
             size = self.image_size if options.get("image_size") else shape[1:]
             self.image_shape, self.in_memory = (shape[0], *size), bool(self.in_memory)
             self.resize, self.interpolation = facts["resize"], facts["interpolation"]
+            self.hparams.update(resize=self.resize, interpolation=self.interpolation)  # known without the file, too
             self.value_range, self._kind = facts["value_range"], Mapped
             self._more["pixels"] = tuple(shape)
 

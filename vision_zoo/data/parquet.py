@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vision_zoo.data.discovery import LeftOut
+from vision_zoo.data.discovery import LeftOut, as_word
 from vision_zoo.data.members import LABELS, InFiles, Member
 from vision_zoo.data.sources import Members
 from vision_zoo.errors import ConfigError, refuse
@@ -60,13 +60,14 @@ class Parquet(InFiles):
         for name, kind in ((image, "image"), (label, "label")):
             refuse(ConfigError, (name not in fields, f"{there_are} {kind}s with --data.columns.{kind}"))
         self._more["column"], self._classes, first = image, _class_names(table, label), 0
+        names = dict(enumerate(self._classes))
         for group in range(table.num_row_groups):
             values = table.read_row_group(group, columns=[label]).column(label).to_pylist()
             for row, value in enumerate(values):
-                if value in (None, -1, ""):  # what Hugging Face has for none
-                    left["rows without a label"].append(str(first + row))
+                if value in (None, -1) or not (word := as_word(names[value] if names else value)):
+                    left["rows without a label"].append(str(first + row))  # -1 is what Hugging Face has for none
                 else:
-                    yield f"{first + row}", str(self._classes[value] if self._classes else value), (group, row, 0)
+                    yield f"{first + row}", word, (group, row, 0)
             first += len(values)
 
 

@@ -159,6 +159,7 @@ class Shards:
                         room += int(file.name.split(".")[1]) if room < 0 else 0
                 if room >= 0:
                     temporary.touch()
+            time.sleep(0 if room >= 0 else 0.1)
 
 
 def _is_whole(part: Part) -> bool:

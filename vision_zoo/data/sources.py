@@ -249,9 +249,8 @@ def join(parts: Sequence[tuple[Source, Tensor]]) -> Source:
         return [value[index] for value, indices in values for index in indices.tolist()]
 
     first: Any = parts[0][0]
-    joined: Source = replace(
-        first, **{x: taken(x) for x in ("images", "labels", "paths", "spans") if hasattr(first, x)}
-    )
+    fields = [x for x in ("images", "labels", "paths", "spans") if hasattr(first, x)]
+    joined: Source = replace(first, **{x: taken(x) for x in fields})
     return joined
 
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import torch
 
-from vision_zoo.data.discovery import LeftOut, nfc, walk
+from vision_zoo.data.discovery import LeftOut, as_word, nfc, walk
 from vision_zoo.data.folder import ImageFolder, Listing
 from vision_zoo.data.splits import is_everything, part_of
 from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, refuse
@@ -59,7 +59,8 @@ class ImageTable(ImageFolder):
         rows, left, self._groups = self._rows(), LeftOut(), dict[Path, str]()
         used, splits = dict[Path, tuple[str, str, str]](), dict[str, str]()  # of each file, and of each group
         for number, (image, label, split, group) in enumerate(rows, start=2):
-            path, key, values = self.root / image, f"{group}/" if group else image, (label, split, group)
+            path, values = Path(os.path.normpath(self.root / image)), (label, split, group)  # however it is spelled
+            key = f"{group}/" if group else image
             exact = os.path.isfile(path)  # noqa: PTH113  # names may be of any length
             files = [path] if exact else self._below.get(image.replace("\\", "/"), [])
             before, of_group = values, split
@@ -115,9 +116,9 @@ class ImageTable(ImageFolder):
             if is_parquet:
                 records = importlib.import_module("pyarrow.parquet").read_table(self.path).to_pylist()
             else:
-                first = file.readline()
+                mark = max(",;\t|", key=file.readline().count)
                 file.seek(0)
-                records = list(csv.DictReader(file, delimiter=max(",;\t|", key=first.count)))
+                records = list(csv.DictReader(file, delimiter=mark, strict=True, skipinitialspace=True))
         long = next((number for number, record in enumerate(records, start=2) if None in record), 0)
         refuse(DataError, (long, f"ImageTable: {self.path}, row {long} has more values than there are columns"))
         header = list(records[0]) if records else []
@@ -128,12 +129,6 @@ class ImageTable(ImageFolder):
             name = self.columns.get(kind) or next((known[name] for name in names.split() if name in known), None)
             give = f"{there_are}. Name that of the {kind}s with --data.columns.{kind}"
             refuse(ConfigError, (name not in header if name else kind in ("image", "label"), give))
-            columns.append([_text(record[name]) if name else "" for record in records])
+            columns.append([as_word(record[name]) if name else "" for record in records])
         split_of = [part_of(text) or text for text in columns[2]] if any(columns[2]) else ["train"] * len(records)
         return list(zip(columns[0], columns[1], split_of, columns[3], strict=True))
-
-
-def _text(value: Any) -> str:
-    """A value as a word; a whole number without its .0, which it has beside empty values."""
-    text = "" if value is None else nfc(str(value).strip()).removesuffix(".0")
-    return "" if text == "nan" else text

@@ -4,10 +4,10 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vision_zoo.data.decode import image_extensions
-from vision_zoo.data.discovery import LeftOut
+from vision_zoo.data.discovery import LeftOut, as_word
 from vision_zoo.data.members import LABELS, InFiles, Member
 from vision_zoo.errors import refuse
 
@@ -27,13 +27,17 @@ class WebDataset(InFiles):
     _errors = (tarfile.TarError,)
 
     def _members(self, file: Path, left: LeftOut) -> Iterator[Member]:
-        with tarfile.open(file, "r:") as tar:
+        with cast(Any, tarfile.open(file, "r:")) as tar:
             found: dict[str, dict[str, tarfile.TarInfo]] = {}
             for info in tar:
                 folder, _, name = info.name.rpartition("/")
                 key, _, ending = name.partition(".")
                 if key and info.isreg():
-                    found.setdefault(f"{folder}/{key}".strip("./"), {})[ending] = info
+                    parts = found.setdefault(f"{folder}/{key}".strip("./"), {})
+                    left["names that come twice, of which the last counts"] += [info.name] * (ending in parts)
+                    parts[ending] = info
+            tar.fileobj.seek(tar.offset)  # of a shard that is cut off or damaged, tarfile gives what is before
+            refuse(tarfile.ReadError, (tar.fileobj.read(512) != bytes(512), "it is cut off, or a header is damaged"))
             for key, parts in found.items():
                 image = next((x for x in parts if f".{x.rpartition('.')[2].lower()}" in image_extensions()), None)
                 label = next((_label(tar, parts[x]) for x in ("cls", "json", "txt") if x in parts), "")
@@ -49,7 +53,6 @@ def _label(tar: tarfile.TarFile, info: tarfile.TarInfo) -> str:
     value = file.read().decode()
     if info.name.endswith(".json"):
         record = json.loads(value)
-        value = (
-            next((record[x] for x in LABELS if record.get(x) is not None), "") if isinstance(record, dict) else record
-        )
-    return str(value).strip()
+        named = [record[x] for x in LABELS if record.get(x) is not None] if isinstance(record, dict) else [record]
+        value = named[0] if named else ""
+    return as_word(value)

@@ -46,10 +46,8 @@ class Companion(Callback):
     def problems(self, trainer: Trainer) -> list[tuple[object, str]]:
         """Conditions and messages: with shards of weights, norms and matrices would be those of pieces."""
         whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
-        pieces = (
-            f"does not work with {type(trainer.strategy).__name__}, which shards the network: use ddp, or one device"
-        )
-        return [(not whole, f"--model.optimizer: this one {pieces}")]
+        pieces = f"{type(trainer.strategy).__name__}, which shards the network: use ddp, or one device"
+        return [(not whole, f"--model.optimizer: this one does not work with {pieces}")]
 
 
 def class_of(option: str, name: str, *own: type[Optimizer]) -> type[Optimizer]:

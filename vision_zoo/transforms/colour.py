@@ -35,9 +35,7 @@ class ColorJitter(BatchTransform):
     def forward(self, images: Tensor) -> Tensor:
         """Change each image by factors of its own."""
         spans = {brightness: self.brightness, contrast: self.contrast, saturation: self.saturation, hue: self.hue}
-        used = {
-            kind: _uniform(len(images), span) for kind, span in spans.items() if tuple(span) not in ((1, 1), (0, 0))
-        }
+        used = {k: _uniform(len(images), x) for k, x in spans.items() if tuple(x) not in ((1, 1), (0, 0))}
         operations = [lambda part, places, by=kind, f=factors: by(part, f[places]) for kind, factors in used.items()]
         for groups in torch.rand(len(used), len(images)).argsort(0):  # the order of the operations, for each image
             images = in_groups(images, groups, operations)

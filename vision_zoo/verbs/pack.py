@@ -119,9 +119,8 @@ def _write_images(source: Source, file: Callable[[int], Path], log: Path, limit:
         if encoded:
             return [(place, cast(Files, source).raw(place)) for place in batch.tolist()], ()
         images, places, failures = numbered.fetch(batch)
-        return [
-            (place, image.tobytes()) for place, image in zip(places.tolist(), images.numpy(), strict=True)
-        ], failures
+        pairs = zip(places.tolist(), images.numpy(), strict=True)
+        return [(place, image.tobytes()) for place, image in pairs], failures
 
     def opened(number: int, end: int) -> Any:
         file(number).touch()
@@ -193,9 +192,8 @@ def _check(path: Path) -> None:
     source = Members(names, spans[:, 0], (3, 1, 1), files=index.files, spans=spans)
     batches, threads, found = torch.split(torch.arange(len(spans)), _AT_ONCE), decoding_threads(), list[int]()
     with _bar() as bar:
-        for damaged in bar.track(
-            pump(source.damaged, batches, threads, threads + 2), len(batches), description="check"
-        ):
+        checked = pump(source.damaged, batches, threads, threads + 2)
+        for damaged in bar.track(checked, len(batches), description="check"):
             found += damaged
     told = f"{path}: {len(found):,} of {len(spans):,} images are not what was packed: "
     way_out = "Copy it again, or pack the images again"

@@ -53,9 +53,8 @@ def look(source: Source) -> Looks:
     how: dict[str, Any] = {"image_shape": (3, SIDE, SIDE), "resize": "squash", "interpolation": "bilinear"}
     numbered = replace(source, labels=torch.arange(len(source)), strict=False, **how)
     images, places, failures = list[Tensor](), list[Tensor](), list[tuple[str, str]]()
-    for small, numbers, failed in pump(
-        numbered.fetch, torch.split(torch.arange(len(source)), 64), decoding_threads(), 4
-    ):
+    batches = torch.split(torch.arange(len(source)), 64)
+    for small, numbers, failed in pump(numbered.fetch, batches, decoding_threads(), 4):
         images.append(small)
         places.append(numbers)
         failures += failed

@@ -6,7 +6,7 @@ import mmap
 import os
 import sys
 
-from vision_zoo.cli.commands import COMMANDS, command_help, overview
+from vision_zoo.cli.commands import COMMANDS, ELSEWHERE, command_help, overview
 from vision_zoo.errors import InputError, VisionZooError, did_you_mean, lack, missing
 from vision_zoo.stopping import until_stopped
 from vision_zoo.version import __version__
@@ -62,9 +62,10 @@ def _run(words: list[str]) -> int:
         sys.stdout.write(f"vision_zoo {__version__}\n")
         return 0
     if first not in COMMANDS:
-        problem = f"there is no command {first!r}{did_you_mean(first, COMMANDS)}"
+        problem = f"there is no command {first!r}{did_you_mean(ELSEWHERE.get(first, first), COMMANDS)}"
         if first.startswith("-"):
-            problem = f"{first} must follow a command, as in: vision_zoo fit {' '.join(words[:2])}"
+            follows = f" must follow a command, as in: vision_zoo fit {' '.join(words[:2])}"
+            problem = first + (did_you_mean(first, ("--version", "--help")) or follows)
         raise InputError(f"{problem}\nCommands: {', '.join(COMMANDS)}. See: vision_zoo --help")
     command = COMMANDS[first]
     if "-h" in words or "--help" in words or (command.light and "--help_all" in words):

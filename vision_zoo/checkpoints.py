@@ -235,7 +235,7 @@ def open_checkpoint(
 def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = None) -> Path:
     """The file that a path, a run folder, or best or last stands for, or a CheckpointError; see `open_checkpoint`."""
     path = hub.fetched(name) if name.startswith(hub.SCHEME) else expanded(name)
-    candidates, reason = [path], f"{path.resolve()} not found"
+    candidates, reason = [path], f"{path.resolve()} not found. For all there are: vision_zoo list runs"
     if name in ("best", "last"):
         runs, named = root.resolve() / "runs", f"of {run_name} " if run_name else ""
         found = runs.glob(f"{glob.escape(run_name) if run_name else '*'}/version_*/checkpoints")
@@ -252,7 +252,7 @@ def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = N
         if candidate.is_file():
             # In the hub's cache, files are links into a store without names.
             return candidate.absolute() if candidate.name == hub.WEIGHTS else candidate.resolve()
-    raise CheckpointError(f"--ckpt_path {name}: {reason}")
+    raise CheckpointError(f"{name}: {reason}")
 
 
 def open_checkpoints(

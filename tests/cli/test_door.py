@@ -131,6 +131,8 @@ def test_the_full_help_is_at_hand(words, expected, here, capsys):
     [
         (["tset"], "there is no command 'tset'; did you mean test?"),
         (["nonsense"], "there is no command 'nonsense'\n"),
+        (["train"], "there is no command 'train'; did you mean fit?"),
+        (["--versoin"], "--versoin; did you mean --version?"),
         (["--config", "cnn_mnist"], "--config must follow a command, as in: vision_zoo fit --config cnn_mnist"),
         (["list", "recipe"], "did you mean recipes?"),
         (["list", "--srot", "x"], "unrecognized arguments: --srot. See: vision_zoo list --help"),
@@ -150,6 +152,7 @@ def test_the_full_help_is_at_hand(words, expected, here, capsys):
         (["fit", "--model.optimizer.lrr", "0.1"], "did you mean --model.optimizer.lr"),
         (["fit", "--zzz=3"], "there is no option --zzz. All options: vision_zoo fit --help_all"),
         (["fit", "cnn_mnist"], "'cnn_mnist' is not an option: those start with two dashes"),
+        (["fit", "."], "such as --config finetune --data.root ."),
     ],
 )
 def test_a_misspelt_word_is_answered_with_the_right_one(words, message, here, capsys):

@@ -99,6 +99,13 @@ def test_a_published_data_set_keeps_its_parts_and_its_facts(here):
     assert (packed.mean, packed.std, packed.class_names) == (published.mean, published.std, published.class_names)
 
 
+def test_a_pack_is_named_as_what_is_packed(photos, capsys):
+    assert main(["pack", "photos", "--image_size", "9"]) == 0
+    assert main(["pack", "--data", "MNIST5k"]) == 0
+    assert sorted(path.name for path in Path().glob("*.vz")) == ["MNIST5k.vz", "photos.vz"]
+    refuse(capsys, ["pack", "photos", "--image_size", "9"], "is there already")
+
+
 def test_shards_and_encoded_images_give_the_same(photos):
     whole = Pack(str(pack("photos", "--image_size", "200"))).split_images("train")
     several = pack("photos", "--image_size", "200", "--shard_mb", "1", output="b.vz")
@@ -224,7 +231,6 @@ def test_what_is_wrong_with_a_pack_is_named(photos, capsys):
         (["--data", "MNIST5k", "--output", "a.vz", "--encoded"], "MNIST5k has no image files whose bytes"),
         (["--check", "a.vz"], r"there is no file .*a\.vz"),
         (["--check", "a.vz", "photos"], "--check goes with its file alone: leave out photos"),
-        (["photos"], "--output"),
         (["empty", "--output", "a.vz"], "none of the images can be read"),
     ],
 )

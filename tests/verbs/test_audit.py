@@ -94,7 +94,7 @@ def test_leaks_are_told_first_and_identical_copies_are_told_from_near_ones(audit
 
 
 def test_a_wrong_label_comes_with_the_likelier_class(audited):
-    found = {row["path"]: row for row in rows(audited / "issues.csv") if row["kind"] == "wrong label"}
+    found = {row["path"]: row for row in rows(audited / "issues.csv") if row["kind"] == "perhaps wrong label"}
     assert found["train/dog/wrong.png"]["suggestion"] == "café"
     assert float(found["train/dog/wrong.png"]["self_confidence"]) < 0.5
     assert not any(path.endswith("0.png") for path in found)  # of the right ones
@@ -343,7 +343,7 @@ def test_changed_labels_of_digits_are_found(here):
     given[places] = (given[places] + rng.integers(1, 10, 200)) % 10
     np.savez("digits.npz", images=images.numpy(), labels=given)
     assert main(["audit", "digits.npz", "--image_size", "64"]) == 0
-    found = [r["path"] for r in rows(here / "audit" / "issues.csv") if r["kind"] == "wrong label"]
+    found = [r["path"] for r in rows(here / "audit" / "issues.csv") if r["kind"] == "perhaps wrong label"]
     hits = len({f"train {place}" for place in places} & {*found})
     assert hits / 200 >= 0.9
     assert hits / len(found) >= 0.8

@@ -327,7 +327,7 @@ def test_outputs_are_compared_on_the_most_real_images_there_are(tmp_path):
     assert images.float().std() > 20
     tiny.write_cifar10(tmp_path, 10, 3)
     images, described = verb.sample_images(colour, CIFAR10(root=str(tmp_path)))
-    assert described == "16 test images of CIFAR10"
+    assert described == "3 test images of CIFAR10"
     assert images.shape == (16, 3, 32, 32)
     images, described = verb.sample_images(Classifier(SmallCNN, (2, 32, 32), DIGITS), None)
     assert described == "16 embedded MNIST images brought to 2 x 32 x 32; the run's data is not here"

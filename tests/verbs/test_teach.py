@@ -202,6 +202,7 @@ def test_refine_goes_on_with_the_same_split(shapes, here, capsys, monkeypatch):
         ([], "teach needs a folder of class folders, a table or an array file"),
         (["a", "b"], "and one of them: got a b"),
         (["nowhere"], "there is no folder"),
+        (["--data.root", "nowhere"], "there is no folder"),
         (["notes.txt"], "is none of the files that it takes"),
         (["one"], "has only one folder"),
         (["single"], "the smallest class has 1"),

@@ -23,6 +23,7 @@ class Option(NamedTuple):
     completes: str = ""  # words that a shell offers; those in capitals stand for what there is
 
 
+_OPTIMIZERS = "Adam AdamW SGD RMSprop MuonWith SAM AdamWScheduleFree SGDScheduleFree"
 # Options that several commands have, of the data, the network and the trainer.
 SHARED = {
     option.flag.lstrip("-"): option
@@ -39,12 +40,7 @@ SHARED = {
         Option("--data.batch_size", "N", "images per batch, in each process"),
         Option("--data.val_split", "X", "validation part: fraction or count of train"),
         Option("--model.backbone", "NAME", "network, see: vision_zoo list backbones", "BACKBONES"),
-        Option(
-            "--model.optimizer",
-            "NAME",
-            "of torch.optim, or MuonWith, SAM, ...",
-            "Adam AdamW SGD RMSprop MuonWith SAM AdamWScheduleFree SGDScheduleFree",
-        ),
+        Option("--model.optimizer", "NAME", "of torch.optim, or MuonWith, SAM, ...", _OPTIMIZERS),
         Option("--model.optimizer.lr", "X", "learning rate; the peak of OneCycleLR"),
         Option("--model.scheduler", "NAME", "learning schedule", "CosineAnnealingLR LinearDecayLR OneCycleLR StepLR"),
         Option("--model.finetune", "NAME", "freeze a pretrained network at first", "FineTuning"),
@@ -109,7 +105,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "pack": Command(
         "verbs.pack:pack",
-        "vision_zoo pack photos --output photos.vz",
+        "vision_zoo pack photos",
         ("", "data", "data.root", "image_size", "output", "shard_mb", "encoded", "check", "trusted_packages"),
     ),
     "study": Command(
@@ -154,6 +150,7 @@ COMMANDS: dict[str, Command] = {
     "list": Command("verbs.list_:list_", "vision_zoo list runs --sort test/accuracy", light=True),
     "completion": Command("cli.completion:completion", 'eval "$(vision_zoo completion bash)"', light=True),
 }
+ELSEWHERE = {"train": "fit", "val": "validate", "eval": "validate", "infer": "predict", "classify": "predict"}
 
 
 def overview() -> str:
@@ -237,8 +234,10 @@ def _own_options(where: str) -> dict[str, Option]:
     for name, text in re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", about, re.MULTILINE):
         kind = kinds[name].strip().removesuffix(" | None")
         choices = " ".join(re.findall(r'"(.+?)"', shared_types.get(kind, kind)))
-        value, completes = _BY_TYPE.get(kind) or _BY_NAME.get(name) or ("NAME", choices)
+        either = choices.replace(" ", "|") if 0 < len(choices) < 30 else "NAME"
+        value, completes = _BY_TYPE.get(kind) or _BY_NAME.get(name) or (either, choices)
         words = re.split(r"[.;:](?:\s|$)", " ".join(text.split()))[0]
         flag = "" if name in _PLAIN_WORDS else f"--{name}"
+        words += f" ({default[1]})" if (default := re.search(rf"\b{name}: [^=,]+ = (\d[\d.]*)", parameters)) else ""
         found[name] = Option(flag, value if flag else name.upper(), words, completes)
     return found

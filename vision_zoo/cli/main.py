@@ -159,5 +159,5 @@ def _train_again(trusted: Sequence[str], checkpoint: Checkpoint, config: Config)
 def _ask_for_checkpoint(argv: Argv) -> None:
     """Refuse a command without its checkpoint, save where it asks for help."""
     which = "--ckpt_path with a checkpoint, a run folder, or best or last for the newest run"
-    problem = f"{argv.verb} needs a trained network: {which}, for example: vision_zoo {argv.verb} --ckpt_path best"
+    problem = f"{argv.verb} needs a trained network: {which}, for example: {COMMANDS[argv.verb].example}"
     refuse(ConfigError, (not set(FLAGS) & dict(argv.options).keys(), problem))

@@ -108,7 +108,8 @@ def suggest_option(message: str, names: Sequence[str], verb: str) -> str:
     refused = re.search(r"(?:[Oo]ption|[Kk]ey) ['\"]([\w.]+)['\"] is not (?:accepted|expected)", message)
     refused = refused or re.search(r"does not accept (?:nested )?option ['\"]([\w.]+)['\"]", message)
     if stray and not stray[1].startswith("-"):
-        likely = {"fit": "--config", "predict": "--images"}.get(verb, "--ckpt_path")
+        pictures = "--config finetune --data.root" if Path(stray[1]).is_dir() else "--config"
+        likely = {"fit": pictures, "predict": "--images"}.get(verb, "--ckpt_path")
         return f"{stray[1]!r} is not an option: those start with two dashes, such as {likely} {stray[1]}. {more}"
     flags = [f"--{name}" for name in names]
     if stray:

@@ -178,7 +178,7 @@ def find_config(name: str) -> Path:
     if path.name == name and name.removesuffix(".yaml") in shipped:
         return shipped[name.removesuffix(".yaml")]
     if path.is_dir():
-        raise ConfigError(f"--config {name} is a folder: give a file in it")
+        raise ConfigError(f"--config {name} is a folder: give a file in it, or --data.root {name} if it holds pictures")
     hint = did_you_mean(path.stem, shipped) or ". See: vision_zoo list"
     raise ConfigError(f"--config {name}: there is no such file or shipped recipe{hint}")
 

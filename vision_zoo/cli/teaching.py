@@ -33,15 +33,16 @@ def in_full(argv: Argv) -> Argv:
         "pack": "takes data alone: leave out --ckpt_path",
     }[verb]
     helps = set(FLAGS) & dict(argv.options).keys()
+    words = argv.stray or (() if argv.values("data") else argv.values("data.root", "data.path")[-1:])
     refuse(
         ConfigError,
-        (not argv.stray and not argv.values("data") and not helps, f"{needs}, as in: vision_zoo {verb} photos"),
+        (not words and not argv.values("data") and not helps, f"{needs}, as in: vision_zoo {verb} photos"),
         (len(argv.stray) > 1, f"{needs}, and one of them: got {' '.join(argv.stray)}. Quote a name with blanks"),
         (argv.values("ckpt_path"), f"{verb} {begins}"),
     )
-    if argv.stray:
-        kind, option = _kind(argv.stray[0])
-        place = [("data", kind), (f"data.{option}", argv.stray[0])]
+    if words:
+        kind, option = _kind(words[0])
+        place = [("data", kind), (f"data.{option}", words[0])]
     options = [(_SHORT.get(name.partition(".")[0], name.partition(".")[0]) + name[len(name.partition(".")[0]) :], value)
                for name, value in argv.options]  # fmt: skip
     seeds = [("data.seed", value) for name, value in options if name == "seed_everything"]

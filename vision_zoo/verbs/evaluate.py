@@ -46,7 +46,7 @@ def test(
         model: the checkpoint's classifier.
         datamodule: the data.
         checkpoint: the checkpoint.
-        output: folder for the confusion matrix, metrics by class and mistakes; default: "test" in the run folder, of
+        output: folder for the confusion matrix, metrics by class and mistakes, by default "test" in the run folder, of
             several checkpoints in the working directory.
         tta: test-time augmentation: average the predictions for each image and its mirror image (flip), its shifts by
             one pixel to each side (shift), its two diagonal shifts at half the weight each (diagonal), or of all these

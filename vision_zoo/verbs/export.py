@@ -65,7 +65,7 @@ def export(
             the network on, which opens from the disk and asks no server; safetensors and state_dict are the weights of
             the backbone; hub is a folder as the Hugging Face hub shows it, which --ckpt_path takes as it takes a run.
             By default, the ending of the output decides (.onnx, .html, .pt2, .safetensors, .pt, .pth), else it is onnx.
-        output: file or folder to write or replace; default: the run's name, in the working directory, if it is free.
+        output: file or folder to write or replace, by default the run's name, in the working directory, if it is free.
         int8: compute with integers of 8 bits, in an ONNX file of about a quarter of the size; it needs the run's data.
         max_drop: points of validation accuracy that it may cost, by default 0.2; layers stay float where that helps.
         data_root: folder, file or address of the run's data, where they have moved; for --int8.
@@ -81,19 +81,14 @@ def export(
     path = expanded(output or f"{name}{'' if kind == 'hub' else FORMATS[kind].suffix}")
     unknown, taken = format is None and ending not in endings, output is None and path.exists()
     programs = [name for name, each in FORMATS.items() if each.is_program]
+    itself = path.resolve() in [each.path for each in checkpoints]
+    one = f"--format {kind} holds the weights of one network, and several are averaged"
     refuse(
         ConfigError,
         (unknown, f"--output {output}: {ending} is the ending of no format; set --format {', '.join(FORMATS)}, hub"),
         (taken, f"{path.absolute()} is there already: --output {path} replaces it, another name keeps it"),
-        (
-            len(checkpoints) > 1 and kind not in programs,
-            f"--format {kind} holds the weights of one network, and "
-            f"several are averaged: --format {' or '.join(programs)}",
-        ),
-        (
-            path.resolve() in [each.path for each in checkpoints],
-            f"--output {path} is the checkpoint itself: choose another file",
-        ),
+        (len(checkpoints) > 1 and kind not in programs, f"{one}: --format {' or '.join(programs)}"),
+        (itself, f"--output {path} is the checkpoint itself: choose another file"),
         (int8 and kind != "onnx", f"--int8 goes with --format onnx, not {kind}"),
         (not 0 <= (max_drop or 0) < 100, f"--max_drop is in points, from 0 to below 100, got {max_drop}"),
         (not int8 and (max_drop is not None or data_root), "--max_drop and --data_root go with --int8"),
@@ -190,7 +185,8 @@ def sample_images(model: Classifier, datamodule: ImageDataModule | None) -> tupl
                 datamodule.in_memory = False  # decode what is compared, not the whole folder
             images = datamodule.sample("test", count).images
             if tuple(images.shape[1:]) == shape:
-                return images[torch.arange(count) % len(images)], f"{count} test images of {type(datamodule).__name__}"
+                what = f"{len(images)} test images of {type(datamodule).__name__}"
+                return images[torch.arange(count) % len(images)], what
     images = MNIST5k().sample("test", count).images.expand(-1, shape[0], -1, -1)
     changed = "" if shape == MNIST5k.image_shape else f" brought to {' x '.join(map(str, shape))}"
     return resize_images(images, shape), f"{count} embedded MNIST images{changed}; the run's data is not here"

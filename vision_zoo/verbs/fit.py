@@ -71,7 +71,7 @@ def fit(
         deterministic: two runs of one configuration on one machine are the same bit for bit, if
             their speed was chosen alike, which --trainer.precision and --channels_last settle; false lets a GPU choose
             faster algorithms that are not (a CPU has none to choose).
-        channels_last: memory format of convolutions in training; by default the faster one.
+        channels_last: memory format of convolutions in training, by default the faster one.
         compile: have torch compile the network for its training steps, which takes a minute at first: true, or a mode
             of torch.compile, such as reduce-overhead, which makes CUDA graphs; on a CPU it needs a C++ compiler. What
             is evaluated is not compiled, as in a loaded checkpoint. Dropout draws other numbers than without.

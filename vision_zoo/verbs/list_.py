@@ -39,7 +39,7 @@ def list_(
     """List backbones, networks, datasets, recipes and past runs.
 
     Args:
-        kind: backbones, networks, datasets, recipes or runs; by default all but networks.
+        kind: backbones, networks, datasets, recipes or runs, by default all but networks.
         words: after networks, timm or torchvision and parts of the names that are looked for.
         sort: order of the past runs, best first: test/accuracy, ...
         root: folder that holds runs, by default this one.

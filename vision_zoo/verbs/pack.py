@@ -36,7 +36,7 @@ _PARTS = get_args(Split)
 
 def pack(
     datamodule: ImageDataModule | None,
-    output: str,
+    output: str | None = None,
     shard_mb: int | None = None,
     encoded: bool = False,
     check: str | None = None,
@@ -47,13 +47,15 @@ def pack(
 
     Args:
         datamodule: the data.
-        output: file to write, NAME.vz; it appears when it is whole.
+        output: file to write, NAME.vz, by default named as what is packed; it appears when it is whole.
         shard_mb: put the images into files beside it of so many MiB.
         encoded: keep the bytes of the image files, to decode them when they are read.
         check: compare this pack with its checksums, and do nothing else.
     """
     if datamodule is None:
         return _check(expanded(check or "").absolute())
+    place = datamodule.hparams.get("path") or datamodule.root if isinstance(datamodule, OwnImages) else ""
+    output = output or f"{Path(place).stem or type(datamodule).__name__}.vz"
     path, limit = expanded(output).absolute(), (shard_mb or 0) * 2**20
     refuse(
         ConfigError,

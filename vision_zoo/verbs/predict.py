@@ -87,12 +87,12 @@ def predict(
         ckpt_paths: checkpoints, run folders (their best), folders or patterns of several, or best or last of the newest
             run; the probabilities of several are averaged.
         images: files, folders (with the folders in them) and patterns such as 'scans/*.png'.
-        output: file to write, or - for standard output; by default predictions.csv or predictions.json here.
-        format: kind of the file; by default the ending of the output decides, else csv. json is a list of objects.
+        output: file to write, or - for standard output, by default predictions.csv or predictions.json here.
+        format: kind of the file, by default the ending of the output decides, else csv. json is a list of objects.
         top_k: labels for each image, by default 5 or all where there are fewer; the most probable comes first.
         invert: turn dark into light first, for dark digits on white paper where training had light on black.
         explain: folder for a picture of each image that shows where the network looked; see vision_zoo explain.
-        batch_size: images that the network takes at a time; by default as in training, on a CPU at most 64.
+        batch_size: images that the network takes at a time, by default as in training, on a CPU at most 64.
         accelerator: cpu, cuda, mps, gpu for either of these two, or auto for the fastest that there is.
         trusted_packages: packages whose classes the checkpoint may name.
     """

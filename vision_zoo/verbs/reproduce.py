@@ -48,8 +48,8 @@ def reproduce(
         run: a run folder, a checkpoint, or best or last of the newest run.
         train: trains anew what a checkpoint and a configuration describe.
         data_root: folder of the images, where they have moved.
-        output: folder for the new run, in its folder runs; by default here.
-        accelerator: cpu, cuda, mps or gpu; by default as the run was told.
+        output: folder for the new run, in its folder runs, by default here.
+        accelerator: cpu, cuda, mps or gpu, by default as the run was told.
         trusted_packages: packages whose classes the checkpoint may name.
     """
     refuse(ConfigError, (len(run) != 1, "reproduce needs one run: vision_zoo reproduce runs/lenet5_mnist/version_0"))

@@ -34,7 +34,7 @@ def show(
         split: which images.
         count: number of images, spread evenly over the split.
         augmented: show fewer images, each followed by random draws of the training augmentation.
-        output: PNG file to write; by default DATASET_SPLIT.png here.
+        output: PNG file to write, by default DATASET_SPLIT.png here.
     """
     name, given = type(datamodule).__name__, datamodule.augmentation
     path = expanded(output or f"{name}_{split}.png").absolute()

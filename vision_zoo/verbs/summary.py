@@ -89,7 +89,7 @@ def summary(model: Classifier, depth: int | None = None) -> None:
 
     Args:
         model: the classifier.
-        depth: show blocks that are nested this deep as one row each; by default every layer.
+        depth: show blocks that are nested this deep as one row each, by default every layer.
     """
     refuse(ConfigError, (depth is not None and depth < 1, f"--depth must be at least 1, got {depth}"))
     Console(highlight=False, soft_wrap=True).print(layer_table(model, depth))

@@ -17,7 +17,7 @@ from vision_zoo.verbs.audit.labels import held_out_probabilities, suspects
 from vision_zoo.verbs.audit.pictures import Looks, copies, oddities
 
 ACROSS_SPLITS, ACROSS_CLASSES, WITHIN = "copies across splits", "copies across classes", "copies within a class"
-WRONG, UNREADABLE = "wrong label", "unreadable"
+WRONG, UNREADABLE = "perhaps wrong label", "unreadable"
 _ORDER = (ACROSS_SPLITS, ACROSS_CLASSES, WRONG, WITHIN, UNREADABLE)  # leaks are told first, what is odd last
 
 

@@ -88,10 +88,10 @@ def compare(
         runs: two or more run folders, checkpoints, folders or patterns of several runs; the others are compared with
             the first.
         split: test, or val where all held out the same images.
-        output: folder for compare.json, compare.csv and pictures of images that only one gets right; by default
+        output: folder for compare.json, compare.csv and pictures of images that only one gets right, by default
             comparison here.
         accelerator: cpu, cuda, mps, gpu for either of these two, or auto for the fastest that there is.
-        tta: test-time augmentation, see test; by default as each run was tested.
+        tta: test-time augmentation, see test, by default as each run was tested.
     """
     folder, device, paths = output_folder(output), device_of(accelerator), [path for _, group in runs for path in group]
     twice = next((path for path in paths if paths.count(path) > 1), None)
@@ -237,8 +237,7 @@ def _picture(first: Group, second: Group, path: Path, data: ImageDataModule, spl
         start += len(images)
     labels, names = first.runs[0].labels, data.class_names
     titles = [f"is {names[labels[at]]}\nA: {first.says(at)}\nB: {second.says(at)}" for at in places]
-    which = "more runs of one get" if len(first.runs) + len(second.runs) > 2 else "only one gets"
-    title = f"Images that {which} right; A: {first.name}, B: {second.name}"
+    title = f"Images that only one gets right (more often); A: {first.name}, B: {second.name}"
     plot_images(torch.stack([kept[place] for place in places]), titles, path, title)
 
 

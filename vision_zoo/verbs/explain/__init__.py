@@ -45,9 +45,9 @@ def explain(
         ckpt_path: a checkpoint, a run folder (its best), or best or last of the newest run.
         images: files, folders (with the folders in them) and patterns such as 'scans/*.png'.
         output: folder for the pictures.
-        method: grad_cam, layer_cam, integrated_gradients or occlusion; by default layer_cam, or occlusion where a
+        method: grad_cam, layer_cam, integrated_gradients or occlusion, by default layer_cam, or occlusion where a
             network has no maps of features.
-        label: the class whose evidence is looked for; by default the most probable one of each image.
+        label: the class whose evidence is looked for, by default the most probable one of each image.
         top_k: classes beside the image, by default 5 or all where there are fewer.
         accelerator: cpu, cuda, mps, gpu for either of these two, or auto for the fastest that there is.
         trusted_packages: packages whose classes the checkpoint may name.

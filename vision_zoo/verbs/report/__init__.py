@@ -29,7 +29,7 @@ def report(
 
     Args:
         ckpt_path: a run folder, a checkpoint in it, or best or last of the newest run.
-        output: folder, or name of the HTML file; default: the run folder.
+        output: folder, or name of the HTML file, by default the run folder.
         explain: show where the network looked in some of the test images, if they are here.
         trusted_packages: packages whose classes the checkpoint may name.
     """

@@ -54,12 +54,12 @@ def study(
         seeds: how many, or a list such as 0,1,2.
         folds: cross-validation in so many parts; every training image is validated once.
         vary: values of an option of fit to try; may be given several times.
-        metric: of validation, whose mean chooses; by default val/accuracy, and a loss is minimised.
+        metric: of validation, whose mean chooses, by default val/accuracy, and a loss is minimised.
         jobs: trials at once, which share the processors.
         test: test the runs of the chosen configuration at the end.
-        name: of the folder in studies; default: those of the recipes.
+        name: of the folder in studies, by default those of the recipes.
         search: an option of fit and its range or values, of which optuna chooses; may be given several times.
-        trials: configurations that a search tries; default 20, or all of a grid.
+        trials: configurations that a search tries, by default 20, or all of a grid.
         sampler: of a search: gp and tpe spread five trials evenly and learn from all before, random draws, grid tries
             all combinations; default gp, which needs fewer trials, or with a pruner tpe.
         pruner: which runs a search ends early, at an epoch where they fall behind: median, hyperband or none.

@@ -64,10 +64,10 @@ def teach(
     """
     start = time.monotonic()
     share = f"--known must be a share above 0 and below 1, such as 0.95, or null, got {known}"
-    few = f"--next must be at least 1, got {next}"
     drawn = "teach fits its layer to all training images at once: leave out --data.sampler"
-    refuse(ConfigError, (datamodule.sampler is not None, drawn))
-    refuse(ConfigError, (next < 1, few), (known is not None and not 0 < known < 1, share))
+    few = (next < 1, f"--next must be at least 1, got {next}")
+    refuse(ConfigError, (datamodule.sampler is not None, drawn), few)
+    refuse(ConfigError, (known is not None and not 0 < known < 1, share))
     run = RunFolder(plan.name, plan.config, events=False)
     saving, names, seed = Saving(run), model.class_names, int(plan.config["seed_everything"])
     callbacks = run_callbacks(make_trainer.own, run=run, saving=saving, show_bar=make_trainer.shows_bar)
@@ -106,6 +106,7 @@ def teach(
             facts["test_accuracy_interval"] = interval(accuracy, tested)
             low, high = (f"{100 * bound:.1f}" for bound in facts["test_accuracy_interval"])
             error = f"calibration error {100 * metrics['test/calibration_error']:.1f} %"
+            error += f"; {100 * metrics['test/known']:.1f} % of them pass as known" if "test/known" in metrics else ""
             told = f"test accuracy {100 * accuracy:.1f} % of {tested:,} images, 95 % interval (Wilson)"
             say(trainer, f"{told} {low} to {high} %; {error}")
         if points:

@@ -1,12 +1,15 @@
 """The loss is a choice like the optimizer; metrics stay those of the true labels."""
 
 import json
+import os
+import sys
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
@@ -110,11 +113,29 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(here):
         prepared(build, model=network(side=32))
 
 
+def test_weights_may_be_whole_numbers():
+    logits, labels = some()
+    whole, real = (prepared(partial(CrossEntropy, class_weights=[one, 2, 3, 4])) for one in (1, 1.0))
+    assert whole(logits, labels) == real(logits, labels)
+
+
+def test_a_teacher_may_be_a_network_of_ones_own_that_is_trusted(here, monkeypatch, capsys):
+    monkeypatch.setattr("sys.path", [place for place in sys.path if place])
+    (here / "my_teacher.py").write_text("from vision_zoo.backbones import SmallCNN\nclass Net(SmallCNN): pass\n")
+    assert main([*QUICK[:1], "--model.backbone", "my_teacher.Net", *QUICK[3:]]) == 0
+    words = [*QUICK, "--model.loss", "Distillation", "--model.loss.teacher", str(newest(here))]
+    assert main(words) == 2
+    assert "admit it with --trusted_packages my_teacher" in capsys.readouterr().err
+    assert main([*words, "--trusted_packages", "my_teacher"]) == 0
+
+
 def test_a_trained_network_teaches_another_and_is_no_part_of_it(here, trained_run, capsys):
-    words = ("--model.loss", "Distillation", "--model.loss.teacher", str(trained_run))
+    words = ("--model.loss", "Distillation", "--model.loss.teacher", os.path.relpath(trained_run))
     assert main([*QUICK, *words]) == 0
     assert "Distillation: teacher" in capsys.readouterr().out
     run = newest(here)
+    loss = yaml.safe_load((run / "config.yaml").read_text())["model"]["loss"]
+    assert loss["init_args"]["teacher"] == str(trained_run)  # from wherever it is continued
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(name.startswith("backbone.") for name in state)
     assert main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs", "2"]) == 0

@@ -37,6 +37,26 @@ def test_one_cycle_is_torch_s_with_the_optimizer_s_rate_as_its_peak():
     assert max(course(partial(OneCycleLR, total_steps=20, max_lr=2.0), 20)) == pytest.approx(2.0, rel=0.01)
 
 
+def test_a_short_course_given_in_epochs_is_taken(here):
+    words = (
+        "--model.scheduler",
+        "OneCycleLR",
+        "--model.scheduler.epochs",
+        "1",
+        "--model.scheduler.steps_per_epoch",
+        "3",
+    )
+    short = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3", "--test_after_fit", "false")
+    assert main(["fit", "--model.backbone", "SmallCNN", *words, *short]) == 0
+
+
+def test_a_length_in_epochs_is_one_in_steps():
+    length = {"epochs": 4, "steps_per_epoch": 5}
+    for warmup in (None, 4, 0.25, 0):
+        expected = course(partial(OneCycleLR, total_steps=20, warmup=warmup), 20)
+        assert course(partial(OneCycleLR, warmup=warmup, **length), 20) == expected
+
+
 @pytest.mark.parametrize(("warmup", "peak"), [(4, 4), (0.25, 5), (1, 1), (0, 0), (50, 18)])
 def test_the_warm_up_of_one_cycle_ends_at_its_peak(warmup, peak):
     rates = course(partial(OneCycleLR, total_steps=20, warmup=warmup), 20)

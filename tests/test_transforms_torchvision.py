@@ -96,6 +96,14 @@ def test_each_part_of_colour_jitter_gives_the_pixels_of_torchvision(ours, theirs
     assert differences(ours(images, torch.tensor(factors).double()), expected) <= 1
 
 
+def test_a_colour_jitter_down_to_nothing_leaves_none():
+    images = photos(4, 3, 8, 8)
+    expected = [TF.adjust_saturation(image, 0) for image in images]
+    assert differences(ColorJitter(saturation=(0, 0))(images), expected) <= 1
+    assert int(ColorJitter(brightness=(0, 0))(images).max()) == 0
+    assert torch.equal(ColorJitter(hue=(0, 0), contrast=(1, 1))(images), images)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_a_blur_and_gray_have_the_pixels_of_torchvision(size):
     images = photos(6, *size)

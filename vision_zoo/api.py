@@ -112,8 +112,7 @@ def predict(
 
     checkpoint = open_checkpoint(str(path), trusted_packages)
     model, data = Classifier.from_checkpoint(checkpoint.content), described_data(checkpoint.data)
-    files = find_images([str(image) for image in images])
-    found = predict_images(model, files, top_k, resizing(data), invert)
+    found = predict_images(model, find_images([str(image) for image in images]), top_k, resizing(data), invert)
     return [prediction.as_dict() for prediction in found if not prediction.problem]
 
 

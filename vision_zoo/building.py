@@ -105,8 +105,7 @@ def load_backbone_weights(backbone: nn.Module, path: str, name: str, num_classes
     """
     own = backbone.state_dict()
     paths = [key.split(".") for key in own]
-    shared = takewhile(lambda words: len({*words}) == 1, zip(*(path[:-1] for path in paths), strict=False))
-    root = len(list(shared))
+    root = len([*takewhile(lambda words: len({*words}) == 1, zip(*(path[:-1] for path in paths), strict=False))])
     names = {".".join(path[root:]): key for path, key in zip(paths, own, strict=True)}  # such as without "network."
     _, prefix, state = max((_found(state, names) for state in read_state_dicts(path)), key=itemgetter(0))
     begun = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -69,8 +69,7 @@ class Ensemble(Classifier):
         for member in members:
             member.set_memory_format(channels_last=False)
         names = ("image_shape", "class_names", "mean", "std", "value_range")
-        options = {name: members[0].hparams[name] for name in names}
-        super().__init__(partial(Members, members=members), **options)
+        super().__init__(partial(Members, members=members), **{name: members[0].hparams[name] for name in names})
         self.hparams["backbone"] = [member.hparams["backbone"] for member in members]
         self.scale, self.shift = torch.ones_like(self.scale), torch.zeros_like(self.shift)  # each has its own
         self.members = ["/".join(checkpoint.path.parts[-4:]) for checkpoint in checkpoints]  # name/version/checkpoints/

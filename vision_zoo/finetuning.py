@@ -93,8 +93,7 @@ class FineTuning:
             shown = [name for name in paths if name.count(".") < 2 and name]
             hint = did_you_mean(freeze, paths) or f". There are backbone, {', '.join(shown)}"
             refuse(ConfigError, (freeze not in paths, f"{option} {freeze}: there is no layer of this name{hint}"))
-            path = paths[freeze]
-            last = max(i for i, name in enumerate(names) if name.startswith(f"{path}."))
+            last = max(i for i, name in enumerate(names) if name.startswith(f"{paths[freeze]}."))
             found = names[: last + 1]
         refuse(ConfigError, (len(found) == len(names), f"{option} {freeze}: nothing would be left to train"))
         return set(found)

@@ -135,7 +135,7 @@ class Distillation(nn.Module):
 
     def prepare(self, model: Trained, class_counts: Tensor | None) -> None:
         """Load the teacher; one that does not know the same classes, or takes other images, is a CheckpointError."""
-        network = type(model).load_from_checkpoint(self.teacher)
+        network = type(model).load_from_checkpoint(self.teacher, trusted_packages=model.loss.trusted_packages)
         differ = ", ".join(sorted({*network.class_names} ^ {*model.class_names})[:5])
         what = f"{_OPTION}.teacher {self.teacher}"
         refuse(
@@ -172,6 +172,7 @@ class TrainingLoss:
     def __init__(self, build: Callable[[], nn.Module]) -> None:
         self.build = copyable(build)
         self.module: nn.Module = nn.Identity()  # until training begins
+        self.trusted_packages: Sequence[str] = ()  # whose classes a teacher may name
         self.takes_images = False  # so that features of them will not do
         self._device: torch.device | None = None
 
@@ -246,7 +247,7 @@ def weights_of(given: ClassWeights, model: Trained, class_counts: Tensor | None)
         (given == "balanced" and class_counts is None, unknown),
     )
     if class_counts is None or given != "balanced":
-        return torch.tensor(given, device=model.device)
+        return torch.tensor(given, dtype=torch.float32, device=model.device)
     empty = [name for name, images in zip(model.class_names, class_counts.tolist(), strict=True) if not images]
     none = f"{option} balanced: there is no training image of {', '.join(empty[:5])}, so that it has no weight"
     refuse(ConfigError, (bool(empty), f"{none}: give a list of weights"))

@@ -46,9 +46,10 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
         peak = rates if max_lr is None else max_lr
         if not isinstance(peak, list):
             peak = [peak * share for share in _shares(rates)]
-        if warmup and total_steps:
+        steps = total_steps or (options.get("epochs") or 0) * (options.get("steps_per_epoch") or 0)
+        if warmup and steps:
             # torch reaches the peak a step before this fraction, and divides by zero where that is the first one.
-            pct_start = min(_warmup_steps(warmup, total_steps) + 1, total_steps - 0.5) / total_steps
+            pct_start = min(_warmup_steps(warmup, steps) + 1, steps - 0.5) / steps
         elif warmup is not None:
             pct_start = 0.0
         cycle_momentum = cycle_momentum and not {"momentum", "betas"}.isdisjoint(optimizer.defaults)

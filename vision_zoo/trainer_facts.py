@@ -24,8 +24,7 @@ def datamodule_of(trainer: Trainer) -> Any:
 
 def steps_after(trainer: Trainer, batch_idx: int) -> bool:
     """Whether the optimizer steps after this batch, or only accumulates its gradients."""
-    is_last = batch_idx + 1 >= trainer.num_training_batches
-    return is_last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+    return batch_idx + 1 >= trainer.num_training_batches or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 def steps_of_run(trainer: Trainer) -> float:

@@ -19,6 +19,12 @@ CONFIGS = [
     Case("config broken", MINE, r"mine\.yaml is not valid YAML", config("model: {backbone: [")),
     Case("config of words", MINE, r"mine\.yaml must hold options as 'name: value'", config("just words")),
     Case("config a list", MINE, r"mine\.yaml must hold options as 'name: value', got list", config("- model")),
+    Case(
+        "config options without a class",
+        MINE,
+        r"--model\.optimizer: lr beside class_path \(none\): its options go under init_args",
+        config("model: {backbone: LeNet5, optimizer: {lr: 0.1}}\ndata: MNIST5k"),
+    ),
     Case("config section a number", MINE, r"'model' must hold options", config("model: 3")),
     Case(
         "config section a list", MINE, r"'data' must hold options", config("data: [MNIST5k]\nmodel: {backbone: LeNet5}")

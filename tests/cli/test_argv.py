@@ -22,6 +22,13 @@ def test_numbers_after_the_number_of_an_option_of_a_class_are_a_list_of_it():
     assert Argv.read(["fit", "--data.root", "1", "cnn_mnist", "2x"]).stray == ("cnn_mnist", "2x")
 
 
+def test_a_switch_takes_no_word_that_is_not_true_or_false():
+    argv = Argv.read(["teach", "--refine", "photos"])
+    assert (argv.options, argv.stray) == ((("refine", "true"),), ("photos",))
+    argv = Argv.read(["teach", "--refine", "false", "photos"])
+    assert (argv.options, argv.stray) == ((("refine", "false"),), ("photos",))
+
+
 def test_what_belongs_to_no_option_is_kept():
     argv = Argv.read(["fit", "cnn_mnist", "--data", "MNIST", "more"])
     assert argv.stray == ("cnn_mnist", "more")

@@ -147,6 +147,25 @@ def test_naming_the_same_class_again_keeps_its_options(here):
     assert model["backbone"]["init_args"]["n_layers"] == 3
 
 
+def test_a_number_with_a_nought_before_it_is_the_same_in_a_file_and_on_the_command_line(here, capsys):
+    Path("mine.yaml").write_text("model: {backbone: LeNet5}\ndata: MNIST5k\ntrainer: {max_epochs: 010}\n")
+    for words in ([], ["--trainer.max_epochs", "010"]):
+        assert main(["fit", "--config", "mine.yaml", *words, "--print_config"]) == 0
+        assert "max_epochs: 10\n" in capsys.readouterr().out
+
+
+def test_one_class_under_another_path_keeps_its_options(here):
+    Path("mine.yaml").write_text(
+        "model: {backbone: LeNet5, optimizer: {class_path: SGD, init_args: {lr: 0.01, momentum: 0.9}}}\n"
+        "data: {class_path: vision_zoo.data.mnist5k.MNIST5k, init_args: {val_split: 500}}\n"
+    )
+    words = ("--model.optimizer", "torch.optim.sgd.SGD", "--data", "MNIST5k")
+    assert fit("--config", "mine.yaml", *words) == 0
+    config = config_of(newest(here, "mine"))
+    assert config["model"]["optimizer"]["init_args"]["momentum"] == 0.9
+    assert config["data"]["init_args"]["val_split"] == 500
+
+
 def test_another_backbone_in_a_later_file_leaks_nothing(here):
     Path("one.yaml").write_text(
         "model: {backbone: {class_path: AlexNet, init_args: {drop_rate: 0.9}}}\n"

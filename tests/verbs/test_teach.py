@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image, ImageDraw
 
 from vision_zoo.__main__ import main
@@ -186,7 +187,11 @@ def test_refine_goes_on_with_the_same_split(shapes, here, capsys, monkeypatch):
     recipe = here / "short.yaml"
     recipe.write_text("model: {optimizer: {class_path: SGD, init_args: {lr: 0.001}}}\ntrainer: {max_epochs: 1}\n")
     monkeypatch.setattr("vision_zoo.cli.teaching.RECIPE", str(recipe))
-    assert main(["teach", str(shapes), *SMALL, "--curve", "false", "--seed", "1", "--refine"]) == 0
+    words = ["--curve", "false", "--seed", "1", "--trainer.precision", "32-true"]
+    assert main(["teach", "--refine", str(shapes), *SMALL, *words]) == 0
+    refined = here / "runs" / "short" / "version_0"
+    assert yaml.safe_load((refined / "config.yaml").read_text())["trainer"]["precision"] == "32-true"
+    assert results(refined)["known"]["share"] == 0.95
     out = capsys.readouterr().out
     assert "val/accuracy: taught" in out
     assert "better on validation" in out

@@ -9,6 +9,7 @@ from vision_zoo.errors import ConfigError
 _NUMBERS = re.compile(r"[-+\d.e\[\], ]*\d[-+\d.e\[\], ]*")
 SWITCHES = ("refine", "test", "int8", "encoded")  # which stand for true without a value
 AVERAGED = ("validate", "test", "predict", "export")  # which take several checkpoints
+_BOOL = ("true", "false", "True", "False", "yes", "no")
 FLAGS = ("help", "help_all", "print_config")  # which may stand without a value
 
 
@@ -51,7 +52,7 @@ class Argv:
                 options.append((name, value))
             elif name in FLAGS:
                 options.append((name, None))
-            elif waiting and not waiting[-1].startswith("--"):
+            elif waiting and not waiting[-1].startswith("--") and (name not in SWITCHES or waiting[-1] in _BOOL):
                 options.append((name, waiting.pop()))
             elif name in SWITCHES:
                 options.append((name, "true"))

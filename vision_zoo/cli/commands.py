@@ -84,8 +84,7 @@ COMMANDS: dict[str, Command] = {
         "vision_zoo fit --config lenet5_mnist --data MNIST5k",
         (
             *("config", "ckpt_path", "data", "data.root", "data.batch_size", "data.val_split"),
-            *("model.backbone", "model.optimizer", "model.optimizer.lr", "model.scheduler"),
-            *("model.finetune",),
+            *("model.backbone", "model.optimizer", "model.optimizer.lr", "model.scheduler", "model.finetune"),
             *("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.precision"),
             *("trainer.default_root_dir", "seed_everything", "test_after_fit", "tta", "known", "trusted_packages"),
         ),

@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -190,13 +191,21 @@ def _merge(base: Config, new: Mapping[str, Any]) -> Config:
         old = result.get(key)
         if not isinstance(value, Mapping) or not isinstance(old, Mapping):
             result[key] = copy.deepcopy(value)
-        elif "class_path" in value and "class_path" in old and value["class_path"] != old["class_path"]:
+        elif "class_path" in value and "class_path" in old and not _alike(value["class_path"], old["class_path"]):
             result[key] = copy.deepcopy(dict(value))
             if key == "data" and (kept := _kept_data_options(value["class_path"], old.get("init_args") or {})):
                 result[key]["init_args"] = {**kept, **(value.get("init_args") or {})}
         else:
             result[key] = _merge(dict(old), value)
     return result
+
+
+def _alike(first: str, second: str) -> bool:
+    """Whether two paths lead to one class, such as torch.optim.SGD and torch.optim.sgd.SGD."""
+    with suppress(ConfigError):
+        named = first.rpartition(".")[2] == second.rpartition(".")[2]
+        return first == second or (named and import_path(first) is import_path(second))
+    return False
 
 
 def _kept_data_options(class_path: str, options: Mapping[str, Any]) -> Config:

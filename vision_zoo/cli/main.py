@@ -86,6 +86,7 @@ def execute(words: Sequence[str], speed: Mapping[str, Any] | None = None) -> Any
     io = AtomicCheckpointIO(request.checkpoint, request.trusted)
     make_trainer = TrainerMaker(parser.trainer_options(), io, tuple(words))
     if verb in ("fit", "teach"):
+        parser.model.loss.trusted_packages = request.trusted
         plan = Plan(request.run_name, parser.run_config(), request.checkpoint, speed)
         folder = function(make_trainer, parser.model, parser.datamodule, plan, **parser.options)
         return teaching.refine(execute, folder, plan.config) if parser.options.get("refine") else folder

@@ -62,7 +62,8 @@ class Loader(yaml.SafeLoader):
         """The type of a value that has no tag of its own."""
         tag: str = cast(Any, super()).resolve(kind, value, implicit)
         name = tag.rpartition(":")[2]
-        if name == "timestamp" or (name in ("int", "float") and ":" in value):
+        octal = name == "int" and re.fullmatch(r"[-+]?0[0-7_]+", value)  # as 010, which the command line takes for 10
+        if name == "timestamp" or (name in ("int", "float") and ":" in value) or octal:
             return self.DEFAULT_SCALAR_TAG
         exponent = name == "str" and implicit[0] and re.fullmatch(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+", value)
         return "tag:yaml.org,2002:float" if exponent else tag
@@ -130,17 +131,17 @@ def as_spec(value: Any, slot: str) -> Any:
     """A class choice as {"class_path": full path, "init_args": {...}}."""
     if isinstance(value, str):
         value = {"class_path": value}
-    if not isinstance(value, Mapping) or not isinstance(value.get("class_path"), str):
+    if not isinstance(value, Mapping):
         return value
-    name, options = value["class_path"], value.get("init_args")
+    name, options = value.get("class_path"), value.get("init_args")
     beside = ", ".join(str(key) for key in value if key not in ("class_path", "init_args", "dict_kwargs"))
     refuse(
         ConfigError,
-        (beside, f"--{slot}: {beside} beside class_path {name}: its options go under init_args"),
+        (beside, f"--{slot}: {beside} beside class_path {name or '(none)'}: its options go under init_args"),
         (not isinstance(options, Mapping | None), f"--{slot}: the init_args of {name} are not options: {options!r}"),
     )
     given = {key: copy.deepcopy(option) for key, option in value.items() if option}
-    return {**given, "class_path": find_class(name, slot)}
+    return {**given, "class_path": find_class(name, slot)} if isinstance(name, str) else value
 
 
 def class_choice(word: str, slot: str) -> Any:

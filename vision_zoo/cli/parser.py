@@ -115,9 +115,11 @@ class Parser(LightningCLI):
         data, model = self.config["data"], self.config.get("model")
         options = data.get("init_args")
         self._prepare(options)
-        for holder, name in ((options, "root"), (options, "path"), (model, "weights")):
-            if holder is not None and isinstance(holder.get(name), str) and not is_address(holder[name]):
-                holder[name] = str(expanded(holder[name]).resolve())
+        loss = self.config.get("model.loss.init_args")
+        for holder, name in ((options, "root"), (options, "path"), (model, "weights"), (loss, "teacher")):
+            given = None if holder is None else holder.get(name)
+            if isinstance(given, str) and not is_address(given) and (name != "teacher" or expanded(given).exists()):
+                holder[name] = str(expanded(given).resolve())  # (a teacher may be best or last)
         if model is not None and isinstance(weights := model.get("weights"), str) and Path(weights).is_dir():
             model["weights"] = str(find_checkpoint(weights, Path(), "best"))
         if self.request.argv.values("data.root") and data["class_path"] == "vision_zoo.data.MNIST5k":

@@ -19,7 +19,7 @@ from vision_zoo.types import Config
 # These decide nothing about a run: where the data lie, who reads and keeps them, and which weights it began with.
 MAY_DIFFER = (
     *("data.root", "data.path", "data.cache_gb", "data.num_workers", "data.device"),
-    *("model.weights", "model.backbone.weights"),
+    *("model.weights", "model.backbone.weights", "model.loss.teacher"),
 )
 # Options of the trainer that decide how many steps a run has.
 LENGTHS = ("max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches", "overfit_batches")
@@ -86,7 +86,7 @@ def changes(checkpoint: Checkpoint, config: Config, verb: str) -> list[str]:
         short = name.replace("init_args.", "")
         shown = short.removesuffix(".class_path")
         if name.split(".")[0] in ("seed_everything", "model", "data") and short not in MAY_DIFFER:
-            kept = shown in ("data.mean", "data.std", "data.image_size", "data.value_range")
+            kept = shown in ("data.mean", "data.std", "data.value_range")
             ignored = ", ignored: the network keeps its own" * kept
             found[shown] = f"--{shown}: {stored.get(name)} -> {now.get(name)}{ignored}"
     if verb != "fit":

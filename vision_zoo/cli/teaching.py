@@ -100,8 +100,10 @@ def refine(execute: Callable[[list[str]], Any], taught: Path, config: Config) ->
         batch = {"batch_size", "augmentation"} if slot == "data" else set()  # which are the recipe's
         words += [f"--{slot}.{name}={_word(value)}" for name, value in given.items() if name not in batch]
     words.append(f"--seed_everything={config['seed_everything']}")
-    root = (config.get("trainer") or {}).get("default_root_dir")
-    words += [f"--trainer.default_root_dir={root}"] if root else []
+    trainer, known = config.get("trainer") or {}, json.loads((taught / "results.json").read_text())["known"]
+    given = {name: trainer.get(name) for name in ("accelerator", "devices", "precision", "default_root_dir", "logger")}
+    words += [f"--trainer.{name}={_word(value)}" for name, value in given.items() if value is not None]
+    words += [f"--known={known['share']}"] if known else []
     folder = Path(execute(words))
     before, after = (json.loads((path / "results.json").read_text())["metrics"] for path in (taught, folder))
     for split in ("val", "test"):

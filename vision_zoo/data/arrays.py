@@ -136,8 +136,7 @@ class ArrayFile(OwnImages):
         """The keys of the file."""
         absent = f"ArrayFile: there is no file {self.path}. Set --data.path to a .npz or .npy file"
         table = f"ArrayFile: {self.path} is a table. If it names images: --data ImageTable --data.path {self.path}"
-        is_table = self.path.suffix.lower() in TABLES
-        refuse(DatasetNotFoundError, (not self.path.is_file(), absent), (is_table, table))
+        refuse(DatasetNotFoundError, (not self.path.is_file(), absent), (self.path.suffix.lower() in TABLES, table))
         if not self._is_archive:
             return tuple(sorted(path.stem for path in self.path.parent.glob("*.npy")))
         with self._reading(self.path), zipfile.ZipFile(self.path) as archive:

@@ -108,5 +108,4 @@ def _read_batch(path: Path, keys: Sequence[str]) -> tuple[LabelledImages, str]:
     )
     columns = [np.reshape(content.get(key, labels), (-1, 1)).astype(np.uint8) for key in keys]
     sha1 = hashlib.sha1(np.concatenate([*columns, rows], axis=1).data, usedforsecurity=False).hexdigest()
-    images = torch.from_numpy(rows.reshape(-1, 3, 32, 32).copy())
-    return LabelledImages(images, torch.from_numpy(labels)), sha1
+    return LabelledImages(torch.from_numpy(rows.reshape(-1, 3, 32, 32).copy()), torch.from_numpy(labels)), sha1

@@ -104,9 +104,10 @@ def _try_steps(build: Build | None) -> None:
 
 def _check_schedule(build: Schedule, optimizer: Optimizer) -> None:
     _, given = class_and_arguments(build)
+    steps = given.get("total_steps") or (given.get("epochs") or 0) * (given.get("steps_per_epoch") or 0) or TRIAL_STEPS
     try:
         with warnings.catch_warnings(action="ignore"):  # of a schedule that moves before the optimizer does
-            scheduler = build_schedule(build, optimizer, given.get("total_steps") or TRIAL_STEPS)["scheduler"]
+            scheduler = build_schedule(build, optimizer, steps)["scheduler"]
             if not isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
                 scheduler.step()
     except UNFIT as error:

@@ -48,8 +48,7 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
 
 def write_matrix(path: Path, names: Sequence[str], counts: Iterable[Iterable[int]]) -> None:
     """Write the counts of a confusion matrix, with the true classes as rows."""
-    rows = ([name, *row] for name, row in zip(names, counts, strict=True))
-    write_csv(path, [["true \\ predicted", *names], *rows])
+    write_csv(path, [["true \\ predicted", *names], *([name, *row] for name, row in zip(names, counts, strict=True))])
 
 
 def _most_confident(mistakes: Iterable[_Mistake]) -> list[_Mistake]:

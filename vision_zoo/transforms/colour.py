@@ -35,7 +35,7 @@ class ColorJitter(BatchTransform):
     def forward(self, images: Tensor) -> Tensor:
         """Change each image by factors of its own."""
         spans = {brightness: self.brightness, contrast: self.contrast, saturation: self.saturation, hue: self.hue}
-        used = {k: _uniform(len(images), x) for k, x in spans.items() if tuple(x) not in ((1, 1), (0, 0))}
+        used = {k: _uniform(len(images), x) for k, x in spans.items() if tuple(x) != ((0, 0) if k is hue else (1, 1))}
         operations = [lambda part, places, by=kind, f=factors: by(part, f[places]) for kind, factors in used.items()]
         for groups in torch.rand(len(used), len(images)).argsort(0):  # the order of the operations, for each image
             images = in_groups(images, groups, operations)
@@ -141,8 +141,7 @@ def sharpness(images: Tensor, factors: Tensor) -> Tensor:
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
     """Keep the highest bits of each value."""
-    masks = (255 << (8 - bits.long())) & 255
-    return images & each(masks, images).to(torch.uint8)
+    return images & each((255 << (8 - bits.long())) & 255, images).to(torch.uint8)
 
 
 def solarize(images: Tensor, thresholds: Tensor) -> Tensor:

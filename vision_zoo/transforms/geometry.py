@@ -109,8 +109,7 @@ class RandomResizedCrop(BatchTransform):
         most_tall, most_wide = min(height, round(width / low)), min(width, round(height * high))
         middle = ((height - most_tall) // 2, (width - most_wide) // 2, most_tall, most_wide)
         found = zip((top, left, tall, wide), middle, strict=True)
-        boxes = torch.stack([side.where(fits, side.new_tensor(other)) for side, other in found])
-        return enlarged(images, *boxes)
+        return enlarged(images, *(side.where(fits, side.new_tensor(other)) for side, other in found))
 
 
 class RandomAffine(BatchTransform):

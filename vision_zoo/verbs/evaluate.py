@@ -27,8 +27,7 @@ def validate(
     make_trainer: TrainerMaker, model: Classifier, datamodule: ImageDataModule, checkpoint: Checkpoint
 ) -> dict[str, float]:
     """Score a checkpoint on the validation images."""
-    trainer = make_trainer([*make_trainer.own, *make_trainer.bar])
-    return _score(trainer, "val", model, datamodule)
+    return _score(make_trainer([*make_trainer.own, *make_trainer.bar]), "val", model, datamodule)
 
 
 def test(

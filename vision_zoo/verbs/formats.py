@@ -140,8 +140,7 @@ def _load_weights(path: Path, model: Classifier) -> Forward:
     state = read_state_dicts(path)[0]
     if model.known is not None:
         stored = {name: state.pop(f"{PREFIX}{name}") for name in model.known.stored()}
-        numbers = {name: float(stored[name]) for name in NUMBERS}
-        other.known = Known.restore({**stored, **numbers}, other.backbone)
+        other.known = Known.restore({**stored, **{name: float(stored[name]) for name in NUMBERS}}, other.backbone)
     other.backbone.load_state_dict(state)
     return partial(outputs_of, other)
 

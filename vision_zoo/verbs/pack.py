@@ -155,8 +155,7 @@ def _write_images(source: Source, file: Callable[[int], Path], log: Path, limit:
                     number, end = number + 1, 0
                     data = opened(number, end)
                 data.write(pixels)
-                record = (place, (number, end, len(pixels), zlib.crc32(pixels)))
-                journal.write(np.array(record, _RECORD).tobytes())
+                journal.write(np.array((place, (number, end, len(pixels), zlib.crc32(pixels))), _RECORD).tobytes())
                 end += len(pixels)
             data.flush()
             journal.flush()

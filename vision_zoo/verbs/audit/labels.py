@@ -65,8 +65,7 @@ def confident_joint(probabilities: Tensor, labels: Tensor) -> Tensor:
     reached = probabilities.where(probabilities >= thresholds, -1.0)
     highest, column = reached.max(1)
     counted = highest >= 0
-    cells = labels[counted] * classes + column[counted]
-    return cells.bincount(minlength=classes**2).reshape(classes, classes)
+    return (labels[counted] * classes + column[counted]).bincount(minlength=classes**2).reshape(classes, classes)
 
 
 def suspects(probabilities: Tensor, labels: Tensor) -> Suspects:

@@ -63,7 +63,6 @@ def _image(audited: Audited, sizes: dict[int, Any], place: int, kind: str) -> di
     """What the page says of an image, and a small JPEG of it."""
     content = io.BytesIO()
     if kind != UNREADABLE:
-        shown = picture(audited.source, place, sizes[place], SIDE)
-        shown.save(content, "JPEG", quality=_QUALITY)
+        picture(audited.source, place, sizes[place], SIDE).save(content, "JPEG", quality=_QUALITY)
     facts = {"path": audited.names[place], "label": audited.class_of(place), "split": audited.splits[place]}
     return {**facts, "jpeg": base64.b64encode(content.getvalue()).decode()}

@@ -52,8 +52,7 @@ def over_images(differences: Floats) -> float:
     first, second = int((differences == -1).sum()), int((differences == 1).sum())
     if first + second == np.count_nonzero(differences) or len(differences) < 2:
         return float(binomtest(second, first + second).pvalue) if first + second else 1.0
-    error = differences.std(ddof=1) / math.sqrt(len(differences))
-    return float(2 * norm.sf(abs(differences.mean()) / error))
+    return float(2 * norm.sf(abs(differences.mean()) / differences.std(ddof=1) * math.sqrt(len(differences))))
 
 
 def over_seeds(first: Sequence[float], second: Sequence[float], paired: bool) -> Spread:

@@ -118,8 +118,7 @@ def draw(
     pixels: Tensor, evidence: Tensor, labels: Sequence[str], shares: Sequence[float], title: str, caption: str
 ) -> Figure:
     """An image, uint8 (C, H, W), the same below evidence, float (H, W) in [0, 1], and the shares of labels, as bars."""
-    shown = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)
-    picture = shown.permute(1, 2, 0).numpy()
+    picture = (pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)).permute(1, 2, 0).numpy()
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     plain, overlay, bars = figure.subplots(1, 3, width_ratios=(1, 1, 1.1))
     figure.suptitle(title, fontsize=11, x=0.01, ha="left", parse_math=False)

@@ -66,8 +66,7 @@ def teach(
     share = f"--known must be a share above 0 and below 1, such as 0.95, or null, got {known}"
     drawn = "teach fits its layer to all training images at once: leave out --data.sampler"
     few = (next < 1, f"--next must be at least 1, got {next}")
-    refuse(ConfigError, (datamodule.sampler is not None, drawn), few)
-    refuse(ConfigError, (known is not None and not 0 < known < 1, share))
+    refuse(ConfigError, (datamodule.sampler is not None, drawn), few, (known is not None and not 0 < known < 1, share))
     run = RunFolder(plan.name, plan.config, events=False)
     saving, names, seed = Saving(run), model.class_names, int(plan.config["seed_everything"])
     callbacks = run_callbacks(make_trainer.own, run=run, saving=saving, show_bar=make_trainer.shows_bar)

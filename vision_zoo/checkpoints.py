@@ -235,7 +235,7 @@ def open_checkpoint(
 def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = None) -> Path:
     """The file that a path, a run folder, or best or last stands for, or a CheckpointError; see `open_checkpoint`."""
     path = hub.fetched(name) if name.startswith(hub.SCHEME) else expanded(name)
-    candidates, reason = [path], f"{path.resolve()} not found. For all there are: vision_zoo list runs"
+    candidates, reason = [path], f"{path.resolve()} not found. To see all: vision_zoo list runs"
     if name in ("best", "last"):
         runs, named = root.resolve() / "runs", f"of {run_name} " if run_name else ""
         found = runs.glob(f"{glob.escape(run_name) if run_name else '*'}/version_*/checkpoints")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from functools import partial
 
@@ -138,7 +139,10 @@ def test_a_trained_network_teaches_another_and_is_no_part_of_it(here, trained_ru
     assert loss["init_args"]["teacher"] == str(trained_run)  # from wherever it is continued
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(name.startswith("backbone.") for name in state)
-    assert main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs", "2"]) == 0
+    shutil.copytree(trained_run, "moved")
+    capsys.readouterr()
+    assert main(["fit", "--ckpt_path", str(run), "--trainer.max_epochs", "2", "--model.loss.teacher", "moved"]) == 0
+    assert f"teacher: {trained_run} -> {here / 'moved'}" in capsys.readouterr().err
     assert main(["test", "--ckpt_path", str(run)]) == 0
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from tests import tiny
 from tests.cli.cases import refuse
+from tests.data.test_members import labelled, write_tar
 from tests.training.runs import same, state
 from tests.training.test_processes import DDP, ENVIRONMENT, SIGNALLED, run, vision_zoo
 from vision_zoo.__main__ import main
@@ -104,6 +105,10 @@ def test_a_pack_is_named_as_what_is_packed(photos, capsys):
     assert main(["pack", "--data", "MNIST5k"]) == 0
     assert sorted(path.name for path in Path().glob("*.vz")) == ["MNIST5k.vz", "photos.vz"]
     refuse(capsys, ["pack", "photos", "--image_size", "9"], "is there already")
+    write_tar(Path("train-0.tar").absolute(), labelled("cls", range(6)))
+    words = ["pack", "--data", "WebDataset", "--image_size", "9", "--data.path"]
+    assert [main([*words, pattern]) for pattern in ("train-*.tar", "*.tar")] == [0, 0]
+    assert {"train.vz", "WebDataset.vz"} < {path.name for path in Path().glob("*.vz")}
 
 
 def test_shards_and_encoded_images_give_the_same(photos):

@@ -99,7 +99,7 @@ def changes(checkpoint: Checkpoint, config: Config, verb: str) -> list[str]:
             "--ckpt_path"
         )
     _check_length(checkpoint, stored, now)
-    changed = [name for name in differing if name.startswith("trainer.") and name != "trainer.default_root_dir"]
+    changed = [x for x in differing if x.startswith(("trainer.", "model.loss.")) and x != "trainer.default_root_dir"]
     return [f"changed against the checkpoint: --{n}: {stored.get(n)} -> {now.get(n)}" for n in changed]
 
 

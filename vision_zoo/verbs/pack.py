@@ -55,7 +55,7 @@ def pack(
     if datamodule is None:
         return _check(expanded(check or "").absolute())
     place = datamodule.hparams.get("path") or datamodule.root if isinstance(datamodule, OwnImages) else ""
-    output = output or f"{Path(place).stem or type(datamodule).__name__}.vz"
+    output = output or f"{Path(place).stem.partition('*')[0].strip('-_.') or type(datamodule).__name__}.vz"
     path, limit = expanded(output).absolute(), (shard_mb or 0) * 2**20
     refuse(
         ConfigError,

@@ -11,7 +11,7 @@ from vision_zoo import backbones
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHAPES = {"MNIST": (1, 28, 28), "MNIST5k": (1, 28, 28), "FashionMNIST": (1, 28, 28), "CIFAR10": (3, 32, 32)}
 PARAMETERS = {
-    "ablation_cifar10": 72_954,
+    "ablation_cifar10": 98_970,
     "airbench_cifar10": 1_972_792,
     "record_fashion": 426_602,
     "record_mnist": 292_666,

@@ -63,8 +63,7 @@ def fit(recipe: str | Path | None = None, **options: Any) -> Run | None:
     """
     from vision_zoo.cli.main import execute  # noqa: PLC0415  # imports torch
 
-    config = [] if recipe is None else ["--config", str(recipe)]
-    folder = execute(["fit", *config, *_words(options)])
+    folder = execute(["fit", *([] if recipe is None else ["--config", str(recipe)]), *_words(options)])
     return None if folder is None else Run.at(folder)
 
 
@@ -106,13 +105,12 @@ def predict(
     """
     from vision_zoo.checkpoints import open_checkpoint  # noqa: PLC0415  # all of these import torch
     from vision_zoo.classifier import Classifier  # noqa: PLC0415
-    from vision_zoo.data.described import described_data  # noqa: PLC0415  # imports torch
     from vision_zoo.verbs.image_files import find_images  # noqa: PLC0415
-    from vision_zoo.verbs.predict import predict_images, resizing  # noqa: PLC0415
+    from vision_zoo.verbs.predict import predict_images  # noqa: PLC0415
 
     checkpoint = open_checkpoint(str(path), trusted_packages)
-    model, data = Classifier.from_checkpoint(checkpoint.content), described_data(checkpoint.data)
-    found = predict_images(model, find_images([str(image) for image in images]), top_k, resizing(data), invert)
+    model, paths = Classifier.from_checkpoint(checkpoint.content), find_images([str(image) for image in images])
+    found = predict_images(model, paths, top_k, checkpoint.resizing, invert)
     return [prediction.as_dict() for prediction in found if not prediction.problem]
 
 

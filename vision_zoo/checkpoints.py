@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn, serialization
 
 from vision_zoo import hub
-from vision_zoo.errors import CheckpointError
+from vision_zoo.errors import CheckpointError, ConfigError
 from vision_zoo.files import expanded
 from vision_zoo.known import ill_formed
 from vision_zoo.specs import import_path, without_downloads
 from vision_zoo.trust import WEIGHTS_ALONE, endless, untrusted
-from vision_zoo.types import Config
+from vision_zoo.types import Config, Resizing
 
 FACTS = {"image_shape", "class_names", "mean", "std", "value_range"}
 OPTIONS = {"backbone", "optimizer", "scheduler", "finetune", "decay_vectors", "loss", *FACTS}
@@ -183,7 +183,17 @@ class Checkpoint(NamedTuple):
         options = self.content.get("datamodule_hyper_parameters") or {}
         init_args = {name: value for name, value in options.items() if not name.startswith("_")}
         of_python = {"class_path": options["_class_path"], "init_args": init_args} if "_class_path" in options else {}
-        return dict(self.config.get("data", of_python))
+        found = dict(self.config.get("data", of_python))
+        settled = {name: options[name] for name in ("resize", "interpolation") if options.get(name)}  # by a pack
+        return {**found, "init_args": {**(found.get("init_args") or {}), **settled}} if found else {}
+
+    @property
+    def resizing(self) -> Resizing:
+        """How its run brought image files to the size of its network."""
+        options = dict(self.data.get("init_args") or {})
+        with suppress(ConfigError):  # of a package that is not here
+            options.setdefault("resize", getattr(import_path(self.data.get("class_path", "")), "resize", None))
+        return options.get("resize") or "crop", options.get("interpolation") or "bilinear"
 
     @property
     def run_name(self) -> str | None:
@@ -259,7 +269,7 @@ def open_checkpoints(
     names: Iterable[str], trusted_packages: Sequence[str] = (), root: Path = Path()
 ) -> list[Checkpoint]:
     """Open all that the names stand for, by `find_checkpoints`; see `open_checkpoint`."""
-    paths = (path for name in names for path in find_checkpoints(name, root))
+    paths = dict.fromkeys(path for name in names for path in find_checkpoints(name, root))
     return [open_checkpoint(str(path), trusted_packages) for path in paths]
 
 

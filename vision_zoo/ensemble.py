@@ -81,9 +81,9 @@ class Ensemble(Classifier):
 
 def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
     """What members must have in common."""
-    described, data = checkpoint.content["hyper_parameters"], checkpoint.data.get("init_args") or {}
+    described = checkpoint.content["hyper_parameters"]
     facts = {name: described.get(name) for name in ("class_names", "image_shape", "value_range")}
-    return facts | {"resize": data.get("resize") or "crop", "interpolation": data.get("interpolation") or "bilinear"}
+    return facts | dict(zip(("resize", "interpolation"), checkpoint.resizing, strict=True))
 
 
 def classifier_of(checkpoints: Sequence[Checkpoint]) -> Classifier:

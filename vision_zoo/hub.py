@@ -26,10 +26,7 @@ def fetched(address: str) -> Path:
         folder = snapshot_download(name, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS])
     except Exception as error:  # package, name, network, server, token, disk: each has its own kind
         way_out = "Check name, network, pip install 'vision_zoo[hub]', hf auth login if it is private; or copy it here"
-        refuse(
-            CheckpointError,
-            (True, f"--ckpt_path {address} cannot be fetched: {one_line(error)}. {way_out}"),
-        )
+        refuse(CheckpointError, (True, f"--ckpt_path {address} cannot be fetched: {one_line(error)}. {way_out}"))
     return Path(folder)
 
 
@@ -50,6 +47,8 @@ def read_folder(weights: Path) -> dict[str, Any]:
 def described(content: Mapping[str, Any]) -> str:
     """The text of config.json for a checkpoint: without what only training needs, and folders of this machine."""
     sections = {name: content[name] for name in _SECTIONS if content.get(name) is not None}
+    options = sections["hyper_parameters"]
+    sections["hyper_parameters"] = {**options, "loss": _portable(options.get("loss"))}  # a teacher's path
     if about := sections.get("vision_zoo"):
         config = {name: about["config"][name] for name in _USED if name in about["config"]}
         config["model"] = {**config["model"], "backbone": without_downloads(config["model"].get("backbone"))}

@@ -115,8 +115,7 @@ class Metrics(nn.Module):
         self.count_outputs()
         parts = gather(self.sums)
         sums = {name: math.fsum(part[name] for part in parts) for name in self.sums}
-        images = sums["images"] or math.nan
-        values = {"loss": sums["loss"] / images, **self.counts.compute()}
+        values = {"loss": sums["loss"] / (sums["images"] or math.nan), **self.counts.compute()}
         return {name: values[name.removeprefix(f"{self.split}/")] for name in self.keys()}
 
     def reset(self) -> None:

@@ -118,9 +118,7 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, nn.ModuleList)):
         return [plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return describe(value)
+    return str(value) if isinstance(value, Path) else describe(value)
 
 
 def rebuild(value: Any) -> Any:

@@ -31,6 +31,9 @@ Batch = tuple[Tensor, Tensor]
 Interpolation = Literal["bilinear", "bicubic"]
 """How pixels are computed where images are resized; both are antialiased where they shrink."""
 
+Resize = Literal["crop", "squash", "pad"]
+Resizing = tuple[Resize, Interpolation]
+
 
 class Preprocessing(NamedTuple):
     """How the images were prepared that pretrained weights were trained with."""

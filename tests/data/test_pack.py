@@ -22,12 +22,11 @@ from tests.data.test_members import labelled, write_tar
 from tests.training.runs import same, state
 from tests.training.test_processes import DDP, ENVIRONMENT, SIGNALLED, run, vision_zoo
 from vision_zoo.__main__ import main
+from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.data import ImageFolder, MNIST5k, Pack
 from vision_zoo.data import pack as packing
-from vision_zoo.data.described import described_data
 from vision_zoo.data.fingerprint import fingerprint
 from vision_zoo.errors import DataError
-from vision_zoo.verbs.predict import resizing
 
 SHORT = [
     "fit", "--model.backbone", "MLP", "--model.scheduler", "null", "--data.batch_size", "8",
@@ -111,7 +110,7 @@ def test_a_pack_is_named_as_what_is_packed(photos, capsys):
     assert {"train.vz", "WebDataset.vz"} < {path.name for path in Path().glob("*.vz")}
 
 
-def test_shards_and_encoded_images_give_the_same(photos):
+def test_shards_and_encoded_images_give_the_same(photos, capsys):
     whole = Pack(str(pack("photos", "--image_size", "200"))).split_images("train")
     several = pack("photos", "--image_size", "200", "--shard_mb", "1", output="b.vz")
     shards = sorted(several.parent.glob("b.vz.*"))
@@ -126,6 +125,7 @@ def test_shards_and_encoded_images_give_the_same(photos):
     assert torch.equal(
         Pack(str(pack("c.vz", "--image_size", "200", output="d.vz"))).split_images("train").images, whole.images
     )
+    refuse(capsys, ["pack", "d.vz", "--encoded", "--output", "e.vz"], "Pack has no image files whose bytes")
 
 
 def test_another_size_is_had_by_resizing(photos):
@@ -172,16 +172,27 @@ def test_a_run_on_a_pack_shows_its_images_and_predicts_without_it(photos, capsys
     assert "there is no file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("place", ["a.vz", "s3://bucket/a.vz"])
-def test_images_are_resized_as_they_were_packed_wherever_the_pack_is_now(place, photos):
-    words = ("--data.resize", "squash", "--data.interpolation", "bicubic")
-    data = Pack(str(pack("photos", "--image_size", "32", *words)))
-    stored = {**data.hparams, "path": place}
-    Path("a.vz").unlink()
-    assert resizing(described_data({"class_path": "vision_zoo.data.Pack", "init_args": stored})) == (
-        "squash",
-        "bicubic",
-    )
+@pytest.mark.parametrize("fate", ["moved", "damaged", "another"])
+def test_images_are_resized_as_the_pack_of_the_run_was_whatever_lies_there_now(fate, photos):
+    path = pack("photos", "--image_size", "32", "--data.resize", "pad", "--data.interpolation", "bicubic")
+    assert main([*SHORT, "--data", "Pack", "--data.path", "a.vz", "--trainer.max_epochs", "1"]) == 0
+    predict = ["predict", "--ckpt_path", "last", "--images", "photos/cat", "--output"]
+    assert main([*predict, "before.csv"]) == 0
+    content = path.read_bytes()
+    path.unlink()
+    if fate == "damaged":
+        path.write_bytes(content[:5000])
+    elif fate == "another":
+        pack("photos", "--image_size", "32", "--data.resize", "squash")
+    assert main([*predict, "after.csv"]) == 0
+    assert Path("after.csv").read_bytes() == Path("before.csv").read_bytes()
+    assert open_checkpoint("last").resizing == ("pad", "bicubic")
+
+
+def test_images_are_resized_as_arrays_were_of_a_run_on_arrays(here):
+    tiny.write_npz(here / "a.npz", 100, 20, (8, 8))
+    assert main([*SHORT, "--data", "ArrayFile", "--data.path", "a.npz", "--trainer.max_epochs", "1"]) == 0
+    assert open_checkpoint("last").resizing == ("squash", "bilinear")
 
 
 @pytest.mark.slow
@@ -234,6 +245,8 @@ def test_what_is_wrong_with_a_pack_is_named(photos, capsys):
         (["photos", "--output", "a.npz"], r"--output a\.npz must end in \.vz"),
         (["photos", "--output", "a.vz", "--shard_mb", "0"], "--shard_mb must be at least 1, got 0"),
         (["--data", "MNIST5k", "--output", "a.vz", "--encoded"], "MNIST5k has no image files whose bytes"),
+        (["photos", "--encoded", "--image_size", "9"], "give --data.image_size to fit"),
+        (["photos", "--encoded", "--data.channels", "1", "--data.resize", "pad"], "channels and --data.resize to fit"),
         (["--check", "a.vz"], r"there is no file .*a\.vz"),
         (["--check", "a.vz", "photos"], "--check goes with its file alone: leave out photos"),
         (["empty", "--output", "a.vz"], "none of the images can be read"),

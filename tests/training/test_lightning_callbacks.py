@@ -86,10 +86,24 @@ def test_a_run_with_averaged_weights_ends_with_them_whatever_the_network(backbon
     assert all(torch.equal(last["state_dict"][name], average[name]) for name in weights)
 
 
+@pytest.mark.parametrize("words", [["--trainer.max_steps", "9"], ["--trainer.max_epochs", "-1"]])
+def test_an_average_that_no_last_epoch_would_take_over_is_refused(words, here, capsys):
+    swa = "[{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.01, swa_epoch_start: 1}}]"
+    assert main([*SHORT, "--model.scheduler", "null", "--trainer.callbacks", swa, *words]) == 2
+    assert "ends with the average in the last epoch: set --trainer.max_epochs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_an_average_is_trained_in_any_precision(precision, here):
+    assert main([*SHORT, "--trainer.callbacks", "EMA", "--trainer.precision", precision]) == 0
+
+
 @pytest.mark.slow  # 4 s
-@pytest.mark.parametrize("permanent", ["true", pytest.param("false", marks=pytest.mark.slow)])  # 4 s
-def test_pruned_weights_are_plain_ones_in_checkpoints_and_stay_pruned(permanent, tmp_path, monkeypatch, capsys):
-    options = f"{{pruning_fn: l1_unstructured, amount: 0.3, use_lottery_ticket_hypothesis: false, \
+@pytest.mark.parametrize(("permanent", "lottery"), [("true", "false"), ("false", "false"), ("true", "true")])
+def test_pruned_weights_are_plain_ones_in_checkpoints_and_stay_pruned(
+    permanent, lottery, tmp_path, monkeypatch, capsys
+):
+    options = f"{{pruning_fn: l1_unstructured, amount: 0.3, use_lottery_ticket_hypothesis: {lottery}, \
 make_pruning_permanent: {permanent}}}"
     words = [*FASHION, "--trainer.callbacks", f"[{{class_path: ModelPruning, init_args: {options}}}]"]
     words[words.index("--test_after_fit") + 1] = "true"

@@ -113,6 +113,38 @@ def tiny_png() -> bytes:
     return file.getvalue()
 
 
+def test_a_copy_of_a_folder_keeps_its_name_and_never_replaces_it(folder, here, monkeypatch, capsys):
+    export = ["export", "--ckpt_path", "digits", "--format", "hub", "--output"]
+    card = (folder / "README.md").read_bytes()
+    assert main([*export, "digits"]) == 2
+    assert "is the checkpoint itself" in capsys.readouterr().err
+    assert (folder / "README.md").read_bytes() == card
+    assert main([*export, "again"]) == 0
+    assert "\n# default\n" in (here / "again/README.md").read_text()
+    (here / "here").mkdir()
+    monkeypatch.chdir("here")
+    assert main(["export", "--ckpt_path", str(folder), "--format", "hub", "--output", "."]) == 0
+    assert "vision_zoo test --ckpt_path here" in Path("README.md").read_text()
+
+
+def test_a_teachers_place_stays_at_home(trained_run, here):
+    teacher = ["--model.loss", "Distillation", "--model.loss.teacher", str(trained_run)]
+    assert main([*QUICK, *teacher, "--trainer.max_epochs", "1", "--test_after_fit", "false"]) == 0
+    assert main(["export", "--ckpt_path", "last", "--format", "hub", "--output", "digits"]) == 0
+    assert str(trained_run.parents[2]) not in Path("digits/config.json").read_text()
+    assert main(["validate", "--ckpt_path", "digits"]) == 0
+
+
+def test_a_card_of_other_weights_than_the_best_says_whose_the_metrics_are(trained_run, here, monkeypatch):
+    shutil.copytree(trained_run, "run", symlinks=False)
+    best, last = Path("run/checkpoints/best.ckpt"), Path("run/checkpoints/last.ckpt")
+    last.unlink()
+    shutil.copy(best, last)  # another file
+    monkeypatch.chdir("run")
+    assert main(["export", "--ckpt_path", "checkpoints/last.ckpt", "--format", "hub", "--output", "digits"]) == 0
+    assert "metrics are of best.ckpt, not of last.ckpt" in Path("digits/README.md").read_text()
+
+
 def test_what_is_uploaded_comes_back_from_its_address(hub, trained_run, here, capsys):
     words = ["export", "--ckpt_path", str(trained_run), "--format", "hub", "--output", "digits"]
     assert main([*words, "--push", "me/digits"]) == 0

@@ -78,8 +78,7 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images, float (B, C, H, W)."""
-        x = self.stem(images)
-        means = list[Tensor]()
+        x, means = self.stem(images), list[Tensor]()
         for stage in self.stages:
             x = stage(x)
             means += [x.mean(dim=(2, 3))] if self.every_stage else []

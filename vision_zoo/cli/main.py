@@ -117,8 +117,7 @@ def _compare(argv: Argv, function: Callable[..., Any]) -> None:
 
 def _apply(argv: Argv, fixes: str) -> Any:
     """Move the files that were chosen in a page of audit; a class may be empty by now, so no data module is made."""
-    places = ("data", "data.root", "data.path")
-    others = argv.without((*places, "apply", "data.seed"))
+    others = argv.without(("data", "data.root", "data.path", "data.seed", "apply"))
     refuse(ConfigError, (others, f"--apply goes with the folder alone: leave out {' '.join(others)}"))
     return apply_fixes(argv.values("data.root", "data.path", "data")[-1], fixes)
 

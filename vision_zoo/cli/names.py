@@ -122,9 +122,7 @@ def _own_data(name: str) -> str:
         return f"; a file of vision_zoo pack is --data Pack --data.path {name}."
     if path.suffix == ".npz":
         return f"; your own arrays are --data ArrayFile --data.path {name}."
-    if path.is_dir() or "/" in name:
-        return f"; your own pictures are --data ImageFolder --data.root {name}."
-    return ""
+    return f"; your own pictures are --data ImageFolder --data.root {name}." if path.is_dir() or "/" in name else ""
 
 
 def as_spec(value: Any, slot: str) -> Any:

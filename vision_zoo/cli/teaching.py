@@ -82,8 +82,7 @@ def defaults(argv: Argv) -> Config:
 
 def without_validation(data: Mapping[str, Any]) -> bool:
     """Whether to hold no validation images out of data of this description: some class has few to train with."""
-    options = {**(data.get("init_args") or {}), "val_split": 0}
-    module = described_data({**data, "init_args": options}, ask=True)
+    module = described_data({**data, "init_args": {**(data.get("init_args") or {}), "val_split": 0}}, ask=True)
     if module is None:
         return False
     source, indices = module.subset("train")

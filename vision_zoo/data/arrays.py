@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from vision_zoo.data.decode import Resize
 from vision_zoo.data.discovery import TABLES
 from vision_zoo.data.facts import lazy
 from vision_zoo.data.own import OwnImages
@@ -21,7 +20,7 @@ from vision_zoo.data.unpickling import Unpickler, plain_array
 from vision_zoo.data.values import LOOKED_AT, Numbers, to_8_bits
 from vision_zoo.errors import DataError, DatasetNotFoundError, refuse
 from vision_zoo.files import expanded
-from vision_zoo.types import ImageShape, LabelledImages, Split
+from vision_zoo.types import ImageShape, LabelledImages, Resize, Split
 
 _SCORED: tuple[Split, ...] = ("val", "test")
 _MOST_UNNAMED = 100_000  # classes, where there are fewer images

@@ -30,10 +30,7 @@ class CIFAR10(ImageDataModule):
 
     torchvision_class = datasets.CIFAR10
     folder = "cifar-10-batches-py"
-    names: Mapping[str, Sequence[str]] = {
-        "train": [f"data_batch_{n}" for n in range(1, 6)],
-        "test": ["test_batch"],
-    }
+    names: Mapping[str, Sequence[str]] = {"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]}
     keys: ClassVar[Sequence[str]] = ("labels",)  # of the labels in a batch, as its records hold them; the last counts
     # SHA-1 of the records of each batch, labels and then pixels: of the files of the published binary version.
     published: ClassVar[Mapping[str, str]] = {

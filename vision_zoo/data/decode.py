@@ -8,7 +8,7 @@ import struct
 import sys
 import zlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from vision_zoo.data.values import Numbers, Pixels, to_8_bits
 from vision_zoo.errors import DataError, TrainingError, lack, refuse
-from vision_zoo.types import ImageShape, Interpolation, ValueRange
+from vision_zoo.types import ImageShape, Interpolation, Resize, ValueRange
 
-Resize = Literal["crop", "squash", "pad"]
 File = str | Path | io.BytesIO
 
 # What PIL raises for files that are damaged, truncated, too large or not images at all.

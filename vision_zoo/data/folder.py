@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from vision_zoo.data.decode import UNREADABLE, Resize, read_values
+from vision_zoo.data.decode import UNREADABLE, read_values
 from vision_zoo.data.discovery import TABLES, LeftOut, look_into, nfc
 from vision_zoo.data.facts import lazy
 from vision_zoo.data.own import OwnImages
@@ -26,7 +26,7 @@ from vision_zoo.data.splits import (
 )
 from vision_zoo.data.values import LOOKED_AT, Numbers
 from vision_zoo.errors import DataError, DatasetNotFoundError, refuse
-from vision_zoo.types import LabelledImages, Split
+from vision_zoo.types import LabelledImages, Resize, Split
 
 _IN_MEMORY = 2**30  # bytes of decoded images
 

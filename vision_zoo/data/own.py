@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.data.decode import Resize
 from vision_zoo.data.facts import evenly, lazy, per_channel, statistics
 from vision_zoo.data.splits import check_part, is_everything
 from vision_zoo.data.values import Numbers, find_range
 from vision_zoo.errors import ConfigError, refuse
-from vision_zoo.types import Split, ValueRange
+from vision_zoo.types import Resize, Split, ValueRange
 
 _SAMPLE = 4096  # images that mean and std are computed from
 

@@ -150,8 +150,9 @@ class Pack(InFiles):
 
     def __init__(self, path: str, *, cache_gb: float = 20.0, **options: Any) -> None:
         super().__init__(path, **options)
-        self._pack = PackFile(self.path) if self.path.is_file() else None  # what is missing is told when it is needed
-        self._shards = None
+        self._pack = self._shards = None
+        with suppress(DataError):  # what is missing or damaged is told when it is needed
+            self._pack = PackFile(self.path)
         if is_address(path):
             self._shards = Shards(path, cache_gb)
             head = read_head(self._shards.head(HEAD), path)

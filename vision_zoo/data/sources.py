@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vision_zoo.data.decode import UNREADABLE, File, Resize, decode
+from vision_zoo.data.decode import UNREADABLE, File, decode
 from vision_zoo.data.discovery import LeftOut
 from vision_zoo.errors import ConfigError, DataError, TrainingError, lack, refuse
-from vision_zoo.types import ImageShape, Interpolation, LabelledImages, ValueRange
+from vision_zoo.types import ImageShape, Interpolation, LabelledImages, Resize, ValueRange
 
 B = TypeVar("B")
 T = TypeVar("T")

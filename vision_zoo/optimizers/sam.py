@@ -62,8 +62,7 @@ class SAM(Around):
     ) -> None:
         refuse(ValueError, (not 0 < rho < 1000, f"rho must be above 0 and below 1000, got {rho:g}"))
         self.rho, self.adaptive = rho, adaptive
-        class_ = class_of("base", base, MuonWith)
-        super().__init__(class_(params, **{"lr": lr, **(base_options or {})}))
+        super().__init__(class_of("base", base, MuonWith)(params, **{"lr": lr, **(base_options or {})}))
 
     @torch.no_grad()
     def step(self, closure: Closure = None) -> Any:

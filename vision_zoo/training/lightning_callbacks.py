@@ -1,5 +1,6 @@
 """Lightning's callbacks that change the weights, such that what is validated is what is saved, also after a resume."""
 
+import copy
 from typing import Any
 
 import torch
@@ -22,6 +23,13 @@ class StochasticWeightAveraging(callbacks.StochasticWeightAveraging):
     Lightning does so for networks with batch normalisation; for others, the average comes after the last checkpoint.
     One rate, swa_lrs, is that of the layers that learn fastest; Lightning gives it to all, and undoes fine-tuning's.
     """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a run whose last epoch is not known, in which the average takes the place of the weights."""
+        what = "--trainer.callbacks StochasticWeightAveraging ends with the average in the last epoch"
+        unknown = trainer.max_epochs == -1 or trainer.max_steps > -1
+        refuse(ConfigError, (unknown, f"{what}: set --trainer.max_epochs, and leave max_steps out"))
+        super().on_fit_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to average when the epoch has come."""
@@ -56,7 +64,7 @@ class EMA(WeightAveraging):
         new = (1 - grown.clamp(max=self.decay)).to(averages[0].dtype)
         for average, weight in zip(averages, weights, strict=True):
             if average.is_floating_point():
-                average.lerp_(weight, new)
+                average.lerp_(weight.to(average.dtype), new)
             else:
                 average.copy_(weight)
 
@@ -164,6 +172,7 @@ class ModelPruning(callbacks.ModelPruning):
         super().__init__(pruning_fn=pruning_fn, amount=amount, **options)
         self._module: LightningModule | None = None
         self._masks: dict[str, Tensor] = {}
+        self._first: list[dict[str, Tensor]] = []  # weights to which those that are left go back in each epoch
         self._pruned_epoch = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -175,13 +184,14 @@ class ModelPruning(callbacks.ModelPruning):
             patches.try_pruning(self, min(abs(trainer.max_epochs or 1), 100))
 
     def state_dict(self) -> dict[str, Any]:
-        """Which weights are kept, as 0 and 1, by the names of their masks."""
+        """Which weights are kept, as 0 and 1, by the names of their masks, and the first ones of each layer."""
         buffers = self._module.named_buffers() if self._module is not None else ()
-        return {"masks": {name: mask.cpu() for name, mask in buffers if name.endswith("_mask")}}
+        first = [layer["data"].state_dict() for layer in (self._original_layers or {}).values()]
+        return {"masks": {name: mask.cpu() for name, mask in buffers if name.endswith("_mask")}, "first": first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the masks of the run that is continued."""
-        self._masks = state_dict["masks"]
+        self._masks, self._first = state_dict["masks"], state_dict.get("first", [])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune again what was; not before the optimizer has its weights, whose order this changes."""
@@ -189,7 +199,15 @@ class ModelPruning(callbacks.ModelPruning):
         for name, mask in self._masks.items():
             place, _, weight = name.removesuffix("_mask").rpartition(".")
             custom_from_mask(pl_module.get_submodule(place), weight, mask.to(pl_module.device))
-        self._masks = {}
+        for layer, weights in zip((self._original_layers or {}).values(), self._first, strict=False):
+            layer["data"].load_state_dict(weights)
+        self._masks, self._first = {}, []
+
+    def apply_lottery_ticket_hypothesis(self) -> None:
+        """Go back to copies of the first weights: Lightning goes back to these, and training then changes them."""
+        first, self._original_layers = self._original_layers, copy.deepcopy(self._original_layers)
+        super().apply_lottery_ticket_hypothesis()
+        self._original_layers = first
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune before the validation that ends an epoch."""

@@ -256,8 +256,7 @@ class RunFolder(Callback):
         """
         if self._ended_epoch is not None:
             kept = [name for name in trainer.callback_metrics if self.validated or not name.startswith("val/")]
-            names = [name for name in kept if name not in STEP_METRICS]
-            self._write(trainer, names, self._ended_epoch)
+            self._write(trainer, [name for name in kept if name not in STEP_METRICS], self._ended_epoch)
             self._ended_epoch, self.validated = None, False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

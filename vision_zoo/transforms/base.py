@@ -156,5 +156,4 @@ def rising(transform: nn.Module, least: float, most: float, **options: Span) -> 
     """Refuse spans that do not rise, or reach beyond the least and the most."""
     for name, value in options.items():
         message = f"{type(transform).__name__}: {name} must be two rising numbers from {least:g} to {most:g}, got"
-        wrong = not least <= value[0] <= value[1] <= most
-        refuse(ConfigError, (wrong, f"{message} {list(value)}"))
+        refuse(ConfigError, (not least <= value[0] <= value[1] <= most, f"{message} {list(value)}"))

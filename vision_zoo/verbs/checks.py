@@ -63,7 +63,7 @@ def check_share(trainer: Trainer, datamodule: ImageDataModule) -> None:
     if isinstance(share, float) and 0 < share < 1:  # only then the test images are counted before
         datamodule.prepare_data()
         datamodule.setup("test")
-        batches = math.ceil(datamodule.sizes["test"] / trainer.world_size / datamodule.batch_size)
+        batches = math.ceil(max(datamodule.sizes["test"] // trainer.world_size, 1) / datamodule.batch_size)
         less = f"--trainer.limit_test_batches {share} of {batches} is less than one batch: set it to {1 / batches:.3g}"
         refuse(ConfigError, (int(share * batches) < 1, f"{less} at least, or to a number of batches"))
 
@@ -74,11 +74,7 @@ def check_strategy(trainer: Trainer, test_after_fit: bool, known: float | None =
     what = f"{type(trainer.strategy).__name__} shards the network, which can only be tested whole"
     way_out = "set --test_after_fit false, and test the best checkpoint on one device"
     unfit = f"{type(trainer.strategy).__name__} shards the network, and --known needs it whole: leave --known out"
-    refuse(
-        ConfigError,
-        (test_after_fit and not whole, f"{what}: {way_out}"),
-        (known is not None and not whole, unfit),
-    )
+    refuse(ConfigError, (test_after_fit and not whole, f"{what}: {way_out}"), (known is not None and not whole, unfit))
 
 
 def check_monitors(trainer: Trainer, model: Classifier, datamodule: ImageDataModule) -> None:

@@ -29,7 +29,7 @@ from vision_zoo.verbs.formats import FORMATS, ExportError, Format, Forward, Meta
 from vision_zoo.verbs.hub import new_folder, upload
 from vision_zoo.verbs.int8 import images_of, quantise
 from vision_zoo.verbs.output import output_file
-from vision_zoo.verbs.predict import resizing, training_mean
+from vision_zoo.verbs.predict import training_mean
 from vision_zoo.version import __version__
 
 BATCHES = (1, 7, 8)  # images; the file must not have kept the batch size of its making
@@ -81,14 +81,14 @@ def export(
     path = expanded(output or f"{name}{'' if kind == 'hub' else FORMATS[kind].suffix}")
     unknown, taken = format is None and ending not in endings, output is None and path.exists()
     programs = [name for name, each in FORMATS.items() if each.is_program]
-    itself = path.resolve() in [each.path for each in checkpoints]
+    itself = {path.resolve(), path.resolve() / WEIGHTS} & {each.path for each in checkpoints}
     one = f"--format {kind} holds the weights of one network, and several are averaged"
     refuse(
         ConfigError,
         (unknown, f"--output {output}: {ending} is the ending of no format; set --format {', '.join(FORMATS)}, hub"),
         (taken, f"{path.absolute()} is there already: --output {path} replaces it, another name keeps it"),
         (len(checkpoints) > 1 and kind not in programs, f"{one}: --format {' or '.join(programs)}"),
-        (itself, f"--output {path} is the checkpoint itself: choose another file"),
+        (itself, f"--output {path} is the checkpoint itself: choose another name"),
         (int8 and kind != "onnx", f"--int8 goes with --format onnx, not {kind}"),
         (not 0 <= (max_drop or 0) < 100, f"--max_drop is in points, from 0 to below 100, got {max_drop}"),
         (not int8 and (max_drop is not None or data_root), "--max_drop and --data_root go with --int8"),
@@ -116,7 +116,7 @@ def export(
         difference = export_model(model, path, kind, images, facts)
     size = (path / WEIGHTS if kind == "hub" else path).stat().st_size
     print(
-        f"{path.name}, {size / 1e6:,.2f} MB, gives the module's outputs for {described} in batches of "
+        f"{path.resolve().name}, {size / 1e6:,.2f} MB, gives the module's outputs for {described} in batches of "
         f"{', '.join(map(str, BATCHES[:-1]))} and {BATCHES[-1]}.\nLargest difference: {difference.logits:.1e} of "
         f"logits, which reach {difference.scale:.1f}; {difference.probabilities:.1e} of probabilities\n{path.resolve()}"
     )
@@ -166,8 +166,8 @@ def _metadata(model: Classifier, datamodule: ImageDataModule | None, checkpoint:
     values |= {"members": model.members} if isinstance(model, Ensemble) else {}
     return {
         **{name: json.dumps(value) for name, value in values.items()},
-        "resize": resizing(datamodule)[0],
-        "interpolation": resizing(datamodule)[1],
+        "resize": checkpoint.resizing[0],
+        "interpolation": checkpoint.resizing[1],
         "training_mean": json.dumps(training_mean(model, datamodule)),
         "checkpoint": checkpoint.path.name,
         "run": checkpoint.run_name or "",

@@ -87,8 +87,7 @@ def fit(
     folder, stored = None, plan.speed
     if plan.checkpoint is not None:
         check_data(model, datamodule)
-        folder = run_folder(plan.checkpoint.path)
-        stored = speed_of(plan.checkpoint)
+        folder, stored = run_folder(plan.checkpoint.path), speed_of(plan.checkpoint)
     performance = Performance(options.get("precision") is not None, stored, channels_last, compile)
     exact = options.get("precision") is not None and "bf16" not in str(options["precision"])
     head_only = HeadOnly(make_trainer.own, plan.checkpoint, exact)

@@ -136,8 +136,7 @@ def _own_tensors(model: Classifier) -> dict[str, Tensor]:
 
 def _load_weights(path: Path, model: Classifier) -> Forward:
     """A second classifier with the weights of the file, which must have all of them."""
-    other = copy.deepcopy(model)
-    state = read_state_dicts(path)[0]
+    other, state = copy.deepcopy(model), read_state_dicts(path)[0]
     if model.known is not None:
         stored = {name: state.pop(f"{PREFIX}{name}") for name in model.known.stored()}
         other.known = Known.restore({**stored, **{name: float(stored[name]) for name in NUMBERS}}, other.backbone)

@@ -21,7 +21,7 @@ from vision_zoo.data.decode import decoding_threads
 from vision_zoo.data.fingerprint import fingerprint
 from vision_zoo.data.folder import ImageFolder
 from vision_zoo.data.own import OwnImages
-from vision_zoo.data.pack import FORMAT, HEAD, VERSION, PackFile
+from vision_zoo.data.pack import FORMAT, HEAD, VERSION, Mapped, PackFile
 from vision_zoo.data.sources import Files, Members, Source, Subset, pump
 from vision_zoo.data.values import Numbers
 from vision_zoo.errors import ConfigError, DataError, refuse
@@ -67,15 +67,19 @@ def pack(
     audited = all_of(datamodule)
     source, every = audited.source, torch.arange(len(audited.names))
     bare = f"{type(datamodule).__name__} has no image files whose bytes could be kept. Leave out --encoded"
-    refuse(ConfigError, (encoded and not isinstance(source, Files), bare))
+    decoding = ("image_size", "channels", "resize", "interpolation", "value_range")
+    of_fit = [name for name in decoding if encoded and datamodule.hparams.get(name) not in (None, "crop", 3)]
+    refuse(
+        ConfigError,
+        (encoded and (isinstance(source, Mapped) or not isinstance(source, Files)), bare),
+        (of_fit, f"--encoded keeps the image files as they are: give --data.{' and --data.'.join(of_fit)} to fit"),
+    )
     keys = [*filter(None, datamodule.split_names)] if isinstance(datamodule, ImageFolder) else []
     facts: dict[str, Any] = {x: getattr(datamodule, x) for x in ("class_names", "interpolation", "value_range")}
     # What is not given is computed when they are read.
     facts |= datamodule.given if isinstance(datamodule, OwnImages) else {"mean": datamodule.mean, "std": datamodule.std}
-    facts |= {
-        "image_shape": None if encoded else datamodule.image_shape,
-        "resize": getattr(datamodule, "resize", "crop"),
-    }
+    decoded = None if encoded else datamodule.image_shape
+    facts |= {"image_shape": decoded, "resize": getattr(datamodule, "resize", "crop")}
     stamps = source.stamps(every) if isinstance(source, Files) else fingerprint(Subset(source, every), path)
     about = repr((VERSION, facts, limit, stamps, audited.names, keys, audited.splits, source.labels.tolist()))
     digest = hashlib.sha256(about.encode(errors="surrogateescape")).hexdigest()[:16]

@@ -22,20 +22,19 @@ from torch import Tensor
 from vision_zoo.checkpoints import open_checkpoints
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.data.decode import Resize, decode_image, decoding_threads
+from vision_zoo.data.decode import decode_image, decoding_threads
 from vision_zoo.data.described import described_data
 from vision_zoo.data.discovery import LeftOut
 from vision_zoo.data.sources import pump
 from vision_zoo.ensemble import classifier_of
 from vision_zoo.errors import CheckpointError, ConfigError, DataError, InputError, refuse
 from vision_zoo.files import expanded
-from vision_zoo.types import Interpolation
+from vision_zoo.types import Resizing
 from vision_zoo.verbs.image_files import find_images
 from vision_zoo.verbs.output import text_output
 
 Format = Literal["csv", "json"]
 
-Resizing = tuple[Resize, Interpolation]
 Answer = tuple[tuple[str, ...], tuple[float, ...], str, float]  # labels, probabilities, answer, known score
 
 CHUNK = 16  # images that a thread decodes at a time
@@ -115,7 +114,7 @@ def predict(
     if batch_size is None:
         batch_size = getattr(datamodule, "batch_size", CACHED)
         batch_size = min(batch_size, CACHED) if device.type == "cpu" else batch_size
-    predictions = predict_images(model, paths, top_k, resizing(datamodule), invert, batch_size)
+    predictions = predict_images(model, paths, top_k, checkpoint.resizing, invert, batch_size)
     console = Console(file=sys.stderr if output == "-" else sys.stdout, highlight=False, soft_wrap=True)
     bar = Progress(console=console, transient=True, refresh_per_second=2, disable=not console.is_terminal)
     start, brightness = time.monotonic(), 0.0
@@ -150,7 +149,7 @@ def predict(
         from vision_zoo.verbs.explain import write_pictures  # noqa: PLC0415  # which stands on this, and on an extra
 
         labels = labels_shown(model, top_k)
-        write_pictures(model, read, explain, resizing(datamodule), labels, invert=invert, console=console)
+        write_pictures(model, read, explain, checkpoint.resizing, labels, invert=invert, console=console)
     if output != "-":
         console.print(str(expanded(output).absolute()), markup=False)
 
@@ -235,11 +234,6 @@ def _decoded(
     return chain.from_iterable(pump(lambda chunk: list(map(pixels, chunk)), chunks, threads, ahead, take_turns=shared))
 
 
-def resizing(datamodule: ImageDataModule | None) -> Resizing:
-    """How a run brought image files to the size of its network."""
-    return getattr(datamodule, "resize", "crop"), getattr(datamodule, "interpolation", "bilinear")
-
-
 def device_of(accelerator: str) -> torch.device:
     """The device of an accelerator's name: auto, cpu, gpu, cuda or mps."""
     devices = {"cpu": torch.device("cpu"), "auto": torch.device("cpu")}
@@ -287,8 +281,7 @@ def _write(file: TextIO, kind: Format, row: dict[str, str | float], *, is_first:
 
 
 def _results_table(predictions: Sequence[Prediction]) -> Table:
-    image = Column("image", overflow="fold")  # the end of a path tells it from others
-    table = Table(image, "label", Column("probability", justify="right"))
+    table = Table(Column("image", overflow="fold"), "label", Column("probability", justify="right"))  # whole paths
     for path, labels, probabilities, answer, *_ in predictions:
         label = f"{NONE}, nearest {labels[0]}" if answer == NONE else labels[0]
         table.add_row(Text(str(path)), Text(label), f"{100 * probabilities[0]:.2f} %")

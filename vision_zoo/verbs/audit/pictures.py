@@ -86,8 +86,7 @@ def copies(source: Source, looks: Looks, features: Tensor) -> list[tuple[bool, l
         looks: the images at a small size.
         features: float32 (N, D), of the same images.
     """
-    pairs = list[Tensor]()
-    pixels = looks.gray.flatten(1)
+    pairs, pixels = list[Tensor](), looks.gray.flatten(1)
     pixels, features = (F.normalize(values - values.mean(1, keepdim=True)) for values in (pixels, features))
     for start in range(0, len(pixels), _BLOCK):
         unlike = 1 - pixels[start : start + _BLOCK] @ pixels.T

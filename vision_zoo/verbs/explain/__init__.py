@@ -16,12 +16,12 @@ from torch import Tensor
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.decode import decode_image
-from vision_zoo.data.described import described_data
 from vision_zoo.errors import ConfigError, DataError, InputError, did_you_mean, refuse
 from vision_zoo.files import expanded, new_file
+from vision_zoo.types import Resizing
 from vision_zoo.verbs.explain.maps import Method, chosen, maps
 from vision_zoo.verbs.image_files import find_images
-from vision_zoo.verbs.predict import NONE, Resizing, answered, device_of, labels_shown, resizing
+from vision_zoo.verbs.predict import NONE, answered, device_of, labels_shown
 
 MARK = "vision_zoo explain"  # in the metadata of its pictures
 
@@ -62,7 +62,7 @@ def explain(
         (not images, "explain needs images: --images with files, folders or patterns: scans/*.png"),
         (label is not None and label not in names, unknown),
     )
-    write_pictures(model, find_images(images), output, resizing(described_data(checkpoint.data)), top_k, method, label)
+    write_pictures(model, find_images(images), output, checkpoint.resizing, top_k, method, label)
 
 
 def write_pictures(

@@ -29,8 +29,7 @@ class Layer(NamedTuple):
     def planes(self, values: Tensor) -> Tensor:
         """Its outputs, or what belongs to each of them, as (B, C, h, w)."""
         if self.layout == "BNC":
-            count = self.size[0] * self.size[1]
-            values = values[:, -count:].reshape(len(values), *self.size, -1)
+            values = values[:, -self.size[0] * self.size[1] :].reshape(len(values), *self.size, -1)
         return values if self.layout == "BCHW" else values.permute(0, 3, 1, 2)
 
 
@@ -63,8 +62,7 @@ def maps(model: Classifier, images: Tensor, classes: Tensor, method: Method | No
         from captum import attr  # noqa: PLC0415  # of the extra "explain"
     except ModuleNotFoundError as error:
         raise ConfigError(f"explain needs the package {error.name}: pip install 'vision_zoo[explain]'") from error
-    method = method or chosen(model)
-    layer = last_map(model)
+    method, layer = method or chosen(model), last_map(model)
     none = f"--method {method} needs a map of features of {LEAST} x {LEAST} places, which {model.network_name} has not"
     tokens = f"--method grad_cam is of maps of features, and those of {model.network_name} are tokens: take layer_cam"
     refuse(

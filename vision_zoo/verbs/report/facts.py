@@ -89,7 +89,7 @@ def collect(model: Classifier, checkpoint: Checkpoint) -> Facts:
     """Gather the facts of a run; what is missing or broken is reported in words, never made up."""
     path, config = checkpoint.path, checkpoint.config
     run = run_folder(path)
-    facts = Facts(model, run.parent.name if run else path.stem, str(path), str(path))
+    facts = Facts(model, run.parent.name if run else checkpoint.run_name or path.stem, str(path), str(path))
     with contextlib.suppress(yaml.YAMLError):  # of a file that others made, with values that YAML cannot hold
         facts.config = yaml.safe_dump(_without_nulls(config), sort_keys=False, allow_unicode=True) if config else ""
     facts.foreign = foreign_packages(config)

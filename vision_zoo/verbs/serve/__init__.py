@@ -22,7 +22,7 @@ from vision_zoo.data.described import described_data
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.verbs.explain.maps import maps, overlay
 from vision_zoo.verbs.page import rendered
-from vision_zoo.verbs.predict import CACHED, answered, device_of, labels_shown, resizing, training_mean
+from vision_zoo.verbs.predict import CACHED, answered, device_of, labels_shown, training_mean
 from vision_zoo.version import __version__
 
 
@@ -88,7 +88,7 @@ def serve(
     # A network for each thread, since hooks are of a network; all of them have the same weights.
     weights = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     classifiers = [partial(classify, copy.deepcopy(model, {**weights})) for _ in range(decoding_threads())]
-    resize, interpolation = resizing(datamodule)
+    resize, interpolation = checkpoint.resizing
     read = reader(model.image_shape, resize=resize, value_range=model.value_range, interpolation=interpolation)
     batcher = Batcher(classifiers, read, batch_size, max_waiting, max_megapixels * 1e6)
     facts = {

@@ -23,8 +23,7 @@ def write_page(
     """Write report.html and, of a study with folds, the pooled counts of the validation images."""
     metric, pooled = asked["metric"], (list[str](), list[list[int]](), list[dict[str, float]]())
     if chosen is not None and asked["folds"]:
-        pooled = pool(chosen.outcomes)
-        names, counts, scores = pooled
+        names, counts, scores = pooled = pool(chosen.outcomes)
         write_matrix(folder / "confusion_matrix.csv", names, counts)
         rows = ([name, *row.values()] for name, row in zip(names, scores, strict=True))
         write_csv(folder / "per_class.csv", [["class", *scores[0]], *rows])

@@ -18,24 +18,28 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("lightning", "jsonargparse", "torchmetrics", "pillow")
-# The command line's layers, a fit that is stopped and goes on, a refusal in words, test and predict with a checkpoint.
+PACKAGES = ("lightning", "jsonargparse", "torchmetrics", "pillow", "optuna", "rich", "jinja2", "filelock")
+# The command line, a fit that is stopped and goes on, a refusal in words, test and predict with a checkpoint, a search,
+# a page.
 TESTS = [
     "tests/cli",
     "tests/training/test_run_folder.py",
     "tests/training/test_resume.py",
     "tests/verbs/test_predict.py",
     "tests/data/test_folder.py",
+    "tests/verbs/test_search.py",
+    "tests/verbs/test_report.py",
     "-k",
-    "named_once or beats or starts_from or run_folder or crashed or longer or batch_size or exactly_those",
+    "named_once or beats or starts_from or run_folder or crashed or longer or batch_size or exactly_those or optimum"
+    " or one_page",
 ]
 
 
 def bounds() -> dict[str, tuple[str, str]]:
     """For each package the requirement of the lowest and of the highest supported version, as pip reads them."""
-    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     found = {}
-    for line in dependencies:
+    for line in (*project["dependencies"], *project["optional-dependencies"]["search"]):
         name, bound = re.match(r"([\w-]+)(?:\[.*\])?(.*)", line).groups()
         if name in PACKAGES:
             lowest = re.search(r">=([\d.]+)", bound)[1]

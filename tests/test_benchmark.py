@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from scripts import results
-from scripts.benchmark import bench, loops, table, tutorials
+from scripts.benchmark import bench, loops, table, training, tutorials
 from scripts.benchmark.bench import Bench, Row
 from tests import tiny
 from vision_zoo.backbones import SmallCNN
@@ -104,6 +104,30 @@ def test_runs_that_are_not_in_turn_are_all_compared_with_each_other():
     bench.row("d", "cnn", [2.0, 4.0, 1.0], [8.0, 12.0], "s", in_turn=False)
     (row,) = bench.rows
     assert (row.ratio, row.lowest, row.highest, row.n) == (5, 2, 12, 2)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "said"), [((0.98, 0.985, 0.99), "reached"), ((0.98, 0.98, 0.99), "NOT REACHED")]
+)
+def test_a_tutorials_accuracy_is_reached_by_the_median_in_the_time_of_its_epochs(accuracies, said):
+    """Theirs is 98.44 % after 5 epochs of 60,000 images; at 10,000 images/s they take 30 s."""
+    bench, loops_ = bench_of(3), [{"images_per_second": rate} for rate in (10_000, 20_000, 5_000)]
+    trained = [
+        {"fit_seconds": 10.0, "metrics": {"test/accuracy": accuracy}, "data": {"note": ""}} for accuracy in accuracies
+    ]
+    training.to_accuracy(bench, "lenet5", None, trained, loops_)
+    (row,) = bench.rows
+    assert (row.what, row.ours, row.theirs, row.ratio) == ("lenet5, to 98.44 %", 10, 30, 3)
+    assert row.note.startswith(
+        f"{said} by the median: {100 * accuracies[1]:.2f} (98.00-99.00) %; theirs: 5 times its epoch"
+    )
+
+
+def test_the_images_of_a_tutorials_iterations_are_counted_in_our_epochs():
+    system = dataclasses.replace(tutorials.SYSTEMS["lenet5"], iterations=3000)  # of 600 of 100 images in an epoch
+    assert training.tutorial_epochs(system, None) == (5.0, "theirs: 5 times its epoch")
+    times, said = training.tutorial_epochs(tutorials.SYSTEMS["lenet5"], 100)
+    assert (times, said) == (5, "theirs: 5 times an epoch as 100 of its 600 steps take")
 
 
 def test_every_turn_begins_with_another_side():

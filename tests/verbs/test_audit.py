@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.browser import in_chromium, opened
 from vision_zoo.__main__ import main
-from vision_zoo.verbs.audit.labels import confident_joint, suspects
+from vision_zoo.verbs.audit.labels import confident_joint, held_out_probabilities, suspects
 
 COLOURS = {"café": (1, 0.2, 0.2), "dog": (0.2, 1, 0.2), "rot & <b>": (0.2, 0.3, 1)}
 SMALL = ["--image_size", "32"]
@@ -303,6 +303,18 @@ def test_what_was_removed_is_left_out_and_told(here):
     with pytest.warns(UserWarning, match=r"left out: 1 folder of what audit removed \(_removed\)"):
         assert main(["show", "--data", "ImageFolder", "--data.root", str(photos), "--data.test_split", "0",
                      "--data.val_split", "0"]) == 0  # fmt: skip
+
+
+def test_copies_of_an_image_do_not_vouch_for_its_wrong_label():
+    """Ten copies of an image of the first class have the label of the second."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[3.0, 0.0], [-3.0, 0.0]]).repeat_interleave(30, 0)
+    features = centres + torch.randn(60, 2, generator=generator)
+    outlier = torch.tensor([[3.0, 9.0]]).expand(10, 2)
+    features, labels = torch.cat([features, outlier]), torch.tensor([0] * 30 + [1] * 40)
+    copies, alone = torch.cat([torch.arange(60), torch.full((10,), 60)]), torch.arange(70)
+    told = [held_out_probabilities(features, features, labels, of, 0)[60:, 1].mean() for of in (copies, alone)]
+    assert told[0] < 0.5 < told[1]
 
 
 def test_the_confident_joint_and_the_suspects_are_those_computed_by_hand():

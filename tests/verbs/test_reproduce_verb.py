@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vision_zoo.__main__ import main
-from vision_zoo.verbs.reproduce import reproduce
+from vision_zoo.verbs.reproduce import _spread, reproduce
 
 
 @pytest.fixture
@@ -84,6 +84,18 @@ def test_runs_of_other_seeds_tell_the_spread(run, here, capsys, accuracies, code
     assert ("within the spread of its seeds: " if not code else "different: ") in told
     assert "and 3 seeds let " in told
     assert "metrics.csv is the same; weights after 20 steps differ" in told
+
+
+@pytest.mark.parametrize(("accuracy", "within"), [(0.911, True), (0.910, False), (1.009, True), (1.010, False)])
+def test_the_spread_is_the_prediction_interval_of_one_more_run(accuracy, within, here):
+    """Of .95, .96, .97: .96 +- 4.303 (Student, 2 degrees of freedom, 95 %) x .01 x sqrt(1 + 1/3) = .0497."""
+    runs = [here / "study/trial/runs/default" / f"version_{number}" for number in range(4)]
+    values = [0.95, 0.96, 0.97, accuracy]
+    for seed, (folder, value) in enumerate(zip(runs, values, strict=True)):
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(f"seed_everything: {seed}\n")
+        (folder / "results.json").write_text(json.dumps({"metrics": {"test/accuracy": value}}))
+    assert _spread(runs[0], runs[3])[1] is within
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -24,6 +25,7 @@ from vision_zoo.data import ImageFolder, ImageTable, MNIST5k
 from vision_zoo.errors import ConfigError
 from vision_zoo.files import lock_file, release
 from vision_zoo.verbs.study import plan, running
+from vision_zoo.verbs.study.table import Configuration, Outcome, best_of
 
 RECIPE = """
 model: {backbone: LeNet5, optimizer: {class_path: Adam, init_args: {lr: 0.002}}}
@@ -253,6 +255,36 @@ def test_what_no_study_can_do_is_refused_before_any_work(words, said, study, cap
     assert study(*words) == 2
     assert said in capsys.readouterr().err
     assert not list(Path().glob("studies/*/trials"))
+
+
+def outcomes(name: str, metric: str, *values: float) -> Configuration:
+    recipe = plan.Recipe(name, Path(f"{name}.yaml"), "")
+    trials = [plan.Trial(Path(), recipe, (), "", seed, ()) for seed in range(len(values))]
+    return Configuration(
+        name, [Outcome(trial, None, {"metrics": {metric: v}}) for trial, v in zip(trials, values, strict=True)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"), [("val/accuracy", "high"), ("val/loss", "low"), ("val/calibration_error", "low")]
+)
+def test_the_best_configuration_has_the_highest_accuracy_or_the_lowest_loss(metric, best):
+    found = [
+        outcomes("low", metric, 0.2, 0.4),
+        outcomes("high", metric, 0.5, 0.3),
+        outcomes("cut short", metric, math.nan),
+    ]
+    assert best_of(found, metric).name == best
+    assert best_of(found[2:], metric) is None
+
+
+def test_a_mean_has_its_95_percent_interval():
+    """Of .1, .2, .4: mean .2333, deviation .1528, and Student's 4.303 of two degrees of freedom."""
+    summary = outcomes("a", "val/loss", 0.1, 0.2, 0.4).summary("val/loss")
+    assert summary == pytest.approx(
+        {"n": 3, "mean": 0.7 / 3, "spread": 0.152753, "half": 4.302653 * 0.152753 / 3**0.5}, rel=1e-4
+    )
+    assert "half" not in outcomes("a", "val/loss", 0.1).summary("val/loss")
 
 
 def test_options_of_one_last_word_are_told_apart():

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from vision_zoo.__main__ import main
 from vision_zoo.api import load
 from vision_zoo.training import features
+from vision_zoo.verbs.teach.curve import Point, what_more_brings
 from vision_zoo.verbs.teach.head import Head
 from vision_zoo.verbs.teach.label_next import worth_a_label
 
@@ -107,6 +108,20 @@ def test_the_learning_curve_is_a_table_and_a_picture(taught):
     assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
     assert {f"recall {kind}" for kind in KINDS} < rows[0].keys()
     assert Image.open(taught / "learning_curve.png").size[0] > 500
+
+
+def test_what_more_photos_bring_follows_the_law_of_the_curve():
+    """Errors of .04 + .8 / sqrt(n): at 200 photos 9.7 %, at 400 8 %; "cat" gains, and "dog" is the same at any n."""
+    points = []
+    for photos in (5, 10, 20, 50, 100, 200):
+        error = 0.04 + 0.8 * photos**-0.5
+        points.append(Point(photos, 0, 1 - error, [1 - 2 * error, 0.9]))
+    said = what_more_brings(points, ["cat", "dog"])
+    assert said.startswith(
+        "twice the photos, about 400 of each class, would bring validation accuracy from about 90.3 "
+    )
+    assert "to about 92.0 %, and most for cat (recall now 81 %, about 3.3 points more)" in said
+    assert "too few to tell" in what_more_brings(points[:3], ["cat", "dog"])
 
 
 def test_next_names_what_lowers_the_variance_of_all_logits_most():

@@ -83,15 +83,15 @@ def quantise(whole: Path, target: Path, model: Classifier, train: Tensor, val: L
     low, high = interval(int((right & ~still).sum()), int((still & ~right).sum()), len(right))
     count = f"{len(layers) - len(kept)} of {len(layers) + len(first)} layers"
     was, now = (metric_text("accuracy", float(each.float().mean())) for each in (right, still))
-    told = f"accuracy on {len(right):,} validation images {was} -> {now}, a drop of {drop:.2f} "
+    what = f"{len(right):,} validation images{', which chose the float layers,' * bool(kept)}"
+    told = f"accuracy on {what} {was} -> {now}, a drop of {drop:.2f} "
     told += f"points (95 % interval {100 * low:.2f} to {100 * high:.2f})"
     way_out = f"--max_drop {math.ceil(100 * drop) / 100:.2f} would allow it, and without --int8 the file is float"
     refuse(ExportError, (drop > max_drop, f"int8 costs too much, with {count} still: {told}. {way_out}"))
     if model.known is not None:
         passed = [float((score[0] >= model.known.threshold).float().mean()) for score in (scores, new_scores)]
         told += f"; of them {' -> '.join(metric_text('known', each) for each in passed)} pass as known"
-    size = target.stat().st_size / whole.stat().st_size
-    floats = ", ".join([*first, *(layers[name] for name in kept)])
+    size, floats = target.stat().st_size / whole.stat().st_size, ", ".join([*first, *(layers[name] for name in kept)])
     return f"int8: {count}{f' ({floats} float)' * bool(floats)}, {size:.2f} of the size; {told}"
 
 

@@ -18,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "ablation_cifar10"
 _FLIP, _CROP = "RandomHorizontalFlip", "{class_path: RandomCrop, init_args: {padding: 4}}"
+_CUTMIX = "{class_path: CutMix, init_args: {p: 0.5}}"
 _HEADING = """
 ## What each method is worth
 
@@ -28,6 +29,9 @@ the options; it makes the rows by
 `python scripts/ablation.py --data_root data`.
 """
 _RATES = "lr: 0.1, momentum: 0.9, nesterov: true, weight_decay: 0.0005"
+_MUON = f'--model.optimizer MuonWith --model.optimizer.other SGD --model.optimizer.other_options "{{{_RATES}}}"'
+_EMA = "--trainer.callbacks+ EMA --trainer.callbacks.decay 0.998"
+_TOGETHER = f"{_MUON} {_EMA} --tta flip"
 
 
 def _augmented(*transforms: str) -> str:
@@ -47,18 +51,20 @@ METHODS: dict[str, str] = {
     "RandAugment": _augmented("RandAugment"),
     "TrivialAugmentWide": _augmented("TrivialAugmentWide"),
     "MixUp": _augmented("{class_path: MixUp, init_args: {alpha: 0.2}}"),
-    "CutMix": _augmented("{class_path: CutMix, init_args: {p: 0.5}}"),
+    "CutMix": _augmented(_CUTMIX),
     "label smoothing": "--model.loss.label_smoothing 0.1",
     "Focal": "--model.loss Focal",
     "BinaryCrossEntropy": "--model.loss BinaryCrossEntropy",
     "no decay of vectors": "--model.decay_vectors false",
-    "EMA": "--trainer.callbacks+ EMA --trainer.callbacks.decay 0.998",
-    "MuonWith": "--model.optimizer MuonWith --model.optimizer.other SGD "
-    f'--model.optimizer.other_options "{{{_RATES}}}"',
+    "EMA": _EMA,
+    "MuonWith": _MUON,
     "SAM": "--model.optimizer SAM --model.optimizer.lr 0.1 --model.optimizer.base_options "
     '"{momentum: 0.9, nesterov: true, weight_decay: 0.0005}"',
     "AdamWScheduleFree": "--model.optimizer AdamWScheduleFree --model.optimizer.lr 0.005 --model.scheduler null",
     "TTA flip": "--tta flip",
+    "RandomHorizontalFlip, RandomCrop, MuonWith, EMA, TTA flip": f"{_augmented(_FLIP, _CROP)} {_TOGETHER}",
+    "the same and RandAugment": f"{_augmented(_FLIP, _CROP, 'RandAugment')} {_TOGETHER}",
+    "the same and RandAugment, CutMix": f"{_augmented(_FLIP, _CROP, 'RandAugment', _CUTMIX)} {_TOGETHER}",
 }
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ import torch
 
 import vision_zoo
 from tests import tiny
+from vision_zoo.classifier import Classifier
 from vision_zoo.errors import CheckpointError, ConfigError
 
 QUICK = {"model.backbone": "LeNet5", "trainer": {"max_epochs": 1, "limit_train_batches": 2, "limit_test_batches": 1}}
@@ -42,6 +44,39 @@ def test_a_network_is_trained_tested_loaded_and_used(here):
     assert len(rows) == 4
     assert rows[0].keys() == {"path", "label", "probability", "label_2", "probability_2"}
     assert 0 <= rows[0]["probability_2"] <= rows[0]["probability"] <= 1
+
+
+def test_runs_are_told_by_their_age_and_taken_for_paths_and_a_path_for_images(here):
+    runs = [vision_zoo.fit(**QUICK), vision_zoo.fit(**QUICK)]
+    assert vision_zoo.test(runs[0], trainer={"limit_test_batches": 1}) is not None  # leaves files in its folder
+    assert vision_zoo.runs() == runs
+    vision_zoo.load(runs[0], trusted_packages="mynet")
+    tiny.write_image_folder(here / "scans", count=2, size=(28, 28))
+    several = vision_zoo.predict(runs[0], iter(sorted((here / "scans").glob("*"))))
+    assert vision_zoo.predict(runs[0], here / "scans") == vision_zoo.predict(runs[0], f"{here}/scans") == several
+
+
+def test_ctrl_c_ends_a_test_as_it_ends_python_and_works_again(here, monkeypatch):
+    run, before = vision_zoo.fit(**QUICK), signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Classifier, "test_step", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        vision_zoo.test(run)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.slow
+def test_a_program_trains_by_two_processes_and_by_one_in_turn(here):
+    """Half a minute."""
+    code = f"""
+import vision_zoo
+if __name__ == "__main__":
+    for devices in (2, 1, 2):
+        print(vision_zoo.fit(**{QUICK!r}, **{{"trainer.accelerator": "cpu", "trainer.devices": devices}}).path.name)
+"""
+    (here / "program.py").write_text(code)
+    done = subprocess.run([sys.executable, "program.py"], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {"version_0", "version_1", "version_2"} <= {*done.stdout.split()}
 
 
 def test_a_smoke_test_leaves_nothing(here):

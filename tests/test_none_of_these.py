@@ -93,6 +93,14 @@ def stored(run) -> dict:
     return torch.load(run / "checkpoints/best.ckpt", weights_only=True)["known"]
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", pytest.param("16-true", marks=pytest.mark.slow)])  # 5 s
+def test_a_run_in_any_precision_has_its_threshold_and_is_tested_in_it(precision, here):
+    words = ["--trainer.max_epochs", "1", "--trainer.precision", precision]
+    assert main([*QUICK_KNOWN, "--known", "0.9", *words]) == 0
+    assert 0 < json.loads(Path("runs/default/version_0/results.json").read_text())["metrics"]["test/known"] <= 1
+    assert main(["test", "--ckpt_path", "last", "--trainer.precision", precision]) == 0
+
+
 def test_the_chosen_share_of_the_validation_images_passes_with_the_checkpoint(run):
     model = vision_zoo.load(run)
     data = MNIST5k()

@@ -198,14 +198,15 @@ def test_a_schedule_free_run_validates_saves_and_loads_its_average(tmp_path, mon
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["SAM", "--trainer.accumulate_grad_batches", "2"], "SAM computes the gradient of a batch twice"),
+        (["SAM", "--trainer.accumulate_grad_batches", "2"], "SAM and LBFGS compute a batch's gradient anew"),
+        (["LBFGS", "--trainer.accumulate_grad_batches", "2"], "do not work with accumulated ones: leave that out"),
         (
             [
                 "SAM",
                 "--trainer.callbacks",
                 "[{class_path: GradientAccumulationScheduler, init_args: {scheduling: {1: 2}}}]",
             ],
-            "does not work with accumulated ones: leave that out",
+            "do not work with accumulated ones: leave that out",
         ),
         (["SAM", "--model.optimizer.base", "Adan"], "--model.optimizer.base Adan: unknown; did you mean Adam"),
         (["SAM", "--model.optimizer.rho", "0"], "rho must be above 0 and below 1000, got 0"),

@@ -6,7 +6,9 @@ What is wrong with their arguments, a checkpoint or the data is a VisionZooError
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,9 @@ class Run:
     def metrics(self) -> dict[str, float]:
         """The metrics in results, such as test/accuracy, a fraction."""
         return dict(self.results.get("metrics", {}))
+
+    def __str__(self) -> str:
+        return str(self.path)
 
     @classmethod
     def at(cls, path: str | Path) -> Run:
@@ -61,9 +66,7 @@ def fit(recipe: str | Path | None = None, **options: Any) -> Run | None:
         how = tune.TuneConfig(metric="val/accuracy", mode="max", num_samples=4)
         best = tune.Tuner(trial, param_space=rates, tune_config=how).fit().get_best_result()
     """
-    from vision_zoo.cli.main import execute  # noqa: PLC0415  # imports torch
-
-    folder = execute(["fit", *([] if recipe is None else ["--config", str(recipe)]), *_words(options)])
+    folder = _run(["fit", *([] if recipe is None else ["--config", str(recipe)]), *_words(options)])
     return None if folder is None else Run.at(folder)
 
 
@@ -85,7 +88,7 @@ def load(path: str | Path, trusted_packages: Sequence[str] = ()) -> Classifier:
 
 def predict(
     path: str | Path,
-    images: Sequence[str | Path],
+    images: str | Path | Iterable[str | Path],
     top_k: int = 1,
     invert: bool = False,
     trusted_packages: Sequence[str] = (),
@@ -109,7 +112,8 @@ def predict(
     from vision_zoo.verbs.predict import predict_images  # noqa: PLC0415
 
     checkpoint = open_checkpoint(str(path), trusted_packages)
-    model, paths = Classifier.from_checkpoint(checkpoint.content), find_images([str(image) for image in images])
+    paths = find_images([str(image) for image in ([images] if isinstance(images, str | Path) else images)])
+    model = Classifier.from_checkpoint(checkpoint.content)
     found = predict_images(model, paths, top_k, checkpoint.resizing, invert)
     return [prediction.as_dict() for prediction in found if not prediction.problem]
 
@@ -124,15 +128,30 @@ def test(path: str | Path, **options: Any) -> dict[str, float]:
     Returns:
         The metrics by name, such as test/accuracy, a fraction.
     """
-    from vision_zoo.cli.main import execute  # noqa: PLC0415  # imports torch
-
-    return dict(execute(["test", "--ckpt_path", str(path), *_words(options)]))
+    return dict(_run(["test", "--ckpt_path", str(path), *_words(options)]))
 
 
 def runs(root: str | Path = ".") -> list[Run]:
     """The runs below a folder that holds "runs", the oldest first."""
     folders = [folder for folder in Path(root).glob("runs/*/version_*") if folder.is_dir()]
-    return [Run.at(folder) for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime_ns)]
+    written = {f: [c.stat().st_mtime_ns for c in (*f.glob("checkpoints/*.ckpt"), f)] for f in folders}
+    return [Run.at(f) for f in sorted(folders, key=lambda f: max(written[f][:-1], default=written[f][-1]))]
+
+
+def _run(words: list[str]) -> Any:
+    """Run a command, and leave the program as it was: without a group of processes, and Ctrl-C as before."""
+    from vision_zoo.cli.main import execute  # noqa: PLC0415  # both import torch
+    from vision_zoo.training.processes import leave_processes  # noqa: PLC0415
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        return execute(words)
+    except SystemExit as error:  # Lightning turns Ctrl-C into one, and ignores more of them
+        raise (error.__context__ if isinstance(error.__context__, KeyboardInterrupt) else error) from None
+    finally:
+        leave_processes()
+        with suppress(ValueError, TypeError):  # of another thread, or of a handler that is not Python's
+            signal.signal(signal.SIGINT, before)
 
 
 def _words(options: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -184,15 +184,16 @@ class Checkpoint(NamedTuple):
         init_args = {name: value for name, value in options.items() if not name.startswith("_")}
         of_python = {"class_path": options["_class_path"], "init_args": init_args} if "_class_path" in options else {}
         found = dict(self.config.get("data", of_python))
-        settled = {name: options[name] for name in ("resize", "interpolation") if options.get(name)}  # by a pack
-        return {**found, "init_args": {**(found.get("init_args") or {}), **settled}} if found else {}
+        given = found.get("init_args")
+        settled = {name: init_args[name] for name in ("resize", "interpolation") if init_args.get(name)}  # by a pack
+        return found | {"init_args": {**given, **settled}} if isinstance(given, Mapping) else found
 
     @property
     def resizing(self) -> Resizing:
         """How its run brought image files to the size of its network."""
-        options = dict(self.data.get("init_args") or {})
+        options = {**given} if isinstance(given := self.data.get("init_args"), Mapping) else {}
         with suppress(ConfigError):  # of a package that is not here
-            options.setdefault("resize", getattr(import_path(self.data.get("class_path", "")), "resize", None))
+            options.setdefault("resize", getattr(import_path(str(self.data.get("class_path"))), "resize", None))
         return options.get("resize") or "crop", options.get("interpolation") or "bilinear"
 
     @property

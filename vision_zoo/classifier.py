@@ -236,6 +236,7 @@ class Classifier(ScoredModule):
             self.check(getattr(data, "batch_size", None))
             self.loss.prepare(self, data)
             start_from_images(self, data)
+            self.trainer.precision_plugin.convert_module(self)  # or a checkpoint's weights would be rounded
 
     def check(self, batch_size: int | None = None) -> None:
         """Refuse a network that does not classify, or cannot learn from batches of this size; see `probe.check`."""

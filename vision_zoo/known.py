@@ -46,11 +46,11 @@ class Known(nn.Module):
 
     def forward(self, logits: Tensor, features: Tensor) -> Tensor:
         """The score, float (B,), of logits (B, K) and features (B, D)."""
-        energy = logits.logsumexp(1)
+        energy, axes = logits.float().logsumexp(1), self.axes.float()  # also in a run of half precision
         if not len(self.center):
             return energy
-        offset = features - self.center
-        outside = offset - offset @ self.axes @ self.axes.T  # (B, D)
+        offset = features.float() - self.center.float()
+        outside = offset - offset @ axes @ axes.T  # (B, D)
         return energy - self.weight * outside.square().sum(1).sqrt()
 
     @classmethod

@@ -143,4 +143,4 @@ def walk(node: Any) -> Iterator[tuple[str, Any, int]]:
 
 def listed(value: Any) -> list[Any]:
     """An option that takes one or several, as a list."""
-    return value if isinstance(value, list) else [] if value is None else [value]
+    return [*value] if isinstance(value, (list, tuple)) else [] if value is None else [value]

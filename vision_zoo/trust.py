@@ -77,7 +77,7 @@ class Allowlist:
     """Which classes, functions and texts an option may hold; functions only of packages that the user admits."""
 
     def __init__(self, trusted_packages: Sequence[str]) -> None:
-        self.own = tuple(trusted_packages)
+        self.own = tuple(listed(trusted_packages))
         self.admitted = (*(name for name in TRUSTED_PACKAGES if not _lies_beside(name)), *self.own)
 
     def option(self, value: Any, place: str, *, is_text: bool = False) -> Iterator[str]:

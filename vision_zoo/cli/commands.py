@@ -228,8 +228,7 @@ def _own_options(where: str) -> dict[str, Option]:
     """The parameters of a function as options, with what Args says of them up to the first stop, semicolon or colon."""
     parameters, docstring = _definition(where)
     kinds, shared_types = dict(_PARAMETER.findall(parameters)), dict(_LITERAL.findall(_source("types")))
-    about = docstring.partition("Args:\n")[2].partition("\n\n")[0]
-    found = {}
+    about, found = docstring.partition("Args:\n")[2].partition("\n\n")[0], {}
     for name, text in re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", about, re.MULTILINE):
         kind = kinds[name].strip().removesuffix(" | None")
         choices = " ".join(re.findall(r'"(.+?)"', shared_types.get(kind, kind)))

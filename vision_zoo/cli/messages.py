@@ -115,8 +115,7 @@ def suggest_option(message: str, names: Sequence[str], verb: str) -> str:
     if stray:
         option = stray[1].lstrip("-").split("=")[0]
     elif refused:
-        option = refused[1]
-        slots = re.findall(r'arser key "([^"]+)"', message)
+        option, slots = refused[1], re.findall(r'arser key "([^"]+)"', message)
         owners = re.findall(r"Problem with given class_path '([^']+)'", message)
         if owners and not any(flag.startswith(f"--{'.'.join(slots)}.") for flag in flags):  # one class of a list
             known = list(options_of(import_path(owners[-1])))

@@ -71,8 +71,7 @@ class Loader(yaml.SafeLoader):
 
 def find_class(name: str, slot: str) -> str:
     """The full path of a class, looked for where the slot says; a ConfigError with close matches, if there is none."""
-    where = f"--{slot} {name}:"
-    hint = _own_data(name) if slot == "data" else ""
+    where, hint = f"--{slot} {name}:", _own_data(name) if slot == "data" else ""
     if "." in name or "/" in name:
         if hint or not is_import_path(name):
             raise ConfigError(f"{where} not a class path; write package.module.Class{hint}")
@@ -98,10 +97,8 @@ def find_class(name: str, slot: str) -> str:
     models = importlib.import_module("torchvision.models")
     if slot == "model.backbone" and name in models.list_models(module=models):
         hint = f"; --{slot} Torchvision --{slot}.name {name} is the one of torchvision."
-    raise ConfigError(
-        f"{where} unknown{hint or did_you_mean(name, known) or '.'} Known are {', '.join(sorted(known))}; "
-        "a class of your own is named with its module: package.module.Class"
-    )
+    unknown = f"{where} unknown{hint or did_you_mean(name, known) or '.'} Known are {', '.join(sorted(known))}"
+    raise ConfigError(f"{unknown}; a class of your own is named with its module: package.module.Class")
 
 
 def _ours(class_: Any, slot: str) -> str | None:

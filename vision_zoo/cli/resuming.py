@@ -93,11 +93,9 @@ def changes(checkpoint: Checkpoint, config: Config, verb: str) -> list[str]:
         lines = [f"changed against the checkpoint: {change}" for change in found.values()]
         return lines + _dealt(found, stored, now, verb)
     if found:
-        raise ConfigError(
-            f"{checkpoint.path} continues a run, which fixes network, data and optimizer, but these differ: "
-            f"{'; '.join(found.values())}. Leave the options out (and --config too), or start a new run without "
-            "--ckpt_path"
-        )
+        differ = f"{checkpoint.path} continues a run, which fixes network, data and optimizer, but these differ"
+        way_out = "Leave the options out (and --config too), or start a new run without --ckpt_path"
+        raise ConfigError(f"{differ}: {'; '.join(found.values())}. {way_out}")
     _check_length(checkpoint, stored, now)
     changed = [x for x in differing if x.startswith(("trainer.", "model.loss.")) and x != "trainer.default_root_dir"]
     return [f"changed against the checkpoint: --{n}: {stored.get(n)} -> {now.get(n)}" for n in changed]

@@ -161,8 +161,7 @@ class ImageFolder(OwnImages):
             paths, labels = found["train"]
             if split in found or not part or not paths:
                 continue
-            option = f"--data.{split}_split"
-            places = self._places(paths)
+            option, places = f"--data.{split}_split", self._places(paths)
             below = below + part * (1 - below) if places is not None and below is not None and part < 1 else None
             if split == "val" and self.fold is not None:
                 stays, cut = split_by_fold(labels, self.fold, self.seed, places)

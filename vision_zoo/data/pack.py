@@ -39,7 +39,7 @@ from vision_zoo.data.folder import Listing
 from vision_zoo.data.members import InFiles
 from vision_zoo.data.remote import Shards
 from vision_zoo.data.sources import Fetched, Members
-from vision_zoo.errors import DataError, DatasetNotFoundError, refuse
+from vision_zoo.errors import DataError, DatasetNotFoundError, InputError, refuse
 from vision_zoo.files import is_address
 from vision_zoo.types import ImageShape, Split
 
@@ -151,7 +151,7 @@ class Pack(InFiles):
     def __init__(self, path: str, *, cache_gb: float = 20.0, **options: Any) -> None:
         super().__init__(path, **options)
         self._pack = self._shards = None
-        with suppress(DataError):  # what is missing or damaged is told when it is needed
+        with suppress(InputError):  # what is missing or damaged is told when it is needed
             self._pack = PackFile(self.path)
         if is_address(path):
             self._shards = Shards(path, cache_gb)

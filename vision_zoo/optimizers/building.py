@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
 from vision_zoo.errors import ConfigError, refuse
+from vision_zoo.optimizers.sam import OneBatchPerStep
 from vision_zoo.optimizers.schedule_free import AtAverage
 from vision_zoo.schedules import Schedule, build_schedule
 from vision_zoo.specs import class_and_arguments, options_of
@@ -57,7 +58,7 @@ def companions(build: Build | None) -> list[Callback]:
     """The callbacks that an optimizer needs in a run: of ours, and of whatever has train() and eval()."""
     class_, _ = class_and_arguments(build)
     averages = AtAverage if hasattr(class_, "train") and hasattr(class_, "eval") else None
-    companion = getattr(class_, "companion", averages)
+    companion = OneBatchPerStep if class_ is torch.optim.LBFGS else getattr(class_, "companion", averages)
     return [companion()] if companion else []
 
 

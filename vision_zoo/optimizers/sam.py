@@ -14,14 +14,18 @@ from vision_zoo.trainer_facts import callbacks_of
 
 
 class OneBatchPerStep(Companion):
-    """Refuses what would have SAM's second gradient lie on top of others."""
+    """Refuses what would have the second gradient of a batch, of SAM and LBFGS, lie on top of others."""
 
     def problems(self, trainer: Trainer) -> list[tuple[object, str]]:
         """Conditions and messages."""
         scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks_of(trainer))
         accumulates = scheduled or trainer.accumulate_grad_batches > 1
-        summed = "--model.optimizer SAM computes the gradient of a batch twice, and does not work with accumulated ones"
-        scaled = "--model.optimizer SAM does not work with --trainer.precision 16-mixed, which scales gradients"
+        summed = (
+            "--model.optimizer: SAM and LBFGS compute a batch's gradient anew, and do not work with accumulated ones"
+        )
+        scaled = (
+            "--model.optimizer: SAM and LBFGS do not work with --trainer.precision 16-mixed, which scales gradients"
+        )
         return [
             *super().problems(trainer),
             (accumulates, f"{summed}: leave that out, and set --data.batch_size higher"),

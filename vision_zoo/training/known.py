@@ -44,7 +44,7 @@ def fit_known(model: Classifier, datamodule: ImageDataModule, share: float) -> K
 
 def keep_known(trainer: Trainer, model: Classifier, datamodule: ImageDataModule, saving: Saving, share: float) -> None:
     """Fit it for the weights of best.ckpt, which the model has, and keep it in that file."""
-    model.to(trainer.strategy.root_device)
+    model.float().to(trainer.strategy.root_device)  # as predict computes
     found = fit_known(model, datamodule, share)  # on each process: one that waits for another passes for lost
     if trainer.is_global_zero:
         store_known(found, saving)

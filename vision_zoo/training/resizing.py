@@ -82,10 +82,9 @@ class ProgressiveResizing(Callback):
                 with evaluating(pl_module):
                     pl_module.backbone(images)
             except REFUSALS as error:
-                raise ConfigError(
-                    f"ProgressiveResizing: {pl_module.network_name} cannot take images of {height} x {width} pixels; "
-                    f"this is for networks that take any size, such as ResNet ({error})"
-                ) from error
+                wrong = f"ProgressiveResizing: {pl_module.network_name} cannot take images of {height} x {width} pixels"
+                way_out = "this is for networks that take any size, such as ResNet"
+                raise ConfigError(f"{wrong}; {way_out} ({error})") from error
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have images resized on their way into the network, while it trains, if it is known for how many steps."""

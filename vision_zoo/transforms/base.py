@@ -89,8 +89,7 @@ def in_groups(
     groups = torch.zeros(len(images), dtype=torch.long) if groups is None else groups
     order = groups.argsort(stable=True)
     members = order.split_with_sizes(groups.bincount(minlength=len(operations)).tolist())
-    most = max(1, _CACHED // images[0].numel())
-    changed = []
+    most, changed = max(1, _CACHED // images[0].numel()), []
     for operation, places in zip(operations, members, strict=True):
         for start in range(0, len(places), most):
             part = places[start : start + most]

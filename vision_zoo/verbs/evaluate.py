@@ -84,8 +84,7 @@ def _score(
     nothing = f"--trainer.{option} is 0, so that nothing would be scored: set it higher"
     refuse(ConfigError, (getattr(trainer, option) == 0, nothing))
     check_data(model, datamodule)
-    score = trainer.test if part == "test" else trainer.validate
-    score(model, datamodule=datamodule, verbose=False)
+    (trainer.test if part == "test" else trainer.validate)(model, datamodule=datamodule, verbose=False)
     none = "there are no validation images: --data.val_split is 0, so all of them were trained with"
     refuse(ConfigError, (not datamodule.sizes[part], f"{none}. To score the test images: vision_zoo test"))
     metrics = to_floats(trainer.callback_metrics)

@@ -40,8 +40,7 @@ def new_folder(
         (push and not token, f"--push {push} {needs}"),
     )
     run = collect(model, checkpoint)
-    here = f"--ckpt_path {quote(run.place)}"  # of no use elsewhere
-    run.missing = [note for note in run.missing if here not in note]
+    run.missing = [note for note in run.missing if f"--ckpt_path {quote(run.place)}" not in note]  # no use elsewhere
     run.place = run.weights = f"hf://{push}" if push else folder.resolve().name
     run.test_source = ""
     model.cpu().eval().set_memory_format(channels_last=False)

@@ -124,5 +124,4 @@ def say(trainer: Trainer, *what: Any) -> None:
     """Print on the first process, above our progress bar where there is one."""
     if trainer.is_global_zero:
         bar = trainer.progress_bar_callback
-        console = bar if isinstance(bar, ProgressBar) else Console(highlight=False, soft_wrap=True)
-        console.print(*what)
+        (bar if isinstance(bar, ProgressBar) else Console(highlight=False, soft_wrap=True)).print(*what)

@@ -42,11 +42,9 @@ def audit(model: Classifier, datamodule: ImageDataModule, output: str = "audit",
     )
     datamodule.prepare_data()
     audited, seed = all_of(datamodule), datamodule.seed
-    looks = look(audited.source)
-    model = model.to(device_of("auto"))
+    looks, model = look(audited.source), model.to(device_of("auto"))
     values, places, _ = features_of(model, audited.source)
-    rows = torch.isin(looks.places, places)  # a damaged file may be readable at one size alone
-    looks = looks.of(rows)
+    looks = looks.of(torch.isin(looks.places, places))  # a damaged file may be readable at one size alone
     issues, notes = find(audited, looks, values[torch.isin(places, looks.places)], seed)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_csv(page.with_name("issues.csv"), rows_of(issues, audited))

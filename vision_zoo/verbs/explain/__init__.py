@@ -54,8 +54,7 @@ def explain(
     """
     checkpoint = open_checkpoint(ckpt_path, trusted_packages)
     model = Classifier.from_checkpoint(checkpoint.content).to(device_of(accelerator))
-    names = list(model.class_names)
-    top_k = labels_shown(model, top_k)
+    names, top_k = list(model.class_names), labels_shown(model, top_k)
     unknown = f"--label {label}: there is no such class{did_you_mean(label or '', names)}"
     refuse(
         ConfigError,

@@ -51,8 +51,7 @@ def draw_looks(model: Classifier, checkpoint: Checkpoint) -> bytes | str:
         "least sure": order.flip(0)[:OF_EACH],
     }
     places = torch.cat(list(kinds.values()))
-    evidence = maps(model, images[places], said[places])
-    names = model.class_names
+    evidence, names = maps(model, images[places], said[places]), model.class_names
     titles = [
         f"{kind}, {100 * sure[place]:.0f} %\nis {names[labels[place]]}, said {names[said[place]]}"
         for kind, found in kinds.items()

@@ -71,8 +71,7 @@ def read_axis(word: str) -> Axis:
     log, form = bool(found["log"]), "write OPTION=LOW..HIGH, with :log behind it to go by factors, or OPTION=A,B,C"
     wrong = not -math.inf < low < high < math.inf or (log and low <= 0)
     refuse(ConfigError, (wrong, f"--search {word}: {form}; LOW is below HIGH, and above 0 for :log"))
-    whole = all(re.fullmatch(r"-?\d+", found[end]) for end in ("low", "high"))
-    return Axis(name, (), low, high, log, whole)
+    return Axis(name, (), low, high, log, all(re.fullmatch(r"-?\d+", found[end]) for end in ("low", "high")))
 
 
 class Plan(NamedTuple):

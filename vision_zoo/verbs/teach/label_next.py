@@ -59,8 +59,7 @@ def worth_a_label(head: Head, strength: float, labelled: Tensor, values: Tensor,
         gains = gain / (variance + noise)
         gains[chosen] = -torch.inf
         chosen.append(index := int(gains.argmax()))
-        its = shared[index].clone()
-        whole = variance[index] + noise[index]
+        its, whole = shared[index].clone(), variance[index] + noise[index]
         parts = shared @ photos[index] / whole  # (C,), of what it tells, that each photo has
         seen = pool @ its
         gain = gain - 2 * parts * (shared @ seen) + parts.square() * (its @ seen)

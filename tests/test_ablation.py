@@ -10,18 +10,20 @@ from vision_zoo.__main__ import main
 
 
 def group(options, *accuracies):
-    rows = tuple({"test/accuracy": str(value), "fit_seconds": "60"} for value in accuracies)
-    return Group(ablation.RECIPE, "CIFAR10", options, rows)
+    rows = tuple(
+        {"seed": str(seed), "test/accuracy": str(value), "fit_seconds": "60"} for seed, value in enumerate(accuracies)
+    )
+    return Group(ablation.RECIPE, "CIFAR10", shlex.join(shlex.split(options)), rows)  # as rows are written
 
 
 def test_methods_are_compared_with_the_plain_recipe_the_best_first():
-    groups = [group("", 0.80, 0.82), group(ablation.METHODS["MixUp"], 0.79, 0.80), group("--tta flip", 0.85, 0.87)]
+    groups = [group("", 0.80, 0.82, 0.9), group(ablation.METHODS["MixUp"], 0.79, 0.80), group("--tta flip", 0.85, 0.87)]
     lines = ablation.lines(groups)
     rows = [line for line in lines if line.startswith("| ")][1:]
     assert rows == [
-        "| TTA flip | 86.00 +- 1.41 % (2) | +5.00 +- 1.41 | 60 s |",
-        "| plain | 81.00 +- 1.41 % (2) |  | 60 s |",
-        "| MixUp | 79.50 +- 0.71 % (2) | -1.50 +- 1.12 | 60 s |",
+        "| TTA flip | 86.00 +- 1.41 % (2) | +5.00 +- 0.00 | 60 s |",
+        "| plain | 84.00 +- 5.29 % (3) |  | 60 s |",
+        "| MixUp | 79.50 +- 0.71 % (2) | -1.50 +- 0.50 | 60 s |",
     ]
     assert lines[-1].startswith("Not measured yet: RandomHorizontalFlip, ")
 

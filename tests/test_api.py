@@ -57,11 +57,15 @@ def test_runs_are_told_by_their_age_and_taken_for_paths_and_a_path_for_images(he
 
 
 def test_ctrl_c_ends_a_test_as_it_ends_python_and_works_again(here, monkeypatch):
-    run, before = vision_zoo.fit(**QUICK), signal.getsignal(signal.SIGINT)
+    run = vision_zoo.fit(**QUICK)
     monkeypatch.setattr(Classifier, "test_step", lambda *_: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        vision_zoo.test(run)
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            vision_zoo.test(run)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow

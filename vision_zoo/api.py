@@ -109,7 +109,7 @@ def predict(
     from vision_zoo.checkpoints import open_checkpoint  # noqa: PLC0415  # all of these import torch
     from vision_zoo.classifier import Classifier  # noqa: PLC0415
     from vision_zoo.verbs.image_files import find_images  # noqa: PLC0415
-    from vision_zoo.verbs.predict import predict_images  # noqa: PLC0415
+    from vision_zoo.verbs.predict import predict_images  # noqa: PLC0415  # as above
 
     checkpoint = open_checkpoint(str(path), trusted_packages)
     paths = find_images([str(image) for image in ([images] if isinstance(images, str | Path) else images)])
@@ -140,8 +140,8 @@ def runs(root: str | Path = ".") -> list[Run]:
 
 def _run(words: list[str]) -> Any:
     """Run a command, and leave the program as it was: without a group of processes, and Ctrl-C as before."""
-    from vision_zoo.cli.main import execute  # noqa: PLC0415  # both import torch
-    from vision_zoo.training.processes import leave_processes  # noqa: PLC0415
+    from vision_zoo.cli.main import execute  # noqa: PLC0415  # imports torch
+    from vision_zoo.training.processes import leave_processes  # noqa: PLC0415  # as above
 
     before = signal.getsignal(signal.SIGINT)
     try:

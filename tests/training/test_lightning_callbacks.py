@@ -94,8 +94,17 @@ def test_an_average_that_no_last_epoch_would_take_over_is_refused(words, here, c
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
-def test_an_average_is_trained_in_any_precision(precision, here):
-    assert main([*SHORT, "--trainer.callbacks", "EMA", "--trainer.precision", precision]) == 0
+def test_an_average_without_memory_is_the_weights_in_any_precision(precision, tmp_path):
+    """Of which it keeps float32, also in 64-true."""
+    found = []
+    for decay in ("0", "0.9", None):
+        average = ["--trainer.callbacks", "EMA", "--trainer.callbacks.decay", decay] if decay else []
+        place = tmp_path / str(decay)
+        assert main([*SHORT, *average, "--trainer.precision", precision, "--trainer.default_root_dir", str(place)]) == 0
+        weights = torch.load(run_of(place) / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        found.append(torch.cat([value.double().flatten() for value in weights.values()]))
+    torch.testing.assert_close(found[0], found[2], rtol=1e-6, atol=1e-7)
+    assert (found[1] - found[2]).abs().max() > 1e-4
 
 
 @pytest.mark.slow  # 4 s

@@ -12,6 +12,7 @@ from PIL import Image
 from tests.verbs.test_compare import write_run
 from vision_zoo.__main__ import main
 from vision_zoo.api import load
+from vision_zoo.checkpoints import open_checkpoints
 from vision_zoo.data import MNIST5k
 
 
@@ -46,6 +47,10 @@ def test_the_metrics_are_those_of_the_mean_probability(members, here, pattern):
     assert told["test/loss"] == pytest.approx(float(-expected[range(1000), labels].log().mean()), rel=1e-5)
     assert [member.split("/")[-3] for member in told["members"]] == ["fold_0", "fold_1", "fold_2"]
     assert "checkpoint" not in told
+
+
+def test_a_network_that_is_named_twice_counts_once(trained_run):
+    assert len(open_checkpoints([str(trained_run), f"{trained_run.parent}/*", str(trained_run)])) == 1
 
 
 def test_predict_gives_the_mean_probability_for_a_folder_of_runs(members, here):

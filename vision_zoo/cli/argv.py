@@ -77,5 +77,6 @@ class Argv:
 
     def without(self, names: Iterable[str]) -> list[str]:
         """The words of all other options, each with its value in one word."""
-        kept = ((name, value) for name, value in self.options if name not in {*names})
+        out = set(names)
+        kept = ((name, value) for name, value in self.options if name not in out)
         return [*(f"--{name}" if value is None else f"--{name}={value}" for name, value in kept), *self.stray]

@@ -23,9 +23,7 @@ class OneBatchPerStep(Companion):
         summed = (
             "--model.optimizer: SAM and LBFGS compute a batch's gradient anew, and do not work with accumulated ones"
         )
-        scaled = (
-            "--model.optimizer: SAM and LBFGS do not work with --trainer.precision 16-mixed, which scales gradients"
-        )
+        scaled = "--model.optimizer: SAM and LBFGS do not work with precision 16-mixed, which scales gradients"
         return [
             *super().problems(trainer),
             (accumulates, f"{summed}: leave that out, and set --data.batch_size higher"),

@@ -68,11 +68,11 @@ def pack(
     source, every = audited.source, torch.arange(len(audited.names))
     bare = f"{type(datamodule).__name__} has no image files whose bytes could be kept. Leave out --encoded"
     decoding = ("image_size", "channels", "resize", "interpolation", "value_range")
-    of_fit = [name for name in decoding if encoded and datamodule.hparams.get(name) not in (None, "crop", 3)]
+    given = [name for name in decoding if datamodule.hparams.get(name) not in (None, "crop", 3)]  # the defaults
     refuse(
         ConfigError,
         (encoded and (isinstance(source, Mapped) or not isinstance(source, Files)), bare),
-        (of_fit, f"--encoded keeps the image files as they are: give --data.{' and --data.'.join(of_fit)} to fit"),
+        (encoded and given, f"--encoded keeps files as they are: give --data.{' and --data.'.join(given)} to fit"),
     )
     keys = [*filter(None, datamodule.split_names)] if isinstance(datamodule, ImageFolder) else []
     facts: dict[str, Any] = {x: getattr(datamodule, x) for x in ("class_names", "interpolation", "value_range")}

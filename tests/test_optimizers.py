@@ -22,7 +22,7 @@ from vision_zoo.optimizers import SAM, AdamWScheduleFree, MuonWith, SGDScheduleF
 from vision_zoo.optimizers.building import build_optimizer, companions
 from vision_zoo.optimizers.groups import weight_groups
 from vision_zoo.schedules import LinearDecayLR
-from vision_zoo.training import EMA
+from vision_zoo.training.lightning_callbacks import EMA
 
 WITH_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 

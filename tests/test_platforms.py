@@ -12,7 +12,7 @@ from tests.conftest import QUICK
 from tests.test_classifier import classifier, trainer
 from vision_zoo.__main__ import main
 from vision_zoo.data import MNIST5k
-from vision_zoo.training import TestArtifacts
+from vision_zoo.training.evaluation import TestArtifacts
 
 
 class NoFloat64(TorchDispatchMode):

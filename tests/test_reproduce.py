@@ -21,7 +21,7 @@ from scripts import ablation, reproduce, results
 from tests import tiny
 from vision_zoo.__main__ import main
 from vision_zoo.data import CIFAR10, CIFAR100
-from vision_zoo.training import Saving
+from vision_zoo.training.saving import Saving
 from vision_zoo.types import TTA
 from vision_zoo.verbs import list_ as listing
 from vision_zoo.verbs.study import running

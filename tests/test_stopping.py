@@ -17,7 +17,7 @@ from vision_zoo.__main__ import main
 from vision_zoo.cli.messages import explain
 from vision_zoo.data import sources
 from vision_zoo.errors import DataError, lack
-from vision_zoo.training import Saving
+from vision_zoo.training.saving import Saving
 
 ROOT = Path(__file__).parents[1]
 # Commands that stand for what a real one may be at when a signal comes.
@@ -135,7 +135,9 @@ def test_a_signal_after_the_last_step_s_look_is_not_lost(here, monkeypatch, caps
 
 @pytest.mark.parametrize("when", ["setup", "on_fit_start", "on_sanity_check_start", "on_test_start"])
 def test_a_signal_outside_of_the_training_steps_ends_fit(when, here, monkeypatch, capsys):
-    monkeypatch.setattr("vision_zoo.training.RunFolder." + when, lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(
+        "vision_zoo.training.run_folder.RunFolder." + when, lambda *_, **__: signal.raise_signal(signal.SIGTERM)
+    )
     words = [*QUICK, *SHORT, "--trainer.num_sanity_val_steps", "1", "--test_after_fit", "true"]
     before = signal.getsignal(signal.SIGTERM)
     assert main(words) == 143

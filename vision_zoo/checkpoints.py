@@ -51,10 +51,9 @@ def read_torch_file(path: str | Path, *, beside: tuple[str, ...] = ()) -> Any:
         if code := re.search(r"GLOBAL (\S+)", telling[-1] if telling else ""):
             alone = "where it was made, save its weights alone: torch.save(network.state_dict(), FILE)"
             telling = [f"it names {code[1]}, and no code is run; {alone}"]
-        raise CheckpointError(
-            f"{file.resolve()} is not a checkpoint that can be loaded safely (truncated, of another kind, or holding "
-            f"more than tensors and plain data): {(telling or lines[:1])[-1].strip()}"
-        ) from error
+        why = "(truncated, of another kind, or holding more than tensors and plain data)"
+        told = f"{file.resolve()} is not a checkpoint that can be loaded safely {why}"
+        raise CheckpointError(f"{told}: {(telling or lines[:1])[-1].strip()}") from error
 
 
 def read_state_dicts(path: str | Path) -> list[dict[str, Tensor]]:

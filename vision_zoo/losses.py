@@ -138,15 +138,12 @@ class Distillation(nn.Module):
         network = type(model).load_from_checkpoint(self.teacher, trusted_packages=model.loss.trusted_packages)
         differ = ", ".join(sorted({*network.class_names} ^ {*model.class_names})[:5])
         what = f"{_OPTION}.teacher {self.teacher}"
+        shapes = f"{what} takes images of shape {network.image_shape}, and these are {model.image_shape}"
         refuse(
             CheckpointError,
             (bool(differ), f"{what} has other classes (only one of the two knows {differ}): choose another"),
             (network.class_names != model.class_names, f"{what} has the same classes in another order"),
-            (
-                network.image_shape != model.image_shape,
-                f"{what} takes images of shape {network.image_shape}, and these are {model.image_shape}: choose "
-                "another, or set --data.image_size",
-            ),
+            (network.image_shape != model.image_shape, f"{shapes}: choose another, or set --data.image_size"),
         )
         self.network = network.requires_grad_(False)
 

@@ -21,7 +21,7 @@ from tests.cli.bad_options import OPTIONS
 from tests.cli.cases import FIT, FOLDER, refuse, tree
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import LeNet5
-from vision_zoo.training import RunFolder
+from vision_zoo.training.run_folder import RunFolder
 
 CATALOGUE = [*DATA, *OPTIONS, *CONFIGS, *CHECKPOINTS]
 

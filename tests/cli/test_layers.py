@@ -16,7 +16,7 @@ import vision_zoo
 from tests.cli.runs import config_of, fit, newest
 from vision_zoo.__main__ import main
 from vision_zoo.classifier import Classifier
-from vision_zoo.training import Saving
+from vision_zoo.training.saving import Saving
 
 # ------------------------------------------------------------------------------------------------------- precedence
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim.swa_utils import SWALR
 
-from vision_zoo.training import Saving
+from vision_zoo.training.saving import Saving
 
 WITH_SWA = pytest.mark.skipif("state_dict" not in vars(SWALR), reason="torch saves the state of SWALR as code")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
 from lightning.pytorch.accelerators import CPUAccelerator
 from torch import nn
 
@@ -16,6 +17,14 @@ from vision_zoo.classifier import Classifier
 
 FASHION = [*PLAIN, "--model.backbone", "FashionCNN", "--data.image_size", "14", "--data.batch_size", "32"]
 SHORT = [*QUICK, "--trainer.max_epochs", "1", "--test_after_fit", "false"]
+
+
+class LogsThirds(Callback):
+    """Logs the number of the batch after each third one."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (batch_idx + 1) % 3 == 0:
+            pl_module.log("mine", float(batch_idx + 1))
 
 
 def run_of(root: Path) -> Path:
@@ -250,10 +259,38 @@ def test_a_run_logs_to_several_loggers(here):
     loggers = (
         "[{class_path: CSVLogger, init_args: {save_dir: a}}, {class_path: TensorBoardLogger, init_args: {save_dir: b}}]"
     )
-    assert main([*SHORT, "--trainer.logger", loggers]) == 0
-    assert list(here.glob("a/**/metrics.csv"))
+    assert main([*SHORT, "--trainer.log_every_n_steps", "5", "--trainer.logger", loggers]) == 0
     assert list(here.glob("b/**/events*"))
-    assert rows(run_of(here))
+    (ours,) = here.glob("a/**/version_0")
+    steps = {row["step"]: row for row in rows(ours) if row["train/loss_step"]}
+    own = [row for row in rows(run_of(here)) if row["train/loss_step"]]
+    assert [row["step"] for row in own] == ["5", "10"]
+    for row, theirs in zip(own, steps.values(), strict=True):
+        assert float(theirs["train/loss_step"]) == pytest.approx(float(row["train/loss_step"]))
+        assert float(theirs["lr"]) == pytest.approx(float(row["lr"]))
+    assert yaml.safe_load((ours / "hparams.yaml").read_text()) == yaml.safe_load(
+        (run_of(here) / "config.yaml").read_text()
+    )
+
+
+def test_what_a_callback_logs_now_and_then_reaches_the_loggers_at_their_next_step(here):
+    words = [
+        "--trainer.log_every_n_steps",
+        "4",
+        "--trainer.logger",
+        "{class_path: CSVLogger, init_args: {save_dir: a}}",
+    ]
+    assert main([*SHORT, *words, "--trainer.callbacks+", "tests.training.test_lightning_callbacks.LogsThirds"]) == 0
+    (ours,) = here.glob("a/**/version_0")
+    told = [(row["step"], row["mine"]) for row in rows(ours) if row["train/loss_step"]]
+    assert [value for _, value in told] == ["3.0", "6.0"]
+
+
+def test_that_lightnings_csv_logger_deletes_rows_of_before_is_said(here):
+    logger = "{class_path: CSVLogger, init_args: {save_dir: a, version: mine}}"
+    assert main([*SHORT, "--model.scheduler", "null", "--trainer.logger", logger]) == 0
+    with pytest.warns(UserWarning, match="Previous log files in this directory will be deleted"):
+        assert main(["fit", "--ckpt_path", str(run_of(here)), "--trainer.max_epochs", "2"]) == 0
 
 
 @pytest.mark.parametrize(

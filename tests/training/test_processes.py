@@ -40,7 +40,7 @@ PRIME = 997  # images in each split: no number of processes divides it
 SIGNALLED = """
 import os, signal
 if "SIGNALLED" in os.environ:
-    from vision_zoo.training import Saving
+    from vision_zoo.training.saving import Saving
 
     rank, name, step = os.environ["SIGNALLED"].split()
     original = Saving.on_train_batch_end
@@ -354,7 +354,7 @@ def test_slurm_s_warning_before_preemption_saves_and_ends_the_run(here, monkeypa
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_ends_an_evaluation(name, code, trained_run, here, monkeypatch):
-    from vision_zoo.training import TestArtifacts
+    from vision_zoo.training.evaluation import TestArtifacts
 
     def on_test_batch_end(*_):
         signal.raise_signal(getattr(signal, name))

@@ -20,7 +20,7 @@ from tests.training.runs import STATEFUL, rows, same, state, stop_at
 from vision_zoo import files
 from vision_zoo.__main__ import main
 from vision_zoo.files import lock_file
-from vision_zoo.training import RunFolder
+from vision_zoo.training.run_folder import RunFolder
 
 
 def test_a_run_leaves_everything_that_the_contract_names(trained_run):

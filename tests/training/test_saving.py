@@ -15,8 +15,7 @@ from vision_zoo.checkpoints import find_checkpoint, open_checkpoint, run_folder
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import CheckpointError, TrainingError
 from vision_zoo.files import write_file
-from vision_zoo.training import AtomicCheckpointIO, Saving
-from vision_zoo.training.saving import hard_link
+from vision_zoo.training.saving import AtomicCheckpointIO, Saving, hard_link
 
 
 def test_checkpoints_of_a_callback_of_ones_own_are_kept_with_the_run(here):

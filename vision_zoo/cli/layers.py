@@ -170,14 +170,8 @@ def _with_backbone(config: Config, has_checkpoint: bool) -> Config:
 
 def _other_words(argv: Argv, has_checkpoint: bool) -> list[str]:
     """The words that are left for the parser."""
-    read = {
-        "config",
-        "ckpt_path",
-        "ckpt_path+",
-        "trusted_packages",
-        "trusted_packages+",
-        *(FIRST_WEIGHTS if has_checkpoint else ()),
-    }
+    read = {"config", *(FIRST_WEIGHTS if has_checkpoint else ())}
+    read |= {f"{name}{end}" for name in ("ckpt_path", "trusted_packages") for end in ("", "+")}
     alone = names.CLASS_SLOTS.keys() - names.LIST_SLOTS
     read |= {f"{slot}{end}" for slot in alone for end in ("", ".class_path")}
     options = tuple((name, names.in_full(name, value)) for name, value in argv.options)

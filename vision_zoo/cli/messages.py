@@ -148,6 +148,7 @@ def quiet() -> None:
     if os.environ.get("VISION_ZOO_DEBUG") == "1":
         return
     warnings.filterwarnings("ignore", module=r"(lightning|torch|torchvision|torchmetrics|jsonargparse|onnx\w*)\b")
+    warnings.filterwarnings("default", "Experiment logs directory .* will be deleted")  # of a user's own CSVLogger
     warnings.filterwarnings("ignore", "Glyph .* missing from")  # names of classes may be of any script
     warnings.formatwarning = _words
     # TensorBoard's thread, which a lack ends, has it raised in the main thread too.

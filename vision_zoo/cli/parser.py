@@ -39,16 +39,8 @@ from vision_zoo.types import Config
 
 # What config.yaml and checkpoints keep: all that decides what a run computes.
 KEPT = (
-    "seed_everything",
-    "model",
-    "data",
-    "trainer",
-    "deterministic",
-    "channels_last",
-    "compile",
-    "test_after_fit",
-    "tta",
-    "known",
+    *("seed_everything", "model", "data", "trainer", "deterministic"),
+    *("channels_last", "compile", "test_after_fit", "tta", "known"),
 )
 
 

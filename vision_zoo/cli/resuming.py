@@ -38,10 +38,9 @@ def check_run_folder(checkpoint: Checkpoint) -> None:
         )  # without the weights that a run began with, which its checkpoints do not keep
         in_the_way = [] if ours and theirs == ours else [config]
     if in_the_way:
-        raise CheckpointError(
-            f"{checkpoint.path} does not belong to {in_the_way[0]}, which a run resumed there would replace: copy it "
-            "into a folder of its own, such as other/checkpoints/last.ckpt, and give that"
-        )
+        replaced = f"{in_the_way[0]}, which a run resumed there would replace"
+        way_out = "copy it into a folder of its own, such as other/checkpoints/last.ckpt, and give that"
+        raise CheckpointError(f"{checkpoint.path} does not belong to {replaced}: {way_out}")
 
 
 def check_places(checkpoint: Checkpoint, stored: Config, given: Config, argv: Argv) -> None:
@@ -128,12 +127,10 @@ def _check_length(checkpoint: Checkpoint, stored: Config, now: Config) -> None:
         return
     for length in (f"trainer.{name}" for name in LENGTHS):
         if stored.get(length) != now.get(length):
-            config = checkpoint.run / "config.yaml"
-            raise ConfigError(
-                f"the run's {name} was laid out for {length.partition('.')[2]} {stored.get(length)}, which cannot "
-                f"become {now.get(length)}: start a new run from its weights with --config {shlex.quote(str(config))} "
-                f"--model.weights {shlex.quote(str(checkpoint.path))} in place of --ckpt_path"
-            )
+            config, weights = (shlex.quote(str(x)) for x in (checkpoint.run / "config.yaml", checkpoint.path))
+            for_ = f"{length.partition('.')[2]} {stored.get(length)}, which cannot become {now.get(length)}"
+            again = f"start a new run from its weights with --config {config} --model.weights {weights}"
+            raise ConfigError(f"the run's {name} was laid out for {for_}: {again} in place of --ckpt_path")
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Config:

@@ -14,6 +14,10 @@ from vision_zoo.errors import DataError, refuse
 from vision_zoo.types import Batch, LabelledImages
 
 _AT_ONCE = 64  # images that a thread decodes
+OTHER_IMAGES = (
+    ", so that it cannot resume exactly: bring them back, or start a new run from its weights (its config.yaml with "
+    "--config, and --model.weights in place of --ckpt_path)"
+)
 
 
 @dataclass(eq=False)
@@ -66,11 +70,7 @@ class Loader:
     def check_state(self, state_dict: dict[str, int]) -> None:
         """Refuse the state of another number of images with a DataError."""
         before, now = state_dict.get("images", len(self.indices)), len(self.indices)
-        message = (
-            f"the run was trained on {before:,} images and there are {now:,} now, so that it cannot resume exactly: "
-            "bring them back, or start a new run from its weights (its config.yaml with --config, and --model.weights "
-            "in place of --ckpt_path)"
-        )
+        message = f"the run was trained on {before:,} images and there are {now:,} now{OTHER_IMAGES}"
         then, group = state_dict.get("shards_at_once", 0), self.source.at_once
         way_out = "it cannot resume exactly: give the --data.cache_gb, or the kind of --data.path, that it began with"
         other = f"the run shuffled {then or 'all'} shards together and now would {group or 'all'}, so that {way_out}"
@@ -85,16 +85,17 @@ class Loader:
         start = self._restored.get("batches", 0) if self._restored.get("epoch") == self.epoch else 0
         self._restored = {}
         self._handed_out = start
+        broken = f"None of the {'training ' * self.training}files can be decoded. Repair them, or give others"
         coming = self.source.await_each(self.batches()[start:])
         fetch = partial(self.source.fetch, among=self.indices) if self.training else self.source.fetch
         for images, labels, failures in pump(fetch, coming, self.threads, self.threads + 2):
             self.source.report(failures)
-            message = "None of the training files can be decoded. Repair them, or set --data.root to others"
-            refuse(DataError, (self.training and not len(images), message))
+            refuse(DataError, (self.training and not len(images), broken))
             if len(images):
                 self._handed_out += 1
                 yield images, labels
         self.source.report((), last=True)
+        refuse(DataError, (len(self.indices) and not self._handed_out and self.world_size == 1, broken))
 
     def batches(self) -> list[Tensor]:
         """The indices of each batch of the current epoch, int64 (B,) each."""

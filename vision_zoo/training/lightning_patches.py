@@ -199,15 +199,18 @@ def ask_once(trainer: Trainer) -> None:
     step: Any = type(trainer.lightning_module).training_step
     step.__signature__ = inspect.signature(step)
     connector: Any = trainer._logger_connector
-    gather = connector.on_batch_end
+    tell = connector.update_train_step_metrics
 
-    def gather_once() -> None:
-        gather()
-        for logged in cast(dict[str, Any], trainer._results).values():
+    def tell_once() -> None:
+        tell()
+        for logged in (
+            cast(Any, trainer)._results.values() if connector.should_update_logs and not accumulates() else ()
+        ):
             if logged.meta.on_step and not (logged.meta.on_epoch or logged.has_reset):
                 logged.reset()  # or its value is gathered after each step until it is logged anew
 
-    connector.on_batch_end = gather_once
+    accumulates = cast(Any, trainer.fit_loop)._should_accumulate
+    connector.update_train_step_metrics = tell_once
 
 
 class NoProfiler(PassThroughProfiler):

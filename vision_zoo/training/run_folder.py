@@ -5,6 +5,7 @@ import copy
 import itertools
 import shutil
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,8 @@ from filelock import BaseFileLock
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from vision_zoo.errors import CheckpointError, ConfigError, TrainingError, lack, refuse
+from vision_zoo.data.loaders import OTHER_IMAGES
+from vision_zoo.errors import CheckpointError, ConfigError, DataError, TrainingError, lack, refuse
 from vision_zoo.files import flush, lock_file, release, write_file
 from vision_zoo.trainer_facts import callbacks_of, gather, steps_after
 from vision_zoo.training import lightning_patches as patches
@@ -167,11 +169,17 @@ class RunFolder(Callback):
             flush(self.path / "metrics.csv")
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Read checkpoints of before the callbacks had their names."""
-        states = checkpoint["callbacks"]
-        for name, old in (("RunFolder", "Run"), ("Saving", "Run"), ("Performance", "Speed")):
-            if old in states:
-                states.setdefault(name, states[old])
+        """Refuse other images than those that the run was trained on."""
+        before, error = (checkpoint.get("vision_zoo", {}).get("made_with") or {}).get("data") or {}, ""
+        for split, marks in self._made_with.get("data", {}).items():  # on the first process
+            changed = [name for name, mark in marks.items() if before.get(split, {}).get(name, mark) != mark]
+            other = f"{' and '.join(changed)} of the {split} images are not those that the run was trained on"
+            if split == "train" and changed not in ([], ["pixels"]):  # another PIL decodes otherwise
+                error = other * ("images" not in changed)  # of another number the loader tells
+            elif changed:
+                warnings.warn(other, stacklevel=1)
+        if error := trainer.strategy.broadcast(error):
+            raise DataError(f"{error}{OTHER_IMAGES}")
 
     def change_option(self, value: Any, *place: str) -> None:
         """Change an option of a run that has not begun, at the place that the keys lead to."""
@@ -203,6 +211,8 @@ class RunFolder(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, EventFiles):
                     _ = logger.experiment  # opens the file now: the first steps need not wait for TensorBoard
+                else:
+                    logger.log_hyperparams(copy.deepcopy(self.config))
         expect_answers(trainer)
         self.trained = self._trains = True
         self._ticked = time.monotonic()

@@ -54,13 +54,11 @@ def apply_transforms(
             changed = [transform(part) for part in parts]
         for before, after in zip(parts, changed, strict=True):
             if after.shape != before.shape or after.dtype != before.dtype:
-                raise ConfigError(
-                    f"--data.augmentation: {type(transform).__name__} turns {before.dtype} "
-                    f"{'labels' if before.ndim == 2 else 'images'} of shape "
-                    f"{tuple(before.shape)} into {after.dtype} of shape {tuple(after.shape)}; a transform must keep "
-                    "both (resize with --data.image_size; the network normalises by itself)"
-                    f"{'. It gets one image; one for whole batches is a BatchTransform' * (not whole)}"
-                )
+                were = f"{before.dtype} {'labels' if before.ndim == 2 else 'images'} of shape {tuple(before.shape)}"
+                turns = f"{type(transform).__name__} turns {were} into {after.dtype} of shape {tuple(after.shape)}"
+                keep = "a transform must keep both (resize with --data.image_size; the network normalises by itself)"
+                single = ". It gets one image; one for whole batches is a BatchTransform" * (not whole)
+                raise ConfigError(f"--data.augmentation: {turns}; {keep}{single}")
         images = changed[0] if whole else torch.stack(changed) if changed else images
         labels = changed[1] if isinstance(transform, LabelledTransform) else labels
     return images, labels

@@ -134,23 +134,18 @@ def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
     reordered = set(ours) == set(theirs)  # such as folders 0, 1, 10, 2, which are sorted as text
     other_names = ours != theirs and (reordered or numbered not in (ours, theirs))
     known, found = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), ("", ""))
+    shapes = f"the checkpoint's network takes images of shape {model.image_shape}, {name} has {datamodule.image_shape}"
+    counts = (
+        f"the checkpoint knows {len(ours)} classes, {name} has {len(theirs)}{where} (only one of them has {differ})"
+    )
+    classes = (
+        f"the classes of {name}{where} are not those of the checkpoint: it has {found!r} where the checkpoint knows"
+    )
     refuse(
         CheckpointError,
-        (
-            datamodule.image_shape != model.image_shape,
-            f"the checkpoint's network takes images of shape {model.image_shape}, {name} has "
-            f"{datamodule.image_shape}: {resize}",
-        ),
-        (
-            len(ours) != len(theirs),
-            f"the checkpoint knows {len(ours)} classes, {name} has {len(theirs)}{where} (only one of them has "
-            f"{differ}): choose another {option}",
-        ),
-        (
-            other_names,
-            f"the classes of {name}{where} are not those of the checkpoint: it has {found!r} where the checkpoint "
-            f"knows {known!r}. {rename} another {option}",
-        ),
+        (datamodule.image_shape != model.image_shape, f"{shapes}: {resize}"),
+        (len(ours) != len(theirs), f"{counts}: choose another {option}"),
+        (other_names, f"{classes} {known!r}. {rename} another {option}"),
     )
 
 

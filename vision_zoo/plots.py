@@ -17,7 +17,7 @@ from vision_zoo.formatting import metric_text
 TRAIN, VAL = "#4c78a8", "#e45756"
 
 
-def _short(text: str, limit: int = 24) -> str:
+def short_text(text: str, limit: int = 24) -> str:
     """Text that fits, on the lines that it has; names of classes may hold anything."""
     lines = ["".join(c if c.isprintable() else " " for c in line) for line in text.split("\n")]
     return "\n".join(line if len(line) <= limit else f"{line[: limit - 1]}\u2026" for line in lines)
@@ -72,7 +72,7 @@ def plot_confusion_matrix(matrix: Tensor, class_names: Sequence[str], output: Pa
     """Draw a confusion matrix, int (K, K), as a PNG file; rows are true classes, coloured by their shares."""
     classes = len(class_names)
     share = (matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
-    names = [_short(name) for name in class_names]
+    names = [short_text(name) for name in class_names]
     size = 4 + 0.45 * classes if classes <= 40 else 10
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.subplots()
@@ -122,7 +122,7 @@ def plot_images(images: Tensor, titles: Sequence[str], output: Path, title: str 
         left, right, upper = centre - scale * width / 2, centre + scale * width / 2, bottom - scale * height
         shown = image.transpose(1, 2, 0) if len(image) == 3 else image.mean(0)  # which is shown in gray
         axes.imshow(shown, extent=(left, right, bottom, upper), cmap="gray", vmin=0, vmax=255)
-        name = _short(titles[index], 28)
+        name = short_text(titles[index], 28)
         axes.text(centre, upper - 0.04, name, fontsize=8, ha="center", va="bottom", parse_math=False)
     axes.text(figure_width / 2, 0.12, title, fontsize=12, ha="center", va="top", parse_math=False)
     save(figure, output, 110)

@@ -46,6 +46,16 @@ def test_welchs_test_gives_what_t_test_of_r_does():
 def test_runs_that_are_all_alike_differ_for_sure_or_not_at_all():
     assert statistics.over_seeds([0.5, 0.5], [0.5, 0.5], paired=True).p == 1
     assert statistics.over_seeds([0.5, 0.5], [0.6, 0.6], paired=True).p == 0
+    assert statistics.over_seeds([0.1, 0.1, 0.1], [0.7, 0.7, 0.7], paired=False).p == 0  # whose mean is rounded
+
+
+@pytest.mark.parametrize("second", [[0.992, 0.982], [0.975 + 1e-16, 0.965]])
+def test_pairs_that_differ_alike_by_chance_are_compared_as_groups(second):
+    first = [0.980, 0.970] if second[0] > 0.98 else [0.955, 0.945]
+    found = statistics.over_seeds(first, second, paired=True)
+    assert not found.paired
+    assert found.p == pytest.approx(stats.ttest_ind(second, first, equal_var=False).pvalue)
+    assert statistics.seeds_needed(found) > 2
 
 
 def test_holms_correction_is_that_of_statsmodels():

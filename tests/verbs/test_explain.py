@@ -1,6 +1,7 @@
 """Maps of where a network looked lie on what decides, and hang on its weights."""
 
 import copy
+import os
 import sys
 from functools import partial
 
@@ -151,6 +152,44 @@ def test_predict_explains_what_it_classifies(here, trained_run, capsys):
     best, last = (str(trained_run / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
     assert main(["predict", "--ckpt_path", best, last, *words[3:], "--explain", "looks"]) == 2
     assert "--explain shows where one network looked" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_a_file_is_refused_before_any_work(here, trained_run, capsys):
+    Image.new("L", (28, 28)).save(here / "black.png")
+    (here / "file").write_text("mine")
+    words = ["--ckpt_path", str(trained_run), "--images", "black.png"]
+    assert main(["predict", *words, "--explain", "file"]) == 2
+    assert "--explain file: " in capsys.readouterr().err
+    assert not (here / "predictions.csv").exists()
+    assert main(["explain", *words, "--output", "file"]) == 2
+    assert "--output file: " in capsys.readouterr().err
+
+
+def test_a_name_of_any_bytes_has_its_picture(here, trained_run):
+    Image.new("L", (28, 28)).save(os.fsdecode(b"caf\xe9.png"))
+    assert main(["explain", "--ckpt_path", str(trained_run), "--images", ".", "--output", "maps"]) == 0
+    assert len(list((here / "maps").iterdir())) == 1
+
+
+class Joined(nn.Module):
+    """Has a part that is given a list of tokens."""
+
+    class Join(nn.Module):
+        def forward(self, parts):
+            return torch.cat(parts, 1)
+
+    def __init__(self, image_shape, num_classes):
+        super().__init__()
+        self.patches, self.join, self.head = nn.Conv2d(1, 8, 4, 4), self.Join(), nn.Linear(8, num_classes)
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        return self.head(self.join([tokens[:, :1], tokens]).mean(1))
+
+
+def test_a_part_may_be_given_anything():
+    model = Classifier(Joined, (1, SIDE, SIDE), ["a", "b", "c"]).eval()
+    assert last_map(model).module is model.backbone.patches
 
 
 def test_what_cannot_be_explained_is_told(here, trained_run, capsys, monkeypatch):

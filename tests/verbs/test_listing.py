@@ -17,7 +17,7 @@ from vision_zoo.verbs import list_ as listing
 def write_run(root: Path, config: str, version: int, accuracy: float | None, **others) -> Path:
     folder = root / "runs" / config / f"version_{version}"
     folder.mkdir(parents=True)
-    metrics = {} if accuracy is None else {"test/accuracy": accuracy, "val/loss": 1 - accuracy}
+    metrics = {} if accuracy is None else {"test/accuracy": accuracy, "val/loss": 1 - accuracy, "val/mine": accuracy}
     results = {"config": config, "network": "LeNet5", "data": {"name": "MNIST", "note": ""}, "metrics": metrics}
     results |= {"parameters": 61706, "seed": 7, "epochs": 3, "fit_seconds": 2.5}
     (folder / "results.json").write_text(json.dumps({**results, **others}))
@@ -79,6 +79,7 @@ def test_runs_are_listed_in_per_cent_by_configuration_and_version(here, capsys):
     [
         ("test/accuracy", ["b", "a", "c", "d", "e"]),
         ("val/loss", ["b", "a", "c", "d", "e"]),
+        ("val/mine", ["b", "a", "c", "d", "e"]),
         ("config", ["a", "b", "c", "d", "e"]),
         ("version", ["c", "b", "a", "d", "e"]),
         ("seconds", ["a", "b", "c", "d", "e"]),

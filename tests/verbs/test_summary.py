@@ -130,6 +130,29 @@ def test_looking_changes_nothing():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+class Token(nn.Module):
+    """Gives a part of it a view of a weight, as networks do with a class token."""
+
+    def __init__(self, image_shape, num_classes) -> None:
+        super().__init__()
+        self.token, self.norm, self.head = (
+            nn.Parameter(torch.ones(1, 784)),
+            nn.LayerNorm(784),
+            nn.Linear(784, num_classes),
+        )
+        self.head.bias.requires_grad_(False)
+
+    def forward(self, images):
+        return self.head(images.flatten(1) + self.norm(self.token.expand(len(images), -1)))
+
+
+def test_a_part_may_be_given_a_view_of_a_weight():
+    model = classifier(Token)
+    found = summarise(model)
+    assert (found.total.parameters, found.trainable) == (784 * 3 + 7850, 784 * 3 + 7840)
+    assert [name for name, weight in model.backbone.named_parameters() if not weight.requires_grad] == ["head.bias"]
+
+
 def test_long_tables_are_shortened_to_blocks():
     model = classifier(ResNet, CIFAR)
     summary = summarise(model)

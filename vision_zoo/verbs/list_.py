@@ -182,7 +182,7 @@ def _sorted_runs(rows: list[Row], column: str | None) -> list[Row]:
         refuse(ConfigError, (column not in known, f"list: --sort {column}: there is no such column{hint}"))
         if column not in shown:
             shown.insert(2, column)
-        sign = -1 if column.endswith(("accuracy", "/f1")) else 1
+        sign = -1 if "/" in column and not column.endswith(("loss", "error")) else 1  # as study chooses
         rows = sorted(rows, key=lambda row: _place(row.get(column), sign))
     return [{name: row.get(name) for name in shown} for row in rows]
 

@@ -40,12 +40,12 @@ def output_file(output: str | Path) -> Iterator[Path]:
         raise ConfigError(f"{cannot}: {reason}. {way_out}") from error
 
 
-def output_folder(output: str | Path) -> Path:
+def output_folder(output: str | Path, option: str = "--output") -> Path:
     """A folder to write into, which need not be there yet; a ConfigError if it cannot be."""
     folder = expanded(output)
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     closed = not existing.is_dir() or not os.access(existing, os.W_OK)
-    refuse(ConfigError, (closed, f"--output {output}: {existing} is not a folder that can be written to"))
+    refuse(ConfigError, (closed, f"{option} {output}: {existing} is not a folder that can be written to"))
     return folder
 
 

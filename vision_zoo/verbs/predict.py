@@ -31,7 +31,7 @@ from vision_zoo.errors import CheckpointError, ConfigError, DataError, InputErro
 from vision_zoo.files import expanded
 from vision_zoo.types import Resizing
 from vision_zoo.verbs.image_files import find_images
-from vision_zoo.verbs.output import text_output
+from vision_zoo.verbs.output import output_folder, text_output
 
 Format = Literal["csv", "json"]
 
@@ -109,6 +109,8 @@ def predict(
         (explain and find_spec("captum") is None, "--explain needs captum: pip install 'vision_zoo[explain]'"),
         (foreign, f"{default.absolute()} is there and was not written by predict: {way_out}"),
     )
+    if explain is not None:
+        output_folder(explain, "--explain")  # which says what is wrong
     device, paths = device_of(accelerator), find_images(images)
     model, datamodule = classifier_of(checkpoints).to(device), described_data(checkpoint.data)
     if batch_size is None:

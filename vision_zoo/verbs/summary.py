@@ -138,11 +138,15 @@ def _watching(backbone: nn.Module, calls: list[Layer]) -> Iterator[None]:
     # Fused attention is one operation, of which nothing would be counted: take it as matrix products.
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    # Without gradients, the counter fails at a view of a weight that is trained, such as a class token's.
+    trained = [weight.requires_grad_(False) for weight in backbone.parameters() if weight.requires_grad]
     try:
         with sdpa_kernel(SDPBackend.MATH), counter:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        for weight in trained:
+            weight.requires_grad_()
         for hook in hooks:
             hook.remove()
     if left := set(backbone.parameters()) - counted:

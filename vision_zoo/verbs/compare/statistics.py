@@ -61,7 +61,10 @@ def over_seeds(first: Sequence[float], second: Sequence[float], paired: bool) ->
     Each has two values at least; as many of both, in the order of their seeds, where they are paired.
     """
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    variances = [float((b - a).var(ddof=1))] if paired else [float(a.var(ddof=1)), float(b.var(ddof=1))]
+    paired = paired and bool(
+        _variance(b - a) or not _variance(a)
+    )  # pairs that differ alike by chance say nothing of it
+    variances = [_variance(b - a)] if paired else [_variance(a), _variance(b)]
     deviation, difference = math.sqrt(sum(variances)), float(b.mean() - a.mean())
     if deviation == 0:  # all runs of a group are alike, as where their seeds decide nothing
         return Spread(difference, difference, difference, float(difference == 0), paired, 0.0, 1.0)
@@ -69,6 +72,10 @@ def over_seeds(first: Sequence[float], second: Sequence[float], paired: bool) ->
     bounds = test.confidence_interval(1 - ALPHA)
     freedom = sum(variances) ** 2 / sum(v * v for v in variances)
     return Spread(difference, float(bounds.low), float(bounds.high), float(test.pvalue), paired, deviation, freedom)
+
+
+def _variance(values: Floats) -> float:
+    return float(values.var(ddof=1)) if np.ptp(values) > 1e-9 else 0.0  # what is less comes of rounding
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

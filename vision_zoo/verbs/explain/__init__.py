@@ -17,10 +17,12 @@ from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.decode import decode_image
 from vision_zoo.errors import ConfigError, DataError, InputError, did_you_mean, refuse
-from vision_zoo.files import expanded, new_file
+from vision_zoo.files import new_file
+from vision_zoo.plots import short_text
 from vision_zoo.types import Resizing
 from vision_zoo.verbs.explain.maps import Method, chosen, maps
 from vision_zoo.verbs.image_files import find_images
+from vision_zoo.verbs.output import output_folder
 from vision_zoo.verbs.predict import NONE, answered, device_of, labels_shown
 
 MARK = "vision_zoo explain"  # in the metadata of its pictures
@@ -74,7 +76,7 @@ def write_pictures(
         ConfigError: if the package captum is missing, or the network has nothing that the method needs.
         InputError: if none of the files can be read.
     """
-    folder, method, names = expanded(output), method or chosen(model), list(model.class_names)
+    folder, method, names = output_folder(output), method or chosen(model), list(model.class_names)
     resize, interpolation = resized
     console, problems = console or Console(highlight=False, soft_wrap=True), list[str]()
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,16 +122,16 @@ def draw(
     picture = (pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)).permute(1, 2, 0).numpy()
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     plain, overlay, bars = figure.subplots(1, 3, width_ratios=(1, 1, 1.1))
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left", parse_math=False)
+    figure.suptitle(short_text(title, 100), fontsize=11, x=0.01, ha="left", parse_math=False)
     plain.imshow(picture)
     overlay.imshow(picture.mean(2), cmap="gray", vmin=0, vmax=255)
     overlay.imshow(evidence.numpy(), cmap="inferno", alpha=0.6, vmin=0, vmax=1)
-    overlay.set_xlabel(caption, fontsize=9, parse_math=False)
+    overlay.set_xlabel(short_text(caption, 60), fontsize=9, parse_math=False)
     for axes in (plain, overlay):
         axes.set(xticks=[], yticks=[])
     places = range(len(labels))
     bars.barh(places, shares, color="#4c78a8")
-    bars.set_yticks(places, [text[:24] for text in labels], parse_math=False)
+    bars.set_yticks(places, [short_text(text) for text in labels], parse_math=False)
     bars.invert_yaxis()
     bars.set_xlim(0, 1.15)
     bars.set_xticks([])

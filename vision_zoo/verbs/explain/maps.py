@@ -116,11 +116,8 @@ def last_map(model: Classifier) -> Layer | None:
 
     def look(module: nn.Module, inputs: Any, output: Any) -> None:
         # Tokens are those of a norm: other layers change their width, as to that of keys and queries together.
-        if (
-            isinstance(output, Tensor)
-            and output.requires_grad
-            and (output.ndim == 4 or (output.ndim == 3 and inputs[0].shape == output.shape))
-        ):
+        same = [isinstance(before, Tensor) and before.shape == output.shape for before in inputs[:1]] == [True]
+        if isinstance(output, Tensor) and output.requires_grad and (output.ndim == 4 or (output.ndim == 3 and same)):
             output.retain_grad()
             seen.append((module, output))
 

@@ -61,6 +61,27 @@ def test_tar_shards_are_read(kind, here):
     assert np.array_equal(images, [picture(number)[1] for number in range(30, 36)])
 
 
+@pytest.mark.parametrize("names", ["train_a train_b val_a test_a", "x-train-0-of-2 x-train-1-of-2 x-dev-of-2 x_test.1"])
+def test_words_in_the_names_of_shards_tell_the_split(names, here):
+    for number, name in enumerate(names.split()):
+        write_tar(here / f"{name}.tar", labelled("cls", range(number * 6, number * 6 + 6)))
+    data = WebDataset("*.tar", image_size=16)
+    data.setup()
+    assert data.sizes == {"train": 12, "val": 6, "test": 6}
+
+
+def test_of_several_images_of_a_key_the_one_without_a_further_name_counts(here):
+    members = {}
+    for name, content in labelled("cls", range(12)).items():
+        mask = {name.replace(".png", ".depth.png"): picture(99)[0]} if name.endswith(".png") else {}
+        members |= mask | {name: content}
+    write_tar(here / "a.tar", members)
+    data = WebDataset("a.tar", image_size=16, val_split=0, test_split=0)
+    with pytest.warns(UserWarning, match=r"left out: 12 further images of a key \(shot/0000\.depth\.png, \.\.\.\)"):
+        images, _ = data.split_images("train")
+    assert np.array_equal(images, [picture(number)[1] for number in range(12)])
+
+
 def test_tars_that_cannot_be_used_are_named(here):
     with pytest.raises(DatasetNotFoundError, match=r"there is no file .*shards/\*.tar"):
         WebDataset("shards/*.tar").setup()
@@ -150,9 +171,9 @@ def test_labels_of_one_class_are_one_however_they_are_stored(here):
 @pytest.mark.parametrize(
     ("names", "labels", "message"),
     [
-        (None, [0, 1, 2], "no images to train with of the label 0, 1, 2"),
-        (None, ["eel", "cat", "dog"], "no images to train with of the label eel"),
-        (["wolf", "cat", "eel"], [0, 1, 1], "name different classes: dog"),
+        (None, [0, 1, 2], "name different classes: 0, 1, 2"),
+        (None, ["eel", "cat", "dog"], "name different classes: eel"),
+        (["wolf", "cat", "eel"], [0, 1, 1], "name different classes: dog, eel"),
         (NAMES, [-2, 0, 1], r"val\.parquet is broken"),
     ],
 )

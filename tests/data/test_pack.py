@@ -23,7 +23,7 @@ from tests.training.runs import same, state
 from tests.training.test_processes import DDP, ENVIRONMENT, SIGNALLED, run, vision_zoo
 from vision_zoo.__main__ import main
 from vision_zoo.checkpoints import open_checkpoint
-from vision_zoo.data import ImageFolder, MNIST5k, Pack
+from vision_zoo.data import ImageFolder, ImageTable, MNIST5k, Pack
 from vision_zoo.data import pack as packing
 from vision_zoo.data.fingerprint import fingerprint
 from vision_zoo.errors import DataError
@@ -97,6 +97,30 @@ def test_a_published_data_set_keeps_its_parts_and_its_facts(here):
     for split in ("train", "val", "test"):
         assert torch.equal(packed.split_images(split).images, published.split_images(split).images)
     assert (packed.mean, packed.std, packed.class_names) == (published.mean, published.std, published.class_names)
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be decoded")
+@pytest.mark.parametrize("how", ["labels.csv", "--data ImageTable --data.path labels.csv"])
+@pytest.mark.parametrize("memory", ["true", "false"])
+def test_groups_stay_together_beside_files_that_cannot_be_read(how, memory, photos):
+    rows = [
+        f"{file.relative_to(photos.parent)},{file.parent.name},{int(file.stem) // 3}" for file in photos.glob("*/*")
+    ]
+    Path("labels.csv").write_text("\n".join(["file,label,group", *sorted(rows)]))
+    (photos / "cat" / "004.png").write_bytes(b"no image")
+    packed = Pack(str(pack(*how.split(), "--image_size", "8", "--data.in_memory", memory)), test_split=0.3)
+    folder = ImageTable("labels.csv", image_size=8, test_split=0.3)
+    for split in ("train", "val", "test"):
+        for mine, its in zip(packed.split_images(split), folder.split_images(split), strict=True):
+            assert torch.equal(mine, its)
+
+
+def test_shards_of_a_pack_that_was_renamed_are_kept(photos, capsys):
+    whole = pack("photos", "--image_size", "200", "--shard_mb", "1")
+    whole.rename("b.vz")
+    words = ["pack", "photos", "--image_size", "190", "--shard_mb", "1", "--output", "a.vz"]
+    refuse(capsys, words, r"a\.vz\.00000 is there, of a pack of another name now")
+    assert main(["pack", "--check", "b.vz"]) == 0
 
 
 def test_a_pack_is_named_as_what_is_packed(photos, capsys):

@@ -234,6 +234,46 @@ def test_what_is_wrong_at_an_address_is_named(packs, server, cache, here, monkey
         Pack(f"{server.address}/whole.vz", cache_gb=0.001)
 
 
+def test_who_may_not_read_is_told_so_at_once(packs, server, cache, monkeypatch):
+    server.well = 1_000_000
+    monkeypatch.setattr(Failing, "do_GET", lambda handler: handler.send_error(403))
+    monkeypatch.setattr(remote, "WAITS", (60,) * 3)
+    with pytest.raises(DatasetNotFoundError, match=r"a\.vz cannot be read \(.*403.*who may read it"):
+        Pack(f"{server.address}/a.vz")
+
+
+def test_what_stands_behind_a_question_mark_goes_with_each_shard(packs, server, cache, monkeypatch):
+    server.well, asked, get = 1_000_000, [], Failing.do_GET
+
+    def signed(handler):
+        handler.path, _, query = handler.path.partition("?")
+        asked.append(query)
+        return get(handler)
+
+    monkeypatch.setattr(Failing, "do_GET", signed)
+    for method in ("do_HEAD",):
+        monkeypatch.setattr(Failing, method, signed, raising=False)
+    Pack(f"{server.address}/a.vz?key=a/b", cache_gb=ROOM * 9).split_images("train")
+    assert {name for name, _ in server.asked} == {"a.vz", *(f"a.vz.{number:05}" for number in range(SHARDS))}
+    assert {*asked} == {"key=a/b"}
+
+
+def test_an_index_that_the_cache_cannot_hold_is_refused(packs, server, cache):
+    server.well = 1_000_000
+    with pytest.raises(ConfigError, match=r"a\.vz is one file of .* more than --data\.cache_gb"):
+        Pack(f"{server.address}/a.vz", cache_gb=1e-6)
+
+
+def test_what_a_killed_process_began_after_this_one_makes_room(packs, server, cache):
+    server.well = 1_000_000
+    bound = 9.5 / 8 * sum(file.stat().st_size for file in packs.glob("a.vz.*")) / 2**30
+    pack = Pack(f"{server.address}/a.vz", cache_gb=bound)
+    for number in range(9):
+        (cache / f"{number}.2000000.part").write_bytes(b"")
+    pack.split_images("train")
+    assert not [*cache.glob("?.2000000.part")]
+
+
 def test_words_at_the_terminal_are_refused_in_one_line(cache, capsys, monkeypatch):
     refuse(
         capsys,

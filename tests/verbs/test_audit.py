@@ -297,6 +297,16 @@ def test_a_file_of_another_kind_and_other_options_are_refused(here, capsys):
     assert "leave out --output=there" in capsys.readouterr().err
 
 
+def test_a_class_is_named_in_full_and_what_cannot_be_read_is_told_whatever_is_kept_in_memory(here, capsys):
+    write(here / "photos", 6)
+    broken = next((here / "photos").glob("*/*"))
+    broken.write_bytes(b"no image")
+    for data in ("vision_zoo.data.ImageFolder", "ImageFolder"):
+        words = ["--data", data, "--data.root", "photos", "--data.in_memory", "true", "--output", f"{data}.html"]
+        assert main(["audit", *words]) == 0
+        assert "unreadable" in capsys.readouterr().out
+
+
 def test_what_was_removed_is_left_out_and_told(here):
     photos = write(here / "photos", 2)
     write(photos / "_removed", 1)

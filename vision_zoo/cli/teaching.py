@@ -10,6 +10,8 @@ from vision_zoo.cli.argv import FLAGS, Argv
 from vision_zoo.cli.names import find_class
 from vision_zoo.data.described import described_data
 from vision_zoo.data.discovery import TABLES
+from vision_zoo.data.folder import ImageFolder
+from vision_zoo.data.own import OwnImages
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.specs import import_path
@@ -65,17 +67,19 @@ def defaults(argv: Argv) -> Config:
     network = {"weights": "DEFAULT", "every_stage": True}
     backbone = {"class_path": "vision_zoo.backbones.EfficientNetLite", "init_args": network}
     config: Config = {"model": {"backbone": backbone}}
-    kind = argv.values("data")[0] if argv.values("data") else ""
-    if kind in ("ImageFolder", "ImageTable", "ArrayFile", "Pack", "WebDataset", "Parquet"):
+    if not argv.values("data"):
+        return config
+    path = find_class(argv.values("data")[0], "data")
+    kind: Any = import_path(path)
+    if isinstance(kind, type) and issubclass(kind, OwnImages):
         shares = (0.2, 0.1) if argv.verb == "teach" else (0, 0)
         options: dict[str, Any] = {"test_split": shares[0], "val_split": shares[1]}
         options |= {} if argv.verb == "pack" else {"image_size": IMAGE_SIZE, "batch_size": BATCH}
         # Files are decoded while features are computed.
-        options |= {} if kind == "ArrayFile" else {"in_memory": False}
-        config["data"] = {"class_path": f"vision_zoo.data.{kind}", "init_args": options}
-    elif argv.verb != "teach" and kind:
-        path = find_class(kind, "data")
-        side = max(LEAST, *getattr(import_path(path), "image_shape", (0,))[1:]) if argv.verb == "audit" else None
+        options |= {"in_memory": False} if issubclass(kind, ImageFolder) else {}
+        config["data"] = {"class_path": path, "init_args": options}
+    elif argv.verb != "teach":
+        side = max(LEAST, *getattr(kind, "image_shape", (0,))[1:]) if argv.verb == "audit" else None
         config["data"] = {"class_path": path, "init_args": {"image_size": side, "val_split": 0}}
     return config
 

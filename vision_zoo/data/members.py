@@ -4,6 +4,7 @@ import glob
 import re
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -55,10 +56,12 @@ class InFiles(ImageFolder):
         refuse(DatasetNotFoundError, (not found, f"{name}: there is no file {self.path}. Set --data.path to others"))
         self._holders, self._paths, self._keys = [str(file) for file in found], list[str](), list[str]()
         labels, spans, splits = list[str](), list[tuple[int, ...]](), dict[Split, list[int]]()
+        told = list[list[str]]()  # the class names of each file that tells them
         for number, file in enumerate(found):
             folder = part_of(file.parent.name) if file.parent != self.root else None  # as in data/*/*.tar
             stem = re.sub(r"-\d+(-of-\d+)?(-[0-9a-f]+)?$", "", file.stem)
-            rows = splits.setdefault(part_of(stem) or folder or "train", [])
+            named = {*map(part_of, re.split(r"[\W_]", stem))} - {None}  # as in train_a
+            rows = splits.setdefault(part_of(stem) or (named.pop() if len(named) == 1 else folder) or "train", [])
             with self._reading(file, *self._errors):
                 for key, label, span in self._members(file, left):
                     rows.append(len(labels))
@@ -66,15 +69,17 @@ class InFiles(ImageFolder):
                     self._keys.append(f"{file.name}/{key}")
                     labels.append(label)
                     spans.append((number, *span))
+            told += [[*map(as_word, self._classes)]] if self._classes else []
         left.warn(f"{name}: {self.path}")
         numbers = all(re.fullmatch(r"\d{1,300}", label) for label in labels)
-        names = [*map(as_word, self._classes)] or sorted(sorted({*labels}), key=float if numbers else str)
+        names = told[0] if told else sorted(sorted({*labels}), key=float if numbers else str)
         few = f"{name}: {self.path} has {len({*labels})} labels, where two or more are needed{left}"
         trained = {labels[row] for row in splits.get("train", ())} or {*labels}
         lacks = ", ".join(sorted({*labels} - trained)) if not is_everything(self.test_split) else ""
-        other = f"{name}: the files of {self.path} name different classes: {', '.join(sorted({*labels} - {*names}))}"
+        others = {*labels, *chain(*told)}.difference(names) | {x for x in names if not all(x in own for own in told)}
+        other = f"{name}: the files of {self.path} name different classes: {', '.join(sorted(others))}"
         untrained = f"{name}: {self.path} has no images to train with of the label {lacks}"
-        refuse(DataError, (len({*labels}) < 2, few), ({*labels} - {*names}, other), (lacks, untrained))
+        refuse(DataError, (len({*labels}) < 2, few), (told and others, other), (lacks, untrained))
         self._spans, places = torch.tensor(spans), {label: place for place, label in enumerate(names)}
         listed = {x: (rows, torch.tensor([places[labels[row]] for row in rows])) for x, rows in splits.items() if rows}
         return tuple(names), listed

@@ -59,8 +59,12 @@ class Shards:
         foreign = address.partition("://")[0] not in SCHEMES
         refuse(ConfigError, (foreign, known), (not 0 < cache_gb < math.inf, bound))
         self.limit, self.parts, self._told = int(cache_gb * 2**30), list[Part](), False
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what killed processes have begun."""
         for left in self.folder.glob("*.part"):
-            if lock := lock_file(left.with_suffix(".lock"), wait=False):  # its process was killed
+            if lock := lock_file(left.with_suffix(".lock"), wait=False):
                 left.unlink(missing_ok=True)
                 release(lock)
 
@@ -74,7 +78,8 @@ class Shards:
         """The pack's own file, fetched; if it is bare of images, it stays in the cache."""
         size, (start, checksum), (kind, offset, shape) = (head[name] for name in ("bytes", "index", "spans"))
         large = f"{self.address} is one file of {size / 2**30:.3g} GiB, more than --data.cache_gb {self.cache_gb}"
-        refuse(ConfigError, (not bare and size > self.limit, f"{large}. Give more, or pack it with --shard_mb 256"))
+        shards = "" if bare else ", or pack it with --shard_mb 256"
+        refuse(ConfigError, (size > self.limit, f"{large}. Give more{shards}"))
 
         def spans(file: Path) -> Numbers:
             own = np.fromfile(file, kind, 0 if bare else math.prod(shape), offset=offset)
@@ -85,11 +90,12 @@ class Shards:
 
     def fill(self, listed: Sequence[tuple[str, int]], spans: Numbers, index: Path) -> None:
         """Take names and sizes of the shards, which the pack lists; if it lists none, it has the images itself."""
-        bounds, parent = np.searchsorted(spans[:, 0], np.arange(len(listed) + 1)), self.address.rpartition("/")[0]
+        bounds = np.searchsorted(spans[:, 0], np.arange(len(listed) + 1))
+        place, mark, query = self.address.partition("?")
         for (name, size), start, stop in zip(listed, bounds, bounds[1:], strict=False):
             own = spans[start:stop]
             file = self.folder / f"{sha256(own[:, 1:].tobytes()).hexdigest()[:32]}.{size}.shard"
-            self.parts.append(Part(f"{parent}/{name}", file, size, partial(_same, own)))
+            self.parts.append(Part(f"{place.rpartition('/')[0]}/{name}{mark}{query}", file, size, partial(_same, own)))
         self.parts = self.parts or [Part(self.address, index, index.stat().st_size, partial(_same, spans))]
         largest, total = (f(part.size for part in self.parts) for f in (max, sum))
         few = f"--data.cache_gb {self.cache_gb} holds less than two shards of {self.address}: give at least"
@@ -150,6 +156,7 @@ class Shards:
         """Remove what was used longest ago; the sizes in the names count, so that files have room before they come."""
         while not temporary.exists():
             refuse(TrainingError, (ended(), "nobody waits for it any more"))
+            self._sweep()
             with alone(self.folder):
                 files = [file for file in self.folder.iterdir() if file.suffix in (".shard", ".part")]
                 room = self.limit - sum(int(file.name.split(".")[1]) for file in (*files, temporary))
@@ -196,10 +203,11 @@ def _persistently(action: Callable[[Any, str], T], address: str, waits: Sequence
         return action(*url_to_fs(address, **options))
     except ImportError as error:
         refuse(ConfigError, (True, f"{address} needs pip install 'vision_zoo[{scheme}]' ({one_line(error)})"))
-    except (FileNotFoundError, PermissionError) as error:
+    except Exception as error:  # each library has its own
+        closed = getattr(error, "status", 0) in (401, 403) or type(error).__name__ == "NoCredentialsError"
+        closed |= isinstance(error, FileNotFoundError | PermissionError)
         advice = "Check --data.path, and who may read it"
-        refuse(DatasetNotFoundError, (True, f"{address} cannot be read ({one_line(error)}). {advice}"))
-    except Exception as error:  # each library has its own for a lost connection
+        refuse(DatasetNotFoundError, (closed, f"{address} cannot be read ({one_line(error)}). {advice}"))
         way_out = "Check the connection, and that the file is whole there; a run goes on with --ckpt_path last"
         lost = f"{address} cannot be fetched ({one_line(error)}). {way_out}"
         refuse(TrainingError, (what := lack(error), what), (not waits or ended(), lost))

@@ -23,6 +23,7 @@ from vision_zoo.data.discovery import LeftOut
 from vision_zoo.errors import ConfigError, DataError, TrainingError, lack, refuse
 from vision_zoo.types import ImageShape, Interpolation, LabelledImages, Resize, ValueRange
 
+_OTHERS = 100  # images that are tried in place of one: where all are gone, nobody should wait for the last
 B = TypeVar("B")
 T = TypeVar("T")
 _thread = threading.local()  # ended: in a thread of a pump, not empty once nobody takes what it fetches
@@ -166,9 +167,9 @@ class Files(Source):
         found: list[int] = []
         failures: list[tuple[str, str]] = []
         for wanted in indices.tolist():
-            if ended():  # the process need not wait for the rest
-                break
             for index in (wanted,) if among is None else _with_others(wanted, among):
+                if ended():  # the process need not wait for the rest
+                    break
                 try:
                     images[len(found)] = decode(self.file(index), self.image_shape, self.resize, **options)
                 except UNREADABLE as error:
@@ -263,10 +264,10 @@ def _stamp(path: str) -> tuple[str, int, int]:
 
 
 def _with_others(index: int, among: Tensor) -> Iterator[int]:
-    """An image, then others in a fixed order that is mixed: the next file may well be broken too, and of its class."""
+    """An image, then some others in an order that is mixed: the next file may well be broken too, and of its class."""
     yield index
     mixed = among[torch.randperm(len(among), generator=torch.Generator().manual_seed(0))]
-    yield from mixed.roll(-int((mixed == index).nonzero()[0]))[1:].tolist()
+    yield from mixed.roll(-int((mixed == index).nonzero()[0]))[1 : _OTHERS + 1].tolist()
 
 
 def pump(

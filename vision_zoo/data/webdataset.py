@@ -39,7 +39,9 @@ class WebDataset(InFiles):
             tar.fileobj.seek(tar.offset)  # of a shard that is cut off or damaged, tarfile gives what is before
             refuse(tarfile.ReadError, (tar.fileobj.read(512) != bytes(512), "it is cut off, or a header is damaged"))
             for key, parts in found.items():
-                image = next((x for x in parts if f".{x.rpartition('.')[2].lower()}" in image_extensions()), None)
+                images = [x for x in parts if f".{x.rpartition('.')[2].lower()}" in image_extensions()]
+                image = min(images, key=lambda x: x.count("."), default=None)  # of 7.png and 7.mask.png the former
+                left["further images of a key"] += [f"{key}.{x}" for x in images if x != image]
                 label = next((_label(tar, parts[x]) for x in ("cls", "json", "txt") if x in parts), "")
                 if image is None or not label:
                     left["keys without a label" if image else "keys without an image"].append(key)

@@ -88,11 +88,15 @@ def pack(
     def file(number: int) -> Path:
         return path.with_name(f"{path.name}.{number:05}") if limit else part
 
+    journals = {*path.parent.glob(f".{glob.escape(path.name)}.*.journal")}
+    shards_of_another = limit and not journals and [*path.parent.glob(f"{glob.escape(path.name)}.[0-9]*")]
+    moved = f"--output {path}: {path.name}.00000 is there, of a pack of another name now. Give another name"
+    refuse(ConfigError, (shards_of_another, moved))
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = lock_file(path.with_name(f".{path.name}.lock"), wait=False)
     refuse(ConfigError, (lock is None, f"another process is writing {path}. Give another name with --output"))
     try:
-        for other in {*path.parent.glob(f".{glob.escape(path.name)}.*.journal")} - {log}:  # of other images
+        for other in journals - {log}:  # of other images
             other.unlink()
         records = _write_images(source, file, log, limit, encoded)
         places, spans = records["place"].tolist(), records["span"]

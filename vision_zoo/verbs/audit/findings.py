@@ -51,6 +51,8 @@ def has_class_folders(datamodule: ImageDataModule) -> bool:
 
 def all_of(datamodule: ImageDataModule) -> Audited:
     """The images of every split, one after the other."""
+    if isinstance(datamodule, ImageFolder):
+        datamodule.in_memory = False  # where those that cannot be read are left out
     parts = datamodule.subsets()
     source = join([*parts.values()])
     numbered = [(split, index) for split, part in parts.items() for index in part.indices.tolist()]

@@ -70,6 +70,22 @@ def test_words_in_the_names_of_shards_tell_the_split(names, here):
     assert data.sizes == {"train": 12, "val": 6, "test": 6}
 
 
+@pytest.mark.parametrize(
+    ("names", "test_split", "sizes"),
+    [
+        (["d/train/cat-0", "d/train/dev_board-1", "d/test/training_shoes-0"], 0, (12, 6)),  # folders count before words
+        (["d/crash_test_dummies", "d/dev_kit", "d/b"], 3, (15, 3)),  # alone they tell nothing
+    ],
+)
+def test_a_word_in_the_name_of_a_shard_may_be_a_name_as_any_other(names, test_split, sizes, here):
+    for number, name in enumerate(names):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        write_tar(here / f"{name}.tar", labelled("cls", range(number * 6, number * 6 + 6)))
+    data = WebDataset("d/**/*.tar", image_size=16, val_split=0, test_split=test_split)
+    data.setup()
+    assert (data.sizes["train"], data.sizes["test"]) == sizes
+
+
 def test_of_several_images_of_a_key_the_one_without_a_further_name_counts(here):
     members = {}
     for name, content in labelled("cls", range(12)).items():

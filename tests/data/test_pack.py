@@ -119,8 +119,10 @@ def test_shards_of_a_pack_that_was_renamed_are_kept(photos, capsys):
     whole = pack("photos", "--image_size", "200", "--shard_mb", "1")
     whole.rename("b.vz")
     words = ["pack", "photos", "--image_size", "190", "--shard_mb", "1", "--output", "a.vz"]
-    refuse(capsys, words, r"a\.vz\.00000 is there, of a pack of another name now")
+    refuse(capsys, words, r"a\.vz\.00000 is there already, of a pack that was renamed or removed\. Remove such files")
     assert main(["pack", "--check", "b.vz"]) == 0
+    Path("c.vz.2024-backup").touch()
+    pack(*words[1:-2], output="c.vz")
 
 
 def test_a_pack_is_named_as_what_is_packed(photos, capsys):

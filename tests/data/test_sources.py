@@ -80,6 +80,6 @@ def test_a_file_that_cannot_be_decoded_is_left_out_or_replaced_by_a_fixed_other_
 
 
 def test_where_all_files_are_gone_not_each_is_looked_for_in_place_of_each(tmp_path):
-    files = Files([str(tmp_path / f"{number}.png") for number in range(1000)], torch.arange(1000), (3, 8, 8))
-    _, labels, failures = files.fetch(torch.arange(4), among=torch.arange(1000))
-    assert (len(labels), len(failures)) == (0, 404)
+    files = Files([str(tmp_path / f"{number}.png") for number in range(3000)], torch.arange(3000), (3, 8, 8))
+    _, labels, failures = files.fetch(torch.arange(4), among=torch.arange(3000))
+    assert (len(labels), len(failures)) == (0, 4004)

@@ -5,6 +5,7 @@ import hashlib
 import shlex
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 from tests.browser import in_chromium, opened
 from vision_zoo.__main__ import main
+from vision_zoo.data import ImageFolder
 from vision_zoo.verbs.audit.labels import confident_joint, held_out_probabilities, suspects
 
 COLOURS = {"café": (1, 0.2, 0.2), "dog": (0.2, 1, 0.2), "rot & <b>": (0.2, 0.3, 1)}
@@ -297,11 +299,18 @@ def test_a_file_of_another_kind_and_other_options_are_refused(here, capsys):
     assert "leave out --output=there" in capsys.readouterr().err
 
 
+class Mine(ImageFolder):
+    """With options of its own."""
+
+    def __init__(self, root: str, image_size: int | None = None, **options: Any) -> None:
+        super().__init__(root, image_size=image_size, test_split=0.0, **options)
+
+
 def test_a_class_is_named_in_full_and_what_cannot_be_read_is_told_whatever_is_kept_in_memory(here, capsys):
     write(here / "photos", 6)
     broken = next((here / "photos").glob("*/*"))
     broken.write_bytes(b"no image")
-    for data in ("vision_zoo.data.ImageFolder", "ImageFolder"):
+    for data in ("vision_zoo.data.ImageFolder", "tests.verbs.test_audit.Mine", "ImageFolder"):
         words = ["--data", data, "--data.root", "photos", "--data.in_memory", "true", "--output", f"{data}.html"]
         assert main(["audit", *words]) == 0
         assert "unreadable" in capsys.readouterr().out

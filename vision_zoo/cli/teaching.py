@@ -67,11 +67,13 @@ def defaults(argv: Argv) -> Config:
     network = {"weights": "DEFAULT", "every_stage": True}
     backbone = {"class_path": "vision_zoo.backbones.EfficientNetLite", "init_args": network}
     config: Config = {"model": {"backbone": backbone}}
-    if not argv.values("data"):
+    given = [word for word in argv.values("data")[:1] if word != "null"]
+    if not given:
         return config
-    path = find_class(argv.values("data")[0], "data")
+    path = find_class(given[0], "data")
     kind: Any = import_path(path)
-    if isinstance(kind, type) and issubclass(kind, OwnImages):
+    shape = getattr(kind, "image_shape", None)  # where it is known without its files
+    if isinstance(kind, type) and issubclass(kind, OwnImages) and kind.__module__.startswith("vision_zoo.data."):
         shares = (0.2, 0.1) if argv.verb == "teach" else (0, 0)
         options: dict[str, Any] = {"test_split": shares[0], "val_split": shares[1]}
         options |= {} if argv.verb == "pack" else {"image_size": IMAGE_SIZE, "batch_size": BATCH}
@@ -79,8 +81,9 @@ def defaults(argv: Argv) -> Config:
         options |= {"in_memory": False} if issubclass(kind, ImageFolder) else {}
         config["data"] = {"class_path": path, "init_args": options}
     elif argv.verb != "teach":
-        side = max(LEAST, *getattr(kind, "image_shape", (0,))[1:]) if argv.verb == "audit" else None
-        config["data"] = {"class_path": path, "init_args": {"image_size": side, "val_split": 0}}
+        side = max(LEAST, *shape[1:]) if isinstance(shape, tuple) else IMAGE_SIZE
+        config["data"] = {"class_path": path, "init_args": {"val_split": 0}}
+        config["data"]["init_args"] |= {"image_size": side} if argv.verb == "audit" else {}
     return config
 
 

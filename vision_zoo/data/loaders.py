@@ -85,7 +85,7 @@ class Loader:
         start = self._restored.get("batches", 0) if self._restored.get("epoch") == self.epoch else 0
         self._restored = {}
         self._handed_out = start
-        broken = f"None of the {'training ' * self.training}files can be decoded. Repair them, or give others"
+        broken = "None of the training files that were tried can be decoded. Repair them, or set --data.root to others"
         coming = self.source.await_each(self.batches()[start:])
         fetch = partial(self.source.fetch, among=self.indices) if self.training else self.source.fetch
         for images, labels, failures in pump(fetch, coming, self.threads, self.threads + 2):
@@ -95,7 +95,6 @@ class Loader:
                 self._handed_out += 1
                 yield images, labels
         self.source.report((), last=True)
-        refuse(DataError, (len(self.indices) and not self._handed_out and self.world_size == 1, broken))
 
     def batches(self) -> list[Tensor]:
         """The indices of each batch of the current epoch, int64 (B,) each."""

@@ -57,11 +57,16 @@ class InFiles(ImageFolder):
         self._holders, self._paths, self._keys = [str(file) for file in found], list[str](), list[str]()
         labels, spans, splits = list[str](), list[tuple[int, ...]](), dict[Split, list[int]]()
         told = list[list[str]]()  # the class names of each file that tells them
-        for number, file in enumerate(found):
-            folder = part_of(file.parent.name) if file.parent != self.root else None  # as in data/*/*.tar
-            stem = re.sub(r"-\d+(-of-\d+)?(-[0-9a-f]+)?$", "", file.stem)
-            named = {*map(part_of, re.split(r"[\W_]", stem))} - {None}  # as in train_a
-            rows = splits.setdefault(part_of(stem) or (named.pop() if len(named) == 1 else folder) or "train", [])
+        stems = [re.sub(r"-\d+(-of-\d+)?(-[0-9a-f]+)?$", "", file.stem) for file in found]
+        folders = [part_of(file.parent.name) if file.parent != self.root else None for file in found]  # data/*/*.tar
+        parts = [part_of(stem) or folder for stem, folder in zip(stems, folders, strict=True)]
+        words = [{*map(part_of, re.split(r"[\W_]", stem))} - {None} for stem in stems]
+        if {"train"} in words:  # as in train_a, test_a; without it, dev_kit is a name as any other
+            parts = [
+                part or (next(iter(own)) if len(own) == 1 else None) for part, own in zip(parts, words, strict=True)
+            ]
+        for number, (file, part) in enumerate(zip(found, parts, strict=True)):
+            rows = splits.setdefault(part or "train", [])
             with self._reading(file, *self._errors):
                 for key, label, span in self._members(file, left):
                     rows.append(len(labels))

@@ -77,8 +77,8 @@ class Shards:
     def index(self, head: Mapping[str, Any], bare: bool) -> Path:
         """The pack's own file, fetched; if it is bare of images, it stays in the cache."""
         size, (start, checksum), (kind, offset, shape) = (head[name] for name in ("bytes", "index", "spans"))
-        large = f"{self.address} is one file of {size / 2**30:.3g} GiB, more than --data.cache_gb {self.cache_gb}"
-        shards = "" if bare else ", or pack it with --shard_mb 256"
+        what, shards = ("has an index", "") if bare else ("is one file", ", or pack it with --shard_mb 256")
+        large = f"{self.address} {what} of {size / 2**30:.3g} GiB, more than --data.cache_gb {self.cache_gb}"
         refuse(ConfigError, (size > self.limit, f"{large}. Give more{shards}"))
 
         def spans(file: Path) -> Numbers:
@@ -91,7 +91,7 @@ class Shards:
     def fill(self, listed: Sequence[tuple[str, int]], spans: Numbers, index: Path) -> None:
         """Take names and sizes of the shards, which the pack lists; if it lists none, it has the images itself."""
         bounds = np.searchsorted(spans[:, 0], np.arange(len(listed) + 1))
-        place, mark, query = self.address.partition("?")
+        place, mark, query = self.address.partition("?") if self.address.startswith("http") else (self.address, "", "")
         for (name, size), start, stop in zip(listed, bounds, bounds[1:], strict=False):
             own = spans[start:stop]
             file = self.folder / f"{sha256(own[:, 1:].tobytes()).hexdigest()[:32]}.{size}.shard"
@@ -156,7 +156,6 @@ class Shards:
         """Remove what was used longest ago; the sizes in the names count, so that files have room before they come."""
         while not temporary.exists():
             refuse(TrainingError, (ended(), "nobody waits for it any more"))
-            self._sweep()
             with alone(self.folder):
                 files = [file for file in self.folder.iterdir() if file.suffix in (".shard", ".part")]
                 room = self.limit - sum(int(file.name.split(".")[1]) for file in (*files, temporary))
@@ -166,7 +165,9 @@ class Shards:
                         room += int(file.name.split(".")[1]) if room < 0 else 0
                 if room >= 0:
                     temporary.touch()
-            time.sleep(0 if room >= 0 else 0.1)
+            if room < 0:
+                self._sweep()
+                time.sleep(0.1)
 
 
 def _is_whole(part: Part) -> bool:

@@ -23,7 +23,7 @@ from vision_zoo.data.discovery import LeftOut
 from vision_zoo.errors import ConfigError, DataError, TrainingError, lack, refuse
 from vision_zoo.types import ImageShape, Interpolation, LabelledImages, Resize, ValueRange
 
-_OTHERS = 100  # images that are tried in place of one: where all are gone, nobody should wait for the last
+_OTHERS = 1000  # images that are tried in place of one: where all are gone, nobody should wait for the last
 B = TypeVar("B")
 T = TypeVar("T")
 _thread = threading.local()  # ended: in a thread of a pump, not empty once nobody takes what it fetches
@@ -51,7 +51,7 @@ class Source:
 
         Args:
             indices: which ones.
-            among: in place of one that cannot be read, a fixed other one of these, int64; otherwise it is left out.
+            among: in place of one that cannot be read, a fixed other one of these, int64, if one is found; else none.
         """
         raise NotImplementedError
 

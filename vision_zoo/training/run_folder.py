@@ -169,14 +169,18 @@ class RunFolder(Callback):
             flush(self.path / "metrics.csv")
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse other images than those that the run was trained on."""
+        """Read checkpoints of before the callbacks had their names; tell of other images than the run began with."""
+        states = checkpoint["callbacks"]
+        for name, old in (("RunFolder", "Run"), ("Saving", "Run"), ("Performance", "Speed")):
+            if old in states:
+                states.setdefault(name, states[old])
         before, error = (checkpoint.get("vision_zoo", {}).get("made_with") or {}).get("data") or {}, ""
         for split, marks in self._made_with.get("data", {}).items():  # on the first process
             changed = [name for name, mark in marks.items() if before.get(split, {}).get(name, mark) != mark]
-            other = f"{' and '.join(changed)} of the {split} images are not those that the run was trained on"
-            if split == "train" and changed not in ([], ["pixels"]):  # another PIL decodes otherwise
+            other = f"{' and '.join(changed)} of the {split} images are not those that the run began with"
+            if split == "train" and {"labels", "images"} & {*changed}:
                 error = other * ("images" not in changed)  # of another number the loader tells
-            elif changed:
+            elif changed and (changed != ["names"] or "pixels" not in marks):  # a file of many may have a new name
                 warnings.warn(other, stacklevel=1)
         if error := trainer.strategy.broadcast(error):
             raise DataError(f"{error}{OTHER_IMAGES}")
@@ -211,8 +215,9 @@ class RunFolder(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, EventFiles):
                     _ = logger.experiment  # opens the file now: the first steps need not wait for TensorBoard
-                else:
-                    logger.log_hyperparams(copy.deepcopy(self.config))
+                else:  # without the loggers' own options, which may be secret
+                    trainer_options = {k: v for k, v in (self.config.get("trainer") or {}).items() if k != "logger"}
+                    logger.log_hyperparams(copy.deepcopy({**self.config, "trainer": trainer_options}))
         expect_answers(trainer)
         self.trained = self._trains = True
         self._ticked = time.monotonic()

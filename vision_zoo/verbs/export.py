@@ -164,15 +164,10 @@ def _metadata(model: Classifier, datamodule: ImageDataModule | None, checkpoint:
     for name in ("mean", "std"):  # of which one value serves all channels
         values[name] = torch.tensor(model.hparams[name], dtype=torch.float64).expand(model.image_shape[0]).tolist()
     values |= {"members": model.members} if isinstance(model, Ensemble) else {}
-    return {
-        **{name: json.dumps(value) for name, value in values.items()},
-        "resize": checkpoint.resizing[0],
-        "interpolation": checkpoint.resizing[1],
-        "training_mean": json.dumps(training_mean(model, datamodule)),
-        "checkpoint": checkpoint.path.name,
-        "run": checkpoint.run_name or "",
-        "vision_zoo_version": __version__,
-    }
+    values |= {"training_mean": training_mean(model, datamodule)}
+    texts = {"checkpoint": checkpoint.path.name, "run": checkpoint.run_name or "", "vision_zoo_version": __version__}
+    texts |= dict(zip(("resize", "interpolation"), checkpoint.resizing, strict=True))
+    return {**{name: json.dumps(value) for name, value in values.items()}, **texts}
 
 
 def sample_images(model: Classifier, datamodule: ImageDataModule | None) -> tuple[Tensor, str]:

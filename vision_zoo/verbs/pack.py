@@ -88,14 +88,14 @@ def pack(
     def file(number: int) -> Path:
         return path.with_name(f"{path.name}.{number:05}") if limit else part
 
-    journals = {*path.parent.glob(f".{glob.escape(path.name)}.*.journal")}
-    shards_of_another = limit and not journals and [*path.parent.glob(f"{glob.escape(path.name)}.[0-9]*")]
-    moved = f"--output {path}: {path.name}.00000 is there, of a pack of another name now. Give another name"
-    refuse(ConfigError, (shards_of_another, moved))
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = lock_file(path.with_name(f".{path.name}.lock"), wait=False)
     refuse(ConfigError, (lock is None, f"another process is writing {path}. Give another name with --output"))
     try:
+        journals = {*path.parent.glob(f".{glob.escape(path.name)}.*.journal")}
+        left = [] if journals or not limit else sorted(path.parent.glob(f"{glob.escape(path.name)}.{'[0-9]' * 5}"))
+        what = f"{', '.join(x.name for x in left[:1])} is there already, of a pack that was renamed or removed"
+        refuse(ConfigError, (left, f"--output {path}: {what}. Remove such files, or give another name"))
         for other in journals - {log}:  # of other images
             other.unlink()
         records = _write_images(source, file, log, limit, encoded)

@@ -12,6 +12,7 @@ DRAWS = 10_000  # of the bootstrap
 ALPHA = 0.05  # a difference is told where p is not above
 POWER = 0.8  # the chance to tell a difference that is there, for how much would do
 MOST = 10**9  # images or seeds
+ROUNDING = 1e-9  # differences of accuracies that are none
 
 Floats = NDArray[np.float64]
 
@@ -67,7 +68,7 @@ def over_seeds(first: Sequence[float], second: Sequence[float], paired: bool) ->
     variances = [_variance(b - a)] if paired else [_variance(a), _variance(b)]
     deviation, difference = math.sqrt(sum(variances)), float(b.mean() - a.mean())
     if deviation == 0:  # all runs of a group are alike, as where their seeds decide nothing
-        return Spread(difference, difference, difference, float(difference == 0), paired, 0.0, 1.0)
+        return Spread(difference, difference, difference, float(abs(difference) <= ROUNDING), paired, 0.0, 1.0)
     test = ttest_1samp(b - a, 0.0) if paired else ttest_ind(b, a, equal_var=False)
     bounds = test.confidence_interval(1 - ALPHA)
     freedom = sum(variances) ** 2 / sum(v * v for v in variances)
@@ -75,7 +76,7 @@ def over_seeds(first: Sequence[float], second: Sequence[float], paired: bool) ->
 
 
 def _variance(values: Floats) -> float:
-    return float(values.var(ddof=1)) if np.ptp(values) > 1e-9 else 0.0  # what is less comes of rounding
+    return float(values.var(ddof=1)) if np.ptp(values) > ROUNDING else 0.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

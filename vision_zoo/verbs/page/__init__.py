@@ -26,13 +26,8 @@ def rendered(
         facts: what the page's program needs to run it; and whether its server explains.
     """
     shown: dict[str, object] = {"network": model.network_name, "classes": list(model.class_names)}
-    shown |= {
-        "image_shape": list(model.image_shape),
-        "draws": model.image_shape[0] == 1,
-        "explains": False,
-        "dark": mean is None or mean < 0.5,
-        **(facts or {}),
-    }
+    shown |= {"image_shape": list(model.image_shape), "draws": model.image_shape[0] == 1, "explains": False}
+    shown |= {"dark": mean is None or mean < 0.5, **(facts or {})}
     parts = {path.stem: path.read_bytes() for path in (FOLDER / "runtime").glob("*.gz")}
     parts |= {"model": gzip.compress(onnx, mtime=0)}
     text = {name: base64.b64encode(content).decode() for name, content in parts.items()} if onnx else {}

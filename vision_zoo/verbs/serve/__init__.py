@@ -91,13 +91,12 @@ def serve(
     resize, interpolation = checkpoint.resizing
     read = reader(model.image_shape, resize=resize, value_range=model.value_range, interpolation=interpolation)
     batcher = Batcher(classifiers, read, batch_size, max_waiting, max_megapixels * 1e6)
-    facts = {
+    facts: dict[str, object] = {
         "network": model.network_name,
         "classes": list(model.class_names),
-        "image_shape": list(model.image_shape),
-        "known": model.known is not None,
         "version": __version__,
     }
+    facts |= {"image_shape": list(model.image_shape), "known": model.known is not None}
     explains = find_spec("captum") is not None
     page = rendered(model, training_mean(model, datamodule), facts={"explains": explains})
     app = make_app(batcher, look if explains else None, page, facts, int(max_megabytes * 2**20), max_seconds)

@@ -89,6 +89,8 @@ class Plan(NamedTuple):
         ranges = [axis.option for axis in self.axes if not axis.values]
         names = [axis.option for axis in self.axes]
         grid = f"--sampler grid tries every combination of values, and {', '.join(ranges)} has a range: give its values"
+        gp = "--sampler gp learns nothing from runs that a --pruner has ended early: set --sampler tpe"
+        several = "--pruner ends single runs early, and here a configuration has several: set --pruner none"
         refuse(
             ConfigError,
             (len(recipes) != 1, f"--search is of one recipe, and {len(recipes)} are named"),
@@ -97,14 +99,8 @@ class Plan(NamedTuple):
             (self.sampler == "grid" and ranges, grid),
             (self.trials < 1, f"--trials must be at least 1, got {self.trials}"),
             (self.minutes is not None and self.minutes <= 0, f"--minutes must be above 0, got {self.minutes}"),
-            (
-                self.sampler == "gp" and self.pruner != "none",
-                "--sampler gp learns nothing from runs that a --pruner has ended early: set --sampler tpe",
-            ),
-            (
-                self.pruner != "none" and runs > 1,
-                "--pruner ends single runs early, and here a configuration has several: set --pruner none",
-            ),
+            (self.sampler == "gp" and self.pruner != "none", gp),
+            (self.pruner != "none" and runs > 1, several),
         )
 
 

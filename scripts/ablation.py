@@ -25,7 +25,7 @@ _HEADING = """
 
 A ConvNet of 98,970 parameters, 20 epochs of 10,000 images of CIFAR-10, one method at a time on top of the recipe
 `ablation_cifar10`. The difference to the plain recipe is the mean over the seeds that both have, and behind it stands
-its standard error, which is rough with two seeds: a seed is also a choice of images. The plain network learns its
+its standard error, which is rough with so few seeds: a seed is also a choice of images. The plain network learns its
 images by heart, and what keeps it from that gains most here. `scripts/ablation.py` has the options; the last lines of
 its table put methods together; which ones was decided by the test accuracies of the others, so that those figures are
 slightly optimistic. Rates of optimizers are untuned. It makes the rows by

@@ -144,6 +144,7 @@ LABELS = np.arange(8) % 2
             {"images": IMAGES, "labels": LABELS, "class_names": np.array(["one"])},
             "labels from 0 to 1, but the 1 classes",
         ),
+        ({"images": IMAGES, "labels": LABELS, "class_names": np.array(["a", "b", "a"])}, "has a more than once"),
     ],
 )
 def test_other_contents_are_refused_with_the_way_out(tmp_path, arrays, message):

@@ -137,9 +137,10 @@ def test_files_without_an_ending_are_tried(tmp_path):
         path.rename(path.with_name(f"{number}" if number % 2 else f"1.2.840.{number}"))
     (root / "cat/LICENSE").write_text("no image")
     os.mkfifo(root / "cat/pipe")
+    (root / "cat/loop").symlink_to("loop")
     data = folder(root, test_split=0, val_split=0)
     (line,) = told(lambda: data.class_names)
-    assert line.endswith("; left out: 2 without ending (LICENSE, ...)")
+    assert line.endswith("; left out: 3 without ending (LICENSE, ...)")
     assert data.split_images("train").labels.bincount().tolist() == [10, 10]
     assert len(find_images([str(root)])) == len(find_images([str(root / "*/*")])) == 20
 

@@ -47,6 +47,11 @@ def test_a_part_without_some_class_is_refused_with_the_numbers(part):
         stratified_split(torch.arange(100) % 5, part, 0, "--data.val_split")
 
 
+def test_where_a_class_has_one_image_no_number_is_advised():
+    with pytest.raises(ConfigError, match=r"smallest class has 1\)\. Add images, or set --data.val_split 0"):
+        stratified_split(torch.tensor([0] * 9 + [1]), 4, 0, "--data.val_split")
+
+
 @pytest.mark.parametrize("part", [-1, -0.1, 1.0, 1.5])
 def test_what_is_neither_a_fraction_nor_a_count_is_refused(part):
     with pytest.raises(ConfigError, match="must be a fraction of at least 0 and below 1, or a whole number"):

@@ -128,9 +128,9 @@ def _check_length(checkpoint: Checkpoint, stored: Config, now: Config) -> None:
     for length in (f"trainer.{name}" for name in LENGTHS):
         if stored.get(length) != now.get(length):
             config, weights = (shlex.quote(str(x)) for x in (checkpoint.run / "config.yaml", checkpoint.path))
-            for_ = f"{length.partition('.')[2]} {stored.get(length)}, which cannot become {now.get(length)}"
+            change = f"{length.partition('.')[2]} {stored.get(length)}, which cannot become {now.get(length)}"
             again = f"start a new run from its weights with --config {config} --model.weights {weights}"
-            raise ConfigError(f"the run's {name} was laid out for {for_}: {again} in place of --ckpt_path")
+            raise ConfigError(f"the run's {name} was laid out for {change}: {again} in place of --ckpt_path")
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Config:

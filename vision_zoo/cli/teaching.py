@@ -82,8 +82,8 @@ def defaults(argv: Argv) -> Config:
         config["data"] = {"class_path": path, "init_args": options}
     elif argv.verb != "teach":
         side = max(LEAST, *shape[1:]) if isinstance(shape, tuple) else IMAGE_SIZE
-        config["data"] = {"class_path": path, "init_args": {"val_split": 0}}
-        config["data"]["init_args"] |= {"image_size": side} if argv.verb == "audit" else {}
+        options = {"val_split": 0} | ({"image_size": side} if argv.verb == "audit" else {})
+        config["data"] = {"class_path": path, "init_args": options}
     return config
 
 

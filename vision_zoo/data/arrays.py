@@ -3,6 +3,7 @@
 import math
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import cached_property
@@ -98,6 +99,8 @@ class ArrayFile(OwnImages):
             f"that {len(labels)} images can have: number the classes 0, 1, 2, ..., or name all in class_names"
         )
         refuse(DataError, (not self._given_names and labels.max() > max(len(labels), _MOST_UNNAMED), message))
+        twice = ", ".join(name for name, count in Counter(self._given_names).items() if count > 1)
+        refuse(DataError, (twice, f"ArrayFile: class_names in {self.path} has {twice} more than once"))
         names = self._given_names or tuple(map(str, range(int(labels.max()) + 1)))
         channels, height, width = images.shape[1:]
         for split in _SCORED:

@@ -57,8 +57,9 @@ def look_into(folder: Path, left: LeftOut) -> tuple[list[Path], list[Path]]:
     """The images and the folders directly inside of a folder, sorted; hidden ones, _removed and others are left out."""
     images, folders = list[Path](), list[Path]()
     with os.scandir(folder) as entries:
-        listing = sorted((entry.name, entry.is_dir()) for entry in entries)
-    for name, is_folder in listing:
+        # A link may lead to itself, which is_dir() raises for.
+        kinds = [(x.name, os.path.isdir(x.path) if x.is_symlink() else x.is_dir()) for x in entries]  # noqa: PTH112
+    for name, is_folder in sorted(kinds):
         if name.startswith((".", "__MACOSX")):
             left["hidden"].append(name)
         elif is_folder and name == REMOVED:

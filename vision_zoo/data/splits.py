@@ -74,8 +74,9 @@ def stratified_split(
     whole = ", or 1.0 to test with all" if option == "--data.test_split" else ""
     message = (
         f"{option} {part} would cut {wanted} of {len(labels)} images, but each of the {least} classes needs at least "
-        f"one image in both parts (the smallest class has {counts.min()}). Choose a number between {least} and "
-        f"{most}{whole}, add images, or set {option} 0 to cut nothing"
+        f"one image in both parts (the smallest class has {counts.min()}). "
+        f"{f'Choose a number between {least} and {most}{whole}, add' if counts.min() > 1 else 'Add'} images, "
+        f"or set {option} 0 to cut nothing"
     )
     refuse(ConfigError, (not least <= wanted <= most or counts.min() < 2, message))
     generator = torch.Generator().manual_seed(seed)

@@ -199,17 +199,15 @@ def ask_once(trainer: Trainer) -> None:
     step: Any = type(trainer.lightning_module).training_step
     step.__signature__ = inspect.signature(step)
     connector: Any = trainer._logger_connector
-    tell = connector.update_train_step_metrics
+    tell, accumulates = connector.update_train_step_metrics, cast(Any, trainer.fit_loop)._should_accumulate
 
     def tell_once() -> None:
         tell()
-        for logged in (
-            cast(Any, trainer)._results.values() if connector.should_update_logs and not accumulates() else ()
-        ):
+        told = connector.should_update_logs and not accumulates()
+        for logged in cast(Any, trainer)._results.values() if told else ():
             if logged.meta.on_step and not (logged.meta.on_epoch or logged.has_reset):
                 logged.reset()  # or its value is gathered after each step until it is logged anew
 
-    accumulates = cast(Any, trainer.fit_loop)._should_accumulate
     connector.update_train_step_metrics = tell_once
 
 

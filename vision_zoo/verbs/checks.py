@@ -135,17 +135,13 @@ def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
     other_names = ours != theirs and (reordered or numbered not in (ours, theirs))
     known, found = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), ("", ""))
     shapes = f"the checkpoint's network takes images of shape {model.image_shape}, {name} has {datamodule.image_shape}"
-    counts = (
-        f"the checkpoint knows {len(ours)} classes, {name} has {len(theirs)}{where} (only one of them has {differ})"
-    )
-    classes = (
-        f"the classes of {name}{where} are not those of the checkpoint: it has {found!r} where the checkpoint knows"
-    )
+    counts = f"the checkpoint knows {len(ours)} classes, {name} has {len(theirs)}{where}"
+    classes = f"the classes of {name}{where} are not those of the checkpoint"
     refuse(
         CheckpointError,
         (datamodule.image_shape != model.image_shape, f"{shapes}: {resize}"),
-        (len(ours) != len(theirs), f"{counts}: choose another {option}"),
-        (other_names, f"{classes} {known!r}. {rename} another {option}"),
+        (len(ours) != len(theirs), f"{counts} (only one of them has {differ}): choose another {option}"),
+        (other_names, f"{classes}: it has {found!r} where the checkpoint knows {known!r}. {rename} another {option}"),
     )
 
 

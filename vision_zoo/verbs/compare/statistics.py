@@ -62,9 +62,8 @@ def over_seeds(first: Sequence[float], second: Sequence[float], paired: bool) ->
     Each has two values at least; as many of both, in the order of their seeds, where they are paired.
     """
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    paired = paired and bool(
-        _variance(b - a) or not _variance(a)
-    )  # pairs that differ alike by chance say nothing of it
+    if paired and _variance(a) and not _variance(b - a):  # by chance, which says nothing of other seeds
+        paired = False
     variances = [_variance(b - a)] if paired else [_variance(a), _variance(b)]
     deviation, difference = math.sqrt(sum(variances)), float(b.mean() - a.mean())
     if deviation == 0:  # all runs of a group are alike, as where their seeds decide nothing

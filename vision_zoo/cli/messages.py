@@ -147,7 +147,7 @@ def quiet() -> None:
     """Silence what a user can do nothing about: advertising lines and notices of the libraries underneath."""
     if os.environ.get("VISION_ZOO_DEBUG") == "1":
         return
-    warnings.filterwarnings("ignore", module=r"(lightning|torch|torchvision|torchmetrics|jsonargparse|onnx\w*)\b")
+    warnings.filterwarnings("ignore", module=r"(lightning|torch|torchvision|torchmetrics|jsonargparse|onnx\w*|scipy)\b")
     warnings.filterwarnings("default", "Experiment logs directory .* will be deleted")  # of a user's own CSVLogger
     warnings.filterwarnings("ignore", "Glyph .* missing from")  # names of classes may be of any script
     warnings.formatwarning = _words

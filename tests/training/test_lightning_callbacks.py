@@ -260,7 +260,8 @@ def test_a_run_logs_to_several_loggers(here):
         "[{class_path: CSVLogger, init_args: {save_dir: a}}, {class_path: TensorBoardLogger, init_args: {save_dir: b}}]"
     )
     assert main([*SHORT, "--trainer.log_every_n_steps", "5", "--trainer.logger", loggers]) == 0
-    assert list(here.glob("b/**/events*"))
+    (events,) = here.glob("b/**/events*")
+    assert all(name in events.read_bytes() for name in (b"train/loss_step", b"lr", b"val/loss"))
     (ours,) = here.glob("a/**/version_0")
     steps = {row["step"]: row for row in rows(ours) if row["train/loss_step"]}
     own = [row for row in rows(run_of(here)) if row["train/loss_step"]]

@@ -57,7 +57,7 @@ def look_into(folder: Path, left: LeftOut) -> tuple[list[Path], list[Path]]:
     """The images and the folders directly inside of a folder, sorted; hidden ones, _removed and others are left out."""
     images, folders = list[Path](), list[Path]()
     with os.scandir(folder) as entries:
-        # A link may lead to itself, which is_dir() raises for.
+        # Of a link to itself is_dir() raises. A text will do: a Path for every file is slow.
         kinds = [(x.name, os.path.isdir(x.path) if x.is_symlink() else x.is_dir()) for x in entries]  # noqa: PTH112
     for name, is_folder in sorted(kinds):
         if name.startswith((".", "__MACOSX")):

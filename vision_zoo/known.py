@@ -6,6 +6,7 @@ little of a checkpoint.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -107,15 +108,20 @@ def with_features(network: nn.Module, classify: Callable[[], Tensor]) -> tuple[T
 
     Features are (B, D), with D 0 where the network does not end in a linear layer on one vector for each image.
     """
-    given: list[Tensor] = []
-    head = network.get_submodule(head_of(network))
-    handle = head.register_forward_pre_hook(lambda _, args: given.append(args[0]))
-    try:
+    with noted_features(network) as given:
         logits = classify()
+    return logits, given[0] if len(given) == 1 and given[0].ndim == 2 else logits[:, :0]
+
+
+@contextmanager
+def noted_features(network: nn.Module) -> Iterator[list[Tensor]]:
+    """The list to which each batch's features are added, (B, D); none where the last layer is not a linear one."""
+    given, head = list[Tensor](), network.get_submodule(head_of(network))
+    note = head.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    try:
+        yield given if isinstance(head, nn.Linear) else []
     finally:
-        handle.remove()
-    plain = isinstance(head, nn.Linear) and len(given) == 1 and given[0].ndim == 2
-    return logits, given[0] if plain else logits[:, :0]
+        note.remove()
 
 
 def num_features(network: nn.Module) -> int:

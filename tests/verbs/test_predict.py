@@ -19,6 +19,7 @@ from tests import tiny
 from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import SmallCNN
+from vision_zoo.backbones.fitting import head_of
 from vision_zoo.classifier import Classifier
 from vision_zoo.data import ImageFolder, MNIST5k
 from vision_zoo.data.decode import decode_image
@@ -169,6 +170,8 @@ def test_no_readable_file_is_an_error_and_leaves_the_old_table(trained_run, here
         (["--images", "a.png", "--output", "empty"], "--output empty cannot be written: it is a folder"),
         (["--images", "a.png", "--output", "a.png/x.csv"], "--output a.png/x.csv cannot be written"),
         (["--images", "a.png", "--format", "xml"], "format"),
+        (["--images", "a.png", "--output", "x.parquet"], r"--output x\.parquet: predict writes \.csv and \.json"),
+        (["--images", "a.png", "--embeddings", "empty"], "--embeddings empty cannot be written: it is a folder"),
         (["--images", "a.png", "--batch_size", "0"], "--batch_size must be at least 1, got 0"),
         (["--images", "a.png", "--accelerator", "tpu"], "--accelerator tpu: there is none here; there is cpu, auto"),
     ],
@@ -398,3 +401,22 @@ def test_the_data_of_a_plain_trainers_checkpoint_says_how_images_are_resized(her
     assert main(["predict", "--ckpt_path", "plain.ckpt", "--images", str(image)]) == 0
     assert np.float32(rows()[0]["probability"]) == expected.numpy()
     assert np.float32(vision_zoo.predict("plain.ckpt", [image])[0]["probability"]) == expected.numpy()
+
+
+def test_embeddings_are_the_inputs_of_the_last_layer_beside_the_rows(trained_run, here, digits, capsys):
+    for number, digit in enumerate(digits[:5]):
+        save(here / "in" / f"{number}.png", digit)
+    (here / "in" / "2b.png").write_bytes(b"no image")
+    assert run(trained_run, "--images", "in", "--batch_size", "2", "--embeddings", "e.npz") == 0
+    found = np.load("e.npz")
+    assert found["path"].tolist() == [row["path"] for row in rows()] == [f"in/{n}.png" for n in range(5)]
+    assert found["label"].tolist() == [row["label"] for row in rows()]
+    assert found["probability"].tolist() == [float(row["probability"]) for row in rows()]
+    model = model_of(trained_run)
+    head = model.backbone.get_submodule(head_of(model.backbone))
+    assert (found["features"].dtype, found["features"].shape) == (np.float32, (5, head.in_features))
+    again = head(torch.from_numpy(found["features"])).softmax(1).max(1).values
+    torch.testing.assert_close(again.double(), torch.from_numpy(found["probability"]))
+    best, last = (str(trained_run / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
+    assert main(["predict", "--ckpt_path", best, last, "--images", "in", "--embeddings", "e.npz"]) == 2
+    assert "--embeddings are of one network" in capsys.readouterr().err

@@ -195,7 +195,7 @@ _BY_NAME = {
     **dict.fromkeys(("run", "runs"), ("", "FILES")),
     "output": ("PATH", "FILES"),
     **dict.fromkeys(("root", "data_root"), ("FOLDER", "FILES")),
-    **dict.fromkeys(("apply", "check"), ("FILE", "FILES")),
+    **dict.fromkeys(("apply", "check", "embeddings"), ("FILE", "FILES")),
     **dict.fromkeys(("unlabelled", "explain"), ("FOLDER", "FILES")),
     "sort": ("COLUMN", ""),
     "recipe": ("RECIPE ...", "RECIPES FILES"),

@@ -14,7 +14,7 @@ from vision_zoo.files import expanded, new_file
 
 
 @contextlib.contextmanager
-def output_file(output: str | Path) -> Iterator[Path]:
+def output_file(output: str | Path, option: str = "--output") -> Iterator[Path]:
     """A file to write in place of ``output``; it takes that name when it is complete, so that the old one is kept.
 
     Raises:
@@ -22,7 +22,7 @@ def output_file(output: str | Path) -> Iterator[Path]:
         TrainingError: if it could not be written.
     """
     path, begun = expanded(output), False
-    cannot, way_out = f"--output {output} cannot be written", "Choose another place"
+    cannot, way_out = f"{option} {output} cannot be written", "Choose another place"
     # A file that takes its name when it is complete would replace a device or a pipe.
     special = path.parts[:2] == ("/", "dev") or (path.exists() and not path.is_file())
     what = "a folder" if path.is_dir() else "not a regular file"

@@ -5,7 +5,8 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
@@ -29,9 +30,10 @@ from vision_zoo.data.sources import pump
 from vision_zoo.ensemble import classifier_of
 from vision_zoo.errors import CheckpointError, ConfigError, DataError, InputError, refuse
 from vision_zoo.files import expanded
+from vision_zoo.known import noted_features, num_features
 from vision_zoo.types import Resizing
 from vision_zoo.verbs.image_files import find_images
-from vision_zoo.verbs.output import output_folder, text_output
+from vision_zoo.verbs.output import output_file, output_folder, text_output
 
 Format = Literal["csv", "json"]
 
@@ -73,6 +75,7 @@ def predict(
     top_k: int | None = None,
     invert: bool = False,
     explain: str | None = None,
+    embeddings: str | None = None,
     batch_size: int | None = None,
     accelerator: str = "auto",
     trusted_packages: Sequence[str] = (),
@@ -91,6 +94,8 @@ def predict(
         top_k: labels for each image, by default 5 or all where there are fewer; the most probable comes first.
         invert: turn dark into light first, for dark digits on white paper where training had light on black.
         explain: folder for a picture of each image that shows where the network looked; see vision_zoo explain.
+        embeddings: file of numpy (.npz) for what the last layer is given of each image that can be read: features,
+            float32 (N, D), beside path, label and probability, (N,) each.
         batch_size: images that the network takes at a time, by default as in training, on a CPU at most 64.
         accelerator: cpu, cuda, mps, gpu for either of these two, or auto for the fastest that there is.
         trusted_packages: packages whose classes the checkpoint may name.
@@ -106,13 +111,17 @@ def predict(
         ConfigError,
         (not images, "predict needs images: --images with files, folders or patterns: scans/*.png"),
         (explain and len(checkpoints) > 1, "--explain shows where one network looked, and several are averaged here"),
+        (embeddings and len(checkpoints) > 1, "--embeddings are of one network, and several are averaged here"),
         (explain and find_spec("captum") is None, "--explain needs captum: pip install 'vision_zoo[explain]'"),
+        (not format and output.endswith((".parquet", ".xlsx")), f"--output {output}: predict writes .csv and .json"),
         (foreign, f"{default.absolute()} is there and was not written by predict: {way_out}"),
     )
     if explain is not None:
         output_folder(explain, "--explain")  # which says what is wrong
     device, paths = device_of(accelerator), find_images(images)
     model, datamodule = classifier_of(checkpoints).to(device), described_data(checkpoint.data)
+    none = f"--embeddings: {model.network_name} does not end in a linear layer, whose input they would be"
+    refuse(ConfigError, (embeddings and not num_features(model.backbone), none))
     if batch_size is None:
         batch_size = getattr(datamodule, "batch_size", CACHED)
         batch_size = min(batch_size, CACHED) if device.type == "cpu" else batch_size
@@ -121,7 +130,7 @@ def predict(
     bar = Progress(console=console, transient=True, refresh_per_second=2, disable=not console.is_terminal)
     start, brightness = time.monotonic(), 0.0
     shown, failures, read = list[Prediction](), list[Prediction](), list[Path]()
-    with bar, text_output(output) as file, warnings.catch_warnings():
+    with bar, text_output(output) as file, _noting(model, embeddings) as note, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\b")  # odd but readable files
         for prediction in bar.track(predictions, total=len(paths), description="predict"):
             if prediction.problem:
@@ -129,6 +138,7 @@ def predict(
                 continue
             _write(file, kind, prediction.as_dict(), is_first=not shown)
             read.append(prediction.path)
+            note(prediction)
             brightness += prediction.brightness
             if len(shown) < SHOWN:
                 shown.append(prediction)
@@ -183,6 +193,28 @@ def predict_images(
             found = {path: Prediction(path, *answer, mean) for path, answer, mean in columns}
         for path, image in batch:
             yield found[path] if isinstance(image, Tensor) else Prediction(path, problem=image)
+
+
+@contextmanager
+def _noting(model: Classifier, output: str | None) -> Iterator[Callable[[Prediction], None]]:
+    """Write features of the predictions that are handed over in order, with what was predicted, to a file of numpy."""
+    if output is None:
+        yield lambda _: None
+        return
+    rows, features = list[tuple[str, str, float]](), list[Tensor]()
+    with output_file(output, "--embeddings") as place, noted_features(model.backbone) as given:
+
+        def note(found: Prediction) -> None:
+            rows.append((str(found.path), found.labels[0], found.probabilities[0]))
+            features.extend(batch.float().cpu() for batch in given)
+            given.clear()
+
+        yield note
+        vectors, odd = torch.cat(features), "--embeddings: the last layer is not given one vector for each image"
+        refuse(ConfigError, (vectors.ndim != 2 or len(vectors) != len(rows), odd))
+        path, label, probability = map(np.array, zip(*rows, strict=True))
+        with place.open("wb") as file:
+            np.savez(file, path=path, label=label, probability=probability, features=vectors.numpy())
 
 
 def labels_shown(model: Classifier, top_k: int | None) -> int:

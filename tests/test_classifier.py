@@ -26,10 +26,10 @@ from vision_zoo.specs import describe
 NAMES = [str(digit) for digit in range(10)]
 
 
-def classifier(backbone=LeNet5, **options):
+def classifier(backbone=LeNet5, kind=Classifier, **options):
     torch.manual_seed(0)
     options.setdefault("optimizer", Adam)
-    return Classifier(backbone, (1, 28, 28), NAMES, [0.1307], [0.3081], **options)
+    return kind(backbone, (1, 28, 28), NAMES, [0.1307], [0.3081], **options)
 
 
 def images(count=8, seed=0):

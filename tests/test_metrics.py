@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 from torch.optim import SGD, Adam
@@ -189,3 +189,21 @@ def test_what_a_subclass_logs_keeps_its_mean_over_the_epoch():
     )  # fmt: skip
     run.fit(Logging(LeNet5, (1, 28, 28), NAMES, optimizer=Adam), datamodule=MNIST5k())
     assert float(run.callback_metrics["own"]) == 2.5
+
+
+class Reads(Callback):
+    """Takes note of the loss of each epoch, as callbacks that search or report do."""
+
+    seen: list[float] = []  # noqa: RUF012  # of the one test
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.seen.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def test_a_callback_reads_the_loss_of_the_epoch_that_ends(here):
+    words = ["--trainer.callbacks", f"{__name__}.Reads", "--trainer.max_epochs", "3"]
+    assert main([*QUICK, *words, "--model.scheduler", "ReduceLROnPlateau", "--data.val_split", "0"]) == 0
+    with (here / "runs/default/version_0/metrics.csv").open(newline="") as file:
+        written = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert Reads.seen == pytest.approx(written)
+    assert len(written) == 3

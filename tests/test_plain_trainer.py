@@ -1,5 +1,6 @@
 """Classifier and data modules with Lightning's own Trainer, in a script and in a notebook."""
 
+import copy
 import json
 from functools import partial
 from pathlib import Path
@@ -7,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from torch import nn
 from torch.optim import SGD, Adam
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
+import vision_zoo
 from tests.test_classifier import NAMES, classifier
 from vision_zoo.backbones import LeNet5, ResNet, SmallCNN, Torchvision
 from vision_zoo.checkpoints import read_checkpoint
@@ -155,3 +157,66 @@ def test_the_cells_of_a_notebook_run(here):
 def test_the_optimizer_of_a_script_may_be_any_function(here):
     model = classifier(optimizer=lambda parameters: Adam(parameters, lr=0.01))
     plain(enable_checkpointing=False).fit(model, datamodule=MNIST5k())
+
+
+def test_a_loaded_network_trains_in_training_mode(here):
+    run = plain(enable_checkpointing=False)
+    run.fit(classifier(SmallCNN), datamodule=MNIST5k())
+    run.save_checkpoint(here / "one.ckpt")
+    model, modes = vision_zoo.load(here / "one.ckpt"), list[bool]()
+    assert not model.training
+    model.backbone.register_forward_pre_hook(lambda network, _: modes.append(network.training))
+    plain(enable_checkpointing=False, limit_val_batches=0).fit(model, datamodule=MNIST5k())
+    assert set(modes[-2:]) == {True}
+
+
+class Watching(Classifier):
+    """With a schedule of its own, which watches the accuracy."""
+
+    def configure_optimizers(self):
+        optimizer = SGD(self.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", patience=0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val/accuracy"}}
+
+
+def test_a_schedule_of_a_subclass_watches_what_it_names(here):
+    model, run = classifier(kind=Watching), plain(enable_checkpointing=False)
+    run.fit(model, datamodule=MNIST5k())
+    assert run.lr_scheduler_configs[0].scheduler.best == pytest.approx(float(run.callback_metrics["val/accuracy"]))
+
+
+class Counted(Classifier):
+    """With a step of its own, which counts nothing."""
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+def test_a_step_of_ones_own_logs_no_figures_of_nothing(here):
+    run = plain(enable_checkpointing=False)
+    run.fit(classifier(kind=Counted), datamodule=MNIST5k())
+    assert "val/loss" in run.callback_metrics
+    assert not [name for name in run.callback_metrics if name.startswith("train/")]
+
+
+def fall_over(*_):
+    raise OSError("the machine fell over")
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_end"])
+def test_a_fit_that_broke_off_leaves_nothing_in_the_next_one(hook, here):
+    breaks_off = LambdaCallback(**{hook: fall_over})
+    torch.manual_seed(0)
+    model = classifier()
+    weights = copy.deepcopy(model.state_dict())
+    with pytest.raises(OSError, match="fell over"):
+        plain(enable_checkpointing=False, callbacks=[breaks_off], num_sanity_val_steps=0).fit(
+            model, datamodule=MNIST5k()
+        )
+    found = []
+    for network in (model, classifier()):
+        network.load_state_dict(weights)
+        run = plain(enable_checkpointing=False, num_sanity_val_steps=0)
+        run.fit(network, datamodule=MNIST5k())
+        found.append([float(run.callback_metrics[f"{split}/loss"]) for split in ("train", "val")])
+    assert found[0] == found[1]

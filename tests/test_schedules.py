@@ -17,7 +17,7 @@ from tests.test_classifier import classifier, trainer
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import SmallCNN
 from vision_zoo.data import MNIST5k
-from vision_zoo.schedules import CosineAnnealingLR, OneCycleLR, open_length
+from vision_zoo.schedules import CosineAnnealingLR, LinearDecayLR, OneCycleLR, open_length
 
 
 def course(schedule, steps, optimizer=SGD, lr=1.0):
@@ -187,6 +187,23 @@ def test_a_cosine_with_t_max_moves_with_epochs(here):
 
 def test_an_epoch_schedule_moves_with_epochs(here):
     assert learning_rates(partial(theirs.StepLR, step_size=1, gamma=0.1)) == pytest.approx([1.0] * 5 + [0.1] * 5)
+
+
+class Falling(theirs.LinearLR):
+    """Somebody's own, whose length must be given."""
+
+    def __init__(self, optimizer, total_steps: int):
+        super().__init__(optimizer, 1.0, 0.1, total_iters=total_steps)
+
+
+def test_a_length_in_steps_that_is_given_is_counted_in_steps(here):
+    rates = learning_rates(partial(Falling, total_steps=9))
+    assert rates == pytest.approx([1.0 - 0.1 * step for step in range(10)])
+
+
+def test_a_line_whose_length_stands_in_a_function_is_counted_in_steps(here):
+    rates = learning_rates(lambda optimizer: LinearDecayLR(optimizer, total_steps=10))
+    assert rates == pytest.approx([1.0 - 0.1 * step for step in range(10)])
 
 
 def test_plateau_watches_the_validation_loss(here):

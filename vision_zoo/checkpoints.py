@@ -7,10 +7,10 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn, serialization
+from torch import Tensor, serialization
 
 from vision_zoo import hub
 from vision_zoo.errors import CheckpointError, ConfigError
@@ -18,7 +18,7 @@ from vision_zoo.files import expanded
 from vision_zoo.known import ill_formed
 from vision_zoo.specs import import_path, without_downloads
 from vision_zoo.trust import WEIGHTS_ALONE, endless, untrusted
-from vision_zoo.types import Config, Resizing
+from vision_zoo.types import Config, Interpolation, Resize, Resizing
 
 FACTS = {"image_shape", "class_names", "mean", "std", "value_range"}
 OPTIONS = {"backbone", "optimizer", "scheduler", "finetune", "decay_vectors", "loss", *FACTS}
@@ -134,6 +134,7 @@ def _form(checkpoint: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
         made = about.get("made_with") or {}
         told = isinstance(made, dict) and all(isinstance(made.get(part, {}), dict) for part in ("versions", "data"))
         yield not told, "what it was made with is in no form of a run"
+    yield type(checkpoint.get("global_step", 0)) is not int, "its global_step is not a number of steps"
     if checkpoint.get("known") is not None:
         yield from ill_formed(checkpoint["known"])
     foreign = sorted(hparams.keys() - OPTIONS)
@@ -151,9 +152,9 @@ def _too_large(backbone: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> It
     try:
         with torch.device("meta"):
             network = target(tuple(hparams["image_shape"]), len(hparams["class_names"]), **options)
+        own = sum(tensor.numel() for tensor in network.state_dict().values())
     except Exception:  # some networks compute while they are built; wrong options are refused later
         return
-    own = sum(tensor.numel() for tensor in network.state_dict().values()) if isinstance(network, nn.Module) else 0
     held = sum(tensor.untyped_storage().nbytes() for tensor in state.values())
     if own > max(held, 2**20):  # values against bytes
         sizes = f"its network has {own:,} values, and its weights hold {held:,} bytes"
@@ -193,7 +194,10 @@ class Checkpoint(NamedTuple):
         options = {**given} if isinstance(given := self.data.get("init_args"), Mapping) else {}
         with suppress(ConfigError):  # of a package that is not here
             options.setdefault("resize", getattr(import_path(str(self.data.get("class_path"))), "resize", None))
-        return options.get("resize") or "crop", options.get("interpolation") or "bilinear"
+        kinds: Any = {"resize": get_args(Resize), "interpolation": get_args(Interpolation)}
+        given = {name: options.get(name) for name in kinds}  # of a class of one's own, anything
+        how, values = (given[name] if given[name] in known else known[0] for name, known in kinds.items())
+        return how, values
 
     @property
     def run_name(self) -> str | None:

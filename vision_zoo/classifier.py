@@ -174,8 +174,7 @@ class Classifier(ScoredModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count one batch of validation images."""
-        images, labels = batch
-        self._count(self.val_metrics, self._logits(images), labels)
+        self._count(self.val_metrics, self._logits(batch[0]), batch[1])
 
     def _logits(self, images: Tensor) -> Tensor:
         """Logits (B, K) of raw images (B, C, H, W), or of features (B, D) if the model reads such."""
@@ -232,6 +231,7 @@ class Classifier(ScoredModule):
     def setup(self, stage: str) -> None:
         """Refuse, before any work, what would fail in the middle of it."""
         if stage == "fit":
+            self.begin()
             data = datamodule_of(self.trainer)
             self.check(getattr(data, "batch_size", None))
             self.loss.prepare(self, data)

@@ -154,6 +154,14 @@ class ScoredModule(LightningModule):
         self._counted_batch = -1  # the last of this epoch
         self._val_loss: float | None = None  # the last of this epoch
 
+    def begin(self) -> None:
+        """Forget a fit that broke off, and train, for a loaded module evaluates; what is partly frozen stays so."""
+        for metrics in (self.train_metrics, self.val_metrics, self.test_metrics):
+            metrics.reset()
+        self._counted_batch, self._val_loss = -1, None
+        if not self.training:
+            self.train()
+
     def log_training(self, batch_idx: int, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """Count a training batch; every ``log_every_n_steps`` steps, log mean loss and learning rate.
 
@@ -183,24 +191,35 @@ class ScoredModule(LightningModule):
                 raise diverged(f"the training loss is {loss}", self.global_step - ago, self.current_epoch)
         return mean
 
-    def on_train_epoch_end(self) -> None:
-        """Log the epoch's training metrics and, where the schedule watches a metric, let it decide."""
-        self._counted_batch = -1
+    def log_epoch(self) -> None:
+        """Log the epoch's training metrics, once, if a batch was counted."""
         self._count_losses()
-        self.log_dict(self.train_metrics.compute(), prog_bar=True)
-        self.train_metrics.reset()
-        scheduler = self.lr_schedulers()
-        if isinstance(scheduler, ReduceLROnPlateau):
+        if self.train_metrics.sums["images"]:
+            self.log_dict(self.train_metrics.compute(), prog_bar=True)
+            self.train_metrics.reset()
+        self._counted_batch = -1
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's training metrics and, where our schedule watches a metric, let it decide."""
+        self.log_epoch()
+        if scheduler := self._plateau():
             # One metric for the whole run, and none that has been looked at before.
-            watched = self._val_loss if validates(self.trainer) else self.trainer.callback_metrics["train/loss"]
+            watched = self._val_loss if validates(self.trainer) else self.trainer.callback_metrics.get("train/loss")
             if watched is not None:
                 scheduler.step(watched)
         self._val_loss = None
 
+    def _plateau(self) -> ReduceLROnPlateau | None:
+        """The schedule of `build_schedule` that watches a loss; those of a subclass are Lightning's to step."""
+        ours = (
+            c.scheduler for c in self.trainer.lr_scheduler_configs if (c.monitor, c.strict) == ("train/loss", False)
+        )
+        return next((schedule for schedule in ours if isinstance(schedule, ReduceLROnPlateau)), None)
+
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Step the schedule; one that watches a metric has stepped in ``on_train_epoch_end``, before the checkpoint."""
-        if not isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step()
+        """Step the schedule; ours of a loss has stepped in ``on_train_epoch_end``, before the checkpoint."""
+        if scheduler is not self._plateau():
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and accuracy of the validation images."""

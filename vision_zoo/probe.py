@@ -32,8 +32,11 @@ def check(model: Probed, batch_size: int | None = None, around: Around | None = 
     normalises = any(isinstance(module, BATCH_NORMS) for module in model.backbone.modules())
     single = f"{model.network_name} has batch normalisation, which cannot learn from single images: "
     single += "set --data.batch_size to at least 2, or take a network without it"
+    extra = [name for name, value in model.backbone.state_dict().items() if not isinstance(value, Tensor)]
+    odd = f"{model.network_name} has {extra[0] if extra else ''} among its weights, which is no tensor: no checkpoint "
+    odd += "could be read again. Keep it in its options, or in a buffer"
     few = f"two classes or more are needed, but the data has {model.num_classes}"
-    refuse(ConfigError, (model.num_classes < 2, few), (batch_size == 1 and normalises, single))
+    refuse(ConfigError, (model.num_classes < 2, few), (batch_size == 1 and normalises, single), (extra, odd))
     if around is None and model.backbone in _CLASSIFY:
         return
     image = torch.zeros(1, *model.image_shape, dtype=torch.uint8, device=model.scale.device)

@@ -190,8 +190,8 @@ def build_schedule(build: Schedule, optimizer: Optimizer, steps: float) -> LRSch
     if isinstance(scheduler, lr_scheduler.OneCycleLR | LinearDecayLR) and scheduler.total_steps < steps:
         name, ends = type(scheduler).__name__, f"ends after {scheduler.total_steps:,} steps, and the run has {steps:,}"
         raise ConfigError(f"--model.scheduler {name} {ends}: leave its total_steps out, for those of the run")
-    by_steps = lr_scheduler.OneCycleLR | LinearDecayLR | lr_scheduler.CyclicLR
-    per_step = length is not None or isinstance(scheduler, by_steps)
+    by_steps = isinstance(scheduler, lr_scheduler.OneCycleLR | LinearDecayLR | lr_scheduler.CyclicLR)
+    per_step = by_steps or length is not None or bool(given.get("total_steps"))
     config: LRSchedulerConfigType = {"scheduler": scheduler, "interval": "step" if per_step else "epoch"}
     if isinstance(scheduler, ReduceLROnPlateau):
         config |= {"monitor": "train/loss", "strict": False}

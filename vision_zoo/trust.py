@@ -15,7 +15,9 @@ options of trusted classes that predict nonsense or take long.
 """
 
 import inspect
+import io
 import os
+import pickle
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +25,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
+from textwrap import shorten
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -181,6 +184,22 @@ def untrusted(checkpoint: Mapping[str, Any], trusted_packages: Sequence[str]) ->
 def endless(node: Any) -> bool:
     """Whether plain data are nested without an end."""
     return any(depth > DEEPEST or count > MOST_NODES for count, (_, _, depth) in enumerate(walk(node)))
+
+
+def not_plain(part: Any) -> str:
+    """Why data, or a part's state, would not be read back from a checkpoint, which runs nothing; empty if plain."""
+    file = io.BytesIO()
+    try:
+        torch.save(part.state_dict() if hasattr(part, "state_dict") else part, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except (pickle.PickleError, AttributeError, TypeError) as error:  # AttributeError: of LambdaLR with math.sqrt, say
+        return (
+            "has a state that no checkpoint could be continued from, for it is not plain data: numpy's numbers are to "
+            "be made Python's with float() or int(), functions of a library to be wrapped in your own "
+            f"({type(error).__name__}: {shorten(str(error), 200)})"
+        )
+    return ""
 
 
 def foreign_packages(config: Any) -> list[str]:

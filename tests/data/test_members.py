@@ -190,7 +190,7 @@ def test_labels_of_one_class_are_one_however_they_are_stored(here):
         (None, [0, 1, 2], "name different classes: 0, 1, 2"),
         (None, ["eel", "cat", "dog"], "name different classes: eel"),
         (["wolf", "cat", "eel"], [0, 1, 1], "name different classes: dog, eel"),
-        (NAMES, [-2, 0, 1], r"val\.parquet is broken"),
+        (NAMES, [-2, 0, 1], r"val\.parquet, row 0: -2 is the label of no class"),
     ],
 )
 def test_classes_that_nothing_is_trained_for_are_refused(here, names, labels, message):

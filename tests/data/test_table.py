@@ -129,7 +129,7 @@ def test_names_lead_to_files_without_their_endings_and_in_folders(tmp_path, read
     (tmp_path / "elsewhere").mkdir()
     moved = write(tmp_path / "elsewhere/labels.csv", rows)
     assert sum(ready(table(moved, root=str(tmp_path))).sizes.values()) == 20
-    with pytest.raises(DataError, match=r"no file that .* names is in .*elsewhere\. Set --data\.root"):
+    with pytest.raises(DataError, match=r"is in .*elsewhere; left out: 20 names without one file .* Set --data\.root"):
         ready(table(moved))
 
 
@@ -179,7 +179,9 @@ SPLIT, GROUP = ("file", "label", "split"), ("file", "label", "group", "split")
         (GOOD, ("file", "kind"), {}, r"columns file, kind\. Name that of the labels with --data\.columns\.label"),
         (GOOD, ("file", "label"), {"columns": {"group": "patient"}}, r"Name that of the groups with .*columns\.group"),
         (GOOD[:1], ("file", "label"), {}, "has the one label cat, where two or more are needed"),
-        ([], ("file", "label"), {}, r"has the columns \. Name that"),
+        ([], ("file", "label"), {}, r"labels\.csv has no rows"),
+        ([("cat_0.png", "cat", "x")], ("file", "label", "label"), {}, "has two columns of one name"),
+        ([("cat_0.png", ""), ("dog_0.png", "")], ("file", "label"), {}, "left out: 2 rows without a label"),
         ([*GOOD, ("cat_1.png", "cat", "x")], ("file", "label"), {}, "row 4 has more values than there are columns"),
         ([(*GOOD[0], "fold 3")], SPLIT, {}, "row 2: the split 'fold 3' is none of train, val and test"),
         ([*GOOD, ("cat_0.png", "dog")], ("file", "label"), {}, r"row 4: cat_0\.png stands above with another label"),

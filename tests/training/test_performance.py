@@ -138,7 +138,11 @@ def test_a_machine_without_bf16_trains_in_float32(slow_machine, here, capsys):
     ("words", "said", "recorded"),
     [
         (["--trainer.precision", "32-true"], "32-true (as asked), channels_last, fused Adam", ("32-true", True, True)),
-        (["--trainer.precision", "bf16-mixed"], "bf16-mixed (as asked)", ("bf16-mixed", True, True)),
+        (
+            ["--trainer.precision", "bf16-mixed"],
+            "in training steps (as asked), channels_last",
+            ("bf16-mixed", True, True),
+        ),
         (["--channels_last", "false"], "in training steps, fused Adam", ("bf16-mixed", False, True)),
         (["--model.optimizer.fused", "false"], "channels_last, Adam", ("bf16-mixed", True, False)),
         (["--model.optimizer.foreach", "true"], "channels_last, Adam", ("bf16-mixed", True, False)),
@@ -147,8 +151,8 @@ def test_a_machine_without_bf16_trains_in_float32(slow_machine, here, capsys):
         (["--model.backbone", "MLP"], "in training steps, fused Adam", ("bf16-mixed", False, True)),
         (
             ["--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", "1"],
-            "channels_last, Adam",
-            ("bf16-mixed", True, False),
+            "channels_last, fused Adam",
+            ("bf16-mixed", True, True),
         ),
         (
             ["--model.optimizer", "LBFGS", "--model.scheduler", "null"],
@@ -308,8 +312,9 @@ def test_a_large_batch_is_tried_by_a_part_of_it():
     assert figures.keys() == {"float32", "float32 channels_last"}
 
 
-def test_figures_of_the_run_are_exactly_those_of_its_loaded_checkpoint(fast_machine, here, capsys):
-    assert main(LENET) == 0
+@pytest.mark.parametrize("given", [[], ["--trainer.precision", "bf16-mixed"]], ids=["chosen", "given"])
+def test_figures_of_the_run_are_exactly_those_of_its_loaded_checkpoint(given, fast_machine, here, capsys):
+    assert main([*LENET, *given]) == 0
     best = str(here / "runs/default/version_0/checkpoints/best.ckpt")
     during = results(here)["metrics"]
     options = ["--ckpt_path", best, "--trainer.limit_test_batches", "4", "--output", "again"]

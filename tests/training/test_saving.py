@@ -4,9 +4,12 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 from PIL import Image
+from torch import nn
 
 from tests.conftest import QUICK
 from tests.training.runs import STATEFUL, WITH_SWA, rows, same, state
@@ -265,3 +268,80 @@ def test_a_file_in_a_folder_that_is_called_checkpoints_by_chance_is_of_no_run(tm
 def test_a_file_may_have_the_longest_name_that_there_is(tmp_path):
     write_file(tmp_path / ("n" * 255), b"whole")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("n" * 255, b"whole")]
+
+
+class Counting(Callback):
+    """Keeps a number of numpy's, as many do."""
+
+    def state_dict(self):
+        return {"best": np.float64(0.5)}
+
+
+def test_a_state_that_could_not_be_read_again_is_refused_at_the_first_save(here, capsys):
+    words = ["--trainer.callbacks", "tests.training.test_saving.Counting", "--trainer.max_epochs", "2"]
+    assert main([*QUICK, *words]) == 1
+    told = capsys.readouterr()
+    assert "epoch 2/2" not in told.out
+    assert "Counting has a state that no checkpoint could be continued from" in told.err
+    assert "float()" in told.err
+    assert not list(here.rglob("*.ckpt"))
+
+
+class Lazy(nn.Module):
+    """A network with a lazy layer."""
+
+    def __init__(self, image_shape, num_classes):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, num_classes))
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+class WithExtras(Lazy):
+    """And with a state that is no tensor."""
+
+    def get_extra_state(self):
+        return {"made": "here"}
+
+
+def test_networks_with_lazy_layers_are_read_and_continued_and_odd_states_are_refused(here, capsys):
+    words = ["--model.backbone", "tests.training.test_saving.Lazy", "--model.scheduler", "null"]
+    assert main([*QUICK, *words, "--trainer.max_epochs", "1"]) == 0
+    assert main(["validate", "--ckpt_path", "best", "--trusted_packages", "tests"]) == 0
+    again = ["--ckpt_path", "last", "--trusted_packages", "tests", "--trainer.max_epochs", "2"]
+    assert main(["fit", *again]) == 0
+    assert main([*QUICK, *words, "--model.backbone", "tests.training.test_saving.WithExtras"]) == 2
+    assert "has _extra_state among its weights, which is no tensor" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("interval", ["1.0", "0.5"], ids=["the epoch's end", "a validation within the epoch"])
+def test_a_checkpoint_of_ones_own_before_a_validation_is_not_continued_from(interval, here, capsys):
+    """Lightning would leave that validation out (its issue 19549)."""
+    often = "{class_path: ModelCheckpoint, init_args: {every_n_train_steps: 3, save_top_k: -1, filename: '{step}'}}"
+    words = ["--trainer.limit_train_batches", "6", "--trainer.val_check_interval", interval, "--trainer.max_epochs"]
+    assert main([*QUICK, *words, "2", "--model.scheduler", "null", "--trainer.callbacks", f"[{often}]"]) == 0
+    kept = here / "runs/default/version_0/checkpoints"
+    before = (kept.parent / "metrics.csv").read_bytes()
+    for step in (3, 6):
+        refused = interval == "0.5" or step == 6
+        capsys.readouterr()
+        assert main(["fit", "--ckpt_path", str(kept / f"step={step}.ckpt")]) == (2 if refused else 0)
+        assert ("saved just before a validation or the end of an epoch" in capsys.readouterr().err) == refused
+        assert (kept.parent / "metrics.csv").read_bytes() == before
+    assert main(["test", "--ckpt_path", str(kept / "step=6.ckpt")]) == 0
+
+
+@pytest.mark.parametrize("other", ["EMA", "{class_path: ModelPruning, init_args: {pruning_fn: l1_unstructured}}"])
+def test_a_checkpoint_of_ones_own_after_the_last_validation_of_an_epoch_goes_on_exactly(other, here):
+    keep = "{class_path: ModelCheckpoint, init_args: {monitor: val/loss, save_top_k: -1, filename: '{step}'}}"
+    words = ["--trainer.limit_train_batches", "6", "--trainer.val_check_interval", "3", "--trainer.max_epochs", "3"]
+    assert main([*QUICK, *words, "--model.scheduler", "null", "--trainer.callbacks", f"[{other}, {keep}]"]) == 0
+    run = here / "runs/default/version_0"
+    rows_before, states = (run / "metrics.csv").read_bytes(), [state(run / "checkpoints/best.ckpt")]
+    assert main(["fit", "--ckpt_path", str(run / "checkpoints/step=6.ckpt")]) == 0
+    assert (run / "metrics.csv").read_bytes() == rows_before
+    states.append(state(run / "checkpoints/best.ckpt"))
+    for each in states:  # Lightning's own names its later files step=12-v1.ckpt, beside those that are there
+        del each["callbacks"][next(name for name in each["callbacks"] if name.startswith("ModelCheckpoint"))]
+    assert same(*states)

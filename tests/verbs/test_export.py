@@ -414,3 +414,11 @@ def test_compiled_networks_keep_clean_keys(tmp_path):
             trainer.save_checkpoint(tmp_path / "compiled.ckpt")
             assert list(torch.load(tmp_path / "compiled.ckpt", weights_only=True)["state_dict"]) == plain
     assert not any("_orig_mod" in name for name in plain)
+
+
+def test_a_checkpoint_whose_name_is_any_bytes_is_exported(checkpoint, here):
+    named = os.fsdecode(b"caf\xe9.ckpt")
+    shutil.copy(checkpoint, named)
+    assert main(["export", "--ckpt_path", named, "--output", "net.safetensors"]) == 0
+    with safe_open("net.safetensors", "pt") as file:
+        assert file.metadata()["checkpoint"] == "caf?.ckpt"

@@ -17,6 +17,7 @@ from torch import nn
 from tests import hub_server, tiny
 from tests.conftest import QUICK
 from vision_zoo.__main__ import main
+from vision_zoo.checkpoints import Checkpoint, open_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.data import MNIST5k
 
@@ -251,6 +252,7 @@ def names_huge_images(config) -> None:
         (names_huge_images, "are beyond all measure"),
         (lambda config: config.pop("hyper_parameters"), "is not a vision_zoo checkpoint"),
         (lambda config: config.update(known={"share": 0.9}), "does not describe a network"),
+        (lambda config: config.update(global_step="abc"), "its global_step is not a number of steps"),
     ],
 )
 def test_a_hostile_description_is_refused_as_a_hostile_checkpoint_is(folder, here, capsys, change, message):
@@ -309,6 +311,7 @@ def test_none_of_these_preprocessing_and_value_range_come_along(here, capsys):
         for one, other in zip(ours.answer(images), theirs.answer(images), strict=True):
             assert torch.equal(one, other)
     assert theirs.known.threshold == ours.known.threshold
+    assert 'answers "none of these" to other images' in Path("mine/README.md").read_text()
     assert theirs.value_range == ours.value_range
     assert theirs.value_range is not None
     config = json.loads(Path("mine/config.json").read_text())
@@ -350,3 +353,22 @@ def test_the_environments_endpoint_is_the_hub(trained_run, here):
         for words in (export, ["validate", "--ckpt_path", "hf://me/digits"]):
             subprocess.run([sys.executable, "-m", "vision_zoo", *words], env=env, check=True, cwd=here)
         assert sorted(server.repos["me/digits"]) == FILES
+
+
+def test_nobody_s_token_is_read_without_a_push(trained_run, here, monkeypatch):
+    def unreadable():
+        raise PermissionError(13, "Permission denied", "token")
+
+    monkeypatch.setattr("huggingface_hub.get_token", unreadable)
+    words = ["export", "--ckpt_path", str(trained_run), "--format", "hub", "--output", "mine"]
+    assert main(words) == 0
+    assert main([*words, "--push", "me/mine"]) == 1
+
+
+def test_options_of_ones_own_data_that_are_called_like_ours_are_none_of_ours(trained_run):
+    content = {**open_checkpoint(str(trained_run)).content, "vision_zoo": None}
+    content["datamodule_hyper_parameters"] = {"resize": 224, "interpolation": ["a"], "_class_path": "my.Data"}
+    found = Checkpoint(trained_run / "checkpoints/best.ckpt", content)
+    assert found.resizing == ("crop", "bilinear")
+    content["datamodule_hyper_parameters"] = {"resize": "pad", "interpolation": "bicubic", "_class_path": "my.Data"}
+    assert found.resizing == ("pad", "bicubic")

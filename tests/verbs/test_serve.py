@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -142,7 +143,7 @@ CASES = {
     "a bomb": (BLACK, "image/png", 413, "3000 x 3000 pixels, and 5 megapixels are the limit"),
     "a bomb that no image can be": (HUGE, "image/png", 413, "decompression bomb"),
     "half an image": (digits(1)[0][:200], "image/png", 415, "cannot be read"),
-    "too many files": (*form(*[b"x"] * 65), 413, "64 are the limit"),
+    "too many files": (*form(*[b"x"] * 65), 413, "more than 64 images came"),
 }
 
 
@@ -316,3 +317,30 @@ def test_one_draws_a_digit_and_drops_a_picture_in_a_browser(address_that_reads, 
         for key in keys:
             tab.locator("#canvas").press(key)
         expect(tab.locator("#drawn .bars li span").first).to_have_text("1", timeout=20_000)
+
+
+@pytest.mark.slow  # 5 s for the server that they share
+def test_a_form_of_too_many_images_is_told_the_limit_whatever_it_holds(address):
+    body, kind = form(*[b"x" * 5000] * 150)
+    status, answer = ask(address, body, kind.replace("multipart/form", "Multipart/Form"))
+    assert (status, answer["error"]) == (413, "more than 64 images came, which are the limit of a request")
+    for count in (65, 66, 100):
+        began = time.monotonic()
+        assert ask(address, *form(*[b"x" * 100] * count))[0] == 413
+        assert ask(address, b"--edge\r\nbad header\r\n\r\n", "multipart/form-data; boundary=edge")[0] == 400
+        assert time.monotonic() - began < 10  # and waits for nothing that does not come
+
+
+@pytest.mark.slow  # 9 s
+def test_a_request_that_the_end_overtakes_has_an_answer_and_no_traceback(trained_run):
+    server, where = start(trained_run)
+    port = int(where.rsplit(":", 1)[1].strip("/"))
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\nabc")
+        assert ask(where, None, path="health")[0] == 200  # so that the other is on its way
+        server.terminate()
+        answer = client.recv(1 << 16)
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"the server ends" in answer
+    _, errors = server.communicate(timeout=20)
+    assert "Traceback" not in errors

@@ -227,6 +227,8 @@ def test_refine_goes_on_with_the_same_split(shapes, here, capsys, monkeypatch):
         (["one"], "has only one folder"),
         (["single"], "the smallest class has 1"),
         (["broken"], "none of the images can be read"),
+        (["alike.npz"], "two classes or more are needed, but the data has 1"),
+        (["from_one.npz"], "there is no training image of 0: add some; labels of arrays begin with 0"),
         (["shapes", "--next", "0"], "--next must be at least 1"),
         (["shapes", "--unlabelled", "nowhere"], "--unlabelled nowhere"),
         (["shapes", "--ckpt_path", "best"], "teach begins a run"),
@@ -236,6 +238,9 @@ def test_what_is_wrong_is_said_in_one_line(words, message, shapes, here, capsys)
     (here / "notes.txt").write_text("hello")
     shutil.copytree(shapes / "disc", here / "one" / "disc")
     (here / "shapes").symlink_to(shapes)
+    noise = np.random.default_rng(0).integers(256, size=(40, 16, 16, 3), dtype=np.uint8)
+    for name, labels in (("alike", np.zeros(40, int)), ("from_one", np.arange(40) % 2 + 1)):
+        np.savez(here / f"{name}.npz", images=noise, labels=labels)
     for kind in ("disc", "cross"):
         for folder, count in (("single", 1), ("broken", 4)):
             (here / folder / kind).mkdir(parents=True)

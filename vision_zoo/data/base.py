@@ -223,7 +223,7 @@ class ImageDataModule(LightningDataModule):
         return self.has_val
 
     def train_dataloader(self) -> Loader:
-        """Batches of the training images, in a new order in each epoch."""
+        """Batches of the training images, in a new order after each set_epoch, which a Trainer calls."""
         return self.loader("train", training=True)
 
     def val_dataloader(self) -> Loader | list[Loader]:

@@ -13,7 +13,7 @@ from typing import Any
 from vision_zoo.data.discovery import LeftOut, as_word
 from vision_zoo.data.members import LABELS, InFiles, Member
 from vision_zoo.data.sources import Members
-from vision_zoo.errors import ConfigError, refuse
+from vision_zoo.errors import ConfigError, DataError, refuse
 
 
 @dataclass(eq=False)
@@ -64,6 +64,8 @@ class Parquet(InFiles):
         for group in range(table.num_row_groups):
             values = table.read_row_group(group, columns=[label]).column(label).to_pylist()
             for row, value in enumerate(values):
+                stray = names and value not in (None, -1) and value not in names
+                refuse(DataError, (stray, f"Parquet: {file}, row {first + row}: {value} is the label of no class"))
                 if value in (None, -1) or not (word := as_word(names[value] if names else value)):
                     left["rows without a label"].append(str(first + row))  # -1 is what Hugging Face has for none
                 else:

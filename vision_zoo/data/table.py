@@ -85,7 +85,8 @@ class ImageTable(ImageFolder):
                 found[part] = (paths, torch.tensor([names[used[path][0]] for path in paths]))
         trained = {used[path][0] for path in found.get("train", (used, 0))[0]}
         lacks = ", ".join(sorted(labels - trained)) if not is_everything(self.test_split) else ""
-        nothing = f"ImageTable: no file that {self.path} names is in {self.root}. Set --data.root to their folder"
+        nothing = f"ImageTable: none of the files that {self.path} labels is in {self.root}{left}. Set --data.root to "
+        nothing += "their folder, or, where a Parquet file holds the images themselves, --data Parquet"
         few = f"ImageTable: {self.path} has the one label {', '.join(names)}, where two or more are needed"
         untrained = f"ImageTable: {self.path} has no images to train with of the label {lacks}"
         refuse(DataError, (not used, nothing), (len(names) < 2, few), (lacks, untrained))
@@ -115,13 +116,19 @@ class ImageTable(ImageFolder):
         with self._reading(self.path, csv.Error), self.path.open(newline="", encoding="utf-8-sig") as file:
             if is_parquet:
                 records = importlib.import_module("pyarrow.parquet").read_table(self.path).to_pylist()
+                header = list(records[0]) if records else []
             else:
                 mark = max(",;\t|", key=file.readline().count)
                 file.seek(0)
-                records = list(csv.DictReader(file, delimiter=mark, strict=True, skipinitialspace=True))
+                reader = csv.DictReader(file, delimiter=mark, strict=True, skipinitialspace=True)
+                header, records = list(reader.fieldnames or []), list(reader)
         long = next((number for number, record in enumerate(records, start=2) if None in record), 0)
-        refuse(DataError, (long, f"ImageTable: {self.path}, row {long} has more values than there are columns"))
-        header = list(records[0]) if records else []
+        refuse(
+            DataError,
+            (not records, f"ImageTable: {self.path} has no rows"),
+            (long, f"ImageTable: {self.path}, row {long} has more values than there are columns"),
+            (len({*header} - {""}) < sum(map(bool, header)), f"ImageTable: {self.path} has two columns of one name"),
+        )
         known = {re.sub(r"\W+", "_", name.strip().lower()): name for name in header}
         there_are = f"ImageTable: {self.path} has the columns {', '.join(header[:20])}{', ...' * (len(header) > 20)}"
         columns = []

@@ -1,12 +1,9 @@
 """Building an optimizer, and trying it before any work."""
 
-import io
 import math
-import pickle
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from textwrap import shorten
 from typing import Any
 
 import torch
@@ -19,6 +16,7 @@ from vision_zoo.optimizers.sam import OneBatchPerStep
 from vision_zoo.optimizers.schedule_free import AtAverage
 from vision_zoo.schedules import Schedule, build_schedule
 from vision_zoo.specs import class_and_arguments, options_of
+from vision_zoo.trust import not_plain
 
 Build = Callable[..., Optimizer]
 Weights = Iterable[nn.Parameter] | Iterable[dict[str, Any]]  # groups are those of `weight_groups`
@@ -119,15 +117,4 @@ def _check_schedule(build: Schedule, optimizer: Optimizer) -> None:
 
 
 def _check_plain(option: str, part: Any) -> None:
-    """Refuse a state that a checkpoint would not give back: what is read is plain data, so that it runs nothing."""
-    file = io.BytesIO()
-    try:
-        torch.save(part.state_dict(), file)
-        file.seek(0)
-        torch.load(file, weights_only=True)
-    except (pickle.PickleError, AttributeError, TypeError) as error:  # AttributeError: of LambdaLR with math.sqrt, say
-        raise ConfigError(
-            f"{option} has a state that no checkpoint could be continued from, for it is not plain data: numpy's "
-            "numbers are to be made Python's with float() or int(), functions of a library to be wrapped in your own "
-            f"({type(error).__name__}: {shorten(str(error), 200)})"
-        ) from error
+    refuse(ConfigError, (why := not_plain(part), f"{option} {why}"))

@@ -187,11 +187,13 @@ class ModelPruning(callbacks.ModelPruning):
         """Which weights are kept, as 0 and 1, by the names of their masks, and the first ones of each layer."""
         buffers = self._module.named_buffers() if self._module is not None else ()
         first = [layer["data"].state_dict() for layer in (self._original_layers or {}).values()]
-        return {"masks": {name: mask.cpu() for name, mask in buffers if name.endswith("_mask")}, "first": first}
+        masks = {name: mask.cpu() for name, mask in buffers if name.endswith("_mask")}
+        return {"masks": masks, "first": first, "epoch": self._pruned_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the masks of the run that is continued."""
         self._masks, self._first = state_dict["masks"], state_dict.get("first", [])
+        self._pruned_epoch = state_dict.get("epoch", -1)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune again what was; not before the optimizer has its weights, whose order this changes."""

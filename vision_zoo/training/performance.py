@@ -84,6 +84,7 @@ class Performance(Callback):
         # is, and the images per second of what was tried in each; from the start of training on.
         self.choices: dict[str, Any] = {}
         self._reason = self._optimizer = ""
+        self._autocasts = False
         self._compiled: Callable[..., Any] | None = None  # calls the network in training
         self._seconds = 0.0  # that compiling took
 
@@ -99,8 +100,8 @@ class Performance(Callback):
         steps = steps_of_run(trainer)
         answer = self._choose(trainer, pl_module, orders, steps) if trainer.is_global_zero else ({}, "")
         choices, self._reason = strategy.broadcast(answer)
-        if choices["precision"] == "bf16-mixed" and type(strategy.precision_plugin) is Precision:
-            strategy.precision_plugin = TrainingPrecision(strategy.root_device.type)
+        if choices["precision"] == "bf16-mixed" and type(strategy.precision_plugin) in (Precision, MixedPrecision):
+            strategy.precision_plugin, self._autocasts = TrainingPrecision(strategy.root_device.type), True
         elif type(strategy.precision_plugin) is MixedPrecision and trainer.gradient_clip_val:
             choices["fused"] = False  # Lightning refuses to clip the gradients of a fused optimizer under its own
         patches.share_gradient_memory(strategy)
@@ -244,7 +245,7 @@ class Performance(Callback):
         if not self.choices:
             return ""
         precision, order, fused = (self.choices[name] for name in ("precision", "channels_last", "fused"))
-        where = " autocast in training steps" if precision == "bf16-mixed" and not self.precision_given else ""
+        where = " autocast in training steps" if self._autocasts else ""
         reason = f" ({self._reason})" if self._reason else ""
         last = ", channels_last" if order else ""
         last += f", compiled ({self.choices['compiled']}) in {self._seconds:.0f} s" if self._compiled else ""

@@ -194,8 +194,9 @@ def _describe_run(trainer: Trainer, model: Classifier) -> Table:
     facts.add_row("optimizer", f"{type(optimizer).__name__}{rate}")
     for config in trainer.lr_scheduler_configs:
         moves = f"every {config.interval}"
-        if isinstance(config.scheduler, ReduceLROnPlateau):  # see Classifier.on_train_epoch_end
-            moves = "by val/loss, at the end of an epoch" if validates(trainer) else "by train/loss, every epoch"
+        if isinstance(config.scheduler, ReduceLROnPlateau):  # see ScoredModule.on_train_epoch_end
+            moves = f"by {config.monitor}, every {config.interval}"
+            moves = moves if config.strict or not validates(trainer) else "by val/loss, at the end of an epoch"
         if isinstance(config.scheduler, OneCycleLR):  # which does not look at the optimizer's
             group = config.scheduler.optimizer.param_groups[0]
             moves += f", up to lr {group['max_lr']:g}"

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from vision_zoo.data.loaders import OTHER_IMAGES
 from vision_zoo.errors import CheckpointError, ConfigError, DataError, TrainingError, lack, refuse
 from vision_zoo.files import flush, lock_file, release, write_file
+from vision_zoo.metrics import ScoredModule
 from vision_zoo.trainer_facts import callbacks_of, gather, steps_after
 from vision_zoo.training import lightning_patches as patches
 from vision_zoo.training.made_with import made_with
@@ -55,7 +56,7 @@ class RunFolder(Callback):
         self.folder, self.resumes = folder, folder is not None
         self.events = events
         self.trained = False  # whether there was anything to train
-        self.validated = False  # whether the epoch that ends was validated at its end
+        self.validated: dict[str, Any] = {}  # metrics of the validation that ended this epoch, if there was one
         self.images_seen = 0  # of training, by all processes, in all parts of the run
         self.metrics = MetricsFile()
         # Of training, validation and saving, and of training alone; until the last checkpoint or the end.
@@ -148,6 +149,7 @@ class RunFolder(Callback):
             "fit_seconds": self.fit_seconds,
             "train_seconds": self.train_seconds,
             "images_seen": self.images_seen,
+            "validated": self.validated,
             "rng": gather(random_states()),
         }
 
@@ -157,6 +159,7 @@ class RunFolder(Callback):
             self.metrics.rows, self.metrics.columns = state_dict["rows"], state_dict["columns"]
             self.fit_seconds, self.train_seconds = state_dict["fit_seconds"], state_dict["train_seconds"]
             self.images_seen, self._rng = state_dict["images_seen"], state_dict["rng"]
+            self.validated = state_dict.get("validated", {})
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint describe its whole run; its rows are on the disk before it is."""
@@ -254,25 +257,31 @@ class RunFolder(Callback):
         if trainer.sanity_checking:
             return
         self._tick(trains=True)
-        self.validated = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if not self.validated:
-            self._write(trainer, [name for name in trainer.callback_metrics if name.startswith("val/")])
+        values = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        ends_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        self.validated = values if ends_epoch else {}
+        if not ends_epoch:
+            self._write(trainer, values)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock of training."""
+        """Stop the clock of training, and log the epoch's metrics for the callbacks after this one."""
         self._tick(trains=False)
+        if isinstance(pl_module, ScoredModule):
+            pl_module.log_epoch()  # for the callbacks after this one
+            if not self.validated.keys() <= trainer.callback_metrics.keys():  # by a run that goes on from then
+                pl_module.log_dict(self.validated)
         self._ended_epoch = trainer.current_epoch, trainer.global_step
 
     def write_epoch(self, trainer: Trainer) -> None:
         """Write the row of the epoch that has ended, once.
 
-        Lightning calls `on_train_epoch_end` of a plain callback before the module's, which computes the metrics. So
-        Saving asks for the row before it saves; without it, the next hook does.
+        Callbacks after this one may log more at the end of an epoch. So Saving, which comes later, asks for the row
+        before it saves; without it, the next hook does.
         """
         if self._ended_epoch is not None:
             kept = [name for name in trainer.callback_metrics if self.validated or not name.startswith("val/")]
             self._write(trainer, [name for name in kept if name not in STEP_METRICS], self._ended_epoch)
-            self._ended_epoch, self.validated = None, False
+            self._ended_epoch, self.validated = None, {}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clocks."""

@@ -2,6 +2,7 @@
 
 import math
 import os
+import pickle
 import shlex
 import shutil
 import time
@@ -16,14 +17,14 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 
 from vision_zoo.checkpoints import Checkpoint, read_checkpoint
-from vision_zoo.errors import TrainingError, diverged
+from vision_zoo.errors import CheckpointError, TrainingError, diverged, refuse
 from vision_zoo.files import new_file
 from vision_zoo.stopping import Signals, StoppedBySignalError
 from vision_zoo.trainer_facts import callbacks_of, steps_after, validates
 from vision_zoo.training import lightning_patches as patches
 from vision_zoo.training.processes import most_urgent
 from vision_zoo.training.run_folder import RunFolder
-from vision_zoo.trust import foreign_packages, trusting
+from vision_zoo.trust import foreign_packages, not_plain, trusting
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -40,9 +41,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
             with new_file(path) as temporary:
                 torch.save(checkpoint, temporary)
+                torch.load(temporary, "cpu", weights_only=True, mmap=True)  # as it will be read
         except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
             kept = f"; the previous {path.name} is kept" if path.exists() else ""
             raise TrainingError(f"the checkpoint {path} could not be written: {error}{kept}") from error
+        except (pickle.PickleError, AttributeError, TypeError) as error:
+            states = checkpoint.get("callbacks", {}).items()
+            found = [f"{name.partition('{')[0]} {why}" for name, state in states if (why := not_plain(state))]
+            raise TrainingError("; ".join(found) or f"the checkpoint {not_plain(checkpoint)}") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint and vet what it names; that of the command was read and vetted before."""
@@ -75,7 +81,7 @@ class Saving(CheckpointCallback):
         self.best_score: float | None = None  # the lowest validation loss so far
         self.best_epoch: int | None = None  # None where nothing was validated
         self._signals = Signals(notes=True)
-        self._ended_within = self._ends_after_step = False
+        self._ended_within = self._ends_after_step = self._before_validation = False
         self._last_save = 0.0
 
     @property
@@ -89,11 +95,14 @@ class Saving(CheckpointCallback):
         return self.run.path / "checkpoints" / "best.ckpt"
 
     def state_dict(self) -> dict[str, Any]:
-        """The best so far."""
-        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+        """The best so far, and whether the step's validation, or the epoch's end, is still to come."""
+        best = {"best_score": self.best_score, "best_epoch": self.best_epoch}
+        return {**best, "before_validation": self._before_validation}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the best of the run that is continued."""
+        """Take over the best of the run that is continued; a CheckpointError where Lightning would leave some out."""
+        skips = "this checkpoint was saved just before a validation or the end of an epoch, which would be left out"
+        refuse(CheckpointError, (state_dict.get("before_validation"), f"{skips}: continue from last.ckpt or another"))
         self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,7 +120,8 @@ class Saving(CheckpointCallback):
         """Save when the time has come, or a signal asks to stop."""
         wants = self._wants(trainer)
         ends = self._steps(trainer, batch_idx) and (wants or trainer.should_stop)
-        if ends and not self._validation_follows(trainer, batch_idx):
+        self._before_validation = self._validation_follows(trainer, batch_idx)
+        if ends and not self._before_validation:
             self._save_within_epoch(trainer, wants)
 
     def _wants(self, trainer: Trainer) -> int:
@@ -150,6 +160,7 @@ class Saving(CheckpointCallback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights if they are the best so far; at the end of an epoch, `on_train_epoch_end` does."""
+        self._before_validation = False
         if trainer.sanity_checking or self.run.validated:
             return
         if self._improved(trainer):
@@ -159,7 +170,7 @@ class Saving(CheckpointCallback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have the epoch's row written, then save: the row is part of what the checkpoint knows."""
-        validated = self.run.validated
+        validated, self._before_validation = bool(self.run.validated), False
         self.run.write_epoch(trainer)
         # (A run that was validated at first and is no more keeps the best of then.)
         improved = self._improved(trainer) if validated else not validates(trainer) and self.best_epoch is None

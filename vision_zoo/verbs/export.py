@@ -167,6 +167,7 @@ def _metadata(model: Classifier, datamodule: ImageDataModule | None, checkpoint:
     values |= {"training_mean": training_mean(model, datamodule)}
     texts = {"checkpoint": checkpoint.path.name, "run": checkpoint.run_name or "", "vision_zoo_version": __version__}
     texts |= dict(zip(("resize", "interpolation"), checkpoint.resizing, strict=True))
+    texts = {name: text.encode(errors="replace").decode() for name, text in texts.items()}  # names may be any bytes
     return {**{name: json.dumps(value) for name, value in values.items()}, **texts}
 
 

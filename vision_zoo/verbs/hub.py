@@ -31,7 +31,7 @@ def new_folder(
     """
     folder = output_folder(output)
     foreign = any((folder / name).exists() for name in FILES) and not is_own(folder / CARD)
-    token = find_spec("huggingface_hub") and import_path("huggingface_hub.get_token")()
+    token = push and find_spec("huggingface_hub") and import_path("huggingface_hub.get_token")()
     needs = "needs the extra hub (pip install 'vision_zoo[hub]') and a token: set HF_TOKEN, or run hf auth login"
     refuse(
         ConfigError,

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from vision_zoo import probe
@@ -139,7 +140,7 @@ def _watching(backbone: nn.Module, calls: list[Layer]) -> Iterator[None]:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     # Without gradients, the counter fails at a view of a weight that is trained, such as a class token's.
-    trained = [weight.requires_grad_(False) for weight in backbone.parameters() if weight.requires_grad]
+    trained = [w.requires_grad_(False) for w in backbone.parameters() if w.requires_grad and not is_lazy(w)]
     try:
         with sdpa_kernel(SDPBackend.MATH), counter:
             yield

@@ -1,7 +1,9 @@
 """explain: for each image a picture of where the network looked."""
 
+import os
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import Literal
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.classifier import Classifier
-from vision_zoo.data.decode import decode_image
+from vision_zoo.data.decode import UNREADABLE, decode_image
 from vision_zoo.errors import ConfigError, DataError, InputError, did_you_mean, refuse
 from vision_zoo.files import new_file
 from vision_zoo.plots import short_text
@@ -81,7 +83,8 @@ def write_pictures(
     console, problems = console or Console(highlight=False, soft_wrap=True), list[str]()
     folder.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
-    for path in track(paths, "explain", console=console, transient=True, disable=not console.is_terminal):
+    images = [path for path in paths if not _is_own(path)]
+    for path in track(images, "explain", console=console, transient=True, disable=not console.is_terminal):
         try:
             with warnings.catch_warnings(action="ignore"):
                 pixels = decode_image(path, model.image_shape, resize, invert, model.value_range, interpolation)
@@ -92,27 +95,29 @@ def write_pictures(
         shown = label or labels[0]
         with torch.enable_grad():
             evidence = maps(model, pixels[None], torch.tensor([names.index(shown)]), method)[0]
-        names_left = (n for n in chain([path.stem], (f"{path.stem}_{k}" for k in count(2))) if n not in taken)
-        name = next(name for name in names_left if _is_free(folder / f"{name}.png"))
+        stem = os.fsdecode(os.fsencode(path.stem)[:240])  # file systems take 255 bytes
+        names_left = (n for n in chain([stem], (f"{stem}_{k}" for k in count(2))) if n not in taken)
+        name = next(name for name in names_left if _is_own(file := folder / f"{name}.png") or not file.exists())
         taken.add(name)
         title = f"{NONE}, nearest {labels[0]}" if answer == NONE else labels[0]
         figure = draw(pixels, evidence, labels, shares, f"{path.name}: {title}", f"evidence for {shown}, {method}")
-        with new_file(folder / f"{name}.png") as file:
-            figure.savefig(file, format="png", dpi=100, metadata={"Software": MARK})
-    refuse(InputError, (not taken, f"--images: none can be read as an image; {problems[0] if problems else ''}"))
+        with new_file(folder / f"{name}.png") as place:
+            figure.savefig(place, format="png", dpi=100, metadata={"Software": MARK})
+    refuse(
+        InputError,
+        (not taken, f"--images: none can be read as an image; {problems[0] if problems else 'explain drew them'}"),
+    )
     for problem in problems:
         console.print(problem, markup=False)
     console.print(f"{len(taken):,} picture{'s' * (len(taken) != 1)} by {method} in")
     console.print(str(folder.absolute()), markup=False)
 
 
-def _is_free(file: Path) -> bool:
-    """Whether a picture may be written there: there is nothing yet, or a picture of an earlier call."""
-    try:
-        with Image.open(file) as there:
-            return bool(there.info.get("Software") == MARK)
-    except OSError:
-        return not file.exists()
+def _is_own(file: Path) -> bool:
+    """Whether it is a picture of an earlier call: another one may take its place, and it is no image to explain."""
+    with suppress(*UNREADABLE), Image.open(file) as there:
+        return bool(there.info.get("Software") == MARK)
+    return False
 
 
 def draw(

@@ -22,6 +22,7 @@ from vision_zoo.verbs.serve.batching import Batcher, RefusedError, Row
 T = TypeVar("T")
 JSON = "application/json"  # in ASCII, for names of classes may be any bytes
 MOST_FILES = 64  # of one request
+_TOO_MANY = f"more than {MOST_FILES} images came, which are the limit of a request"
 # The page asks its own server alone; it holds its style, its program and what it shows.
 POLICY = (
     "default-src 'none'; img-src 'self' blob: data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -54,6 +55,8 @@ def make_app(
             response = JSONResponse({"error": error.problem}, error.status, headers=wait)
         except ClientDisconnect:
             response = Response(status_code=400)
+        except asyncio.CancelledError:  # uvicorn waits for nobody longer than a few seconds
+            response = JSONResponse({"error": "the server ends"}, 503)
         counts[response.status_code] += 1
         spent[0] += time.perf_counter() - began
         return response
@@ -67,7 +70,7 @@ def make_app(
         if not files:
             raise RefusedError(400, "no image came: send the bytes of one, or a form with files")
         if len(files) > MOST_FILES:
-            raise RefusedError(413, f"{len(files)} images came, and {MOST_FILES} are the limit of a request")
+            raise RefusedError(413, _TOO_MANY)
         return files
 
     async def in_time(work: Awaitable[T]) -> T:
@@ -141,15 +144,19 @@ async def _files(request: Request, most_bytes: int) -> list[tuple[str, bytes]]:
     """The images of a request, with the names that a form gives them: nothing is looked for under these."""
     too_large = RefusedError(413, f"the request has more than {most_bytes / 2**20:g} MB")
     limited = Request(request.scope, _limited(request.receive, most_bytes, too_large))
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         content = await limited.body()
         return [("", content)] if content else []
     try:
         async with limited.form(max_files=MOST_FILES + 1, max_fields=MOST_FILES) as form:
             uploads = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
             return [(upload.filename or "", await upload.read()) for upload in uploads]
-    except HTTPException as error:  # of starlette's parser
-        raise RefusedError(400, f"the form cannot be read: {error.detail}") from error
+    except HTTPException as error:  # of starlette's parser, which leaves the rest unread
+        with contextlib.suppress(RuntimeError):  # all has been
+            async for _ in limited.stream():
+                pass
+        told = (400, f"the form cannot be read: {error.detail}")
+        raise RefusedError(*((413, _TOO_MANY) if error.detail.startswith("Too many files") else told)) from error
 
 
 def _limited(receive: Receive, most_bytes: int, error: Exception) -> Receive:

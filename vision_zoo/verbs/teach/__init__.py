@@ -72,13 +72,15 @@ def teach(
     callbacks = run_callbacks(make_trainer.own, run=run, saving=saving, show_bar=make_trainer.shows_bar)
     # Without an epoch, fit makes the run folder and all that a checkpoint holds, and trains nothing.
     trainer = make_trainer(callbacks, max_epochs=0, devices=1)
-    model.to(trainer.strategy.root_device)
+    model.to(trainer.strategy.root_device).check()  # or the work would be done first
     datamodule.prepare_data()
     parts = datamodule.subsets()
     labels = {split: subset.source.labels[subset.indices] for split, subset in parts.items()}
     counts = torch.cat([*labels.values()]).bincount(minlength=len(names)).tolist()
     say(trainer, escape(", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))))
     say(trainer, ", ".join(f"{len(of):,} for {_FOR[split]}" for split, of in labels.items()))
+    empty = ", ".join(name for label, name in enumerate(names) if label not in labels["train"])
+    refuse(DataError, (empty, f"there is no training image of {empty}: add some; labels of arrays begin with 0"))
     files = None if unlabelled is None else unlabelled_files(unlabelled, datamodule, model.image_shape)
     train = _data(model, parts["train"])
     val = _data(model, parts["val"]) if "val" in parts else None

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import warnings
+from typing import ClassVar
 
 import pytest
 import torch
@@ -194,13 +195,14 @@ def test_what_a_subclass_logs_keeps_its_mean_over_the_epoch():
 class Reads(Callback):
     """Takes note of the loss of each epoch, as callbacks that search or report do."""
 
-    seen: list[float] = []  # noqa: RUF012  # of the one test
+    seen: ClassVar[list[float]] = []
 
     def on_train_epoch_end(self, trainer, pl_module):
         self.seen.append(float(trainer.callback_metrics["train/loss"]))
 
 
-def test_a_callback_reads_the_loss_of_the_epoch_that_ends(here):
+def test_a_callback_reads_the_loss_of_the_epoch_that_ends(here, monkeypatch):
+    monkeypatch.setattr(Reads, "seen", [])
     words = ["--trainer.callbacks", f"{__name__}.Reads", "--trainer.max_epochs", "3"]
     assert main([*QUICK, *words, "--model.scheduler", "ReduceLROnPlateau", "--data.val_split", "0"]) == 0
     with (here / "runs/default/version_0/metrics.csv").open(newline="") as file:

@@ -267,7 +267,7 @@ class RunFolder(Callback):
         """Stop the clock of training, and log the epoch's metrics for the callbacks after this one."""
         self._tick(trains=False)
         if isinstance(pl_module, ScoredModule):
-            pl_module.log_epoch()  # for the callbacks after this one
+            pl_module.log_epoch()
             if not self.validated.keys() <= trainer.callback_metrics.keys():  # by a run that goes on from then
                 pl_module.log_dict(self.validated)
         self._ended_epoch = trainer.current_epoch, trainer.global_step

@@ -41,7 +41,7 @@ class ImageTable(ImageFolder):
         columns: the columns image, label, split and group, where they are called otherwise: {label: diagnosis}.
     """
 
-    way_out = "Correct the table, or give another with --data.path"
+    way_out = "Correct the table (CSV in UTF-8, or Parquet), or give another with --data.path"
     _absent = "no row has the split"
 
     def __init__(

@@ -14,8 +14,7 @@ import torch
 
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.classifier import Classifier
-from vision_zoo.data.described import described_data
-from vision_zoo.verbs.predict import CACHED, answered, resizing
+from vision_zoo.verbs.predict import CACHED, answered
 from vision_zoo.verbs.serve import _row
 from vision_zoo.verbs.serve.batching import reader
 
@@ -27,7 +26,7 @@ class Classify(litserve.LitAPI):
         """Open the checkpoint, in the process that computes."""
         checkpoint = open_checkpoint(sys.argv[1])
         self.model = Classifier.from_checkpoint(checkpoint.content).to(device).eval()
-        resize, interpolation = resizing(described_data(checkpoint.data))
+        resize, interpolation = checkpoint.resizing
         options = {"resize": resize, "value_range": self.model.value_range, "interpolation": interpolation}
         self.read = reader(self.model.image_shape, **options)
 

@@ -96,7 +96,7 @@ OPTIONS = [
     Case(
         "a file in place of a data set",
         (*FIT, "--data", "digits.npz"),
-        r"--data digits\.npz: .*; your own arrays are --data ArrayFile --data\.path digits\.npz",
+        r"--data digits\.npz: .*; your own images are --data ArrayFile --data\.path digits\.npz",
     ),
     Case(
         "a network of torchvision",

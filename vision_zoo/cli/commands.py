@@ -180,8 +180,8 @@ def command_help(name: str) -> str:
     lines = [f"usage: vision_zoo {name} {f'[{words}] ' if words else ''}[OPTION VALUE ...]", ""]
     lines += [f"{command.text[0].upper()}{command.text[1:]}.", ""]
     for label, option in zip(left, command.options, strict=True):
-        first, *rest = textwrap.wrap(option.text, WIDTH - column)
-        lines += [f"  {label:<{column - 4}}  {first}", *(" " * column + line for line in rest)]
+        first = f"  {label:<{column - 2}}"
+        lines += textwrap.wrap(option.text, WIDTH, initial_indent=first, subsequent_indent=" " * column)
     lines += ["", f"example: {command.example}"]
     if not command.light:
         lines.append(f"all options: vision_zoo {name} --help_all")

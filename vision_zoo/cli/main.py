@@ -67,8 +67,10 @@ def execute(words: Sequence[str], speed: Mapping[str, Any] | None = None) -> Any
         return _compare(argv, function)
     packs = verb == "pack" and not argv.values("check")
     argv = teaching.in_full(argv) if packs or verb in ("teach", "audit") else argv
-    if verb == "audit" and (fixes := argv.last("apply")) is not None:
-        return _apply(argv, fixes)
+    if verb == "audit" and (fixes := argv.last("apply")) is not None:  # no data module, for a class may be empty by now
+        others = argv.without(("data", "data.root", "data.path", "data.seed", "apply"))
+        refuse(ConfigError, (others, f"--apply goes with the folder alone: leave out {' '.join(others)}"))
+        return apply_fixes(argv.values("data.root", "data.path", "data")[-1], fixes)
     if verb == "pack" and (checked := argv.last("check")) is not None:
         others = argv.without(("check",))
         refuse(ConfigError, (others, f"--check goes with its file alone: leave out {' '.join(others)}"))
@@ -113,13 +115,6 @@ def _compare(argv: Argv, function: Callable[..., Any]) -> None:
     refuse(ConfigError, (len(groups) < 2, few))
     options = {name: value for name, value in first.options.items() if name != "tta"}  # which each run has of its own
     function(open_run, groups, **options)
-
-
-def _apply(argv: Argv, fixes: str) -> Any:
-    """Move the files that were chosen in a page of audit; a class may be empty by now, so no data module is made."""
-    others = argv.without(("data", "data.root", "data.path", "data.seed", "apply"))
-    refuse(ConfigError, (others, f"--apply goes with the folder alone: leave out {' '.join(others)}"))
-    return apply_fixes(argv.values("data.root", "data.path", "data")[-1], fixes)
 
 
 def _options_of(function: Callable[..., Any], argv: Argv) -> dict[str, Any]:

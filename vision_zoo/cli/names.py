@@ -110,15 +110,16 @@ def _ours(class_: Any, slot: str) -> str | None:
     return None
 
 
+# The data modules that take one file, by its ending.
+KINDS = {**dict.fromkeys(TABLES, "ImageTable"), **dict.fromkeys((".npz", ".npy"), "ArrayFile")}
+KINDS |= {".vz": "Pack", ".tar": "WebDataset"}
+
+
 def _own_data(name: str) -> str:
     """The options for the place of the images, where a user gives that in place of a class."""
     path = expanded(name)
-    if path.suffix.lower() in TABLES:
-        return f"; your own table of images and labels is --data ImageTable --data.path {name}."
-    if path.suffix == ".vz":
-        return f"; a file of vision_zoo pack is --data Pack --data.path {name}."
-    if path.suffix == ".npz":
-        return f"; your own arrays are --data ArrayFile --data.path {name}."
+    if kind := KINDS.get(path.suffix.lower()):
+        return f"; your own images are --data {kind} --data.path {name}."
     return f"; your own pictures are --data ImageFolder --data.root {name}." if path.is_dir() or "/" in name else ""
 
 

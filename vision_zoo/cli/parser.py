@@ -68,7 +68,6 @@ class Parser(LightningCLI):
             Classifier,
             ImageDataModule,
             save_config_callback=None,
-            trainer_defaults={"num_sanity_val_steps": 0},
             seed_everything_default=0,
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "prog": f"vision_zoo {self.verb}"},
             subclass_mode_data=True,
@@ -81,7 +80,7 @@ class Parser(LightningCLI):
         """Add trainer, model and data, as far as the command needs them."""
         if "trainer" in SECTIONS[self.verb]:
             parser.add_lightning_class_args(self.trainer_class, "trainer")
-            parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
+            parser.set_defaults({"trainer.num_sanity_val_steps": 0})
         if "model" in SECTIONS[self.verb]:
             parser.add_lightning_class_args(Classifier, "model")
         parser.add_lightning_class_args(ImageDataModule, "data", subclass_mode=True)

@@ -29,9 +29,5 @@ def study(argv: Argv, command: Callable[[Sequence[str]], int]) -> None:
     paths = [*map(names.find_config, argv.stray)]
     recipes = [Recipe(names.run_name_of(p), p.absolute(), json.dumps(names.read_config(p), default=str)) for p in paths]
     words, trusted = Argv("fit", argv.options).without([*own, "vary", "search"]), trusted_packages(argv)
-    several: dict[str, Any] = {
-        "vary": argv.values("vary"),
-        "search": argv.values("search"),
-        "trusted_packages": trusted,
-    }
-    run_study(recipes, command, words, **several, **options.as_dict())
+    several: dict[str, Any] = {name: argv.values(name) for name in ("vary", "search")}
+    run_study(recipes, command, words, trusted_packages=trusted, **several, **options.as_dict())

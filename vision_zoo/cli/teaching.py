@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vision_zoo.cli.argv import FLAGS, Argv
-from vision_zoo.cli.names import find_class
+from vision_zoo.cli.names import KINDS, find_class
 from vision_zoo.data.described import described_data
-from vision_zoo.data.discovery import TABLES
 from vision_zoo.data.folder import ImageFolder
 from vision_zoo.data.own import OwnImages
 from vision_zoo.errors import ConfigError, refuse
@@ -54,10 +53,8 @@ def in_full(argv: Argv) -> Argv:
 def _kind(place: str) -> tuple[str, str]:
     """The data module of a place, and its option for it."""
     path = expanded(place)
-    kinds = {**dict.fromkeys(TABLES, "ImageTable"), **dict.fromkeys((".npz", ".npy"), "ArrayFile")}
-    kinds |= {".vz": "Pack", ".tar": "WebDataset"}
-    kind = kinds.get(path.suffix.lower()) if not path.is_dir() else None
-    unknown = f"{path} is none of the files that it takes: {', '.join(kinds)}. Give one of these, or a folder"
+    kind = KINDS.get(path.suffix.lower()) if not path.is_dir() else None
+    unknown = f"{path} is none of the files that it takes: {', '.join(KINDS)}. Give one of these, or a folder"
     refuse(ConfigError, (kind is None and path.is_file(), unknown))
     return (kind, "path") if kind else ("ImageFolder", "root")
 

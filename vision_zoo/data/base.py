@@ -82,6 +82,7 @@ class ImageDataModule(LightningDataModule):
     std: tuple[float, ...]  # likewise
     value_range: ValueRange = None  # what becomes 0 and 255 in images that are not 8 bits; None where all are
     note: str = ""  # how the files that were read differ from the published ones, where that is known
+    in_memory: bool | None = None  # whether image files are decoded once and kept; None: where they are few
     has_val: bool = False  # whether `load` knows a split "val", so that none is cut from train
     has_test: bool = True  # whether there are test images
     cuts_test: bool = False  # whether they are cut from those of training, as test_split says

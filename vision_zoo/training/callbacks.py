@@ -8,7 +8,6 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder, ModelCheckpoint, WeightAveraging
-from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 
@@ -20,7 +19,6 @@ from vision_zoo.training.evaluation import TestArtifacts
 from vision_zoo.training.head_only import HeadOnly
 from vision_zoo.training.lightning_callbacks import AverageInTime
 from vision_zoo.training.performance import Performance
-from vision_zoo.training.progress import ProgressBar
 from vision_zoo.training.run_folder import RunFolder
 from vision_zoo.training.saving import Saving
 
@@ -32,14 +30,14 @@ RATE, BATCH_SIZE = ("model", "optimizer", "init_args", "lr"), ("data", "init_arg
 
 def run_callbacks(
     own: Sequence[Callback],
+    bar: Sequence[Callback],
     *,
     run: RunFolder | None = None,
     performance: Performance | None = None,
     head_only: HeadOnly | None = None,
     saving: Saving | None = None,
-    show_bar: bool = True,
 ) -> list[Callback]:
-    """The callbacks of a run, in the order that they need; the progress bar is left out where the user has another.
+    """The callbacks of a run, in the order that they need: ours, the user's own, and the progress bar.
 
     The folder comes first, for the loggers that others look for; HeadOnly before Performance, which asks whether images
     are read; Performance before what tells its choices; Saving before other checkpoint callbacks, which Lightning moves
@@ -56,8 +54,7 @@ def run_callbacks(
         ours.append(_Findings(run))
     if any(isinstance(callback, WeightAveraging) for callback in own):
         ours.append(AverageInTime())
-    shown = [] if any(isinstance(callback, AnyProgressBar) for callback in own) else [ProgressBar(show_bar)]
-    return [*ours, *own, *shown, TestArtifacts(run)]
+    return [*ours, *own, *bar, TestArtifacts(run)]
 
 
 def _keep_in_one_folder(callback: ModelCheckpoint) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from vision_zoo.checkpoints import Checkpoint, open_checkpoint, open_checkpoints
 from vision_zoo.classifier import Classifier
-from vision_zoo.data import ImageFolder
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.decode import resize_images
 from vision_zoo.data.described import described_data
@@ -177,8 +176,7 @@ def sample_images(model: Classifier, datamodule: ImageDataModule | None) -> tupl
     if datamodule is not None:
         # Whatever is wrong with the data (not here, moved, changed) is no reason not to export.
         with contextlib.suppress(InputError, OSError):
-            if isinstance(datamodule, ImageFolder):
-                datamodule.in_memory = False  # decode what is compared, not the whole folder
+            datamodule.in_memory = False  # decode what is compared, not the whole folder
             images = datamodule.sample("test", count).images
             if tuple(images.shape[1:]) == shape:
                 what = f"{len(images)} test images of {type(datamodule).__name__}"

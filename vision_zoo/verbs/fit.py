@@ -43,7 +43,7 @@ class Plan(NamedTuple):
 def speed_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """What the run of a checkpoint chose to be fast, see `Performance`."""
     states = checkpoint.content.get("callbacks") or {}
-    return dict(states.get("Performance", states.get("Speed", {})))
+    return dict(states.get("Performance", {}))
 
 
 def fit(
@@ -95,10 +95,8 @@ def fit(
     if not make_trainer.bare:
         run = RunFolder(plan.name, plan.config, folder, options.get("logger") is not False)
         saving = None if options.get("enable_checkpointing") is False else Saving(run, save_every_minutes)
-    shown = make_trainer.shows_bar
-    callbacks = run_callbacks(
-        make_trainer.own, run=run, head_only=head_only, performance=performance, saving=saving, show_bar=shown
-    )
+    ours: dict[str, Any] = {"run": run, "head_only": head_only, "performance": performance, "saving": saving}
+    callbacks = run_callbacks(make_trainer.own, make_trainer.bar, **ours)
     trainer = make_trainer(callbacks, **determinism(options, deterministic))
     check_strategy(trainer, test_after_fit, known)
     check_monitors(trainer, model, datamodule)

@@ -74,16 +74,12 @@ def _make_onnx(model: Classifier, facts: Metadata) -> bytes:
     return bytes(program.model_proto.SerializeToString())
 
 
-def _load_onnx(path: Path, model: Classifier) -> Forward:
-    return _run_onnx(path.read_bytes(), model)
-
-
-def _run_onnx(content: bytes, model: Classifier) -> Forward:
+def _load_onnx(path: Path, model: Classifier, unpack: Callable[[bytes], bytes] = bytes) -> Forward:
     import onnxruntime  # noqa: PLC0415  of an extra
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(unpack(path.read_bytes()), options, providers=["CPUExecutionProvider"])
     return lambda images: tuple(map(torch.from_numpy, session.run(_names(model), {"images": images.numpy()})))
 
 
@@ -93,10 +89,6 @@ def _make_html(model: Classifier, facts: Metadata) -> bytes:
     needed: dict[str, object] = {name: facts.get(name, value) for name, value in usual.items()}
     needed |= {"value_range": model.value_range, "threshold": model.known and model.known.threshold}
     return rendered(model, mean, _make_onnx(model, facts), needed)
-
-
-def _load_html(path: Path, model: Classifier) -> Forward:
-    return _run_onnx(onnx_of(path.read_bytes()), model)
 
 
 def _make_torch_export(model: Classifier, facts: Metadata) -> bytes:
@@ -157,7 +149,7 @@ class Kind(NamedTuple):
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 FORMATS: dict[Format, Kind] = {
     "onnx": Kind(".onnx", _ONNX, _make_onnx, _load_onnx, True),
-    "html": Kind(".html", _ONNX, _make_html, _load_html, True),
+    "html": Kind(".html", _ONNX, _make_html, partial(_load_onnx, unpack=onnx_of), True),
     "torch_export": Kind(".pt2", (), _make_torch_export, _load_torch_export, True),
     "safetensors": Kind(".safetensors", ("safetensors",), _make_safetensors, _load_weights),
     "state_dict": Kind(".pt", (), _make_state_dict, _load_weights),

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -38,6 +39,12 @@ def output_file(output: str | Path, option: str = "--output") -> Iterator[Path]:
         if begun:
             raise TrainingError(f"{path} could not be written: {reason}") from error
         raise ConfigError(f"{cannot}: {reason}. {way_out}") from error
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """The path, then with a number in its name, without end."""
+    yield path
+    yield from (path.with_name(f"{path.stem}_{number}{path.suffix}") for number in count(2))
 
 
 def output_folder(output: str | Path, option: str = "--output") -> Path:

@@ -28,10 +28,6 @@ from vision_zoo.verbs.predict import device_of
 FEWEST = 3  # runs that tell a spread
 
 
-class NotReproducedError(VisionZooError):
-    """The run came out otherwise."""
-
-
 def reproduce(
     run: list[str],
     train: Callable[[Checkpoint, Config], Path | None],
@@ -70,7 +66,7 @@ def reproduce(
         options["path" if options.get("path") else "root"] = place
     if folder and (weights := _yaml(folder / "config.yaml").get("model", {}).get("weights")):
         config["model"]["weights"] = weights  # of a file that no checkpoint names
-    before, named = _made_with(theirs, folder), trainer.get("accelerator") or "auto"
+    before, named = _made_with(theirs), trainer.get("accelerator") or "auto"
     device = device_of(named) if isinstance(named, str) else None
     here = {**versions(), **({"device": device_name(device)} if device else {})}
     _tell({**before.get("versions", {}), "device": before.get("device")}, here)
@@ -79,7 +75,7 @@ def reproduce(
         return
     found = (open_checkpoint(str(made), trusted_packages, prefer=prefer) for prefer in ("last", "best"))
     ours = next((checkpoint for checkpoint in found if checkpoint.step == theirs.step), None)
-    now = _made_with(ours, made) if ours else {}
+    now = _made_with(ours) if ours else {}
     _tell(before.get("data", {}), now.get("data", {}), "images of ")
     _tell({"processes": before.get("processes")}, {"processes": now.get("processes")})
     same = ours is not None and _same_weights(ours, theirs)
@@ -91,7 +87,7 @@ def reproduce(
     weights = f"weights after {theirs.step:,} steps {'are the same' if same else 'differ' if ours else 'are not there'}"
     how = f"{first or 'metrics.csv is the same' if metrics.is_file() else 'no metrics.csv is beside it'}; {weights}"
     spread, within = _spread(folder, made) if folder else ("no run folder, so that no other seeds are known", False)
-    refuse(NotReproducedError, (not within, f"different: {how}; {spread}"))
+    refuse(VisionZooError, (not within, f"different: {how}; {spread}"))
     print(f"within the spread of its seeds: {spread}; {how}")
 
 
@@ -101,12 +97,9 @@ def _tell(before: Mapping[str, Any], now: Mapping[str, Any], what: str = "") -> 
             print(f"differs from the run: {what}{name}: {value} -> {now[name]}")
 
 
-def _made_with(checkpoint: Checkpoint, folder: Path | None) -> dict[str, Any]:
-    """What a checkpoint says that it was made with, or the results beside an older one."""
-    about = checkpoint.content.get("vision_zoo") or {}
-    results = folder / "results.json" if folder else Path()
-    old = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
-    return dict(about.get("made_with") or {name: old.get(name) for name in ("versions", "device") if old.get(name)})
+def _made_with(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint says that it was made with."""
+    return dict((checkpoint.content.get("vision_zoo") or {}).get("made_with") or {})
 
 
 def _same_weights(ours: Checkpoint, theirs: Checkpoint) -> bool:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -28,7 +27,7 @@ def write_results(
     saving: Saving | None,
     performance: Performance,
     metrics: dict[str, float],
-    more: Mapping[str, Any] = MappingProxyType({}),
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write results.json and curves.png; gives the content of the former, which ``more`` is added to."""
     data = datamodule_of(trainer)
@@ -50,7 +49,7 @@ def write_results(
         "precision": str(trainer.precision),
         "speed": performance.choices,
         "versions": versions(),
-        **more,
+        **(more or {}),
     }
     write_file(run.path / "results.json", (json.dumps(results, indent=2) + "\n").encode())
     if (run.path / "metrics.csv").exists():

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.data.folder import ImageFolder
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.plots import plot_images
@@ -46,8 +45,7 @@ def show(
         (augmented and not given, f"--augmented: no augmentation is set for {name}. {way_out}"),
         (path.suffix.lower() != ".png", f"--output {output} must end in .png"),
     )
-    if isinstance(datamodule, ImageFolder):
-        datamodule.in_memory = False  # decode the images that are shown, not the whole folder
+    datamodule.in_memory = False  # decode the images that are shown, not the whole folder
     datamodule.prepare_data()
     images, labels = datamodule.sample(split, -(-count // COLUMNS) if augmented else count)
     names = [textwrap.wrap(n, WIDTH, max_lines=LINES, placeholder=" ...") for n in datamodule.class_names]

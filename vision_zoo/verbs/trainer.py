@@ -49,12 +49,8 @@ class TrainerMaker:
     @property
     def bar(self) -> list[Callback]:
         """Our progress bar, where the user has no other."""
-        return [] if self.has(AnyProgressBar) else [ProgressBar(self.shows_bar)]
-
-    @property
-    def shows_bar(self) -> bool:
-        """Whether our progress bar draws one; it prints the epochs' lines in any case."""
-        return self.options.get("enable_progress_bar") is not False
+        drawn = self.options.get("enable_progress_bar") is not False  # it prints the epochs' lines in any case
+        return [] if self.has(AnyProgressBar) else [ProgressBar(drawn)]
 
     def __call__(self, callbacks: Sequence[Callback], **options: Any) -> Trainer:
         """Build the trainer with these callbacks, the user's among them, and options in place of the command line's.

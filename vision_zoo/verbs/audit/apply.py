@@ -6,22 +6,16 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from shlex import quote
-from typing import NamedTuple
 
 from vision_zoo.data.discovery import REMOVED, nfc
 from vision_zoo.errors import ConfigError, TrainingError, refuse
 from vision_zoo.files import expanded, write_file
+from vision_zoo.verbs.output import numbered
 
+# Of fixes.csv and undo.csv: a file, from the folder on; relabel, remove or keep, or move in undo.csv; and the class to
+# relabel to, or the path to move to, from the folder on.
 COLUMNS = ("path", "action", "to")
 _TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # names may be any bytes
-
-
-class Fix(NamedTuple):
-    """A row of fixes.csv or undo.csv."""
-
-    path: str  # of the file, from the folder on
-    action: str  # relabel, remove or keep; move in undo.csv
-    to: str = ""  # the class of relabel; for move, the path from the folder on
 
 
 def apply_fixes(folder: str, fixes: str) -> Path | None:
@@ -38,7 +32,7 @@ def apply_fixes(folder: str, fixes: str) -> Path | None:
     refuse(ConfigError, (not root.is_dir(), f"audit: {root} is not a folder. {advice}"))
     moves, taken = list[tuple[Path, Path]](), set[Path]()
     for source, wanted in _wanted(root, table, _read(table)).items():
-        target = next(x for x in _names(wanted) if x not in taken and not os.path.lexists(x))
+        target = next(x for x in numbered(wanted) if x not in taken and not os.path.lexists(x))
         moves.append((source, target))
         taken.add(target)
     if not moves:
@@ -49,7 +43,7 @@ def apply_fixes(folder: str, fixes: str) -> Path | None:
     csv.writer(text).writerows([COLUMNS, *back[::-1]])
     try:
         (root / REMOVED).mkdir(exist_ok=True)
-        undo = next(x for x in _names(root / REMOVED / "undo.csv") if not x.exists())
+        undo = next(x for x in numbered(root / REMOVED / "undo.csv") if not x.exists())
         write_file(undo, text.getvalue().encode(**_TEXT))
         for path, to in moves:
             to.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +55,7 @@ def apply_fixes(folder: str, fixes: str) -> Path | None:
     return undo
 
 
-def _read(table: Path) -> list[Fix]:
+def _read(table: Path) -> list[tuple[str, ...]]:
     """The rows of a table of fixes."""
     try:
         with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -70,10 +64,10 @@ def _read(table: Path) -> list[Fix]:
         raise ConfigError(f"--apply {table} cannot be read: {error}. Give the fixes.csv that the page saves") from error
     lacks = f"--apply {table} has not the columns {', '.join(COLUMNS)}. Give the fixes.csv that the page saves"
     refuse(ConfigError, (records and not set(COLUMNS) <= records[0].keys(), lacks))
-    return [Fix(*(record[name] or "" for name in COLUMNS)) for record in records]
+    return [tuple(record[name] or "" for name in COLUMNS) for record in records]
 
 
-def _wanted(root: Path, table: Path, fixes: Iterable[Fix]) -> dict[Path, Path]:
+def _wanted(root: Path, table: Path, fixes: Iterable[tuple[str, ...]]) -> dict[Path, Path]:
     """Where each file is to go, if no other of that name is there."""
     found = dict[Path, Path]()
     for number, (name, action, to) in enumerate(fixes, start=2):
@@ -109,12 +103,3 @@ def _inside(root: Path, name: str) -> Path | None:
     path = Path(os.path.normpath(root / name.replace("\0", "")))
     path = path.parent.resolve() / path.name
     return path if path.is_relative_to(root) and path != root else None
-
-
-def _names(path: Path) -> Iterable[Path]:
-    """The path, then with a number in its name."""
-    yield path
-    number = 2
-    while True:
-        yield path.with_name(f"{path.stem}_{number}{path.suffix}")
-        number += 1

@@ -51,19 +51,15 @@ def has_class_folders(datamodule: ImageDataModule) -> bool:
 
 def all_of(datamodule: ImageDataModule) -> Audited:
     """The images of every split, one after the other."""
-    if isinstance(datamodule, ImageFolder):
-        datamodule.in_memory = False  # where those that cannot be read are left out
+    datamodule.in_memory = False  # where those that cannot be read are left out
     parts = datamodule.subsets()
     source = join([*parts.values()])
     numbered = [(split, index) for split, part in parts.items() for index in part.indices.tolist()]
     names = [f"{split} {index}" for split, index in numbered]
     if isinstance(source, Files):
-        names = [_name(Path(path), datamodule.root) for path in source.paths]
+        paths, root = map(Path, source.paths), datamodule.root
+        names = [path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path) for path in paths]
     return Audited(source, names, [split for split, _ in numbered], datamodule.class_names)
-
-
-def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def find(audited: Audited, looks: Looks, features: Tensor, seed: int) -> tuple[list[Issue], list[str]]:

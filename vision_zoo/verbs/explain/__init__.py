@@ -4,7 +4,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +23,7 @@ from vision_zoo.plots import short_text
 from vision_zoo.types import Resizing
 from vision_zoo.verbs.explain.maps import Method, chosen, maps
 from vision_zoo.verbs.image_files import find_images
-from vision_zoo.verbs.output import output_folder
+from vision_zoo.verbs.output import numbered, output_folder
 from vision_zoo.verbs.predict import NONE, answered, device_of, labels_shown
 
 MARK = "vision_zoo explain"  # in the metadata of its pictures
@@ -82,7 +81,7 @@ def write_pictures(
     resize, interpolation = resized
     console, problems = console or Console(highlight=False, soft_wrap=True), list[str]()
     folder.mkdir(parents=True, exist_ok=True)
-    taken: set[str] = set()
+    taken: set[Path] = set()
     images = [path for path in paths if not _is_own(path)]
     for path in track(images, "explain", console=console, transient=True, disable=not console.is_terminal):
         try:
@@ -96,12 +95,11 @@ def write_pictures(
         with torch.enable_grad():
             evidence = maps(model, pixels[None], torch.tensor([names.index(shown)]), method)[0]
         stem = os.fsdecode(os.fsencode(path.stem)[:240])  # file systems take 255 bytes
-        names_left = (n for n in chain([stem], (f"{stem}_{k}" for k in count(2))) if n not in taken)
-        name = next(name for name in names_left if _is_own(file := folder / f"{name}.png") or not file.exists())
-        taken.add(name)
+        free = (file for file in numbered(folder / f"{stem}.png") if file not in taken)
+        taken.add(file := next(file for file in free if _is_own(file) or not file.exists()))
         title = f"{NONE}, nearest {labels[0]}" if answer == NONE else labels[0]
         figure = draw(pixels, evidence, labels, shares, f"{path.name}: {title}", f"evidence for {shown}, {method}")
-        with new_file(folder / f"{name}.png") as place:
+        with new_file(file) as place:
             figure.savefig(place, format="png", dpi=100, metadata={"Software": MARK})
     refuse(
         InputError,

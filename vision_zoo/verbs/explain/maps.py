@@ -80,13 +80,9 @@ def maps(model: Classifier, images: Tensor, classes: Tensor, method: Method | No
         elif layer is not None and method == "layer_cam":
             found_there = attr.LayerGradientXActivation(network, layer.module).attribute(pixels, target)
             values = layer.planes(found_there).relu()
-        elif method == "integrated_gradients":
-            start = torch.zeros_like(pixels)  # the mean image, as pixels are normalised
-            values = (
-                attr.IntegratedGradients(network)
-                .attribute(pixels, start, target, n_steps=STEPS, internal_batch_size=AT_ONCE)
-                .abs()
-            )
+        elif method == "integrated_gradients":  # from the mean image, which is 0 as pixels are normalised
+            gradients = attr.IntegratedGradients(network)
+            values = gradients.attribute(pixels, target=target, n_steps=STEPS, internal_batch_size=AT_ONCE).abs()
         else:
             window = [max(1, side * 2 // (WINDOWS + 1)) for side in size]
             sizes = {"sliding_window_shapes": (pixels.shape[1], *window)}

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from vision_zoo.checkpoints import Checkpoint
 from vision_zoo.classifier import Classifier
-from vision_zoo.data import ImageFolder
 from vision_zoo.data.described import described_data
 from vision_zoo.errors import InputError, one_line
 from vision_zoo.plots import plot_images
@@ -30,8 +29,7 @@ def draw_looks(model: Classifier, checkpoint: Checkpoint) -> bytes | str:
         if data is None:
             return "The checkpoint names no data, so there are no pictures of where the network looked."
         data.value_range = model.value_range
-        if isinstance(data, ImageFolder):
-            data.in_memory = False  # decode what is shown, not the whole folder
+        data.in_memory = False  # decode what is shown, not the whole folder
         data.prepare_data()
         check_data(model, data)
         loader = data.loader("test")

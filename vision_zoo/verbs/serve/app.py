@@ -61,28 +61,25 @@ def make_app(
         spent[0] += time.perf_counter() - began
         return response
 
-    async def sent(request: Request) -> list[tuple[str, bytes]]:
+    async def in_time(work: Awaitable[T], status: int = 503, what: str = "it") -> T:
         try:
             async with asyncio.timeout(seconds):
-                files = await _files(request, most_bytes)
+                return await work
         except TimeoutError:
-            raise RefusedError(408, f"the upload took longer than {seconds:g} s") from None
+            raise RefusedError(status, f"{what} took longer than {seconds:g} s: try again later") from None
+
+    async def sent(request: Request) -> list[tuple[str, bytes]]:
+        files = await in_time(_files(request, most_bytes), 408, "the upload")
         if not files:
             raise RefusedError(400, "no image came: send the bytes of one, or a form with files")
         if len(files) > MOST_FILES:
             raise RefusedError(413, _TOO_MANY)
         return files
 
-    async def in_time(work: Awaitable[T]) -> T:
-        try:
-            async with asyncio.timeout(seconds):
-                return await work
-        except TimeoutError:
-            raise RefusedError(503, f"it took longer than {seconds:g} s: try again later") from None
-
     async def predict(request: Request) -> Response:
         files = await sent(request)
-        results = await in_time(asyncio.gather(*(batcher.row(body) for _, body in files), return_exceptions=True))
+        answers = asyncio.gather(*[batcher.row(body) for _, body in files], return_exceptions=True)
+        results = await in_time(answers)
         rows: list[Row] = []
         for (name, _), result in zip(files, results, strict=True):
             if isinstance(result, RefusedError):

@@ -55,14 +55,18 @@ class Batcher:
         self.most_waiting, self.most_pixels = most_waiting, most_pixels
         self.images = self.batches = self.taken = 0  # classified, their batches, and images on their way now
         self.seconds = 0.0  # of decoding and computing, of all threads
-        self._waiting: asyncio.Queue[tuple[bytes, asyncio.Future[Row]]] = asyncio.Queue()
+        self._waiting: asyncio.Queue[tuple[bytes, asyncio.Future[Row | RefusedError]]] = asyncio.Queue()
         self._threads = ThreadPoolExecutor(len(classifiers), initializer=partial(torch.set_num_threads, 1))
         self._alone = ThreadPoolExecutor(1, initializer=partial(torch.set_num_threads, torch.get_num_threads()))
 
-    async def row(self, content: bytes) -> Row:
-        """What the network makes of the bytes of an image file; a RefusedError for one that cannot be had."""
+    async def row(self, content: bytes) -> Row | RefusedError:
+        """What the network makes of the bytes of an image file, or the error of one that cannot be had.
+
+        Raises:
+            RefusedError: if too many wait.
+        """
         with self._place():
-            future: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
+            future: asyncio.Future[Row | RefusedError] = asyncio.get_running_loop().create_future()
             self._waiting.put_nowait((content, future))
             return await future
 
@@ -129,18 +133,10 @@ class Batcher:
             self.images, self.batches = self.images + good, self.batches + bool(good)
             self.seconds += time.perf_counter() - began
             for (_, future), row in zip(batch, rows, strict=True):
-                if future.done():
-                    continue
-                if isinstance(row, RefusedError):
-                    future.set_exception(row)
-                else:
+                if not future.done():
                     future.set_result(row)
 
 
 def reader(image_shape: tuple[int, int, int], **options: Any) -> Callable[[io.BytesIO], Tensor]:
     """The `read` of a `Batcher`, with the options of `decode`."""
-
-    def read(file: io.BytesIO) -> Tensor:
-        return torch.from_numpy(decode(file, image_shape, **options).copy())
-
-    return read
+    return lambda file: torch.from_numpy(decode(file, image_shape, **options).copy())

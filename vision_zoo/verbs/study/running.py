@@ -18,8 +18,8 @@ import torch
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.described import described_data
+from vision_zoo.data.fetch import alone
 from vision_zoo.data.loaders import Loader
-from vision_zoo.files import lock_file, release
 from vision_zoo.stopping import Signals, StoppedBySignalError, until_stopped
 from vision_zoo.training.evaluation import write_matrix
 from vision_zoo.verbs.predict import device_of
@@ -126,8 +126,7 @@ def _end_with_parent() -> None:
 
 
 def _do(command: Command, trial: Trial, tests: bool, trusted: Sequence[str]) -> int:
-    lock = lock_file(trial.folder / ".lock", wait=True)  # of a study that was killed, a process may still save
-    try:
+    with alone(trial.folder):  # of a study that was killed, a process may still save
         (run, ended), code = run_of(trial), 0
         if run is None:  # what ended before its first checkpoint
             shutil.rmtree(trial.folder / "runs", ignore_errors=True)
@@ -141,9 +140,6 @@ def _do(command: Command, trial: Trial, tests: bool, trusted: Sequence[str]) -> 
         if tests and not (run / TESTED).is_file():
             return command(["test", f"--ckpt_path={run}", *(f"--trusted_packages={name}" for name in trusted)])
         return 0
-    finally:
-        if lock is not None:
-            release(lock)
 
 
 def count_validation(run: Path, trusted: Sequence[str]) -> None:

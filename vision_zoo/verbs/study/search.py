@@ -15,7 +15,6 @@ from rich.markup import escape
 from scipy.stats.qmc import Halton
 
 from vision_zoo.errors import ConfigError, InputError, refuse
-from vision_zoo.training.evaluation import write_csv
 from vision_zoo.verbs.study import table
 from vision_zoo.verbs.study.page import curve_of
 from vision_zoo.verbs.study.plan import Recipe, Trial, read_variation, trials_of
@@ -252,15 +251,13 @@ class Search:
         return statistics.fmean(found)
 
     def _restore(self) -> None:
-        """Take the trials of all workers into the study, in their order, and write the table."""
+        """Take the trials of all workers into the study, in their order."""
         outcomes = dict[Trial, table.Outcome]()
         for trial in self.counted():
             pruned = trial.state == self.optuna.trial.TrialState.PRUNED
             for run in self.trials(trial.user_attrs["values"]) if "values" in trial.user_attrs else ():
                 outcomes.setdefault(run, table.Outcome.of(run, "failed" in trial.user_attrs, pruned))
         self.study.outcomes = outcomes
-        if outcomes:
-            write_csv(self.study.folder / "results.csv", table.rows_of([*outcomes.values()]))
 
     def _draw(self) -> None:
         """Write the pictures of history and importance, as far as the trials tell."""

@@ -69,7 +69,7 @@ def teach(
     refuse(ConfigError, (datamodule.sampler is not None, drawn), few, (known is not None and not 0 < known < 1, share))
     run = RunFolder(plan.name, plan.config, events=False)
     saving, names, seed = Saving(run), model.class_names, int(plan.config["seed_everything"])
-    callbacks = run_callbacks(make_trainer.own, run=run, saving=saving, show_bar=make_trainer.shows_bar)
+    callbacks = run_callbacks(make_trainer.own, make_trainer.bar, run=run, saving=saving)
     # Without an epoch, fit makes the run folder and all that a checkpoint holds, and trains nothing.
     trainer = make_trainer(callbacks, max_epochs=0, devices=1)
     model.to(trainer.strategy.root_device).check()  # or the work would be done first
@@ -153,7 +153,7 @@ def _calibrated(head: Head, held_out: Tensor | None, train: Data, val: Data | No
         for heat in (1.0, temperature)
     )
     facts = {"temperature": temperature, "calibration_error_before": before, "calibration_error": after}
-    return head.cooled(temperature), facts
+    return Head(head.weight / temperature, head.bias / temperature), facts
 
 
 def _in_words(facts: Mapping[str, Any], chosen: bool) -> str:
@@ -178,7 +178,6 @@ def _save_and_score(
         if split == "val":
             saving.best_score = saving.best_epoch = None  # of no epoch
             trainer.save_checkpoint(saving.last)
-            saving.best.unlink(missing_ok=True)
             hard_link(saving.last, saving.best)
             if model.known is not None:
                 store_known(model.known, saving)

@@ -36,10 +36,6 @@ class Head(NamedTuple):
         """Float32 (N, K) of features (N, D)."""
         return F.linear(values, self.weight, self.bias)
 
-    def cooled(self, temperature: float) -> "Head":
-        """The head whose logits are divided by a temperature."""
-        return Head(self.weight / temperature, self.bias / temperature)
-
 
 class Fitter:
     """Fits heads to the same features, from a strong penalty to weaker ones; each begins with the last."""

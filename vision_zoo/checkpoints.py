@@ -17,10 +17,9 @@ from vision_zoo.errors import CheckpointError, ConfigError
 from vision_zoo.files import expanded
 from vision_zoo.known import ill_formed
 from vision_zoo.specs import import_path, without_downloads
-from vision_zoo.trust import WEIGHTS_ALONE, endless, untrusted
+from vision_zoo.trust import FACTS, WEIGHTS_ALONE, endless, untrusted
 from vision_zoo.types import Config, Interpolation, Resize, Resizing
 
-FACTS = {"image_shape", "class_names", "mean", "std", "value_range"}
 OPTIONS = {"backbone", "optimizer", "scheduler", "finetune", "decay_vectors", "loss", *FACTS}
 BESIDE = ("numpy.", "_codecs.", "argparse.", "pathlib.")  # of a score, options or paths beside the weights of others
 _StandIn = type("_StandIn", (), dict.fromkeys(("__init__", "__setstate__"), lambda *_: None))  # which forgets all
@@ -253,7 +252,8 @@ def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = N
     if name in ("best", "last"):
         runs, named = root.resolve() / "runs", f"of {run_name} " if run_name else ""
         found = runs.glob(f"{glob.escape(run_name) if run_name else '*'}/version_*/checkpoints")
-        candidates = [f / f"{name}.ckpt" for f in sorted((f for f in found if f.is_dir()), key=_written)[-1:]]
+        written = {f: max(x.stat().st_mtime_ns for x in (f, *f.glob("*.ckpt"))) for f in sorted(found) if f.is_dir()}
+        candidates = [f / f"{name}.ckpt" for f in sorted(written, key=lambda f: written[f])[-1:]]
         reason = f"no run {named}with a checkpoint below {runs}. Train first with vision_zoo fit, or give its path"
         if candidates:
             newest = candidates[0].parent.parent
@@ -299,8 +299,3 @@ def run_folder(checkpoint: Path) -> Path | None:
     folder, *above = checkpoint.resolve().parents
     runs = [f.parent for f in above if f.name == "checkpoints" and (f.parent / "config.yaml").is_file()]
     return folder.parent if folder.name == "checkpoints" else next(iter(runs), None)
-
-
-def _written(folder: Path) -> tuple[int, str]:
-    """When the newest file in a folder of checkpoints was written."""
-    return max(file.stat().st_mtime_ns for file in (folder, *folder.glob("*.ckpt"))), str(folder)

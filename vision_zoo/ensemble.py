@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vision_zoo.checkpoints import Checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import CheckpointError, refuse
+from vision_zoo.trust import FACTS
 from vision_zoo.types import ImageShape
 
 
@@ -68,8 +69,7 @@ class Ensemble(Classifier):
         members = [Classifier.from_checkpoint(checkpoint.content) for checkpoint in checkpoints]
         for member in members:
             member.set_memory_format(channels_last=False)
-        names = ("image_shape", "class_names", "mean", "std", "value_range")
-        super().__init__(partial(Members, members=members), **{name: members[0].hparams[name] for name in names})
+        super().__init__(partial(Members, members=members), **{name: members[0].hparams[name] for name in FACTS})
         self.hparams["backbone"] = [member.hparams["backbone"] for member in members]
         self.scale, self.shift = torch.ones_like(self.scale), torch.zeros_like(self.shift)  # each has its own
         self.members = ["/".join(checkpoint.path.parts[-4:]) for checkpoint in checkpoints]  # name/version/checkpoints/

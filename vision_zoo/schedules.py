@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 from typing import Any
 
 from lightning.pytorch.utilities.types import LRSchedulerConfigType
@@ -67,13 +68,6 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
             del group["max_lr"]
         return rates
 
-    def set_peak(self, lr: float) -> None:
-        """Scale the whole course, so that its peak is another one."""
-        groups = [group for group in self.optimizer.param_groups if "max_lr" in group]
-        scale = lr / max(group["max_lr"] for group in groups)
-        for group in groups:
-            group.update({name: scale * group[name] for name in ("initial_lr", "max_lr", "min_lr")})
-
 
 class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
     """A linear warm-up to the optimizer's learning rate, then half a cosine down (Loshchilov and Hutter 2017).
@@ -111,13 +105,6 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
         share = (1 + math.cos(math.pi * max(step, 0) / fall)) / 2
         rates = [(group["lr"], group.get("initial_lr")) for group in self.optimizer.param_groups]  # now and at the peak
         return [lr if peak is None else rise * (self.eta_min + (peak - self.eta_min) * share) for lr, peak in rates]
-
-    def set_peak(self, lr: float) -> None:
-        """Scale the whole course, so that its peak is another one."""
-        groups = self.optimizer.param_groups
-        shares = _shares([group.get("initial_lr", group["lr"]) for group in groups])
-        for group, share in zip(groups, shares, strict=True):
-            group["initial_lr"] = lr * share
 
 
 class LinearDecayLR(CosineAnnealingLR):
@@ -163,7 +150,12 @@ def set_peaks(configs: Iterable[Any], lr: float) -> None:
     """Scale the courses of Lightning's configurations of schedules that have a peak, so that it is another one."""
     for schedule in (config.scheduler for config in configs):
         if isinstance(schedule, OneCycleLR | CosineAnnealingLR):
-            schedule.set_peak(lr)
+            peak = "max_lr" if isinstance(schedule, OneCycleLR) else "initial_lr"
+            groups = [group for group in schedule.optimizer.param_groups if peak in group]
+            scale = lr / max(group[peak] for group in groups)
+            for group, rate in product(groups, ("initial_lr", "max_lr", "min_lr")):
+                if rate in group:
+                    group[rate] *= scale
 
 
 def _warmup_steps(warmup: float, total: int) -> float:

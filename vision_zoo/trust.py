@@ -43,6 +43,7 @@ from vision_zoo.specs import is_import_path, is_package, listed, returned_class,
 TRUSTED_PACKAGES = ("vision_zoo", "torch", "torchvision", "lightning", "timm")
 """Packages whose classes a checkpoint may name; not torchmetrics, some of whose modules load a model by its name."""
 
+FACTS = ("image_shape", "class_names", "mean", "std", "value_range")  # of a network's options those that name nothing
 # What stands in each place; anywhere else a class must be a module.
 KINDS: dict[str, tuple[type, ...]] = {
     "model.backbone": (nn.Module,),
@@ -171,8 +172,7 @@ class Allowlist:
 def untrusted(checkpoint: Mapping[str, Any], trusted_packages: Sequence[str]) -> Iterator[str]:
     """What a checkpoint of the right form holds beyond what it may, as predicates of one sentence each."""
     allowlist = Allowlist(trusted_packages)
-    facts = ("image_shape", "class_names", "mean", "std", "value_range")  # which name nothing
-    yield from allowlist.option({k: v for k, v in checkpoint["hyper_parameters"].items() if k not in facts}, "model")
+    yield from allowlist.option({k: v for k, v in checkpoint["hyper_parameters"].items() if k not in FACTS}, "model")
     data = dict(checkpoint.get("datamodule_hyper_parameters") or {})
     if data.pop("_instantiator", None) not in INSTANTIATORS:
         yield f"names a function as _instantiator. {WEIGHTS_ALONE}"

@@ -19,10 +19,11 @@ from tests.hostile.helpers import refused_everywhere, save
 from tests.tiny import write_image_folder
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import Timm
-from vision_zoo.backbones.fitting import WithFeatures
 from vision_zoo.checkpoints import read_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import CheckpointError, ConfigError, ImageShapeError
+from vision_zoo.known import with_features
+from vision_zoo.training.features import follows_from_features
 from vision_zoo.types import Preprocessing
 
 # What does not give logits of gray images, though timm lists it.
@@ -96,6 +97,10 @@ def test_the_table_of_refused_networks_names_those_that_there_are():
     assert set(timm.list_models()) >= REFUSED.keys()
 
 
+def classifier(name: str, shape: tuple[int, int, int], options: dict[str, object] | None = None) -> Classifier:
+    return Classifier(partial(Timm, name=name, options=options), shape, list("abcdefg"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", names_by_file())
 def test_features_beside_logits_leave_the_logits_as_they_are(file):
@@ -103,15 +108,16 @@ def test_features_beside_logits_leave_the_logits_as_they_are(file):
     names = [name for name in names_by_file()[file] if name not in REFUSED or name.startswith("csat")]
     small = [name for name in names if re.search(r"atto|pico|nano|tiny|_t\b|_s\b|small|18|xxs|_0", name)]
     name = min(small or names, key=len)
-    backbone = Timm((3, *timm.get_pretrained_cfg(name).input_size[1:]), 7, name=name).eval()
+    model = classifier(name, (3, *timm.get_pretrained_cfg(name).input_size[1:]))
+    backbone = model.backbone.eval()
     images = torch.randn(1, 3, *timm.get_pretrained_cfg(name).input_size[1:])
     with torch.no_grad():
         expected = backbone(images)
         if file in NO_LINEAR_HEAD:
-            with pytest.raises(ValueError, match=r"does not end in a linear layer|not those of the last linear layer"):
-                WithFeatures(backbone)(images)
+            assert not follows_from_features(model, backbone)
         else:
-            logits, features = WithFeatures(backbone)(images)
+            assert follows_from_features(model, backbone)
+            logits, features = with_features(backbone, lambda: backbone(images))
             torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
             assert features.shape[0] == 1
 
@@ -137,17 +143,20 @@ def test_families_train_on_gray_images_and_give_features_beside_the_same_logits(
     assert [key for key, p in backbone.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
     with torch.no_grad():
         expected = backbone.eval()(images)
-        logits, features = WithFeatures(backbone)(images)
+        logits, features = with_features(backbone, lambda: backbone(images))
     assert expected.shape == (2, 5)
     torch.testing.assert_close(logits, expected)
     head = backbone.network.get_classifier()
     torch.testing.assert_close(head(features), expected)
 
 
-def test_a_network_with_two_heads_has_no_features_that_decide_alone():
-    network = WithFeatures(Timm((3, 32, 32), 5, "deit_tiny_distilled_patch16_224", options={"depth": 1}).eval())
-    with pytest.raises(ValueError, match="not those of the last linear layer alone"):
-        network(torch.randn(1, 3, 32, 32))
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_network_with_two_heads_has_no_features_that_decide_alone(zero):
+    model = classifier("deit_tiny_distilled_patch16_224", (3, 32, 32), {"depth": 1})
+    if zero:  # so that both give the same
+        nn.init.zeros_(model.backbone.network.head.weight)
+        nn.init.zeros_(model.backbone.network.head_dist.weight)
+    assert not follows_from_features(model, model.backbone)
 
 
 @pytest.mark.parametrize(

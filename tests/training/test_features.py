@@ -18,10 +18,11 @@ from tests import tiny
 from tests.training.runs import rows, same, state, stop_at
 from tests.training.test_processes import DDP, ENVIRONMENT, assert_the_same_run, last_of, signalled, vision_zoo
 from vision_zoo.__main__ import main
-from vision_zoo.backbones import CNN
+from vision_zoo.backbones import CNN, Airbench, Torchvision
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.sources import Files, InMemory
-from vision_zoo.errors import DataError
+from vision_zoo.errors import ConfigError, DataError
+from vision_zoo.known import with_features
 from vision_zoo.training import features as computing
 from vision_zoo.training.features import features_of
 from vision_zoo.training.speed_trial import Way
@@ -91,6 +92,20 @@ def test_features_are_those_that_the_head_is_given():
     head = model.backbone.head[-1]
     assert found.places.tolist() == [7, 3, 5]
     torch.testing.assert_close(head(found.values), model(IMAGES[[7, 3, 5]]), rtol=1e-2, atol=1e-2)
+
+
+def test_features_do_not_depend_on_what_follows_the_head():
+    torch.manual_seed(0)
+    model = Classifier(Airbench, (3, 32, 32), ["a", "b"]).eval()  # whose logits are those of the head, divided
+    images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    _, expected = with_features(model.backbone, lambda: model(images))
+    torch.testing.assert_close(features_of(model, InMemory(images, LABELS[:4]), exact=True).values, expected)
+
+
+def test_a_network_without_a_linear_layer_at_its_end_has_none():
+    model = Classifier(partial(Torchvision, name="squeezenet1_1"), (3, 32, 32), ["a", "b"])
+    with pytest.raises(ConfigError, match=r"this network has none: take another --model\.backbone"):
+        features_of(model, InMemory(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), LABELS[:2]))
 
 
 def change_weight(model: Classifier, images: Tensor) -> Classifier:

@@ -51,6 +51,14 @@ def test_images_grow_in_four_stages_of_training_and_are_whole_elsewhere(here, ca
     assert "14 x 14 pixels at first, whole after 80 % of the steps" in capsys.readouterr().out
 
 
+def test_steps_are_counted_where_batches_are_accumulated_from_some_epoch_on(here):
+    AnySize.seen.clear()
+    later = ["--trainer.callbacks+", "GradientAccumulationScheduler", "--trainer.callbacks.scheduling", "{1: 2}"]
+    assert main([*SHORT, *later]) == 0  # ten steps of one batch, then five of two
+    sides = [shape[2] for training, shape in AnySize.seen if training and shape[0] > 2]
+    assert sides == [14] * 3 + [18] * 3 + [21] * 3 + [24] * 5 + [28] * 6
+
+
 def test_a_run_goes_on_with_the_size_that_it_stopped_at(tmp_path, monkeypatch):
     folders = [tmp_path / "undisturbed", tmp_path / "stopped"]
     assert main([*SHORT, "--trainer.default_root_dir", str(folders[0])]) == 0
@@ -82,10 +90,6 @@ def test_a_run_that_ends_before_images_are_whole_says_so(here):
     [
         (["--model.backbone", "LeNet5"], "LeNet5 cannot take images of 14 x 14 pixels"),
         (["--model.backbone", f"{__name__}.Shuffling"], "cannot take images of 18 x 18 pixels"),
-        (
-            ["--trainer.callbacks+", "GradientAccumulationScheduler", "--trainer.callbacks.scheduling", "{0: 2}"],
-            "how many",
-        ),
         (["--trainer.max_epochs", "-1"], "ProgressiveResizing divides the steps of the run: set --trainer.max_epochs"),
         (["--trainer.callbacks", "[{class_path: ProgressiveResizing, init_args: {initial_scale: 1}}]"], "0 and 1, got"),
         (["--trainer.callbacks", "[{class_path: ProgressiveResizing, init_args: {full_size_from: 0}}]"], "at most 1"),

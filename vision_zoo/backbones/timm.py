@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from vision_zoo.errors import ConfigError, ImageShapeError, did_you_mean, lack, refuse
+from vision_zoo.errors import ConfigError, ImageShapeError, did_you_mean, lack, one_line, refuse
 from vision_zoo.files import expanded
 from vision_zoo.types import ImageShape, Interpolation, Preprocessing
 
@@ -176,7 +176,6 @@ def _reading(what: str, way: str) -> Iterator[None]:
     except Exception as error:  # of the file, the network, the hub, JSON, torch, safetensors
         if lack(error, reading=True):
             raise
-        answer = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ConfigError(f"Timm: {what} could not be read ({answer}). {way}") from error
+        raise ConfigError(f"Timm: {what} could not be read ({one_line(error)}). {way}") from error
     finally:
         constants.HF_HUB_OFFLINE = before

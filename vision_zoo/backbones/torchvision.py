@@ -11,7 +11,7 @@ from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from vision_zoo.backbones.fitting import fit_channels, fit_classes
-from vision_zoo.errors import ConfigError, ImageShapeError, did_you_mean, refuse
+from vision_zoo.errors import ConfigError, ImageShapeError, did_you_mean, one_line, refuse
 from vision_zoo.types import ImageShape, Preprocessing
 
 _RGB = 3
@@ -110,8 +110,7 @@ def _build(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
         refuse(ValueError, (name.startswith("vit_") and height != width, "it takes square ones"))
         return models.get_model(name, weights=None, **options)
     except (ValueError, AssertionError) as error:  # of one that is built for the size of the images
-        answer = " ".join(str(error).split())
-        wrong = f"Torchvision: {name} cannot take images of shape {tuple(image_shape)} ({answer})"
+        wrong = f"Torchvision: {name} cannot take images of shape {tuple(image_shape)} ({one_line(error)})"
         raise ImageShapeError(f"{wrong}: set --data.image_size to 224, which each network there takes") from error
 
 

@@ -89,8 +89,7 @@ def without_validation(data: Mapping[str, Any]) -> bool:
     module = described_data({**data, "init_args": {**(data.get("init_args") or {}), "val_split": 0}}, ask=True)
     if module is None:
         return False
-    source, indices = module.subset("train")
-    return int(source.labels[indices].bincount(minlength=module.num_classes).min()) < FEWEST
+    return int(module.class_counts.min()) < FEWEST
 
 
 def refine(execute: Callable[[list[str]], Any], taught: Path, config: Config) -> Path:

@@ -112,7 +112,6 @@ class ArrayFile(OwnImages):
                 f"ArrayFile: {self.path} has no train images of {len(absent)} of its {len(names)} "
                 f"classes ({', '.join(map(str, absent[:5]))}{', ...' * (len(absent) > 5)}), which the network cannot "
                 "learn. Classes are numbered 0, 1, 2, ...",
-                category=UserWarning,
             )
         self._ahead = {self._describing: found}
         return names, (channels, *(self.image_size or (height, width)))

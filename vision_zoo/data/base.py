@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from vision_zoo.data.decode import UNREADABLE, decoding_threads, resize_images
 from vision_zoo.data.facts import evenly, per_channel
 from vision_zoo.data.fetch import DOWNLOAD_ERRORS, fetch
-from vision_zoo.data.loaders import Loader, in_parts, joined
-from vision_zoo.data.sources import Files, InMemory, OnDevice, Source, Subset, on_device
+from vision_zoo.data.loaders import AT_ONCE, Loader, joined
+from vision_zoo.data.sources import Files, InMemory, OnDevice, Source, Subset
 from vision_zoo.data.splits import check_part, read_fold, split_by_fold, stratified_split
-from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, refuse
+from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, one_line, refuse
 from vision_zoo.files import expanded
 from vision_zoo.specs import plain
 from vision_zoo.transforms import LabelledTransform, apply_transforms, check_transforms
@@ -191,8 +191,7 @@ class ImageDataModule(LightningDataModule):
         try:
             fetch(self.download, self.root, self._missing)
         except DOWNLOAD_ERRORS as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DatasetNotFoundError(self._not_found(f" and the download failed ({reason})")) from error
+            raise DatasetNotFoundError(self._not_found(f" and the download failed ({one_line(error)})")) from error
         refuse(DatasetNotFoundError, (self._missing(), self._not_found(" after the download")))
 
     def setup(self, stage: str | None = None) -> None:
@@ -284,10 +283,10 @@ class ImageDataModule(LightningDataModule):
         refuse(ConfigError, (not len(indices), nothing))
         if isinstance(source, Files) and len(indices) > _ANNOUNCED:
             rank_zero_only(print)(f"decoding {len(indices):,} images of {self.root}", file=sys.stderr)
-        count = 0
-        for part in in_parts(source, indices):
-            count += len(part.labels)
-            yield part
+        count, threads = 0, decoding_threads() if isinstance(source, Files) else 0
+        for images, labels in Loader(source, indices, AT_ONCE, threads):
+            count += len(labels)
+            yield LabelledImages(images, labels)
         broken = f"{type(self).__name__}: no file in {self.root} can be decoded. {self.way_out}"
         refuse(DataError, (not count, broken))
 
@@ -304,7 +303,7 @@ class ImageDataModule(LightningDataModule):
         order = (shuffle, self.sampler == "balanced", self.seed)
         if self.device and trainer:
             key = source, trainer.strategy.root_device
-            source = self._on_device.setdefault(key, on_device(*key))
+            source = self._on_device.setdefault(key, OnDevice(*key))
         return Loader(source, indices, self.batch_size, threads, training, *order, rank, processes)
 
     def _read(self, split: Split) -> Source:

@@ -59,7 +59,6 @@ class CIFAR10(ImageDataModule):
             rank_zero_warn(
                 f"{type(self).__name__}: the {split} images in {paths[0].parent} are not the published ones (other "
                 "checksums of pixels and labels), so results do not compare with published figures",
-                category=UserWarning,
             )
         return LabelledImages(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 

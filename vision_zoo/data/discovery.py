@@ -44,7 +44,7 @@ class LeftOut(defaultdict[str, list[str]]):
         """Count it in one line, if there is any."""
         if text := str(self):
             advice = ". Convert images of other kinds to PNG or JPEG" * any(kind[0] == "." for kind in self)
-            rank_zero_warn(f"{where}{text}{advice}", category=UserWarning)
+            rank_zero_warn(f"{where}{text}{advice}")
 
 
 def _ending(path: str | Path) -> str:

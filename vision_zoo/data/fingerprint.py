@@ -8,10 +8,9 @@ import torch
 from vision_zoo.data.sources import Files, InMemory, Members, Subset
 
 AT_ONCE = 4096  # images that are copied
-Fingerprint = dict[str, int]
 
 
-def fingerprint(subset: Subset, root: Path) -> Fingerprint:
+def fingerprint(subset: Subset, root: Path) -> dict[str, int]:
     """How many images, and checksums (CRC-32) of labels and of pixels, or of the names of files below the root.
 
     What files hold is not read: it would take as long as an epoch.

@@ -196,7 +196,7 @@ def _split_folders(root: Path, left: LeftOut) -> dict[Split, Path]:
         both = f"{' and '.join(x.name for x in same)} are all for {split}. Rename or move all but one of them"
         refuse(DataError, (len(same) > 1, f"ImageFolder: in {root}, {both}"))
     if other := [f"{same[0].name} is taken for {x}" for x, same in named.items() if same and same[0].name != x]:
-        rank_zero_warn(f"ImageFolder: in {root}, {', '.join(other)}", category=UserWarning)
+        rank_zero_warn(f"ImageFolder: in {root}, {', '.join(other)}")
     look_into(root, left)
     left["beside the parts"] += [path.name for path in (*images, *folders) if not part_of(path.name)]
     return {split: same[0] for split, same in named.items() if same}

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vision_zoo.data.decode import decoding_threads
-from vision_zoo.data.sources import Files, Source, pump
+from vision_zoo.data.sources import Source, pump
 from vision_zoo.errors import DataError, refuse
 from vision_zoo.types import Batch, LabelledImages
 
-_AT_ONCE = 64  # images that a thread decodes
+AT_ONCE = 64  # images that a thread decodes
 OTHER_IMAGES = (
     ", so that it cannot resume exactly: bring them back, or start a new run from its weights (its config.yaml with "
     "--config, and --model.weights in place of --ckpt_path)"
@@ -133,14 +132,6 @@ def balanced_draw(labels: Tensor, generator: torch.Generator) -> Tensor:
         rounds, left = divmod(wanted, len(places))
         found += [places.repeat(rounds), places[torch.randperm(len(places), generator=generator)[:left]]]
     return torch.cat(found)
-
-
-def in_parts(source: Source, indices: Tensor) -> Iterator[LabelledImages]:
-    """These images, int64 (N,), in this order, some at a time, without the files that cannot be decoded."""
-    if isinstance(source, Files):
-        yield from (LabelledImages(*batch) for batch in Loader(source, indices, _AT_ONCE, decoding_threads()))
-    else:
-        yield from (LabelledImages(*source.fetch(part)[:2]) for part in torch.split(indices, _AT_ONCE))
 
 
 def joined(parts: Iterable[LabelledImages], most: int) -> LabelledImages:

@@ -140,7 +140,8 @@ class Shards:
         self._make_room(temporary)
 
         def get(files: Any, path: str) -> None:
-            files.get_file(path, str(temporary), callback=Callback(hooks={"ended": _end}))
+            hooks = {"ended": lambda *_, **__: refuse(ConnectionError, (ended(), "nobody waits for it any more"))}
+            files.get_file(path, str(temporary), callback=Callback(hooks=hooks))
             size = temporary.stat().st_size
             refuse(ConnectionError, (size != part.size, f"{size:,} of {part.size:,} bytes came"))
 
@@ -186,10 +187,6 @@ def _damaged(file: Path, spans: Numbers) -> int:
 
 def _same(spans: Numbers, _: Path) -> Numbers:
     return spans
-
-
-def _end(*_: Any, **__: Any) -> None:
-    refuse(ConnectionError, (ended(), "nobody waits for it any more"))
 
 
 def _persistently(action: Callable[[Any, str], T], address: str, waits: Sequence[float]) -> T:

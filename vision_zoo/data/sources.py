@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -87,10 +87,13 @@ class OnDevice(Source):
     network needs the rest. Otherwise a warning says so, and they are picked in memory.
     """
 
-    source: InMemory
+    source: Any  # InMemory; any other is a ConfigError
     device: torch.device
 
     def __post_init__(self) -> None:
+        read = "--data.device true is for images in memory, and these are read from files for each batch: leave it out"
+        kept = f"{read}, or keep those of a folder with --data.in_memory true"
+        refuse(ConfigError, (not isinstance(self.source, InMemory), kept))
         self.labels = self.source.labels  # in memory: a balanced order is drawn there
 
     @cached_property
@@ -109,13 +112,6 @@ class OnDevice(Source):
         images, labels = self._copy
         places = indices.to(images.device, non_blocking=True)
         return Fetched(images.index_select(0, places), labels.index_select(0, places))
-
-
-def on_device(source: Source, device: torch.device) -> OnDevice:
-    """A source in memory as one that the device keeps; any other is a ConfigError."""
-    read = "--data.device true is for images in memory, and these are read from files for each batch: leave it out, or "
-    refuse(ConfigError, (not isinstance(source, InMemory), f"{read}keep those of a folder with --data.in_memory true"))
-    return OnDevice(cast(InMemory, source), device)
 
 
 def free_memory(device: torch.device) -> float:

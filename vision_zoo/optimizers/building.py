@@ -33,12 +33,14 @@ def build_optimizer(build: Build | None, parameters: Weights, fused: bool) -> Op
     free = all(given.get(name) is None for name in ("fused", "foreach")) and not given.get("differentiable")
     if fused and free and "fused" in options_of(class_):
         with suppress(RuntimeError):  # a weight of a type or on a device that torch has no fused step for
-            return _at_their_rates(build(_copied(weights), fused=True))
-    return _at_their_rates(build(_copied(weights)))
+            return _built(build, weights, fused=True)
+    return _built(build, weights)
 
 
-def _at_their_rates(optimizer: Optimizer) -> Optimizer:
-    """Give each group with an "lr_share" that share of the learning rate."""
+def _built(build: Build, weights: list[Any], **options: Any) -> Optimizer:
+    """Build an optimizer, and give each group with an "lr_share" that share of the learning rate."""
+    copied = [dict(weight) if isinstance(weight, dict) else weight for weight in weights]  # torch adds options to them
+    optimizer = build(copied, **options)
     for group in optimizer.param_groups:
         share = group.pop("lr_share", 1.0)
         no_rate = "--model.finetune: this optimizer has no lr that could differ by layer; set its layer_decay to 1"
@@ -46,10 +48,6 @@ def _at_their_rates(optimizer: Optimizer) -> Optimizer:
         if share != 1:
             group["lr"] *= share
     return optimizer
-
-
-def _copied(weights: list[Any]) -> list[Any]:
-    return [dict(weight) if isinstance(weight, dict) else weight for weight in weights]  # which torch adds options to
 
 
 def companions(build: Build | None) -> list[Callback]:
@@ -82,7 +80,7 @@ def check_optimizer(build: Build | None, schedule: Schedule | None, parameters: 
     if useless is not None:
         lr = f"--model.optimizer.lr is {useless:g}"
         raise ConfigError(f"{lr}, so that nothing would be learned: set it to a positive number, such as 0.001")
-    _check_plain("--model.optimizer", optimizer)
+    refuse(ConfigError, (why := not_plain(optimizer), f"--model.optimizer {why}"))
     if schedule is not None:
         free = any(isinstance(callback, AtAverage) for callback in companions(build))
         refuse(ConfigError, (free, f"{type(optimizer).__name__} needs no schedule: set --model.scheduler null"))
@@ -113,8 +111,4 @@ def _check_schedule(build: Schedule, optimizer: Optimizer) -> None:
         raise ConfigError(f"--model.scheduler cannot be used so: {error}") from error
     if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) and scheduler.mode == "max":
         raise ConfigError("--model.scheduler.mode max: it watches the loss, which is better the lower it is: say min")
-    _check_plain("--model.scheduler", scheduler)
-
-
-def _check_plain(option: str, part: Any) -> None:
-    refuse(ConfigError, (why := not_plain(part), f"{option} {why}"))
+    refuse(ConfigError, (why := not_plain(scheduler), f"--model.scheduler {why}"))

@@ -1,6 +1,5 @@
 """What every run has: the callbacks that the command line adds to the user's own, in their order."""
 
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.files import write_file
+from vision_zoo.plots import save
 from vision_zoo.trainer_facts import callbacks_of, datamodule_of
 from vision_zoo.training import lightning_patches as patches
 from vision_zoo.training.evaluation import TestArtifacts
@@ -80,7 +80,6 @@ class _Imbalance(Callback):
                 f"the largest class, {large} with {many:,} training images, has {many / few:,.3g} times those of "
                 f"the smallest, {small} with {few:,}: --data.sampler balanced draws each class equally often, or "
                 "--model.loss CrossEntropy --model.loss.class_weights balanced weighs them",
-                category=UserWarning,
             )
 
 
@@ -115,10 +114,9 @@ class _Findings(Callback):
                 suggestion = result.suggestion()
                 text = json.dumps({"suggestion": suggestion, **result.results}, indent=2)
                 write_file(self.run.path / "lr_finder.json", f"{text}\n".encode())
-                image, figure = io.BytesIO(), Figure()
+                figure = Figure()
                 result.plot(suggest=suggestion is not None, ax=figure.subplots())
-                figure.savefig(image, format="png", dpi=100)
-                write_file(self.run.path / "lr_finder.png", image.getvalue())
+                save(figure, self.run.path / "lr_finder.png", 100)
 
     @staticmethod
     def _options(trainer: Trainer, model: LightningModule) -> dict[tuple[str, ...], Any]:

@@ -4,6 +4,9 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from heapq import nlargest
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -51,10 +54,6 @@ def write_matrix(path: Path, names: Sequence[str], counts: Iterable[Iterable[int
     write_csv(path, [["true \\ predicted", *names], *([name, *row] for name, row in zip(names, counts, strict=True))])
 
 
-def _most_confident(mistakes: Iterable[_Mistake]) -> list[_Mistake]:
-    return sorted(mistakes, key=lambda mistake: -mistake[0])[:MISTAKES]
-
-
 class TestArtifacts(Callback):
     """Writes confusion_matrix.png and .csv, per_class.csv, mistakes.png and test.json into a folder.
 
@@ -90,11 +89,11 @@ class TestArtifacts(Callback):
         top = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
         kept = map(Tensor.clone, images[top].cpu())  # each alone, so that the others of the batch can go
         new = zip(confidence[top].tolist(), predicted[top].tolist(), labels[top].tolist(), kept, strict=True)
-        self._mistakes = _most_confident([*self._mistakes, *new])
+        self._mistakes = nlargest(MISTAKES, [*self._mistakes, *new], itemgetter(0))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what was collected, on the first process."""
-        mistakes = _most_confident(mistake for part in gather(self._mistakes) for mistake in part)
+        mistakes = nlargest(MISTAKES, chain(*gather(self._mistakes)), itemgetter(0))
         if not isinstance(pl_module, Classifier):
             return
         metrics = {n: value for n, value in to_floats(trainer.callback_metrics).items() if n.startswith("test/")}

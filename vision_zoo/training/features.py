@@ -5,24 +5,27 @@ import hashlib
 import io
 import time
 from contextlib import ExitStack, suppress
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vision_zoo import probe
-from vision_zoo.backbones.fitting import WithFeatures, head_of
+from vision_zoo.backbones.fitting import head_of
 from vision_zoo.checkpoints import read_torch_file
 from vision_zoo.classifier import Classifier, set_memory_format
 from vision_zoo.data.decode import decoding_threads
 from vision_zoo.data.sources import Files, InMemory, Source, pump
-from vision_zoo.errors import CheckpointError, DataError, TrainingError, refuse
+from vision_zoo.errors import CheckpointError, ConfigError, DataError, TrainingError, refuse
 from vision_zoo.files import lock_file, release, user_cache, write_file
+from vision_zoo.known import with_features
 from vision_zoo.specs import describe
 from vision_zoo.training.performance import has_fast_bf16
+from vision_zoo.training.random_states import kept_random_states
 from vision_zoo.training.speed_trial import Trial, Way
 
 BATCH, TRIED = 32, 16  # images at a time, whose feature maps stay near the processor, and those of a trial of speed
@@ -47,11 +50,11 @@ def features_of(model: Classifier, source: Source, indices: Tensor | None = None
     if `exact`, in float32 and the plain order. Of several processes that want the same ones, one computes them.
 
     Raises:
+        ConfigError: if the network does not end in a linear layer.
         DataError: if no image can be read.
-        ValueError: if the network does not end in a linear layer.
     """
     indices = torch.arange(len(source)) if indices is None else indices
-    file = _folder() / f"{_identity(model, source, indices, exact)}.pt"
+    file = user_cache("features") / f"{_identity(model, source, indices, exact)}.pt"
     with ExitStack() as held:
         with suppress(OSError):  # where there can be no lock, each process computes
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -71,11 +74,6 @@ def features_of(model: Classifier, source: Source, indices: Tensor | None = None
             write_file(file, content.getvalue())
             _drop_oldest(file.parent)
         return Features(found.values, found.places, time.monotonic() - began)
-
-
-def _folder() -> Path:
-    """Where features are kept."""
-    return user_cache("features")
 
 
 def _drop_oldest(folder: Path) -> None:
@@ -106,24 +104,24 @@ def _identity(model: Classifier, source: Source, indices: Tensor, exact: bool) -
 
 
 def _compute(model: Classifier, source: Source, indices: Tensor, exact: bool) -> Features:
-    network, device = WithFeatures(model.backbone).eval().to(model.device), model.device
-    way = Way() if exact else fastest_way(model, device)
+    network, way = model.backbone, Way() if exact else fastest_way(model)
     set_memory_format(network, torch.channels_last if way.channels_last else torch.contiguous_format)
     numbered = copy.copy(source)
     numbered.labels = torch.arange(len(source))
     batches = torch.split(indices, BATCH)
     values, places = list[Tensor](), list[Tensor]()
-    with torch.inference_mode():
+    with probe.evaluating(model), torch.inference_mode():
         for images, numbers, failures in pump(numbered.fetch, batches, decoding_threads(), AHEAD, take_turns=True):
             source.report(failures)
             if not len(images):
                 continue
-            pixels = images.to(device) * model.scale + model.shift
+            pixels = images.to(model.device) * model.scale + model.shift
             pixels = pixels.contiguous(memory_format=torch.channels_last) if way.channels_last else pixels
             features = _features(network, pixels, way)
-            if way.bf16 and not values and not _alike(features, _features(network, pixels, Way())):
-                way = Way(False, way.channels_last)
-                features = _features(network, pixels, way)
+            if way.bf16 and not values:
+                plain = _features(network, pixels, Way())
+                if not (F.cosine_similarity(features, plain) >= ALIKE).all():
+                    way, features = Way(False, way.channels_last), plain
             values.append(features.cpu())
             places.append(numbers)
     model.set_memory_format(model.channels_last)
@@ -132,20 +130,31 @@ def _compute(model: Classifier, source: Source, indices: Tensor, exact: bool) ->
     return Features(torch.cat(values), torch.cat(places))
 
 
-def _features(network: WithFeatures, pixels: Tensor, way: Way) -> Tensor:
+def _features(network: nn.Module, pixels: Tensor, way: Way) -> Tensor:
     with torch.autocast(pixels.device.type, torch.bfloat16, way.bf16):
-        features: Tensor = network(pixels)[1]
+        features = with_features(network, partial(network, pixels))[1]
+    none = "features are what a last linear layer is given, and this network has none: take another --model.backbone"
+    refuse(ConfigError, (not features.shape[1], none))
     return features.float()
 
 
-def _alike(features: Tensor, exact: Tensor) -> bool:
-    return bool((F.cosine_similarity(features, exact) >= ALIKE).all())
+def follows_from_features(model: Classifier, network: nn.Module) -> bool:
+    """Whether a network, in its modes, gives what its head does, and the head the features that evaluation has."""
+    with kept_random_states(), probe.evaluating(model), ExitStack() as held:
+        pixels = torch.randn(8, *model.image_shape, device=model.device)
+        _, expected = with_features(model.backbone, partial(model.backbone, pixels))
+        if not expected.shape[1]:
+            return False
+        given = torch.randn(8, model.num_classes, device=model.device)  # in place of what the head would give
+        held.callback(network.get_submodule(head_of(network)).register_forward_hook(lambda *_: given).remove)
+        logits, features = with_features(network, partial(network, pixels))
+        return torch.equal(logits, given) and torch.allclose(features, expected, rtol=1e-3, atol=1e-4)
 
 
-def fastest_way(model: Classifier, device: torch.device, autocasts: bool = True) -> Way:
+def fastest_way(model: Classifier, autocasts: bool = True) -> Way:
     """The fastest way of the network's evaluation, by the better of two steps of each after a first one."""
-    trial = Trial(model.backbone, (TRIED, *model.image_shape), model.num_classes, device, training=False)
-    times = {}
+    shape, device, times = (TRIED, *model.image_shape), model.device, {}
+    trial = Trial(model.backbone, shape, model.num_classes, device, training=False)
     for bf16, last in product([False, True][: 1 + (autocasts and has_fast_bf16(device))], (False, True)):
         way = Way(bf16, last)
         with suppress(*probe.REFUSALS):  # such as a `view` of features in channels_last

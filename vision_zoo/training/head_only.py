@@ -2,21 +2,19 @@
 
 import copy
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import Callback
 
-from vision_zoo.backbones.fitting import WithFeatures, head_of
+from vision_zoo.backbones.fitting import head_of
 from vision_zoo.checkpoints import Checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.sources import InMemory, Subset
 from vision_zoo.trainer_facts import datamodule_of, gather, validates
-from vision_zoo.training.features import features_of
-from vision_zoo.training.random_states import kept_random_states
+from vision_zoo.training.features import features_of, follows_from_features
 from vision_zoo.types import Split
 
 # Callbacks that neither look at images nor change weights; others may.
@@ -49,7 +47,7 @@ class HeadOnly(Callback):
         pl_module.to(trainer.strategy.root_device)
         freezing = cast(Any, pl_module.freezing)
         freezing._freeze(freezing.options.frozen(pl_module.backbone))  # as before the first step
-        if not trainer.strategy.broadcast(_follows_from_features(pl_module)):
+        if not trainer.strategy.broadcast(follows_from_features(pl_module, copy.deepcopy(pl_module.backbone))):
             return
         splits: list[Split] = ["train", "val"]
         for split in splits[: 1 + validates(trainer)]:
@@ -83,13 +81,3 @@ class HeadOnly(Callback):
             datamodule_of(trainer)._subsets.update(self._images)
 
     on_exception = teardown
-
-
-def _follows_from_features(model: Classifier) -> bool:
-    """Whether the network, in the modes of training, gives what its head makes of its features in evaluation."""
-    network = copy.deepcopy(model.backbone)
-    with suppress(ValueError), kept_random_states(), torch.no_grad():
-        pixels = torch.randn(8, *model.image_shape, device=model.device)
-        logits = network.get_submodule(head_of(network))(WithFeatures(network).eval()(pixels)[1])
-        return torch.allclose(network(pixels), logits, rtol=1e-3, atol=1e-4)
-    return False

@@ -47,11 +47,9 @@ class TrainingPrecision(MixedPrecision):
         Precision.clip_gradients(self, *args, **kwargs)
 
     @contextmanager
-    def val_step_context(self) -> Generator[None, None, None]:
-        """Nothing: float32, also in the test and in predictions."""
+    def forward_context(self) -> Generator[None, None, None]:
+        """Nothing, which is the context of all other steps: float32."""
         yield
-
-    test_step_context = predict_step_context = val_step_context
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -167,36 +165,21 @@ class Performance(Callback):
         else:
             choices = {"precision": precision, **PLAIN, "fused": simple and device.type in ("cpu", "cuda")}
             if simple and not model.reads_features:  # or nothing but a linear layer is computed
-                batch = getattr(datamodule_of(trainer), "batch_size", 1)
-                reason = self._try(choices, model, device, orders, batch, steps)
+                fast, batch = has_fast_bf16(device), getattr(datamodule_of(trainer), "batch_size", 1)
+                bf16 = [precision == "bf16-mixed"] if self.precision_given else [False, True][: 1 + fast]
+                ways = [Way(*way) for way in itertools.product(bf16, orders)]
+                found, choices["tried"] = fastest(model, batch, device, ways, steps)
+                ways, steps = [Way(False, order) for order in orders], EVALUATED * steps
+                evaluation, choices["tried_evaluation"] = fastest(model, batch, device, ways, steps, training=False)
+                choices["channels_last"] = found.channels_last
+                choices["evaluation_channels_last"] = evaluation.channels_last
+                if not self.precision_given:
+                    choices["precision"] = "bf16-mixed" if found.bf16 else "32-true"
+                    untried = "" if choices["tried"] else "others were not tried"
+                    reason = untried if fast else f"this {device.type} has no fast bf16"
         if self.channels_last is not None:
             choices["channels_last"] = self.channels_last
         return choices, reason
-
-    def _try(
-        self,
-        choices: dict[str, Any],
-        model: Classifier,
-        device: torch.device,
-        orders: list[bool],
-        batch: int,
-        steps: float,
-    ) -> str:
-        """Make the choices by a trial; why the precision is what it is."""
-        fast = has_fast_bf16(device)
-        bf16 = [choices["precision"] == "bf16-mixed"] if self.precision_given else [False, True][: 1 + fast]
-        ways = [Way(*way) for way in itertools.product(bf16, orders)]
-        found, choices["tried"] = fastest(model, batch, device, ways, steps)
-        choices["channels_last"] = found.channels_last
-        ways = [Way(False, order) for order in orders]
-        evaluation, choices["tried_evaluation"] = fastest(model, batch, device, ways, EVALUATED * steps, training=False)
-        choices["evaluation_channels_last"] = evaluation.channels_last
-        if self.precision_given:
-            return "as asked"
-        choices["precision"] = "bf16-mixed" if found.bf16 else "32-true"
-        if not fast:
-            return f"this {device.type} has no fast bf16"
-        return "" if choices["tried"] else "others were not tried"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take note of whether the optimizer is fused, and give its state the layout of the weights."""

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError
 from vision_zoo.probe import REFUSALS, evaluating
-from vision_zoo.trainer_facts import callbacks_of
+from vision_zoo.trainer_facts import callbacks_of, steps_of_run
 from vision_zoo.training.performance import Performance
 
 STAGES = 4  # sizes below the full one
@@ -90,9 +90,7 @@ class ProgressiveResizing(Callback):
         """Have images resized on their way into the network, while it trains, if it is known for how many steps."""
         if not isinstance(pl_module, Classifier):
             return
-        if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks_of(trainer)):
-            raise ConfigError("ProgressiveResizing: GradientAccumulationScheduler changes how many steps a run has")
-        steps = trainer.estimated_stepping_batches
+        steps = steps_of_run(trainer)
         if not 0 < steps < math.inf:
             limits = "set --trainer.max_epochs or --trainer.max_steps"
             raise ConfigError(f"ProgressiveResizing divides the steps of the run: {limits}")

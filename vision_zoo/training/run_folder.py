@@ -172,11 +172,7 @@ class RunFolder(Callback):
             flush(self.path / "metrics.csv")
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Read checkpoints of before the callbacks had their names; tell of other images than the run began with."""
-        states = checkpoint["callbacks"]
-        for name, old in (("RunFolder", "Run"), ("Saving", "Run"), ("Performance", "Speed")):
-            if old in states:
-                states.setdefault(name, states[old])
+        """Tell of other images than the run began with."""
         before, error = (checkpoint.get("vision_zoo", {}).get("made_with") or {}).get("data") or {}, ""
         for split, marks in self._made_with.get("data", {}).items():  # on the first process
             changed = [name for name, mark in marks.items() if before.get(split, {}).get(name, mark) != mark]

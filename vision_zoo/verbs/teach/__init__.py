@@ -21,7 +21,7 @@ from vision_zoo.formatting import duration
 from vision_zoo.known import Known
 from vision_zoo.training.callbacks import run_callbacks
 from vision_zoo.training.evaluation import to_floats
-from vision_zoo.training.features import fastest_way, features_of
+from vision_zoo.training.features import fastest_way, features_of, follows_from_features
 from vision_zoo.training.known import store_known
 from vision_zoo.training.performance import Performance
 from vision_zoo.training.run_folder import RunFolder
@@ -73,6 +73,8 @@ def teach(
     # Without an epoch, fit makes the run folder and all that a checkpoint holds, and trains nothing.
     trainer = make_trainer(callbacks, max_epochs=0, devices=1)
     model.to(trainer.strategy.root_device).check()  # or the work would be done first
+    more = f"teach fits a last linear layer, and the logits of {model.network_name} are not those of one alone: take "
+    refuse(ConfigError, (not follows_from_features(model, model.backbone), f"{more}another --model.backbone"))
     datamodule.prepare_data()
     parts = datamodule.subsets()
     labels = {split: subset.source.labels[subset.indices] for split, subset in parts.items()}
@@ -95,7 +97,7 @@ def teach(
             model.backbone.get_parameter(f"{head_of(model.backbone)}.{name}").copy_(value)
     if val is not None and known is not None:
         model.known = Known.fit(train.values, head.logits(val.values), val.values, known).to(model.device)
-    model.set_memory_format(fastest_way(model, model.device, autocasts=False).channels_last)
+    model.set_memory_format(fastest_way(model, autocasts=False).channels_last)
     points = learning_curve(train, val, strength, head, seed) if curve and val is not None else []
     unsure = None if files is None else features_of(model, files)
     try:

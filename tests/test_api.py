@@ -56,6 +56,15 @@ def test_runs_are_told_by_their_age_and_taken_for_paths_and_a_path_for_images(he
     assert vision_zoo.predict(runs[0], here / "scans") == vision_zoo.predict(runs[0], f"{here}/scans") == several
 
 
+def test_what_is_wrong_with_the_arguments_is_an_error_of_ours(here):
+    with pytest.raises(
+        ConfigError, match=r"there is no option --trainr\.max_epochs; did you mean --trainer\.max_epochs"
+    ):
+        vision_zoo.fit(trainr={"max_epochs": 1})
+    with pytest.raises(ConfigError, match=r"--trainer\.max_epochs: got 'many', expected a whole number"):
+        vision_zoo.fit(trainer={"max_epochs": "many"})
+
+
 def test_ctrl_c_ends_a_test_as_it_ends_python_and_works_again(here, monkeypatch):
     run = vision_zoo.fit(**QUICK)
     monkeypatch.setattr(Classifier, "test_step", lambda *_: signal.raise_signal(signal.SIGINT))

@@ -20,6 +20,7 @@ from vision_zoo.backbones import LeNet5, ResNet, SmallCNN, Torchvision
 from vision_zoo.checkpoints import read_checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.data import MNIST5k
+from vision_zoo.errors import ConfigError
 from vision_zoo.schedules import CosineAnnealingLR, OneCycleLR
 
 NOTEBOOK = Path(__file__).parent / "plain_trainer.ipynb"
@@ -156,7 +157,19 @@ def test_the_cells_of_a_notebook_run(here):
 
 def test_the_optimizer_of_a_script_may_be_any_function(here):
     model = classifier(optimizer=lambda parameters: Adam(parameters, lr=0.01))
-    plain(enable_checkpointing=False).fit(model, datamodule=MNIST5k())
+    trainer = plain(enable_checkpointing=False)
+    trainer.fit(model, datamodule=MNIST5k())
+    trainer.save_checkpoint(here / "one.ckpt")
+    loaded = Classifier.load_from_checkpoint(here / "one.ckpt")
+    assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
+    with pytest.raises(ConfigError, match="training needs an optimizer"):  # which no name leads to
+        plain(enable_checkpointing=False).fit(loaded, datamodule=MNIST5k())
+
+
+def test_a_loss_is_given_as_a_class(here):
+    model = classifier(loss=torch.nn.CrossEntropyLoss())
+    with pytest.raises(ConfigError, match=r"give a class, or partial\(CLASS, option=value\)"):
+        plain(enable_checkpointing=False).fit(model, datamodule=MNIST5k())
 
 
 def test_a_loaded_network_trains_in_training_mode(here):

@@ -54,6 +54,7 @@ def _answer(words: list[str]) -> int:
 
 def _run(words: list[str]) -> int:
     """Answer what needs no torch, and let cli.main run the rest; the exit code."""
+    words = [*words[1:2], "--help"] if words[:1] == ["help"] and words[1:2] else words
     first = words[0] if words else ""
     if first in ("", "-h", "--help", "help"):
         sys.stdout.write(overview())

@@ -262,6 +262,8 @@ def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = N
         names = (f"checkpoints/{prefer}.ckpt", f"{prefer}.ckpt", "checkpoints/last.ckpt", hub.WEIGHTS)
         candidates = [path / name for name in names]
         reason = f"{path.resolve()} holds no checkpoints/{prefer}.ckpt"
+    elif path.suffix in (".yaml", ".yml"):
+        candidates, reason = [], "a configuration is no checkpoint: give the folder of a run, or fit with --config"
     for candidate in candidates:
         if candidate.is_file():
             # In the hub's cache, files are links into a store without names.

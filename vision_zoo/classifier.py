@@ -33,7 +33,7 @@ from vision_zoo.metrics import Metrics, ScoredModule
 from vision_zoo.optimizers.building import build_optimizer, check_optimizer, companions, learning_rate
 from vision_zoo.optimizers.groups import weight_groups
 from vision_zoo.schedules import build_schedule, set_peaks
-from vision_zoo.specs import copyable, describe, without_downloads
+from vision_zoo.specs import copyable, describe, importable, without_downloads
 from vision_zoo.trainer_facts import datamodule_of, steps_of_run
 from vision_zoo.transforms import mean_of_views
 from vision_zoo.types import TTA, Batch, ImageShape, ValueRange
@@ -100,8 +100,7 @@ class Classifier(ScoredModule):
             "mean": list(mean),
             "std": list(std),
             "value_range": list(value_range) if value_range else None,
-            "optimizer": describe(optimizer),
-            "scheduler": describe(scheduler),
+            **dict(zip(("optimizer", "scheduler"), importable(optimizer, scheduler), strict=True)),
             "finetune": describe(partial(type(finetune), **vars(finetune))) if finetune else None,
             "decay_vectors": decay_vectors,
             "loss": describe(loss),
@@ -224,7 +223,7 @@ class Classifier(ScoredModule):
     @lr.setter
     def lr(self, rate: float) -> None:
         self.optimizer = partial(self.optimizer, lr=float(rate))
-        self.hparams["optimizer"] = describe(self.optimizer)
+        self.hparams["optimizer"], _ = importable(self.optimizer, self.scheduler)
         with suppress(RuntimeError):  # there is no trainer yet
             set_peaks(self.trainer.lr_scheduler_configs, rate)
 

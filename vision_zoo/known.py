@@ -74,8 +74,7 @@ class Known(nn.Module):
             outside = logits.logsumexp(1) - known(logits, features)
             size_of_logits = logits.amax(1).mean().abs()  # of BinaryCrossEntropy they are below 0
             known.weight = float(size_of_logits / outside.mean().clamp(min=1e-6))
-        scores = known(logits, features).sort(descending=True).values
-        known.threshold = float(scores[math.ceil(share * len(scores)) - 1])
+        known.threshold = threshold_of(known(logits, features), share)
         return known
 
     @property
@@ -101,6 +100,11 @@ class Known(nn.Module):
         other = f'"known" in the checkpoint is of {size} features, and the network has {own}'
         refuse(CheckpointError, (size not in (0, own), other))
         return cls(**stored)
+
+
+def threshold_of(scores: Tensor, share: float) -> float:
+    """The score from which on this share of known images pass, of their scores, float (N,)."""
+    return float(scores.sort(descending=True).values[math.ceil(share * len(scores)) - 1])
 
 
 def with_features(network: nn.Module, classify: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:

@@ -175,6 +175,8 @@ class TrainingLoss:
 
     def check(self) -> None:
         """Build the loss; options that it cannot take, and weights of its own, are a ConfigError."""
+        made = f"{_OPTION} is built for each run: give a class, or partial(CLASS, option=value), and no object"
+        refuse(ConfigError, (isinstance(self.build, nn.Module), made))
         try:
             self.module = self.build()
         except _UNFIT as error:

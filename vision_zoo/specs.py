@@ -103,6 +103,16 @@ def describe(target: Any) -> dict[str, Any] | None:
     return {**path, "init_args": plain(arguments)} if arguments else path
 
 
+def importable(*targets: Any) -> list[dict[str, Any] | None]:
+    """What `describe` gives of each, for what only training needs; None of all, where one is a script's own function.
+
+    Nothing could be built from its name again, and the others do not train as they did together.
+    """
+    found = [*map(describe, targets)]
+    whole = all(is_import_path(value) for key, value, _ in walk(found) if key == "class_path")
+    return found if whole else [None] * len(found)
+
+
 def without_downloads(backbone: Any) -> Any:
     """A backbone's description without pretrained weights to fetch: the checkpoint itself has better ones."""
     if isinstance(backbone, Mapping) and isinstance((backbone.get("init_args") or {}).get("weights"), str):

@@ -146,7 +146,7 @@ class Allowlist:
         elif found is None:
             # What only `fit` builds may be missing elsewhere, and there the parser says so.
             if not place.startswith("trainer.") or ".__" in name:
-                yield f"names {name} as {slot}, but {name} cannot be imported. {WEIGHTS_ALONE}"
+                yield f"names {name} as {slot}, but {name} cannot be imported from here. {WEIGHTS_ALONE}"
         elif not (inspect.isclass(made) and issubclass(made, kinds)) and (place in KINDS or not harmless):
             expected = " or ".join(kind.__name__ for kind in kinds)
             yield f"names {name} as {slot}, which is no {expected} class. {WEIGHTS_ALONE}"

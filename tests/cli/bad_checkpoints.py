@@ -184,4 +184,9 @@ CHECKPOINTS = [
     Case("show nothing", ("show", "--count", "0"), r"--count must be between 1"),
     Case("show into a text file", ("show", "--output", "a.txt"), r"--output a\.txt must end in \.png"),
     Case("summary without depth", ("summary", "--depth", "0"), r"--depth must be at least 1"),
+    Case(
+        "a configuration for a checkpoint",
+        ("test", "--ckpt_path", "run/config.yaml"),
+        r"a configuration is no checkpoint",
+    ),
 ]

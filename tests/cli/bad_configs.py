@@ -1,6 +1,6 @@
-"""Bad input: configuration files."""
+"""Bad input: configuration files, and what they or the command line name."""
 
-from tests.cli.cases import Case, Prepare, file
+from tests.cli.cases import FIT, Case, Prepare, file
 
 MINE = ("fit", "--config", "mine.yaml")
 
@@ -22,7 +22,7 @@ CONFIGS = [
     Case(
         "config options without a class",
         MINE,
-        r"--model\.optimizer: lr beside class_path \(none\): its options go under init_args",
+        r"--model\.optimizer names no class: write class_path: NAME, and beside it lr under init_args",
         config("model: {backbone: LeNet5, optimizer: {lr: 0.1}}\ndata: MNIST5k"),
     ),
     Case("config section a number", MINE, r"'model' must hold options", config("model: 3")),
@@ -63,4 +63,22 @@ CONFIGS = [
         config("model: {backbone: LeNet5}\ndata: MNIST5k\n3: 4"),
     ),
     Case("command misspelt", ("fti",), r"there is no command 'fti'; did you mean fit"),
+    Case(
+        "an optimizer that is none",
+        (*FIT, "--model.optimizer", "torch.nn.Linear"),
+        r"--model\.optimizer torch\.nn\.Linear: this is no such class, which is derived from torch\.optim",
+    ),
+    Case(
+        "a plain data module",
+        (*FIT, "--data", "lightning.LightningDataModule"),
+        r"LightningDataModule: this is no such class, which is derived from vision_zoo\.data\.base\.ImageDataModule",
+    ),
+    Case("a seed", (*FIT, "--seed", "3"), r"no option --seed; did you mean --seed_everything or --data\.seed\?"),
+    Case("devices under an old name", (*FIT, "--gpus", "2"), r"no option --gpus; did you mean --trainer\.devices\?"),
+    Case(
+        "a rate without its owner",
+        (*FIT, "--model.lr", "1"),
+        r"no option --model\.lr; did you mean --model\.optimizer\.lr",
+    ),
+    Case("help misspelt", ("fit", "--hlep"), r"--hlep needs a value; did you mean help\?"),
 ]

@@ -109,7 +109,11 @@ OPTIONS = [
         ("fit", "--model.backbone", "LeNet"),
         r"--model\.backbone LeNet: unknown; did you mean LeNet5",
     ),
-    Case("unknown module", ("fit", "--model.backbone", "nowhere.Net"), r"nowhere\.Net: No module named 'nowhere'"),
+    Case(
+        "unknown module",
+        ("fit", "--model.backbone", "nowhere.Net"),
+        r"nowhere\.Net: No module named 'nowhere'\. Modules are looked for in the working directory, PYTHONPATH",
+    ),
     Case(
         "unknown class of a module",
         ("fit", "--model.backbone", "vision_zoo.backbones.LeNt5"),

@@ -16,7 +16,7 @@ from tests.conftest import QUICK
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import LeNet5
 from vision_zoo.classifier import Classifier
-from vision_zoo.data import FashionMNIST, MNIST5k
+from vision_zoo.data import MNIST, MNIST5k
 from vision_zoo.errors import ConfigError
 from vision_zoo.transforms import views
 
@@ -229,10 +229,10 @@ def test_a_file_beats_the_checkpoint_and_the_command_line_the_file(trained_run, 
 
 def test_preprocessing_is_the_checkpoints_own(trained_run, here, data_root):
     """Another data set has another mean; the network goes on with the one it was trained with."""
-    words = ["--data", "FashionMNIST", "--data.root", str(data_root), "--output", "out"]
+    words = ["--data", "MNIST", "--data.mean", "[0.9]", "--data.root", str(data_root), "--output", "out"]
     assert main(["test", "--ckpt_path", str(trained_run), *words]) == 0
     model = Classifier.load_from_checkpoint(trained_run / "checkpoints" / "best.ckpt")
-    data = FashionMNIST(root=str(data_root))
+    data = MNIST(root=str(data_root))
     images, labels = data.split_images("test")
     with torch.no_grad():
         accuracy = (model(images).argmax(1) == labels).float().mean().item()

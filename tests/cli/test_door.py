@@ -52,6 +52,15 @@ def test_the_overview_fits_one_screen_and_names_every_command(capsys):
     assert capsys.readouterr().out == text
 
 
+def test_help_of_a_command_by_the_word_help(capsys):
+    assert main(["help", "fit"]) == 0
+    text = capsys.readouterr().out
+    assert main(["fit", "--help"]) == 0
+    assert capsys.readouterr().out == text
+    assert main(["help", "fti"]) == 2
+    assert "there is no command 'fti'; did you mean fit?" in capsys.readouterr().err
+
+
 def test_the_version_is_the_packages(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"vision_zoo {__version__}\n"

@@ -2,7 +2,9 @@ import re
 import sys
 import warnings
 from inspect import Parameter
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning import LightningModule, Trainer
@@ -13,7 +15,7 @@ from torchvision.transforms import v2
 from tests import tiny
 from vision_zoo import data as datasets
 from vision_zoo.data import CIFAR10, EMNIST, MNIST, ArrayFile, ImageDataModule, ImageFolder, MNIST5k
-from vision_zoo.errors import ConfigError
+from vision_zoo.errors import ConfigError, DataError
 from vision_zoo.specs import options_of
 from vision_zoo.transforms import AlternatingFlip, MixUp, RandomCrop, RandomHorizontalFlip
 
@@ -222,6 +224,40 @@ def test_lightning_has_nothing_to_warn_about_in_the_loaders(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+class Own(ImageDataModule):
+    """A data set of somebody's own, of the arrays that it is given."""
+
+    class_names, image_shape, mean, std = ("a", "b"), (1, 8, 8), (0.5,), (0.5,)
+    images: Any = np.zeros((20, 8, 8), np.uint8)
+
+    def load(self, split):
+        return self.images, np.arange(20) % 2
+
+
+def test_arrays_of_numpy_and_gray_images_without_channels_will_do():
+    images, labels = Own().split_images("test")
+    assert (images.shape, images.dtype, labels.tolist()) == ((20, 1, 8, 8), torch.uint8, [0, 1] * 10)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((20, 1, 8, 8), np.float32), r"images of torch\.float32, where uint8 .*Correct what its load gives$"),
+        (np.zeros((20, 3, 8, 8), np.uint8), r"3 channel\(s\), where 1 are needed.*Correct what its load gives$"),
+    ],
+)
+def test_what_a_data_set_of_ones_own_gives_wrongly_is_told(images, message, monkeypatch):
+    monkeypatch.setattr(Own, "images", images)
+    with pytest.raises(DataError, match=message):
+        Own().setup("fit")
+
+
+def test_a_data_set_of_ones_own_needs_load(monkeypatch):
+    monkeypatch.delattr(Own, "load")
+    with pytest.raises(ConfigError, match=r"Own must define load\(split\)"):
+        Own().setup("fit")
+
+
 @pytest.mark.parametrize("kind", ["MNIST5k", "MNIST", "ArrayFile", "kept folder", "streamed folder"])
 def test_every_stage_runs_with_a_plain_trainer_and_a_module_of_any_kind(kind, tmp_path):
     data = {

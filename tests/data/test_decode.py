@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from vision_zoo.data.decode import decode_image, image_extensions, size_of
 from vision_zoo.errors import DataError
@@ -20,6 +20,9 @@ def save(path: Path, picture: Image.Image, **options) -> Path:
 
 def centre(path, channels=3):
     return decode_image(path, (channels, 8, 8))[:, 4, 4].tolist()
+
+
+LAB = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
 
 
 def test_every_mode_becomes_the_same_gray(tmp_path):
@@ -37,6 +40,9 @@ def test_every_mode_becomes_the_same_gray(tmp_path):
         save(tmp_path / "16.png", Image.fromarray(wide)),
         save(tmp_path / "16.tif", Image.fromarray(wide)),
         save(tmp_path / "32.tif", Image.fromarray(wide.astype(np.int32))),
+        save(
+            tmp_path / "lab.tif", ImageCms.profileToProfile(Image.new("RGB", size, (128,) * 3), *LAB, outputMode="LAB")
+        ),
         save(tmp_path / "float.tif", Image.fromarray(np.full(size, 128 / 255, np.float32))),
         save(
             tmp_path / "over.tif",

@@ -125,7 +125,8 @@ def test_every_file_that_is_left_out_is_counted_by_kind_in_one_line(here):
         lines = told(lambda words=words: main(list(words)))
         (line,) = (x for x in lines if x.startswith(f"ImageFolder: {root}; left out: "))
         assert all(kind in line for kind in {*kinds, "1 inside of class folders (thumbs)"}), line
-        assert line.endswith(". Convert images of other kinds to PNG or JPEG")
+        assert ". Convert images of other kinds to PNG or JPEG" in line
+        assert line.endswith(". Images must lie directly in the folder of their class")
     (found,) = told(lambda: main(["predict", "--ckpt_path", "best", "--images", "pictures/cat", "pictures/dog/*"]))
     assert found.startswith("--images; left out: 1 hidden (.hidden), 10 .jxl (0000.jxl, ...), 10 .dcm (0000.dcm, ...)")
     assert len((here / "predictions.csv").read_text().splitlines()) == 21

@@ -25,7 +25,7 @@ from vision_zoo.__main__ import main
 from vision_zoo.checkpoints import open_checkpoint
 from vision_zoo.data import ImageFolder, ImageTable, MNIST5k, Pack
 from vision_zoo.data import pack as packing
-from vision_zoo.data.fingerprint import fingerprint
+from vision_zoo.data.sources import fingerprint
 from vision_zoo.errors import DataError
 
 SHORT = [

@@ -156,6 +156,10 @@ def test_known_data_of_other_classes_are_refused(here, capsys):
     tiny.write_stl10(here, train=100, test=20)
     words = ["--data.root", ".", "--data.image_size", "32", "--data"]
     assert main([*QUICK, *words, "CIFAR10", "--data.val_split", "0.1", "--trainer.max_epochs", "1"]) == 0
+    capsys.readouterr()
+    sides = ["--data.image_size", "32", "--data.channels", "3"]
+    assert main(["test", "--ckpt_path", "best", "--data", "MNIST5k", *sides]) == 2  # whose digits are names too
+    assert "it has '0' where the checkpoint knows 'airplane'" in capsys.readouterr().err
     assert main(["test", "--ckpt_path", "best", *words, "STL10"]) == 2
     assert (
         "the classes of STL10 are not those of the checkpoint: it has 'bird' where the checkpoint knows 'automobile'. "

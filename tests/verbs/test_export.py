@@ -20,7 +20,7 @@ from vision_zoo import __version__, backbones
 from vision_zoo.__main__ import main
 from vision_zoo.backbones import LeNet5, SmallCNN
 from vision_zoo.classifier import Classifier
-from vision_zoo.data import CIFAR10, MNIST5k
+from vision_zoo.data import CIFAR10, ImageFolder, MNIST5k
 from vision_zoo.errors import CheckpointError
 from vision_zoo.verbs import export as verb
 from vision_zoo.verbs import formats
@@ -294,10 +294,12 @@ def test_the_data_set_may_be_gone(here, capsys):
     data = tiny.write_npz(here / "data.npz", 20, 10, (32, 32, 3))
     quick = ["--trainer.max_epochs", "1", "--data.val_split", "0", "--test_after_fit", "false"]
     assert main(["fit", "--model.backbone", "SmallCNN", "--data", "ArrayFile", "--data.path", str(data), *quick]) == 0
-    data.unlink()
     capsys.readouterr()
+    assert main(["export", "--ckpt_path", "best", "--format", "state_dict"]) == 0
+    assert "10 test images of ArrayFile" in capsys.readouterr().out
+    data.unlink()
     assert main(["export", "--ckpt_path", "best", "--format", "torch_export"]) == 0
-    assert "16 embedded MNIST images brought to 3 x 32 x 32; the run's data is not here" in capsys.readouterr().out
+    assert "16 embedded MNIST images brought to 3 x 32 x 32 (none of the run's are here)" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_plain_python_is_exported_and_summarised(here, capsys):
@@ -322,15 +324,18 @@ def test_the_data_may_be_in_a_folder_that_cannot_be_entered(monkeypatch):
 def test_outputs_are_compared_on_the_most_real_images_there_are(tmp_path):
     colour = Classifier(SmallCNN, (3, 32, 32), DIGITS)
     images, described = verb.sample_images(colour, CIFAR10(root=str(tmp_path)))
-    assert described == "16 embedded MNIST images brought to 3 x 32 x 32; the run's data is not here"
+    assert described == "16 embedded MNIST images brought to 3 x 32 x 32 (none of the run's are here)"
     assert (images.shape, images.dtype) == ((16, 3, 32, 32), torch.uint8)
     assert images.float().std() > 20
+    tiny.write_image_folder(tmp_path / "photos", count=4)
+    photos = ImageFolder(root=str(tmp_path / "photos"), image_size=32, test_split=0, val_split=0)
+    assert verb.sample_images(colour, photos)[1] == "8 train images of ImageFolder", "those that it has"
     tiny.write_cifar10(tmp_path, 10, 3)
     images, described = verb.sample_images(colour, CIFAR10(root=str(tmp_path)))
     assert described == "3 test images of CIFAR10"
     assert images.shape == (16, 3, 32, 32)
     images, described = verb.sample_images(Classifier(SmallCNN, (2, 32, 32), DIGITS), None)
-    assert described == "16 embedded MNIST images brought to 2 x 32 x 32; the run's data is not here"
+    assert described == "16 embedded MNIST images brought to 2 x 32 x 32 (none of the run's are here)"
     assert images.shape == (16, 2, 32, 32)
 
 

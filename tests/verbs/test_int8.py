@@ -196,6 +196,23 @@ def test_normalisation_and_known_score_stay_float_and_both_shares_are_told(here,
     assert np.corrcoef(got, expected)[0, 1] > 0.95
 
 
+@pytest.mark.slow  # 3 s
+def test_the_chosen_share_of_known_images_passes_by_the_file_s_own_threshold(here):
+    assert main([*QUICK, "--trainer.max_epochs", "1", "--test_after_fit", "false", "--known", "0.9"]) == 0
+    for name, options in (("float.onnx", ()), ("int8.onnx", ("--int8", "--max_drop", "20"))):
+        assert main(["export", "--ckpt_path", "best", *options, "--output", name]) == 0
+    float_, known = (json.loads(known_of(name)) for name in ("float.onnx", "int8.onnx"))
+    assert known["share"] == float_["share"] == 0.9
+    assert known["threshold"] != float_["threshold"]
+    images = MNIST5k().sample("val", 10_000).images.numpy()
+    scores = onnxruntime.InferenceSession("int8.onnx").run(["known_score"], {"images": images})[0]
+    assert 0 <= (scores >= known["threshold"]).mean() - 0.9 < 2 / len(images)
+
+
+def known_of(file: str) -> str:
+    return next(entry.value for entry in onnx.load(file).metadata_props if entry.key == "known")
+
+
 class Mixed(nn.Module):
     """Batch normalisation, a sum of two branches, and a linear layer on tokens, which ONNX has as a product."""
 
@@ -231,7 +248,7 @@ def test_networks_of_many_kinds_of_layers_are_int8_behind_the_first(here, capsys
     assert main([*words, "--output", "other.onnx"]) == 2
     error = capsys.readouterr().err
     assert "--int8 needs the run's training and validation images: " in error
-    assert "Where they have moved, set --data_root" in error
+    assert "Where the data have moved, set --data_root" in error
     assert not Path("other.onnx").exists()
     assert main([*words, "--output", "other.onnx", "--data_root", "elsewhere.npz"]) == 0
 

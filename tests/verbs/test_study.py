@@ -100,6 +100,51 @@ def test_every_trial_is_a_row_and_one_that_fails_does_not_end_the_others(study, 
     assert (about["trials"], about["finished"], about["chosen"]) == (4, 2, "tiny, lr 0.002")
 
 
+def test_what_no_trial_can_be_run_with_ends_a_study_at_its_first(study, capsys):
+    assert study("--folds", "500", "--trainer.max_epochs", "1") == 2
+    told = capsys.readouterr()
+    assert told.out.count("failed with exit code 2") == 1
+    assert "the classes have" in told.out
+    assert "1 of 500 trials cannot be run as asked, see above: correct the command" in told.err
+    assert study("--vary", "model.optimizer.nope=1,2") == 2  # another value might do
+    assert "2 of 2 trials cannot be run as asked" in capsys.readouterr().err
+
+
+def test_a_metric_that_runs_do_not_have_ends_a_study_at_its_first(study, no_page, capsys):
+    no_page()
+    quick = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1")
+    assert study("--seeds", "3", "--metric", "val/nope", *quick) == 2
+    told = capsys.readouterr()
+    assert [row["state"] for row in rows()] == ["finished", "not finished", "not finished"]
+    assert "no configuration has val/nope in all its trials: there are val/accuracy" in told.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--trials", "3", "--sampler", "grid"], "--trials, --sampler: of a search alone. Give --search"),
+        (["--trainer.fast_dev_run", "true"], "with --trainer.fast_dev_run they leave nothing: leave it out"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(words, message, study, capsys):
+    assert study(*words) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("studies").exists()
+
+
+def test_a_trial_that_ends_before_its_log_is_told_and_the_others_go_on(study, no_page, monkeypatch, capsys):
+    work = running._work
+
+    def lost(command, trial, *rest):
+        os._exit(9) if trial.seed == 0 else work(command, trial, *rest)
+
+    no_page()
+    monkeypatch.setattr(running, "_work", lost)
+    assert study("--seeds", "2", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1") == 1
+    assert "seed 0: failed with exit code 9" in capsys.readouterr().out
+    assert [row["state"] for row in rows()] == ["failed", "finished"]
+
+
 def test_the_chosen_configuration_is_tested_once_and_is_a_recipe(study, no_page, capsys):
     words = ["--vary", "model.optimizer.lr=1e-9,0.005", "--trainer.limit_train_batches", "8", "--jobs", "2"]
     assert study(*words) == 0
@@ -151,7 +196,7 @@ def test_folds_validate_every_image_once_and_are_pooled(study, no_page, capsys):
     with Path("studies/tiny/per_class.csv").open(newline="") as file:
         assert {row["images"] for row in csv.DictReader(file)} == {"400"}
     no_page()
-    assert study(*words, "--metric", "val/f1") == 1
+    assert study(*words, "--metric", "val/f1") == 2
     assert "no configuration has val/f1 in all its trials: there are val/accuracy, val/loss" in capsys.readouterr().err
     assert main(["validate", "--ckpt_path", f"studies/tiny/{second['run']}"]) == 0
     assert f"{100 * accuracies[1]:.2f} %" in capsys.readouterr().out

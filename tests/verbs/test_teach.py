@@ -190,10 +190,18 @@ def test_two_photos_of_each_class_give_something(here, capsys):
     write_shapes(here / "few", 2)
     assert main(["teach", "few", *SMALL]) == 0
     out = capsys.readouterr().out
-    assert "no learning curve" in out
+    assert 'no learning curve and no answer "none of these": photos for validation are needed, and there' in out
     assert "4 for training, 4 for testing" in out
     assert "the usual L2 penalty: a class has one training image, so that none is held out; no calibration" in out
     assert results(here / "runs" / "teach" / "version_0")["teach"]["temperature"] == 1.0
+
+
+def test_validation_photos_that_are_asked_for_are_held_out_of_small_classes_too(here, capsys):
+    write_shapes(here / "few", 4)
+    held = ["--data.val_split", "0.25", "--data.test_split", "0.25", "--known", "0.9", "--curve", "false"]
+    assert main(["teach", "few", *SMALL, *held]) == 0
+    assert "7 for training, 4 for validation, 5 for testing" in capsys.readouterr().out
+    assert results(here / "runs" / "teach" / "version_0")["known"]["share"] == 0.9
 
 
 @pytest.mark.slow

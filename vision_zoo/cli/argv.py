@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vision_zoo.errors import ConfigError
+from vision_zoo.errors import ConfigError, did_you_mean
 
 _NUMBERS = re.compile(r"[-+\d.e\[\], ]*\d[-+\d.e\[\], ]*")
 SWITCHES = ("refine", "test", "int8", "encoded")  # which stand for true without a value
@@ -32,6 +32,7 @@ class Argv:
         options: list[tuple[str, str | None]] = []
         stray: list[str] = []
         waiting = list(reversed(rest))
+        pictures = verb == "predict" and not any(word.startswith("--images") for word in rest)  # the words without one
         while waiting:
             word = waiting.pop()
             word = "--config" if word == "-c" else word
@@ -42,7 +43,7 @@ class Argv:
                     and _NUMBERS.fullmatch(f"{options[-1][1]} {word}")
                 ):
                     options[-1] = (options[-1][0], f"[{(options[-1][1] or '').strip('[]')}, {word}]")
-                elif options and options[-1][0] in ("ckpt_path", "ckpt_path+") and verb in AVERAGED:
+                elif options and options[-1][0] in ("ckpt_path", "ckpt_path+") and verb in AVERAGED and not pictures:
                     options.append(("ckpt_path+", word))
                 else:
                     stray.append(word)
@@ -57,7 +58,7 @@ class Argv:
             elif name in SWITCHES:
                 options.append((name, "true"))
             else:
-                raise ConfigError(f"--{name} needs a value")
+                raise ConfigError(f"--{name} needs a value{did_you_mean(name, FLAGS)}")
         return cls(verb, tuple(options), tuple(stray))
 
     def values(self, *names: str) -> list[str]:

@@ -101,6 +101,9 @@ def _tidy(message: str) -> str:
     return "\n".join(line.rstrip() for line in message.splitlines() if line.strip())
 
 
+_USUAL = {"seed": "seed_everything", "gpus": "trainer.devices", "learning_rate": "model.optimizer.lr"}  # elsewhere
+
+
 def suggest_option(message: str, names: Sequence[str], verb: str) -> str:
     """The parser's message; where it is about an option that does not exist, that option with close ones of `names`."""
     more = f"All options: vision_zoo {verb} --help_all"
@@ -127,8 +130,10 @@ def suggest_option(message: str, names: Sequence[str], verb: str) -> str:
     else:
         return message
     option = option.replace("init_args.", "")
-    # --lr and --epochs are the last parts of the names that they stand for.
-    close = [flag for flag in flags if flag.endswith((f".{option}", f"_{option}"))][:3]
+    # --lr and --epochs are the last parts of the names that they stand for, as lr is of --model.lr.
+    section, _, last = option.rpartition(".")
+    ends = [flag for flag in flags if flag.endswith((f".{last}", f"_{last}")) and flag.startswith(f"--{section}")]
+    close = [f"--{_USUAL[option]}", *ends[:3]] if option in _USUAL else ends[:3]
     hint = f"; did you mean {' or '.join(close)}?" if close else did_you_mean(f"--{option}", flags) or "."
     return f"there is no option --{option}{hint} {more}"
 

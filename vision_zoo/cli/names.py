@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import yaml
 
+from vision_zoo import trust
+from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.discovery import TABLES
 from vision_zoo.errors import ConfigError, did_you_mean, refuse
 from vision_zoo.files import expanded
@@ -79,12 +81,17 @@ def find_class(name: str, slot: str) -> str:
         try:
             module = importlib.import_module(module_name)
         except ImportError as error:
-            raise ConfigError(f"{where} {error}") from error
+            places = ". Modules are looked for in the working directory, PYTHONPATH and what is installed"
+            raise ConfigError(f"{where} {error}{places * isinstance(error, ModuleNotFoundError)}") from error
         found, close = getattr(module, attribute, None), did_you_mean(attribute, dir(module))
+        kinds = (ImageDataModule,) if slot == "data" else trust.KINDS[slot]
+        other = inspect.isclass(found) and not issubclass(found, kinds)
+        base = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
         refuse(
             ConfigError,
             (found is None, f"{where} module {module_name} has no {attribute}{close}"),
             (not callable(found), f"{where} this is a {type(found).__name__}, not a class"),
+            (other, f"{where} this is no such class, which is derived from {base}"),
         )
         return _ours(found, slot) or name
     known: set[str] = set()
@@ -131,9 +138,11 @@ def as_spec(value: Any, slot: str) -> Any:
         return value
     name, options = value.get("class_path"), value.get("init_args")
     beside = ", ".join(str(key) for key in value if key not in ("class_path", "init_args", "dict_kwargs"))
+    none = f"--{slot} names no class: write class_path: NAME, and beside it {beside} under init_args"
     refuse(
         ConfigError,
-        (beside, f"--{slot}: {beside} beside class_path {name or '(none)'}: its options go under init_args"),
+        (beside and not name, none),
+        (beside, f"--{slot}: {beside} beside class_path {name}: its options go under init_args"),
         (not isinstance(options, Mapping | None), f"--{slot}: the init_args of {name} are not options: {options!r}"),
     )
     given = {key: copy.deepcopy(option) for key, option in value.items() if option}

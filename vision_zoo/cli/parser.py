@@ -151,7 +151,8 @@ class Parser(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Decide what teach holds out; print what differs from the checkpoint, and refuse what makes another run."""
-        if self.verb == "teach" and without_validation(self.config["data"].as_dict()):
+        given = self.request.argv.values("data.val_split")
+        if self.verb == "teach" and not given and without_validation(self.config["data"].as_dict()):
             self.config["data"]["init_args"]["val_split"] = 0
         if self.checkpoint is not None and self.checkpoint.config and "model" in self.config:
             for line in changes(self.checkpoint, self.plain_config(), self.verb):

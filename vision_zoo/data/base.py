@@ -173,7 +173,7 @@ class ImageDataModule(LightningDataModule):
 
     def load(self, split: Split) -> LabelledImages:
         """All images of a split, uint8 (N, C, H, W) in [0, 255] and int64 (N,) in [0, K); of "val" if `has_val`."""
-        raise NotImplementedError
+        raise ConfigError(f"{type(self).__name__} must define load(split), which gives images and labels")
 
     def download(self, root: Path) -> None:
         """Fetch the files into a root of their own; may raise what is in `fetch.DOWNLOAD_ERRORS`."""
@@ -309,7 +309,8 @@ class ImageDataModule(LightningDataModule):
     def _read(self, split: Split) -> Source:
         """Load a split, check it and bring it to `image_shape`."""
         refuse(DatasetNotFoundError, (self._missing(), self._not_found("")))
-        images, labels = self.load(split)
+        images, labels = map(torch.as_tensor, self.load(split))
+        images = images[:, None] if images.ndim == 3 else images  # gray
         name, where = type(self).__name__, self.hparams.get("path") or self.root / self.folder
         channels = images.shape[1] if images.ndim > 1 else 0
         low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
@@ -322,7 +323,9 @@ class ImageDataModule(LightningDataModule):
             (channels != needed, f"{split} images of {channels} channel(s), where {needed} are needed"),
             (low < 0 or high >= classes, of_labels),
         )
-        refuse(DataError, *((wrong, f"{name}: {message}, in {where}. {self.way_out}") for wrong, message in problems))
+        own = type(self).way_out is ImageDataModule.way_out and not self.names
+        way_out = "Correct what its load gives" if own else self.way_out
+        refuse(DataError, *((wrong, f"{name}: {message}, in {where}. {way_out}") for wrong, message in problems))
         return InMemory(resize_images(images, self.image_shape, self.interpolation), labels)
 
     def _missing(self) -> list[str]:

@@ -161,6 +161,7 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    image = image.convert("RGB") if image.mode == "LAB" else image  # PIL knows no way from there to gray
     return image if image.mode == mode else image.convert(mode)
 
 

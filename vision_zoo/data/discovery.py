@@ -28,6 +28,9 @@ def as_word(value: object) -> str:
     return "" if text == "nan" else text
 
 
+INSIDE = "inside of class folders"  # folders that are left out
+
+
 class LeftOut(defaultdict[str, list[str]]):
     """Names of what is left out, by kind: the ending of a file, or what it is called where it is found."""
 
@@ -44,6 +47,7 @@ class LeftOut(defaultdict[str, list[str]]):
         """Count it in one line, if there is any."""
         if text := str(self):
             advice = ". Convert images of other kinds to PNG or JPEG" * any(kind[0] == "." for kind in self)
+            advice += ". Images must lie directly in the folder of their class" * bool(self.get(INSIDE))
             rank_zero_warn(f"{where}{text}{advice}")
 
 

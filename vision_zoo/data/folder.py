@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from vision_zoo.data.decode import UNREADABLE, read_values
-from vision_zoo.data.discovery import TABLES, LeftOut, look_into, nfc
+from vision_zoo.data.discovery import INSIDE, TABLES, LeftOut, look_into, nfc
 from vision_zoo.data.facts import lazy
 from vision_zoo.data.own import OwnImages
 from vision_zoo.data.sources import Files, InMemory, Source
@@ -229,7 +229,7 @@ def _list_classes(root: Path, left: LeftOut, *, may_be_empty: bool) -> tuple[tup
     left["beside the class folders"] += [path.name for path in beside]
     for label, name in enumerate(sorted(names)):
         images, inside = look_into(names[name], left)
-        left["inside of class folders"] += [path.name for path in inside]
+        left[INSIDE] += [path.name for path in inside]
         none = f"ImageFolder: {names[name]} has no images{left}"
         advice = "Images must lie directly in the folder of their class; remove folders that are not classes"
         refuse(DataError, (not images and not may_be_empty, f"{none}. {advice}"))

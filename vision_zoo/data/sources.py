@@ -23,6 +23,7 @@ from vision_zoo.data.discovery import LeftOut
 from vision_zoo.errors import ConfigError, DataError, TrainingError, lack, refuse
 from vision_zoo.types import ImageShape, Interpolation, LabelledImages, Resize, ValueRange
 
+COPIED = 4096  # images at a time
 _OTHERS = 1000  # images that are tried in place of one: where all are gone, nobody should wait for the last
 B = TypeVar("B")
 T = TypeVar("T")
@@ -295,3 +296,22 @@ def pump(
     finally:
         ended.append(True)
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def fingerprint(subset: Subset, root: Path) -> dict[str, int]:
+    """How many images, and checksums (CRC-32) of labels and of pixels, or of the names of files below the root.
+
+    What files hold is not read: it would take as long as an epoch.
+    """
+    source, indices = subset
+    found = {"images": len(indices), "labels": zlib.crc32(source.labels[indices].numpy().tobytes())}
+    if isinstance(source, Files):
+        names = (source.paths[index].removeprefix(str(root)) for index in indices.tolist())
+        found["names"] = zlib.crc32("\n".join(names).encode(errors="surrogateescape"))
+        if isinstance(source, Members):
+            found["pixels"] = zlib.crc32(source.spans[indices, 2:].numpy().tobytes())  # lengths, checksums of a pack
+    elif isinstance(source, InMemory):
+        found["pixels"] = 0
+        for part in torch.split(indices, COPIED):
+            found["pixels"] = zlib.crc32(source.images[part].numpy().data, found["pixels"])
+    return found

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.data.fingerprint import fingerprint
+from vision_zoo.data.sources import fingerprint
 from vision_zoo.trainer_facts import datamodule_of, device_name
 from vision_zoo.types import Split
 from vision_zoo.version import __version__

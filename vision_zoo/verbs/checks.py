@@ -125,14 +125,15 @@ def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
     resize = f"set {turns}--data.image_size {size}" if can_turn else "choose another --data"
 
     option, where, rename = "--data", "", "Choose"
-    if not isinstance(getattr(type(datamodule), "class_names", None), tuple):  # then they come from its files
+    named = isinstance(getattr(type(datamodule), "class_names", None), tuple)
+    if not named:  # they come from its files
         option = "--data.path" if "path" in datamodule.hparams else "--data.root"
         where, rename = f" in {data_place(datamodule)}", "Rename them, or choose"
     ours, theirs = model.class_names, tuple(datamodule.class_names)
     differ = ", ".join(sorted(set(ours) ^ set(theirs))[:5])
     numbered = tuple(map(str, range(len(ours))))  # stands for classes without names
     reordered = set(ours) == set(theirs)  # such as folders 0, 1, 10, 2, which are sorted as text
-    other_names = ours != theirs and (reordered or numbered not in (ours, theirs))
+    other_names = ours != theirs and (named or reordered or numbered not in (ours, theirs))
     known, found = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), ("", ""))
     shapes = f"the checkpoint's network takes images of shape {model.image_shape}, {name} has {datamodule.image_shape}"
     counts = f"the checkpoint knows {len(ours)} classes, {name} has {len(theirs)}{where}"

@@ -7,6 +7,7 @@ https://arxiv.org/abs/2004.09602): none at first; then the first, the last and w
 more, those first that change the logits most when they alone are quantised. Each try is measured.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import ConfigError, InputError, refuse
 from vision_zoo.formatting import metric_text
+from vision_zoo.known import threshold_of
 from vision_zoo.types import LabelledImages
 from vision_zoo.verbs.checks import check_data
 from vision_zoo.verbs.formats import FORMATS, ExportError, Outputs
@@ -31,14 +33,16 @@ BETWEEN = ("Add", "Clip", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool")
 
 def images_of(datamodule: ImageDataModule | None, model: Classifier) -> tuple[Tensor, LabelledImages]:
     """Training images to calibrate on, uint8 (N, C, H, W), and validation images; a ConfigError without them."""
-    needs, moved = "--int8 needs the run's training and validation images", "Where they have moved, set --data_root"
+    needs, moved = "--int8 needs the run's training and validation images", "Where the data have moved, set --data_root"
     try:
         refuse(ConfigError, (datamodule is None, "its checkpoint names none that can be had here"))
         assert datamodule is not None
         check_data(model, datamodule)
         found = datamodule.sample("train", CALIBRATED_ON).images, datamodule.sample("val", MEASURED_ON)
     except (InputError, OSError) as error:
-        refuse(ConfigError, (True, f"{needs}: {error}. {moved}"))
+        refuse(
+            ConfigError, (True, f"{needs}: {error}. {moved}; where none were held out, train with --data.val_split 0.1")
+        )
     return found
 
 
@@ -89,8 +93,13 @@ def quantise(whole: Path, target: Path, model: Classifier, train: Tensor, val: L
     way_out = f"--max_drop {math.ceil(100 * drop) / 100:.2f} would allow it, and without --int8 the file is float"
     refuse(ExportError, (drop > max_drop, f"int8 costs too much, with {count} still: {told}. {way_out}"))
     if model.known is not None:
-        passed = [float((score[0] >= model.known.threshold).float().mean()) for score in (scores, new_scores)]
-        told += f"; of them {' -> '.join(metric_text('known', each) for each in passed)} pass as known"
+        threshold, file = threshold_of(new_scores[0], model.known.share), onnx.load(target)
+        facts = {**model.known.facts, "threshold": threshold}
+        next(each for each in file.metadata_props if each.key == "known").value = json.dumps(facts)
+        onnx.save(file, target)
+        passed = (scores[0] >= model.known.threshold), (new_scores[0] >= threshold)
+        shares = " -> ".join(metric_text("known", float(each.float().mean())) for each in passed)
+        told += f"; of them {shares} pass as known, by a threshold of its own"
     size, floats = target.stat().st_size / whole.stat().st_size, ", ".join([*first, *(layers[name] for name in kept)])
     return f"int8: {count}{f' ({floats} float)' * bool(floats)}, {size:.2f} of the size; {told}"
 

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.decode import decoding_threads
-from vision_zoo.data.fingerprint import fingerprint
 from vision_zoo.data.folder import ImageFolder
 from vision_zoo.data.own import OwnImages
 from vision_zoo.data.pack import FORMAT, HEAD, VERSION, Mapped, PackFile
-from vision_zoo.data.sources import Files, Members, Source, Subset, pump
+from vision_zoo.data.sources import Files, Members, Source, Subset, fingerprint, pump
 from vision_zoo.data.values import Numbers
 from vision_zoo.errors import ConfigError, DataError, refuse
 from vision_zoo.files import expanded, flush, lock_file, release

@@ -51,7 +51,7 @@ def apply_fixes(folder: str, fixes: str) -> Path | None:
     except OSError as error:
         raise TrainingError(f"audit: {error}. What was moved before can be moved back: --apply {undo}") from error
     again = f"vision_zoo audit {quote(str(folder))} --apply {quote(str(undo))}"
-    print(f"{len(moves):,} files moved; to move them back: {again}")
+    print(f"{len(moves):,} file{'s' * (len(moves) != 1)} moved; to move them back: {again}")
     return undo
 
 
@@ -85,11 +85,18 @@ def _wanted(root: Path, table: Path, fixes: Iterable[tuple[str, ...]]) -> dict[P
         if action == "relabel" and there:
             classes = (x for x in path.parent.parent.iterdir() if x.is_dir()) if path.parent != root else ()
             target = next((x / path.name for x in classes if nfc(x.name) == nfc(to)), None)
+        later = f"If it was moved since, apply the later undo files in {REMOVED} first, the last one first"
+        again = later if action == "move" else "Audit the folder again"
         if action == "move" and not there and target is not None and target.is_file():
             continue  # the moves were interrupted before this one
         refuse(
             ConfigError,
-            (not there, f"{where} is not there any more: nothing was moved. Audit the folder again"),
+            (not there and path.exists(), f"{where} is no file: nothing was moved. Name the files in it"),
+            (not there, f"{where} is not there any more: nothing was moved. {again}"),
+            (
+                target is None and action == "move",
+                f"{where}: {to or 'nothing'} is no place in {root}: nothing was moved",
+            ),
             (target is None, f"{where}: there is no class folder {to} beside its own in {root}: nothing was moved"),
             (found.get(path, target) != target, f"{where} is told to go to two places: nothing was moved"),
         )

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from vision_zoo.checkpoints import Checkpoint
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.data.fingerprint import fingerprint
+from vision_zoo.data.sources import fingerprint
 from vision_zoo.errors import ConfigError, DataError, refuse
 from vision_zoo.files import write_file
 from vision_zoo.plots import plot_images

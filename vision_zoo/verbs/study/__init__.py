@@ -86,8 +86,10 @@ def study(
     found = trials_of(folder, recipe, {axis.option: ["0"] for axis in axes} or variations, *how)
     most = math.prod(len(axis.values) for axis in axes) if chosen == "grid" else 20
     plan = Plan(axes, most if trials is None else trials, chosen, pruner, minutes, storage)
-    alone = not search and (minutes is not None or storage is not None or pruner != "none")
-    refuse(ConfigError, (alone, "--minutes, --storage and --pruner are of a search: give --search OPTION=LOW..HIGH"))
+    given = {"trials": trials, "sampler": sampler, "minutes": minutes, "storage": storage}
+    only = [f"--{name}" for name, value in given.items() if value is not None] + ["--pruner"] * (pruner != "none")
+    of_search = f"{', '.join(only)}: of a search alone. Give --search OPTION=LOW..HIGH, or leave out"
+    refuse(ConfigError, (only and not search, of_search))
     if search:
         plan.check(recipe, variations, len(how[1]) * (folds or 1))
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,6 +115,7 @@ class Study:
         self.command, self.jobs, self.trusted = how
         self.outcomes = {trial: table.Outcome.of(trial) for trial in trials}
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.codes = set[int]()  # of the trials that failed
 
     def run(self, test: bool, search: Callable[[], int] | None = None) -> None:
         """Make what is left to do, choose, test if that is asked for, and write what was found."""
@@ -127,11 +130,11 @@ class Study:
         known = ", ".join(sorted(name for name in names if name.startswith("val/")))
         way_out = f"there are {known}" if known else "give --folds, or --data.val_split 0.1"
         again = "more --trials try other values" if search else "the same command tries them again"
-        refuse(
-            TrainingError,
-            (failed, f"{failed} of {len(self.outcomes)} trials failed; {again}"),
-            (chosen is None, f"no configuration has {self.metric} in all its trials: {way_out}"),
-        )
+        asked = f"{failed} of {len(self.outcomes)} trials cannot be run as asked, see above: correct the command"
+        refuse(ConfigError, (failed and self.codes == {2} and not names, asked))
+        refuse(TrainingError, (failed, f"{failed} of {len(self.outcomes)} trials failed; {again}"))
+        lacking = f"no configuration has {self.metric} in all its trials: {way_out}"
+        refuse(ConfigError, (chosen is None, lacking))
 
     def make(
         self, trials: list[Trial], tests: bool = False, watch: Callable[[Trial], bool] = lambda _: False
@@ -143,7 +146,8 @@ class Study:
         with Progress(*parts, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
             shown = bar.add_task("", total=len(trials))
 
-            def told(trial: Trial, code: Any) -> None:
+            def told(trial: Trial, code: Any) -> bool:
+                """Tell of a trial; whether others of its configuration would end as it did."""
                 ended = "done" if is_done(trial, tests) else ENDED.get(code, "failed")
                 states[trial] = "running" if code is None else ended
                 count = {state: [*states.values()].count(state) for state in STATES}
@@ -151,8 +155,12 @@ class Study:
                 to_go = f", {duration((time.monotonic() - began) / over * begun)} to go" if over and begun else ""
                 line = ", ".join(f"{number} {state}" for state, number in count.items() if number) + to_go
                 bar.update(shown, completed=len(trials) - begun, description=line)
-                if code is not None:
-                    self._told(trial, ended, code, line, tests)
+                if code is None:
+                    return False
+                self._told(trial, ended, code, line, tests)
+                refused = code == 2 and not count["done"]
+                lacking = ended == "done" and not tests and self.metric not in self.outcomes[trial].results["metrics"]
+                return len({each.configuration for each in trials}) == 1 and (refused or lacking)
 
             run_trials(left, self.command, (tests, self.trusted), self.jobs, told, watch)
         return Counter(states.values())
@@ -164,8 +172,10 @@ class Study:
         values = self.outcomes[trial].values(metric)
         texts = [f"{metric} {metric_text(metric, value)}" for value in values] or [SAID[state]]
         if state == "failed":
-            said = [text for text in log.read_text(errors="replace").splitlines() if text.strip()]
-            texts = [f"failed with exit code {code}, see {log}", *said[-3:]]
+            self.codes.add(code)
+            text = log.read_text(errors="replace") if log.is_file() else ""  # it may have ended before it began
+            what = f"failed with exit code {code}" if code else "left no results"
+            texts = [f"{what}, see {log}", *[line for line in text.splitlines() if line.strip()][-3:]]
         self.console.print(escape("\n    ".join([f"{trial.title}: {texts[0]} ({line})", *texts[1:]])))
         write_csv(self.folder / "results.csv", table.rows_of([*self.outcomes.values()]))
 

@@ -109,8 +109,10 @@ def trials_of(
     pairs = [[(name, value) for value in values] for name, values in variations.items()]
     product = itertools.product(recipes, itertools.product(*pairs), folded, seeds)
     found = [Trial(study, *parts, tuple(shared)) for parts in product]
+    bare = ", ".join(f"--{name}" for name in ("trainer.fast_dev_run", "trainer.barebones") if name in given)
     refuse(
         ConfigError,
+        (bare, f"study compares what runs leave, and with {bare} they leave nothing: leave it out"),
         (own, f"study: {own} is given twice, or decided by --seeds, --folds, --name and --test: leave it out"),
         (folds is not None and folds < 2, f"--folds must be at least 2, got {folds}"),
         (len({trial.folder for trial in found}) < len(found), "study: a recipe is named twice"),

@@ -57,10 +57,12 @@ def run_trials(
     command: Command,
     rest: tuple[Any, ...],
     jobs: int,
-    told: Callable[[Trial, Any], None],
+    told: Callable[[Trial, Any], bool],
     watch: Callable[[Trial], bool] = lambda _: False,
 ) -> None:
     """Run so many trials at once; `told` hears of each when it begins (None) and when it ends (its exit code).
+
+    No more are begun once it answers that others are of no use.
 
     A trial that `watch` gives up, asked twice a second, saves and ends, with PRUNED in place of its exit code.
 
@@ -86,7 +88,8 @@ def run_trials(
                 for sentinel in connection.wait([*running], timeout=0.5):
                     process, trial = running.pop(sentinel)
                     process.join()
-                    told(trial, PRUNED if trial in given_up and process.exitcode else process.exitcode)
+                    if told(trial, PRUNED if trial in given_up and process.exitcode else process.exitcode):
+                        waiting.clear()
                 for process, trial in running.values():
                     if trial not in given_up and watch(trial):
                         given_up.add(trial)

@@ -1,11 +1,14 @@
 """vision_zoo from Python: five functions."""
 
 import inspect
+import logging
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +57,17 @@ def test_runs_are_told_by_their_age_and_taken_for_paths_and_a_path_for_images(he
     tiny.write_image_folder(here / "scans", count=2, size=(28, 28))
     several = vision_zoo.predict(runs[0], iter(sorted((here / "scans").glob("*"))))
     assert vision_zoo.predict(runs[0], here / "scans") == vision_zoo.predict(runs[0], f"{here}/scans") == several
+
+
+def test_a_call_is_as_quiet_as_the_command_and_leaves_the_program_s_own_ways(here, caplog, monkeypatch):
+    logger = logging.getLogger("lightning.fabric")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    monkeypatch.setattr(logger, "level", logging.DEBUG)
+    before = (warnings.formatwarning, threading.excepthook, [*warnings.filters])
+    vision_zoo.fit(**QUICK)
+    assert [record.message for record in caplog.records] == []  # such as "Seed set to 0"
+    assert logger.level == logging.DEBUG
+    assert (warnings.formatwarning, threading.excepthook, [*warnings.filters]) == before
 
 
 def test_what_is_wrong_with_the_arguments_is_an_error_of_ours(here):

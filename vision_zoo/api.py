@@ -139,17 +139,18 @@ def runs(root: str | Path = ".") -> list[Run]:
 
 
 def _run(words: list[str]) -> Any:
-    """Run a command, and leave the program as it was: without a group of processes, and Ctrl-C as before."""
+    """Run a command, and leave the program as it was: without a group of processes, Ctrl-C and warnings as before."""
     from jsonargparse import ArgumentError  # noqa: PLC0415
 
     from vision_zoo.cli.main import execute  # noqa: PLC0415  # imports torch
-    from vision_zoo.cli.messages import explain  # noqa: PLC0415  # as above
+    from vision_zoo.cli.messages import explain, quiet  # noqa: PLC0415  # as above
     from vision_zoo.errors import ConfigError  # noqa: PLC0415
     from vision_zoo.training.processes import leave_processes  # noqa: PLC0415  # as above
 
     before = signal.getsignal(signal.SIGINT)
     try:
-        return execute(words)
+        with quiet():
+            return execute(words)
     except ArgumentError as error:
         raise ConfigError(explain(error)[0]) from error
     except SystemExit as error:  # Lightning turns Ctrl-C into one, and ignores more of them

@@ -33,10 +33,10 @@ from vision_zoo.verbs.trainer import TrainerMaker
 
 def main(words: Sequence[str]) -> int:
     """Run the words of a command line, without the program's name; the exit code, as `vision_zoo.__main__` says."""
-    quiet()
     keep_freed_memory()
     try:
-        execute(words)
+        with quiet():
+            execute(words)
     except Exception as error:
         if isinstance(error, BrokenPipeError) or os.environ.get("VISION_ZOO_DEBUG") == "1":
             raise

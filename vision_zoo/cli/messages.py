@@ -6,7 +6,8 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from jsonargparse import ArgumentError
@@ -148,20 +149,34 @@ def _readable(kind: str) -> str:
     return "" if kind.startswith(("path but", "dot import path")) else kind.replace("tuple with", "a list of")
 
 
-def quiet() -> None:
-    """Silence what a user can do nothing about: advertising lines and notices of the libraries underneath."""
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence meanwhile what a user can do nothing about: advertising lines and notices of the libraries underneath."""
     if os.environ.get("VISION_ZOO_DEBUG") == "1":
+        yield
         return
-    warnings.filterwarnings("ignore", module=r"(lightning|torch|torchvision|torchmetrics|jsonargparse|onnx\w*|scipy)\b")
-    warnings.filterwarnings("default", "Experiment logs directory .* will be deleted")  # of a user's own CSVLogger
-    warnings.filterwarnings("ignore", "Glyph .* missing from")  # names of classes may be of any script
-    warnings.formatwarning = _words
-    # TensorBoard's thread, which a lack ends, has it raised in the main thread too.
-    threading.excepthook = lambda e: None if e.exc_value and lack(e.exc_value) else threading.__excepthook__(e)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for name in ("profilers", "callbacks.model_summary"):  # what they print was asked for
-        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
+    levels = dict.fromkeys(("lightning.pytorch", "lightning.fabric"), logging.ERROR)
+    # What these print was asked for.
+    levels |= dict.fromkeys(("lightning.pytorch.profilers", "lightning.pytorch.callbacks.model_summary"), logging.INFO)
+    loggers = {name: logging.getLogger(name) for name in levels}
+    before = {name: logger.level for name, logger in loggers.items()}
+    kept = warnings.formatwarning, threading.excepthook
+    libraries = r"(lightning|torch|torchvision|torchmetrics|jsonargparse|onnx\w*|scipy)\b"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=libraries)
+        warnings.filterwarnings("default", "Experiment logs directory .* will be deleted")  # of a user's own CSVLogger
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # names of classes may be of any script
+        warnings.formatwarning = _words
+        # TensorBoard's thread, which a lack ends, has it raised in the main thread too.
+        threading.excepthook = lambda e: None if e.exc_value and lack(e.exc_value) else threading.__excepthook__(e)
+        try:
+            for name, logger in loggers.items():
+                logger.setLevel(levels[name])
+            yield
+        finally:
+            warnings.formatwarning, threading.excepthook = kept
+            for name, logger in loggers.items():
+                logger.setLevel(before[name])
 
 
 def _words(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:

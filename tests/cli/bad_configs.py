@@ -41,6 +41,12 @@ CONFIGS = [
         r"there is no option --model\.colour",
         config("model: {backbone: LeNet5, colour: red}\ndata: MNIST5k"),
     ),
+    Case(
+        "config with a logger that lacks an option",
+        MINE,
+        r"--trainer\.logger: CSVLogger must be given save_dir, as --trainer\.logger\.save_dir or under its",
+        config("trainer: {logger: [{class_path: TensorBoardLogger, init_args: {save_dir: a}}, CSVLogger]}"),
+    ),
     Case("config without data", MINE, r"--data must be given", config("model: {backbone: LeNet5}")),
     Case("config without a network", MINE, r"--model\.backbone must be given", config("data: MNIST5k")),
     Case(

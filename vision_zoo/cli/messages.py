@@ -13,6 +13,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from vision_zoo.cli.names import LIST_SLOTS
 from vision_zoo.errors import InputError, VisionZooError, did_you_mean, lack, missing
 from vision_zoo.specs import import_path, options_of
 from vision_zoo.training.processes import lost_process
@@ -90,6 +91,9 @@ def _tidy(message: str) -> str:
     option = "--" + ".".join(key[2] for key in keys)
     if needed := re.search(r"the following arguments are required: (.+)", message):
         names = [f"{option}.{name.strip()}" if keys else f"--{name.strip()}" for name in needed[1].split(",")]
+        owners = re.findall(r"given class_path '(?:.+\.)?(.+)'", message[: needed.start()])
+        if option[2:] in LIST_SLOTS and owners:  # one of several, perhaps
+            return f"{option}: {owners[-1]} must be given {needed[1]}, as {' and '.join(names)} or under its init_args"
         return f"{' and '.join(names)} must be given, on the command line or in a --config file"
     if keys:
         about = message[keys[-1].start() :]

@@ -2,6 +2,9 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -164,6 +167,18 @@ def test_the_optimizer_of_a_script_may_be_any_function(here):
     assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
     with pytest.raises(ConfigError, match="training needs an optimizer"):  # which no name leads to
         plain(enable_checkpointing=False).fit(loaded, datamodule=MNIST5k())
+
+
+def test_a_network_that_a_script_has_trained_is_loaded_by_others(here):
+    (here / "script.py").write_text(
+        "import torch\nfrom tests.test_plain_trainer import MNIST5k, classifier, plain\n"
+        "def make(parameters):\n    return torch.optim.Adam(parameters, lr=0.01)\n"
+        "trainer = plain(enable_checkpointing=False)\n"
+        "trainer.fit(classifier(optimizer=make), datamodule=MNIST5k())\ntrainer.save_checkpoint('one.ckpt')\n"
+    )
+    place = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "script.py"], env=place, check=True, timeout=300)
+    assert not vision_zoo.load(here / "one.ckpt").training
 
 
 def test_a_loss_is_given_as_a_class(here):

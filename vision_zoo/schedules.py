@@ -152,10 +152,10 @@ def set_peaks(configs: Iterable[Any], lr: float) -> None:
         if isinstance(schedule, OneCycleLR | CosineAnnealingLR):
             peak = "max_lr" if isinstance(schedule, OneCycleLR) else "initial_lr"
             groups = [group for group in schedule.optimizer.param_groups if peak in group]
-            scale = lr / max(group[peak] for group in groups)
+            top = max(group[peak] for group in groups)
             for group, rate in product(groups, ("initial_lr", "max_lr", "min_lr")):
                 if rate in group:
-                    group[rate] *= scale
+                    group[rate] = lr * (group[rate] / top) if top else lr
 
 
 def _warmup_steps(warmup: float, total: int) -> float:

@@ -109,7 +109,8 @@ def importable(*targets: Any) -> list[dict[str, Any] | None]:
     Nothing could be built from its name again, and the others do not train as they did together.
     """
     found = [*map(describe, targets)]
-    whole = all(is_import_path(value) for key, value, _ in walk(found) if key == "class_path")
+    paths = [value for key, value, _ in walk(found) if key == "class_path"]
+    whole = all(is_import_path(path) and not path.startswith("__main__.") for path in paths)
     return found if whole else [None] * len(found)
 
 

@@ -157,6 +157,12 @@ CHECKPOINTS = [
         file("a.png", "no picture"),
     ),
     Case(
+        "pictures without their option",
+        ("predict", *CKPT, "pictures"),
+        r"predict needs images: --images with files",
+        lambda here: (here / "pictures").mkdir(),
+    ),
+    Case(
         "output a folder",
         ("predict", *CKPT, "--images", "a.png", "--output", "run"),
         r"--output run cannot be written: it is a folder",

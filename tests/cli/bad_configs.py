@@ -72,12 +72,12 @@ CONFIGS = [
     Case(
         "an optimizer that is none",
         (*FIT, "--model.optimizer", "torch.nn.Linear"),
-        r"--model\.optimizer torch\.nn\.Linear: this is no such class, which is derived from torch\.optim",
+        r"--model\.optimizer torch\.nn\.Linear: this class is not derived from torch\.optim\.optimizer\.Optimizer",
     ),
     Case(
         "a plain data module",
         (*FIT, "--data", "lightning.LightningDataModule"),
-        r"LightningDataModule: this is no such class, which is derived from vision_zoo\.data\.base\.ImageDataModule",
+        r"LightningDataModule: this class is not derived from vision_zoo\.data\.base\.ImageDataModule",
     ),
     Case("a seed", (*FIT, "--seed", "3"), r"no option --seed; did you mean --seed_everything or --data\.seed\?"),
     Case("devices under an old name", (*FIT, "--gpus", "2"), r"no option --gpus; did you mean --trainer\.devices\?"),
@@ -86,5 +86,5 @@ CONFIGS = [
         (*FIT, "--model.lr", "1"),
         r"no option --model\.lr; did you mean --model\.optimizer\.lr",
     ),
-    Case("help misspelt", ("fit", "--hlep"), r"--hlep needs a value; did you mean help\?"),
+    Case("help misspelt", ("fit", "--hlep"), r"--hlep needs a value; did you mean --help or --help_all\?"),
 ]

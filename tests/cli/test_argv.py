@@ -19,8 +19,8 @@ def test_numbers_after_the_number_of_an_option_of_a_class_are_a_list_of_it():
     argv = Argv.read(["fit", "--data.image_size", "96", "128", "--data.value_range=-1e3", "700", "--data.mean", "0.5"])
     assert argv.without(()) == ["--data.image_size=[96, 128]", "--data.value_range=[-1e3, 700]", "--data.mean=0.5"]
     assert Argv.read(["predict", "--images", "1", "2"]).stray == ("2",)  # files
-    assert Argv.read(["predict", "--ckpt_path", "run", "scans"]).stray == ("scans",)
-    assert Argv.read(["predict", "--ckpt_path", "a", "b", "--images", "scans"]).checkpoints == ["a", "b"]
+    for words in (["scans", "--ckpt_path", "a", "b"], ["--ckpt_path", "a", "b", "--images", "scans"]):
+        assert Argv.read(["predict", *words]).checkpoints == ["a", "b"]
     assert Argv.read(["fit", "--data.root", "1", "cnn_mnist", "2x"]).stray == ("cnn_mnist", "2x")
 
 

@@ -223,31 +223,44 @@ def test_lightning_has_nothing_to_warn_about_in_the_loaders(tmp_path):
         trainer(log_every_n_steps=1).fit(Model(), data)
 
 
-@pytest.mark.filterwarnings("ignore")
 class Own(ImageDataModule):
     """A data set of somebody's own, of the arrays that it is given."""
 
     class_names, image_shape, mean, std = ("a", "b"), (1, 8, 8), (0.5,), (0.5,)
     images: Any = np.zeros((20, 8, 8), np.uint8)
+    labels: Any = np.arange(20) % 2
 
     def load(self, split):
-        return self.images, np.arange(20) % 2
+        return self.images, self.labels
 
 
-def test_arrays_of_numpy_and_gray_images_without_channels_will_do():
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
+def test_arrays_of_numpy_and_gray_images_without_channels_will_do(kind, monkeypatch):
+    monkeypatch.setattr(Own, "labels", Own.labels.astype(kind))
     images, labels = Own().split_images("test")
-    assert (images.shape, images.dtype, labels.tolist()) == ((20, 1, 8, 8), torch.uint8, [0, 1] * 10)
+    assert (images.shape, images.dtype) == ((20, 1, 8, 8), torch.uint8)
+    assert (labels.dtype, labels.tolist()) == (torch.int64, [0, 1] * 10)
 
 
 @pytest.mark.parametrize(
-    ("images", "message"),
+    ("images", "labels", "message"),
     [
-        (np.zeros((20, 1, 8, 8), np.float32), r"images of torch\.float32, where uint8 .*Correct what its load gives$"),
-        (np.zeros((20, 3, 8, 8), np.uint8), r"3 channel\(s\), where 1 are needed.*Correct what its load gives$"),
+        (Own.images, np.zeros(20, np.float32), r"train labels of torch\.float32, where whole numbers are needed"),
+        (
+            np.zeros((20, 1, 8, 8), np.float32),
+            Own.labels,
+            r"images of torch\.float32, where uint8 .*Correct what its load gives$",
+        ),
+        (
+            np.zeros((20, 3, 8, 8), np.uint8),
+            Own.labels,
+            r"3 channel\(s\), where 1 are needed.*Correct what its load gives$",
+        ),
     ],
 )
-def test_what_a_data_set_of_ones_own_gives_wrongly_is_told(images, message, monkeypatch):
+def test_what_a_data_set_of_ones_own_gives_wrongly_is_told(images, labels, message, monkeypatch):
     monkeypatch.setattr(Own, "images", images)
+    monkeypatch.setattr(Own, "labels", labels)
     with pytest.raises(DataError, match=message):
         Own().setup("fit")
 
@@ -258,6 +271,7 @@ def test_a_data_set_of_ones_own_needs_load(monkeypatch):
         Own().setup("fit")
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["MNIST5k", "MNIST", "ArrayFile", "kept folder", "streamed folder"])
 def test_every_stage_runs_with_a_plain_trainer_and_a_module_of_any_kind(kind, tmp_path):
     data = {

@@ -43,7 +43,8 @@ def refused(capsys, words: list[str]) -> str:
 def refused_everywhere(capsys, path: str, message: str) -> None:
     """A hostile checkpoint is refused by every command that reads one, and by Python."""
     for verb in ("test", "predict", "export", "report", "summary", "fit"):
-        error = refused(capsys, [verb, "--ckpt_path", path])
+        images = ["--images", "."] * (verb == "predict")
+        error = refused(capsys, [verb, "--ckpt_path", path, *images])
         assert message in error, (verb, error)
         assert Path(path).name in error
     with pytest.raises(CheckpointError) as caught:

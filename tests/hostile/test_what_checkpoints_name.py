@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 from torch import nn
 
+from tests import tiny
 from tests.conftest import QUICK
 from tests.hostile.helpers import (
     COMMAND,
@@ -394,8 +395,9 @@ def test_class_names_may_hold_anything_and_do_nothing(good, here, capsys):
     good["hyper_parameters"]["class_names"] = names
     path = save(good)
     Image.new("L", (28, 28)).save("a.png")
-    assert main(["test", "--ckpt_path", path, "--output", "out"]) == 0
+    tiny.write_npz(here / "a.npz", shape=(28, 28))  # of classes without names
+    assert main(["test", "--ckpt_path", path, "--data", "ArrayFile", "--data.path", "a.npz", "--output", "out"]) == 0
     assert main(["predict", "--ckpt_path", path, "--images", "a.png"]) == 0
     assert main(["summary", "--ckpt_path", path]) == 0
     assert "internal error" not in capsys.readouterr().err
-    assert {p.name for p in here.iterdir()} <= {"run", "out", "cache", "a.png", "predictions.csv"}
+    assert {p.name for p in here.iterdir()} <= {"run", "out", "cache", "a.png", "a.npz", "predictions.csv"}

@@ -157,14 +157,25 @@ def test_known_data_of_other_classes_are_refused(here, capsys):
     words = ["--data.root", ".", "--data.image_size", "32", "--data"]
     assert main([*QUICK, *words, "CIFAR10", "--data.val_split", "0.1", "--trainer.max_epochs", "1"]) == 0
     capsys.readouterr()
-    sides = ["--data.image_size", "32", "--data.channels", "3"]
-    assert main(["test", "--ckpt_path", "best", "--data", "MNIST5k", *sides]) == 2  # whose digits are names too
-    assert "it has '0' where the checkpoint knows 'airplane'" in capsys.readouterr().err
     assert main(["test", "--ckpt_path", "best", *words, "STL10"]) == 2
     assert (
         "the classes of STL10 are not those of the checkpoint: it has 'bird' where the checkpoint knows 'automobile'. "
         "Choose another --data"
     ) in capsys.readouterr().err
+
+
+def test_digits_of_a_known_data_set_are_names(here, capsys):
+    tiny.write_fashion_mnist(here)
+    words = ["--data", "FashionMNIST", "--data.root", ".", "--data.val_split", "0.1", "--trainer.max_epochs", "1"]
+    assert main([*QUICK, *words]) == 0
+    assert main(["test", "--ckpt_path", "best", "--data", "MNIST5k"]) == 2
+    assert "it has '0' where the checkpoint knows 'T-Shirt'" in capsys.readouterr().err
+    arrays = {"images": np.zeros((40, 28, 28), np.uint8), "labels": np.arange(40) % 10}
+    np.savez(here / "a.npz", **arrays)  # whose numbers stand for any names
+    assert (
+        main(["test", "--ckpt_path", "best", "--data", "ArrayFile", "--data.path", "a.npz", "--data.test_split", "1.0"])
+        == 0
+    )
 
 
 def test_numbered_classes_in_another_order_are_refused(here, capsys):

@@ -204,7 +204,7 @@ def test_a_run_that_falls_behind_is_given_up_and_never_chosen(search):
         ((*RATE, "--pruner", "median", "--seeds", "2"), "set --pruner none"),
         ((*RATE, "--pruner", "median", "--sampler", "gp"), "set --sampler tpe"),
         ((*RATE, "--storage", "nothing://here"), "--storage nothing://here cannot be used"),
-        (("--minutes", "3"), "are of a search"),
+        (("--minutes", "3"), "--minutes: of a search alone: give --search"),
         (("--search", "data.seed=1,2"), "--data.seed is given twice, or decided by"),
         ((*RATE, "--model.optimizer.lr", "0.1"), "--model.optimizer.lr is given twice"),
         ((*RATE, "--folds", "1"), "--folds must be at least 2"),

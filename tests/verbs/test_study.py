@@ -117,13 +117,19 @@ def test_a_metric_that_runs_do_not_have_ends_a_study_at_its_first(study, no_page
     told = capsys.readouterr()
     assert [row["state"] for row in rows()] == ["finished", "not finished", "not finished"]
     assert "no configuration has val/nope in all its trials: there are val/accuracy" in told.err
+    varied = ("--vary", "model.optimizer.lr=0.1,0.2", "--trainer.fast_dev_run", "false", "--name", "varied")
+    assert study(*varied, "--metric", "val/nope", *quick) == 2
+    assert [row["state"] for row in rows("varied")] == ["finished", "not finished"]
+    assert study("--search", "model.optimizer.lr=0.1..0.2", "--metric", "val/nope", "--name", "search", *quick) == 2
+    assert "there are val/accuracy" in capsys.readouterr().err
+    assert len(rows("search")) == 1
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--trials", "3", "--sampler", "grid"], "--trials, --sampler: of a search alone. Give --search"),
-        (["--trainer.fast_dev_run", "true"], "with --trainer.fast_dev_run they leave nothing: leave it out"),
+        (["--trials", "3", "--sampler", "grid"], "--trials, --sampler: of a search alone: give --search"),
+        (["--trainer.fast_dev_run", "true"], "with --trainer.fast_dev_run=true they leave nothing: leave it out"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(words, message, study, capsys):
@@ -228,6 +234,21 @@ def test_a_study_that_was_killed_goes_on_and_its_table_is_the_same(study, no_pag
     whole, killed = (Path(f"studies/{name}/results.csv").read_bytes() for name in ("whole", "killed"))
     assert killed == whole
     assert len(list(Path("studies/killed").glob("trials/*/runs/*/version_*"))) == 2
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_of_a_study_stops_it(here):
+    """30 s."""
+    (here / "tiny.yaml").write_text(RECIPE.replace("max_epochs: 2", "max_epochs: 3000"))
+    words = [sys.executable, "-m", "vision_zoo", "study", "tiny.yaml", "--seeds", "2"]
+    process = subprocess.Popen(words, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    while not list(here.glob("studies/tiny/trials/*/runs/*/*/metrics.csv")) and process.poll() is None:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "tiny, seed 0: stopped" in out
+    assert "failed" not in out
 
 
 @pytest.mark.slow

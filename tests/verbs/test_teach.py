@@ -190,7 +190,10 @@ def test_two_photos_of_each_class_give_something(here, capsys):
     write_shapes(here / "few", 2)
     assert main(["teach", "few", *SMALL]) == 0
     out = capsys.readouterr().out
-    assert 'no learning curve and no answer "none of these": photos for validation are needed, and there' in out
+    assert (
+        'no learning curve and no answer "none of these": photos for validation are needed, and none are held out'
+        in out
+    )
     assert "4 for training, 4 for testing" in out
     assert "the usual L2 penalty: a class has one training image, so that none is held out; no calibration" in out
     assert results(here / "runs" / "teach" / "version_0")["teach"]["temperature"] == 1.0

@@ -32,7 +32,6 @@ class Argv:
         options: list[tuple[str, str | None]] = []
         stray: list[str] = []
         waiting = list(reversed(rest))
-        pictures = verb == "predict" and not any(word.startswith("--images") for word in rest)  # the words without one
         while waiting:
             word = waiting.pop()
             word = "--config" if word == "-c" else word
@@ -43,7 +42,7 @@ class Argv:
                     and _NUMBERS.fullmatch(f"{options[-1][1]} {word}")
                 ):
                     options[-1] = (options[-1][0], f"[{(options[-1][1] or '').strip('[]')}, {word}]")
-                elif options and options[-1][0] in ("ckpt_path", "ckpt_path+") and verb in AVERAGED and not pictures:
+                elif options and options[-1][0] in ("ckpt_path", "ckpt_path+") and verb in AVERAGED:
                     options.append(("ckpt_path+", word))
                 else:
                     stray.append(word)
@@ -58,7 +57,8 @@ class Argv:
             elif name in SWITCHES:
                 options.append((name, "true"))
             else:
-                raise ConfigError(f"--{name} needs a value{did_you_mean(name, FLAGS)}")
+                close = did_you_mean(f"--{name}", [f"--{flag}" for flag in FLAGS])
+                raise ConfigError(f"--{name} needs a value{close}")
         return cls(verb, tuple(options), tuple(stray))
 
     def values(self, *names: str) -> list[str]:

@@ -106,7 +106,7 @@ def _tidy(message: str) -> str:
     return "\n".join(line.rstrip() for line in message.splitlines() if line.strip())
 
 
-_USUAL = {"seed": "seed_everything", "gpus": "trainer.devices", "learning_rate": "model.optimizer.lr"}  # elsewhere
+_USUAL = {"seed": "seed_everything", "gpus": "trainer.devices", "learning_rate": "model.optimizer.lr"}  # of others
 
 
 def suggest_option(message: str, names: Sequence[str], verb: str) -> str:
@@ -138,7 +138,8 @@ def suggest_option(message: str, names: Sequence[str], verb: str) -> str:
     # --lr and --epochs are the last parts of the names that they stand for, as lr is of --model.lr.
     section, _, last = option.rpartition(".")
     ends = [flag for flag in flags if flag.endswith((f".{last}", f"_{last}")) and flag.startswith(f"--{section}")]
-    close = [f"--{_USUAL[option]}", *ends[:3]] if option in _USUAL else ends[:3]
+    usual = _USUAL.get(option)
+    close = [*([f"--{usual}"] if usual in names else []), *ends[:3]]
     hint = f"; did you mean {' or '.join(close)}?" if close else did_you_mean(f"--{option}", flags) or "."
     return f"there is no option --{option}{hint} {more}"
 

@@ -91,7 +91,7 @@ def find_class(name: str, slot: str) -> str:
             ConfigError,
             (found is None, f"{where} module {module_name} has no {attribute}{close}"),
             (not callable(found), f"{where} this is a {type(found).__name__}, not a class"),
-            (other, f"{where} this is no such class, which is derived from {base}"),
+            (other, f"{where} this class is not derived from {base}"),
         )
         return _ours(found, slot) or name
     known: set[str] = set()
@@ -118,14 +118,14 @@ def _ours(class_: Any, slot: str) -> str | None:
 
 
 # The data modules that take one file, by its ending.
-KINDS = {**dict.fromkeys(TABLES, "ImageTable"), **dict.fromkeys((".npz", ".npy"), "ArrayFile")}
-KINDS |= {".vz": "Pack", ".tar": "WebDataset"}
+DATA_BY_ENDING = {**dict.fromkeys(TABLES, "ImageTable"), **dict.fromkeys((".npz", ".npy"), "ArrayFile")}
+DATA_BY_ENDING |= {".vz": "Pack", ".tar": "WebDataset"}
 
 
 def _own_data(name: str) -> str:
     """The options for the place of the images, where a user gives that in place of a class."""
     path = expanded(name)
-    if kind := KINDS.get(path.suffix.lower()):
+    if kind := DATA_BY_ENDING.get(path.suffix.lower()):
         return f"; your own images are --data {kind} --data.path {name}."
     return f"; your own pictures are --data ImageFolder --data.root {name}." if path.is_dir() or "/" in name else ""
 

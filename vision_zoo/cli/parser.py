@@ -27,7 +27,7 @@ from vision_zoo.cli.limits import LIMITS, RANGES
 from vision_zoo.cli.messages import suggest_option
 from vision_zoo.cli.names import CLASS_SLOTS, Loader, read_config
 from vision_zoo.cli.resuming import changes
-from vision_zoo.cli.teaching import without_validation
+from vision_zoo.cli.teaching import VAL_SPLIT, without_validation
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.data.folder import ImageFolder
 from vision_zoo.data.pack import Pack
@@ -151,9 +151,10 @@ class Parser(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Decide what teach holds out; print what differs from the checkpoint, and refuse what makes another run."""
-        given = self.request.argv.values("data.val_split")
-        if self.verb == "teach" and not given and without_validation(self.config["data"].as_dict()):
-            self.config["data"]["init_args"]["val_split"] = 0
+        if self.verb == "teach":
+            asked, options = self.request.argv.values("data.val_split"), self.config["data"]["init_args"]
+            if not asked and options.val_split == VAL_SPLIT and without_validation(self.config["data"].as_dict()):
+                options.val_split = 0
         if self.checkpoint is not None and self.checkpoint.config and "model" in self.config:
             for line in changes(self.checkpoint, self.plain_config(), self.verb):
                 _note(line)

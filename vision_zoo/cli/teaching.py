@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vision_zoo.cli.argv import FLAGS, Argv
-from vision_zoo.cli.names import KINDS, find_class
+from vision_zoo.cli.names import DATA_BY_ENDING, find_class
 from vision_zoo.data.described import described_data
 from vision_zoo.data.folder import ImageFolder
 from vision_zoo.data.own import OwnImages
@@ -19,6 +19,7 @@ from vision_zoo.types import Config
 
 RECIPE = "finetune"  # what --refine goes on with
 IMAGE_SIZE = 128
+VAL_SPLIT = 0.1  # unless some class has few to train with
 LEAST = 64  # pixels of a side that tell digits apart to a network of photos
 FEWEST = 10  # images of a class to train with, of which some are held out for validation
 _SHORT = {"image_size": "data.image_size", "backbone": "model.backbone", "seed": "seed_everything"}
@@ -53,8 +54,8 @@ def in_full(argv: Argv) -> Argv:
 def _kind(place: str) -> tuple[str, str]:
     """The data module of a place, and its option for it."""
     path = expanded(place)
-    kind = KINDS.get(path.suffix.lower()) if not path.is_dir() else None
-    unknown = f"{path} is none of the files that it takes: {', '.join(KINDS)}. Give one of these, or a folder"
+    kind = DATA_BY_ENDING.get(path.suffix.lower()) if not path.is_dir() else None
+    unknown = f"{path} is none of the files that it takes: {', '.join(DATA_BY_ENDING)}. Give one of these, or a folder"
     refuse(ConfigError, (kind is None and path.is_file(), unknown))
     return (kind, "path") if kind else ("ImageFolder", "root")
 
@@ -71,7 +72,7 @@ def defaults(argv: Argv) -> Config:
     kind: Any = import_path(path)
     shape = getattr(kind, "image_shape", None)  # where it is known without its files
     if isinstance(kind, type) and issubclass(kind, OwnImages) and kind.__module__.startswith("vision_zoo.data."):
-        shares = (0.2, 0.1) if argv.verb == "teach" else (0, 0)
+        shares = (0.2, VAL_SPLIT) if argv.verb == "teach" else (0, 0)
         options: dict[str, Any] = {"test_split": shares[0], "val_split": shares[1]}
         options |= {} if argv.verb == "pack" else {"image_size": IMAGE_SIZE, "batch_size": BATCH}
         # Files are decoded while features are computed.

@@ -172,7 +172,7 @@ class ImageDataModule(LightningDataModule):
         return source.labels[indices].bincount(minlength=self.num_classes)
 
     def load(self, split: Split) -> LabelledImages:
-        """All images of a split, uint8 (N, C, H, W) in [0, 255] and int64 (N,) in [0, K); of "val" if `has_val`."""
+        """Images, uint8 (N, C, H, W) or (N, H, W), and labels, int (N,) in [0, K); tensors or arrays. "val" if `has_val`."""
         raise ConfigError(f"{type(self).__name__} must define load(split), which gives images and labels")
 
     def download(self, root: Path) -> None:
@@ -321,12 +321,13 @@ class ImageDataModule(LightningDataModule):
             (not len(images), f"no {split} images"),
             (images.dtype != torch.uint8, f"{split} images of {images.dtype}, where uint8 in [0, 255] is needed"),
             (channels != needed, f"{split} images of {channels} channel(s), where {needed} are needed"),
+            (labels.is_floating_point(), f"{split} labels of {labels.dtype}, where whole numbers are needed"),
             (low < 0 or high >= classes, of_labels),
         )
         own = type(self).way_out is ImageDataModule.way_out and not self.names
         way_out = "Correct what its load gives" if own else self.way_out
         refuse(DataError, *((wrong, f"{name}: {message}, in {where}. {way_out}") for wrong, message in problems))
-        return InMemory(resize_images(images, self.image_shape, self.interpolation), labels)
+        return InMemory(resize_images(images, self.image_shape, self.interpolation), labels.long())
 
     def _missing(self) -> list[str]:
         place = self.root / self.folder

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ class OnDevice(Source):
     network needs the rest. Otherwise a warning says so, and they are picked in memory.
     """
 
-    source: Any  # InMemory; any other is a ConfigError
+    source: Source  # in memory; any other is a ConfigError
     device: torch.device
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class OnDevice(Source):
 
     @cached_property
     def _copy(self) -> LabelledImages:
-        kept = LabelledImages(self.source.images, self.labels)
+        kept = LabelledImages(cast(InMemory, self.source).images, self.labels)
         needed, free = sum(part.nbytes for part in kept), free_memory(self.device)
         if needed > free / 2:
             sizes = f"{needed / 2**30:.3g} GiB, more than half of the {free / 2**30:.3g} that {self.device} has free"

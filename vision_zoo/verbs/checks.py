@@ -133,7 +133,8 @@ def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
     differ = ", ".join(sorted(set(ours) ^ set(theirs))[:5])
     numbered = tuple(map(str, range(len(ours))))  # stands for classes without names
     reordered = set(ours) == set(theirs)  # such as folders 0, 1, 10, 2, which are sorted as text
-    other_names = ours != theirs and (named or reordered or numbered not in (ours, theirs))
+    without = (ours, theirs)[: 2 - named]  # the digits of a known data set are their names
+    other_names = ours != theirs and (reordered or numbered not in without)
     known, found = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), ("", ""))
     shapes = f"the checkpoint's network takes images of shape {model.image_shape}, {name} has {datamodule.image_shape}"
     counts = f"the checkpoint knows {len(ours)} classes, {name} has {len(theirs)}{where}"

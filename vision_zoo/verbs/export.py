@@ -9,7 +9,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -176,13 +176,13 @@ def sample_images(model: Classifier, datamodule: ImageDataModule | None) -> tupl
     count, shape = sum(BATCHES), model.image_shape
     if datamodule is not None:
         # Whatever is wrong with the data (not here, moved, changed) is no reason not to export.
-        datamodule.in_memory = False  # decode what is compared, not the whole folder
-        for split in get_args(Split)[::-1]:  # test, or validation where there is none, or training
-            with contextlib.suppress(InputError, OSError):
-                images = datamodule.sample(split, count).images
-                if tuple(images.shape[1:]) == shape:
-                    what = f"{len(images)} {split} images of {type(datamodule).__name__}"
-                    return images[torch.arange(count) % len(images)], what
+        with contextlib.suppress(InputError, OSError):
+            datamodule.in_memory = False  # decode what is compared, not the whole folder
+            split: Split = "test" if datamodule.has_test else "train"
+            images = datamodule.sample(split, count).images
+            if tuple(images.shape[1:]) == shape:
+                what = f"{len(images)} {split} images of {type(datamodule).__name__}"
+                return images[torch.arange(count) % len(images)], what
     images = MNIST5k().sample("test", count).images.expand(-1, shape[0], -1, -1)
     changed = "" if shape == MNIST5k.image_shape else f" brought to {' x '.join(map(str, shape))}"
     return resize_images(images, shape), f"{count} embedded MNIST images{changed} (none of the run's are here)"

@@ -105,11 +105,12 @@ def predict(
     foreign = output is None and default.is_file() and not default.read_bytes().startswith(BEGINNINGS)
     output = output or str(default)
     way_out = "move it away, or give another name with --output"
+    few = "predict needs images: --images with files, folders or patterns: scans/*.png"
+    refuse(ConfigError, (not images, few))  # first, for words without it are taken for checkpoints
     checkpoints = open_checkpoints(ckpt_paths, trusted_packages)
     checkpoint = checkpoints[0]
     refuse(
         ConfigError,
-        (not images, "predict needs images: --images with files, folders or patterns: scans/*.png"),
         (explain and len(checkpoints) > 1, "--explain shows where one network looked, and several are averaged here"),
         (embeddings and len(checkpoints) > 1, "--embeddings are of one network, and several are averaged here"),
         (explain and find_spec("captum") is None, "--explain needs captum: pip install 'vision_zoo[explain]'"),

@@ -69,8 +69,8 @@ def study(
         trusted_packages: packages whose classes checkpoints may name.
 
     Raises:
-        ConfigError: if an option cannot be used, or another process runs this study.
-        TrainingError: at the end, if a trial failed.
+        ConfigError: if an option cannot be used, another process runs this study, or runs have no such metric.
+        TrainingError: at the end, if a trial failed, or its metric is not finite.
     """
     variations = dict(map(read_variation, vary))
     refuse(
@@ -88,7 +88,7 @@ def study(
     plan = Plan(axes, most if trials is None else trials, chosen, pruner, minutes, storage)
     given = {"trials": trials, "sampler": sampler, "minutes": minutes, "storage": storage}
     only = [f"--{name}" for name, value in given.items() if value is not None] + ["--pruner"] * (pruner != "none")
-    of_search = f"{', '.join(only)}: of a search alone. Give --search OPTION=LOW..HIGH, or leave out"
+    of_search = f"{', '.join(only)}: of a search alone: give --search OPTION=LOW..HIGH, or leave it out"
     refuse(ConfigError, (only and not search, of_search))
     if search:
         plan.check(recipe, variations, len(how[1]) * (folds or 1))
@@ -116,6 +116,7 @@ class Study:
         self.outcomes = {trial: table.Outcome.of(trial) for trial in trials}
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self.codes = set[int]()  # of the trials that failed
+        self.lacking = False  # whether a trial ended without the metric, as all others would
 
     def run(self, test: bool, search: Callable[[], int] | None = None) -> None:
         """Make what is left to do, choose, test if that is asked for, and write what was found."""
@@ -130,11 +131,15 @@ class Study:
         known = ", ".join(sorted(name for name in names if name.startswith("val/")))
         way_out = f"there are {known}" if known else "give --folds, or --data.val_split 0.1"
         again = "more --trials try other values" if search else "the same command tries them again"
-        asked = f"{failed} of {len(self.outcomes)} trials cannot be run as asked, see above: correct the command"
-        refuse(ConfigError, (failed and self.codes == {2} and not names, asked))
-        refuse(TrainingError, (failed, f"{failed} of {len(self.outcomes)} trials failed; {again}"))
         lacking = f"no configuration has {self.metric} in all its trials: {way_out}"
-        refuse(ConfigError, (chosen is None, lacking))
+        asked = f"{failed} of {len(self.outcomes)} trials cannot be run as asked, see above: correct the command"
+        refuse(
+            ConfigError,
+            (failed and self.codes == {2} and not names, asked),
+            (names and self.metric not in names, lacking),
+        )
+        failing = f"{failed} of {len(self.outcomes)} trials failed; {again}"
+        refuse(TrainingError, (failed, failing), (chosen is None, lacking))
 
     def make(
         self, trials: list[Trial], tests: bool = False, watch: Callable[[Trial], bool] = lambda _: False
@@ -147,7 +152,7 @@ class Study:
             shown = bar.add_task("", total=len(trials))
 
             def told(trial: Trial, code: Any) -> bool:
-                """Tell of a trial; whether others of its configuration would end as it did."""
+                """Tell of a trial; whether others need not begin, for they would end as it did."""
                 ended = "done" if is_done(trial, tests) else ENDED.get(code, "failed")
                 states[trial] = "running" if code is None else ended
                 count = {state: [*states.values()].count(state) for state in STATES}
@@ -159,8 +164,9 @@ class Study:
                     return False
                 self._told(trial, ended, code, line, tests)
                 refused = code == 2 and not count["done"]
-                lacking = ended == "done" and not tests and self.metric not in self.outcomes[trial].results["metrics"]
-                return len({each.configuration for each in trials}) == 1 and (refused or lacking)
+                if ended == "done" and not tests:
+                    self.lacking |= self.metric not in self.outcomes[trial].results["metrics"]
+                return self.lacking or (refused and len({each.configuration for each in trials}) == 1)
 
             run_trials(left, self.command, (tests, self.trusted), self.jobs, told, watch)
         return Counter(states.values())

@@ -109,7 +109,8 @@ def trials_of(
     pairs = [[(name, value) for value in values] for name, values in variations.items()]
     product = itertools.product(recipes, itertools.product(*pairs), folded, seeds)
     found = [Trial(study, *parts, tuple(shared)) for parts in product]
-    bare = ", ".join(f"--{name}" for name in ("trainer.fast_dev_run", "trainer.barebones") if name in given)
+    nothing = re.compile(r"--trainer\.(fast_dev_run|barebones)=(?!(false|0|null)$).*", re.IGNORECASE)
+    bare = ", ".join(filter(nothing.fullmatch, shared))
     refuse(
         ConfigError,
         (bare, f"study compares what runs leave, and with {bare} they leave nothing: leave it out"),

@@ -88,7 +88,10 @@ def run_trials(
                 for sentinel in connection.wait([*running], timeout=0.5):
                     process, trial = running.pop(sentinel)
                     process.join()
-                    if told(trial, PRUNED if trial in given_up and process.exitcode else process.exitcode):
+                    code = PRUNED if trial in given_up and process.exitcode else process.exitcode
+                    if code == 255 and signals.number:  # whoever would tell has had the signal too
+                        code = 128 + signals.number
+                    if told(trial, code):
                         waiting.clear()
                 for process, trial in running.values():
                     if trial not in given_up and watch(trial):

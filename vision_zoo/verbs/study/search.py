@@ -169,7 +169,7 @@ class Search:
         if self.plan.sampler == "grid":
             values = {axis.option: axis.values for axis in self.plan.axes}
             self.optimizer.sampler = self.optuna.samplers.GridSampler(values, seed=0)
-        while self._is_left():
+        while self._is_left() and not self.study.lacking:
             if self.plan.minutes is not None and time.monotonic() - began > 60 * self.plan.minutes:
                 break
             with warnings.catch_warnings(action="ignore"):

@@ -117,8 +117,10 @@ def teach(
             say(trainer, escape(what_more_brings(points, names)))
         lacks = ["learning curve"] * curve + ['answer "none of these"'] * (known is not None) if val is None else []
         if lacks:
-            why = "a class with few to train with lends none of itself, and --data.val_split 0.1 takes some of each"
-            say(trainer, f"no {' and no '.join(lacks)}: photos for validation are needed, and there are none; {why}")
+            why = (
+                "photos for validation are needed, and none are held out: add some of the rarest class, or say how many"
+            )
+            say(trainer, f"no {' and no '.join(lacks)}: {why} with --data.val_split")
         if files is not None and unsure is not None:
             chosen = worth_a_label(head, strength, train.values, unsure.values, next)
             rows = write_next(files, unsure.places, head.logits(unsure.values), chosen, names, run)

@@ -172,7 +172,7 @@ class ImageDataModule(LightningDataModule):
         return source.labels[indices].bincount(minlength=self.num_classes)
 
     def load(self, split: Split) -> LabelledImages:
-        """Images, uint8 (N, C, H, W) or (N, H, W), and labels, int (N,) in [0, K); tensors or arrays. "val" if `has_val`."""
+        """Images, uint8 (N, C, H, W) or (N, H, W), and labels, int (N,) in [0, K), also arrays. "val" if `has_val`."""
         raise ConfigError(f"{type(self).__name__} must define load(split), which gives images and labels")
 
     def download(self, root: Path) -> None:

@@ -149,8 +149,7 @@ def _run(words: list[str]) -> Any:
 
     before = signal.getsignal(signal.SIGINT)
     try:
-        with quiet():
-            return execute(words)
+        return quiet()(execute)(words)
     except ArgumentError as error:
         raise ConfigError(explain(error)[0]) from error
     except SystemExit as error:  # Lightning turns Ctrl-C into one, and ignores more of them

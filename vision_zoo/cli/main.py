@@ -31,12 +31,12 @@ from vision_zoo.verbs.fit import Plan, speed_of
 from vision_zoo.verbs.trainer import TrainerMaker
 
 
+@quiet()
 def main(words: Sequence[str]) -> int:
     """Run the words of a command line, without the program's name; the exit code, as `vision_zoo.__main__` says."""
     keep_freed_memory()
     try:
-        with quiet():
-            execute(words)
+        execute(words)
     except Exception as error:
         if isinstance(error, BrokenPipeError) or os.environ.get("VISION_ZOO_DEBUG") == "1":
             raise

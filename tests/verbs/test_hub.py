@@ -258,7 +258,7 @@ def names_huge_images(config) -> None:
 def test_a_hostile_description_is_refused_as_a_hostile_checkpoint_is(folder, here, capsys, change, message):
     changed(folder, change)
     for verb in ("test", "predict", "export", "summary"):
-        assert main([verb, "--ckpt_path", "digits"]) == 2
+        assert main([verb, "--ckpt_path", "digits", *["--images", "."] * (verb == "predict")]) == 2
         assert message in capsys.readouterr().err
     assert not list(here.rglob("MARKER"))
 

@@ -199,6 +199,21 @@ def test_two_photos_of_each_class_give_something(here, capsys):
     assert results(here / "runs" / "teach" / "version_0")["teach"]["temperature"] == 1.0
 
 
+def test_a_network_without_a_linear_layer_at_its_end_is_refused_first(here, capsys):
+    write_shapes(here / "few", 4)
+    network = ["--model.backbone", "Torchvision", "--model.backbone.name", "squeezenet1_1"]
+    assert main(["teach", "few", *SMALL, *network]) == 2
+    assert "squeezenet1_1 has none that alone gives the logits: take another --model.backbone" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
+def test_validation_photos_of_a_configuration_are_held_out_of_small_classes_too(here, capsys):
+    write_shapes(here / "few", 4)
+    (here / "own.yaml").write_text("data: {class_path: ImageFolder, init_args: {root: few, val_split: 0.3}}")
+    assert main(["teach", "--config", "own.yaml", "few", *SMALL, "--curve", "false"]) == 0
+    assert "for validation" in capsys.readouterr().out
+
+
 def test_validation_photos_that_are_asked_for_are_held_out_of_small_classes_too(here, capsys):
     write_shapes(here / "few", 4)
     held = ["--data.val_split", "0.25", "--data.test_split", "0.25", "--known", "0.9", "--curve", "false"]

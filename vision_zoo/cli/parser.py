@@ -151,10 +151,10 @@ class Parser(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Decide what teach holds out; print what differs from the checkpoint, and refuse what makes another run."""
-        if self.verb == "teach":
-            asked, options = self.request.argv.values("data.val_split"), self.config["data"]["init_args"]
-            if not asked and options.val_split == VAL_SPLIT and without_validation(self.config["data"].as_dict()):
-                options.val_split = 0
+        if self.verb == "teach" and not self.request.argv.values("data.val_split"):
+            options = self.config["data"].get("init_args") or {}
+            if options.get("val_split") == VAL_SPLIT and without_validation(self.config["data"].as_dict()):
+                options["val_split"] = 0
         if self.checkpoint is not None and self.checkpoint.config and "model" in self.config:
             for line in changes(self.checkpoint, self.plain_config(), self.verb):
                 _note(line)

@@ -73,8 +73,10 @@ def teach(
     # Without an epoch, fit makes the run folder and all that a checkpoint holds, and trains nothing.
     trainer = make_trainer(callbacks, max_epochs=0, devices=1)
     model.to(trainer.strategy.root_device).check()  # or the work would be done first
-    more = f"teach fits a last linear layer, and the logits of {model.network_name} are not those of one alone: take "
-    refuse(ConfigError, (not follows_from_features(model, model.backbone), f"{more}another --model.backbone"))
+    other = (
+        f"teach fits a last linear layer, and {model.network_name} has none that alone gives the logits: take another"
+    )
+    refuse(ConfigError, (not follows_from_features(model, model.backbone), f"{other} --model.backbone"))
     datamodule.prepare_data()
     parts = datamodule.subsets()
     labels = {split: subset.source.labels[subset.indices] for split, subset in parts.items()}
@@ -117,10 +119,8 @@ def teach(
             say(trainer, escape(what_more_brings(points, names)))
         lacks = ["learning curve"] * curve + ['answer "none of these"'] * (known is not None) if val is None else []
         if lacks:
-            why = (
-                "photos for validation are needed, and none are held out: add some of the rarest class, or say how many"
-            )
-            say(trainer, f"no {' and no '.join(lacks)}: {why} with --data.val_split")
+            why = "photos for validation are needed, and none are held out: add some of the rarest class, or say how"
+            say(trainer, f"no {' and no '.join(lacks)}: {why} many with --data.val_split")
         if files is not None and unsure is not None:
             chosen = worth_a_label(head, strength, train.values, unsure.values, next)
             rows = write_next(files, unsure.places, head.logits(unsure.values), chosen, names, run)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import signal
+from argparse import ArgumentError
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vision_zoo.errors import ConfigError
 
 if TYPE_CHECKING:  # torch is imported when a function is called
     from vision_zoo.classifier import Classifier
@@ -107,8 +110,8 @@ def predict(
         with a threshold for known images also answer, the label or "none of these", and known_score.
     """
     from vision_zoo.checkpoints import open_checkpoint  # noqa: PLC0415  # all of these import torch
-    from vision_zoo.classifier import Classifier  # noqa: PLC0415
-    from vision_zoo.verbs.image_files import find_images  # noqa: PLC0415
+    from vision_zoo.classifier import Classifier  # noqa: PLC0415  # as above
+    from vision_zoo.verbs.image_files import find_images  # noqa: PLC0415  # as above
     from vision_zoo.verbs.predict import predict_images  # noqa: PLC0415  # as above
 
     checkpoint = open_checkpoint(str(path), trusted_packages)
@@ -140,11 +143,8 @@ def runs(root: str | Path = ".") -> list[Run]:
 
 def _run(words: list[str]) -> Any:
     """Run a command, and leave the program as it was: without a group of processes, Ctrl-C and warnings as before."""
-    from jsonargparse import ArgumentError  # noqa: PLC0415
-
     from vision_zoo.cli.main import execute  # noqa: PLC0415  # imports torch
     from vision_zoo.cli.messages import explain, quiet  # noqa: PLC0415  # as above
-    from vision_zoo.errors import ConfigError  # noqa: PLC0415
     from vision_zoo.training.processes import leave_processes  # noqa: PLC0415  # as above
 
     before = signal.getsignal(signal.SIGINT)

@@ -203,7 +203,9 @@ def test_a_network_without_a_linear_layer_at_its_end_is_refused_first(here, caps
     write_shapes(here / "few", 4)
     network = ["--model.backbone", "Torchvision", "--model.backbone.name", "squeezenet1_1"]
     assert main(["teach", "few", *SMALL, *network]) == 2
-    assert "squeezenet1_1 has none that alone gives the logits: take another --model.backbone" in capsys.readouterr().err
+    assert (
+        "squeezenet1_1 has none that alone gives the logits: take another --model.backbone" in capsys.readouterr().err
+    )
     assert not (here / "runs").exists()
 
 

@@ -106,7 +106,8 @@ def _tidy(message: str) -> str:
     return "\n".join(line.rstrip() for line in message.splitlines() if line.strip())
 
 
-_USUAL = {"seed": "seed_everything", "gpus": "trainer.devices", "learning_rate": "model.optimizer.lr"}  # of others
+# What other programs call options.
+_USUAL = {"seed": "seed_everything", "gpus": "trainer.devices", "learning_rate": "model.optimizer.lr"}
 
 
 def suggest_option(message: str, names: Sequence[str], verb: str) -> str:

@@ -40,9 +40,8 @@ def images_of(datamodule: ImageDataModule | None, model: Classifier) -> tuple[Te
         check_data(model, datamodule)
         found = datamodule.sample("train", CALIBRATED_ON).images, datamodule.sample("val", MEASURED_ON)
     except (InputError, OSError) as error:
-        refuse(
-            ConfigError, (True, f"{needs}: {error}. {moved}; where none were held out, train with --data.val_split 0.1")
-        )
+        held = "where none were held out, train with --data.val_split 0.1"
+        refuse(ConfigError, (True, f"{needs}: {error}. {moved}; {held}"))
     return found
 
 

@@ -233,10 +233,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no NVIDIA GPU here; a dry run on the CPU: --device cpu")
-    quiet()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, before the run that asks for it
     began, device = time.perf_counter(), torch.device("cpu" if options.device == "cpu" else "cuda:0")
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+    with quiet(), tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         size = (True, 16, 9) if options.device == "cpu" else (False, 512, 60)
         machine = Machine(device, Path(folder), options.data_root.resolve(), *size)
         for write in (tiny.write_mnist, tiny.write_fashion_mnist, tiny.write_cifar10):

@@ -81,7 +81,7 @@ def search(folder: Path, programs: Path) -> int:
     print((folder / "worker0.log").read_text())
     # From this host the database cannot be reached: the first one is asked.
     ask = f"""import optuna
-for trial in optuna.load_study(study_name="mine", storage="{URL}").trials:
+for trial in optuna.load_study(study_name=None, storage="{URL}").trials:
     print(trial.number, trial.state.name, sep=",")"""
     told = subprocess.PIPE
     states = on_host(0, sys.executable, "-c", ask, stdout=told, stderr=subprocess.DEVNULL).communicate(timeout=60)[0]

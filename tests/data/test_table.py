@@ -92,6 +92,23 @@ def test_images_of_one_group_are_never_in_two_splits(tmp_path, part, seed):
         assert 1 <= len(files(data)["test"]) <= 17
 
 
+def test_groups_of_several_classes_are_in_one_fold_each(tmp_path):
+    """Where a patient has at most one image of a class, a class has as many groups as images."""
+    rows = [
+        (name, label, f"patient {i - 20 * (label == 'dog')}")
+        for i, (name, label) in enumerate(images(tmp_path, count=30))
+    ]
+    of = {name: group for name, _, group in rows}
+    path, validated = write(tmp_path / "labels.csv", rows, ("file", "label", "group")), list[str]()
+    for number in range(1, 6):
+        data = table(path, val_split=0, test_split=0, fold=f"{number}/5")
+        data.setup("fit")
+        train, val = files(data)["train"], files(data)["val"]
+        assert not {of[name] for name in train} & {of[name] for name in val}
+        validated += val
+    assert sorted(validated) == sorted(of)
+
+
 def test_a_class_of_one_group_cannot_be_cut(tmp_path):
     rows = [(name, label, label) for name, label in images(tmp_path)]
     data = table(write(tmp_path / "labels.csv", rows, ("file", "label", "group")), test_split=0.2)

@@ -1,6 +1,7 @@
 """Images that are not 8 bits: one range of values for all images of a dataset, from training to prediction."""
 
 import csv
+import io
 import json
 import struct
 import zlib
@@ -212,8 +213,9 @@ def test_a_jpeg_of_any_size_is_read_and_others_up_to_a_limit_that_is_named(tmp_p
     for limit, read in ((4000, ["a.jpg", "a.png", "a.tif"]), (1000, ["a.jpg"])):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         for name in read:
-            decoded = decode_image(tmp_path / name, (1, 4, 4))
-            assert decoded[0, :, 0].tolist() == pytest.approx([255, 224, 31, 0], abs=2)
+            for file in (tmp_path / name, io.BytesIO((tmp_path / name).read_bytes())):  # on the disk, and in a pack
+                decoded = decode_image(file, (1, 4, 4))
+                assert decoded[0, :, 0].tolist() == pytest.approx([255, 224, 31, 0], abs=2)
     for name in ("a.png", "a.tif"):
         message = r"\(6400 pixels\) exceeds limit of 2000 pixels: make it smaller, or save it as JPEG, which is read"
         with pytest.raises(DataError, match=message):

@@ -233,7 +233,8 @@ def test_fixes_move_files_and_undo_brings_them_back(here, capsys):
     assert back == ["vision_zoo", "audit", "my photos", "--apply", str(undo)]
     assert main(back[1:]) == 0
     assert tree(photos) == before
-    assert main(["audit", "my photos", "--apply", str(undo.with_name("undo_2.csv"))]) == 0  # again
+    words = ["--data.root", "my photos", "--data", "ImageFolder"]
+    assert main(["audit", *words, "--apply", str(undo.with_name("undo_2.csv"))]) == 0  # again
     assert tree(photos) == after
 
 

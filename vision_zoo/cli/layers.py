@@ -129,7 +129,7 @@ def _stored(checkpoint: Checkpoint, verb: str) -> Config:
             # How it was trained (devices, epochs, loggers) says nothing about how to use it; how it was tested does.
             return {key: config[key] for key in ("seed_everything", "model", "data", "tta") if key in config}
         root = (config.get("trainer") or {}).get("default_root_dir")
-        if root is not None and expanded(root).resolve() != checkpoint.run.parents[2]:  # it was moved
+        if root is not None and expanded(root).resolve() not in checkpoint.run.parents[2:3]:  # it was moved
             del config["trainer"]["default_root_dir"]
         return config
     # Written by plain Python: the model describes itself.

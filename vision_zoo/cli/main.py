@@ -70,7 +70,7 @@ def execute(words: Sequence[str], speed: Mapping[str, Any] | None = None) -> Any
     if verb == "audit" and (fixes := argv.last("apply")) is not None:  # no data module, for a class may be empty by now
         others = argv.without(("data", "data.root", "data.path", "data.seed", "apply"))
         refuse(ConfigError, (others, f"--apply goes with the folder alone: leave out {' '.join(others)}"))
-        return apply_fixes(argv.values("data.root", "data.path", "data")[-1], fixes)
+        return apply_fixes((argv.values("data.root", "data.path") or argv.values("data"))[-1], fixes)
     if verb == "pack" and (checked := argv.last("check")) is not None:
         others = argv.without(("check",))
         refuse(ConfigError, (others, f"--check goes with its file alone: leave out {' '.join(others)}"))

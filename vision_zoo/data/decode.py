@@ -143,13 +143,13 @@ def size_of(path: File) -> tuple[int, int]:
 def _open(path: File, longer: int) -> Any:
     """Open an image of which `longer` pixels a side will do, a JPEG of any size, as an ImageFile."""
     opened: Any
-    if isinstance(path, io.BytesIO):
-        path.seek(0)
     try:
         opened = Image.open(path)
     except Image.DecompressionBombError as error:
         way_out = "make it smaller, or save it as JPEG, which is read at a reduced size"
         try:
+            if isinstance(path, io.BytesIO):
+                path.seek(0)
             opened = JpegImagePlugin.JpegImageFile(path)
         except SyntaxError:
             raise Image.DecompressionBombError(f"{str(error).partition(',')[0]}: {way_out}") from error

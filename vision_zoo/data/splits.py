@@ -111,12 +111,13 @@ def split_by_fold(labels: Tensor, fold: str, seed: int, places: Tensor | None = 
     places = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)) if places is None else places
     order = places.argsort(stable=True)  # so that nothing is left to draw
     groups, kinds = places[order].numpy(), labels[order].numpy()
+    shared = len(set(groups.tolist())) < len(labels)  # whether images have a place in common
     of_class = [len(set(groups[kinds == kind])) for kind in set(kinds.tolist())]
-    grouped = " (images of one group count as one)" * (sum(of_class) < len(labels))
+    grouped = " (images of one group count as one)" * shared
     few = f"--data.fold {fold}: the classes have {min(of_class)} to {max(of_class)} images to deal{grouped}"
     refuse(ConfigError, (min(of_class) < 2 or max(of_class) < of, f"{few}: add images, or deal fewer folds"))
-    whole = model_selection.StratifiedGroupKFold(of) if grouped else model_selection.StratifiedKFold(of)
-    stays, cut = list(whole.split(kinds, kinds, groups if grouped else None))[number - 1]
+    whole = model_selection.StratifiedGroupKFold(of) if shared else model_selection.StratifiedKFold(of)
+    stays, cut = list(whole.split(kinds, kinds, groups if shared else None))[number - 1]
     return order[torch.from_numpy(stays)].sort()[0], order[torch.from_numpy(cut)].sort()[0]
 
 

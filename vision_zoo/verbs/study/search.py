@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from rich.markup import escape
 from scipy.stats.qmc import Halton
 
-from vision_zoo.errors import ConfigError, InputError, refuse
+from vision_zoo.errors import ConfigError, InputError, one_line, refuse
 from vision_zoo.verbs.study import table
 from vision_zoo.verbs.study.page import curve_of
 from vision_zoo.verbs.study.plan import Recipe, Trial, read_variation, trials_of
@@ -146,7 +146,7 @@ class Search:
                     )
                 break
             except Exception as error:  # whatever the driver of a database raises
-                cannot = f"--storage {url} cannot be used: {str(error).splitlines()[0]}"
+                cannot = f"--storage {url} cannot be used: {one_line(error)}"
                 refuse(ConfigError, (not (plan.storage and tries_left), cannot))
                 time.sleep(1)  # another worker may be making the tables
         states = optuna.trial.TrialState

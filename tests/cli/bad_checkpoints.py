@@ -101,7 +101,7 @@ CHECKPOINTS = [
     Case(
         "more epochs done than asked for",
         ("fit", "--ckpt_path", "run/checkpoints/far.ckpt"),
-        r"the run is beyond --trainer\.max_epochs 2 already: set it higher to continue",
+        r"You restored a checkpoint with current_epoch=5, but you have set Trainer\(max_epochs=2\)",
         changed("far.ckpt", lambda c: c["loops"]["fit_loop"]["epoch_progress"]["current"].update(completed=5)),
     ),
     Case("last truncated, fit", ("fit", "--ckpt_path", "run"), OFFER, broken("last.ckpt", 5000)),

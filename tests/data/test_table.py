@@ -1,12 +1,12 @@
 """ImageTable, driven with tables as people have them."""
 
 import csv
-import sys
-import types
 import unicodedata
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -173,15 +173,12 @@ def test_images_that_are_only_scored_may_lack_a_class(tmp_path):
 
 def test_parquet_is_read_where_pyarrow_is(tmp_path, monkeypatch, ready):
     rows = [{"image": name, "label": 1.0 * (label == "dog")} for name, label in images(tmp_path)]
-    (tmp_path / "labels.parquet").write_bytes(b"PAR1")
-    read = types.SimpleNamespace(read_table=lambda path: types.SimpleNamespace(to_pylist=lambda: rows))
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", read)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "labels.parquet")
     data = ready(table(tmp_path / "labels.parquet"))
     assert data.class_names == ("0", "1")
     assert sum(data.sizes.values()) == 20
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"to read .*labels\.parquet, pip install pyarrow, or save the table as CSV"):
+    with pytest.raises(ConfigError, match=r"to read .*labels\.parquet, pip install 'vision_zoo\[parquet\]'"):
         ready(table(tmp_path / "labels.parquet"))
 
 

@@ -49,7 +49,7 @@ class Parquet(InFiles):
         refuse(ConfigError, (wrong, f"--data.columns: {wrong} is none of image, label"))
 
     def _members(self, file: Path, left: LeftOut) -> Iterator[Member]:
-        table = _open(str(file))
+        table = open_parquet(str(file))
         fields = {field.name: str(field.type) for field in table.schema_arrow}
         known = {
             "image": [x for x, kind in fields.items() if "binary" in kind],
@@ -81,12 +81,13 @@ def _class_names(table: Any, label: str) -> list[str]:
     return []
 
 
-def _open(file: str) -> Any:
-    lacks = f"Parquet: to read {file}, pip install 'vision_zoo[parquet]', which brings pyarrow"
+def open_parquet(file: str) -> Any:
+    """A Parquet file of pyarrow; a ConfigError without that."""
+    lacks = f"to read {file}, pip install 'vision_zoo[parquet]', which brings pyarrow"
     refuse(ConfigError, (not importlib.util.find_spec("pyarrow"), lacks))
     return importlib.import_module("pyarrow.parquet").ParquetFile(file)
 
 
 @functools.lru_cache(maxsize=4)
 def _group(file: str, group: int, column: str) -> Any:
-    return _open(file).read_row_group(group, columns=[column]).column(column)
+    return open_parquet(file).read_row_group(group, columns=[column]).column(column)

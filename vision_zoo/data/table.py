@@ -1,7 +1,6 @@
 """ImageTable: your own images, with a table of their file names and labels."""
 
 import csv
-import importlib.util
 import os
 import re
 from collections import defaultdict
@@ -14,6 +13,7 @@ import torch
 
 from vision_zoo.data.discovery import LeftOut, as_word, nfc, walk
 from vision_zoo.data.folder import ImageFolder, Listing
+from vision_zoo.data.parquet import open_parquet
 from vision_zoo.data.splits import is_everything, part_of
 from vision_zoo.errors import ConfigError, DataError, DatasetNotFoundError, refuse
 from vision_zoo.files import expanded
@@ -109,13 +109,10 @@ class ImageTable(ImageFolder):
     def _rows(self) -> list[tuple[str, str, str, str]]:
         """Image, label, split and group of each row."""
         absent = f"ImageTable: there is no file {self.path}. Set --data.path to a table of file names and labels"
-        is_parquet = self.path.suffix.lower() == ".parquet"
-        no_reader = f"ImageTable: to read {self.path}, pip install pyarrow, or save the table as CSV"
         refuse(DatasetNotFoundError, (not self.path.is_file(), absent))
-        refuse(ConfigError, (is_parquet and not importlib.util.find_spec("pyarrow"), no_reader))
         with self._reading(self.path, csv.Error), self.path.open(newline="", encoding="utf-8-sig") as file:
-            if is_parquet:
-                records = importlib.import_module("pyarrow.parquet").read_table(self.path).to_pylist()
+            if self.path.suffix.lower() == ".parquet":
+                records = open_parquet(str(self.path)).read().to_pylist()
                 header = list(records[0]) if records else []
             else:
                 mark = max(",;\t|", key=file.readline().count)

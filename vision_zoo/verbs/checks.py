@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from vision_zoo.classifier import Classifier
@@ -28,8 +28,6 @@ def check_fit(
     no_test = f"{name} has no test images: {out}; where they come from: vision_zoo fit --data.help {name}"
     zeros = [o for o in NOT_ZERO if options.get(o) == 0 and options.get(o) is not False]
     time = options.get("max_time")
-    if time is not None:
-        Timer(time)  # which says what is wrong with it
     no_time = isinstance(time, str) and re.fullmatch("0+(:0+)+", time) is not None
     not_scored = test_after_fit and options.get("limit_test_batches") == 0
     refuse(

@@ -21,7 +21,7 @@ from vision_zoo.data.decode import resize_images
 from vision_zoo.data.described import described_data
 from vision_zoo.data.mnist5k import MNIST5k
 from vision_zoo.ensemble import Ensemble, classifier_of
-from vision_zoo.errors import ConfigError, InputError, refuse
+from vision_zoo.errors import ConfigError, InputError, one_line, refuse
 from vision_zoo.files import expanded, is_address
 from vision_zoo.hub import WEIGHTS
 from vision_zoo.types import Split
@@ -149,7 +149,7 @@ def export_model(
             with _quiet():
                 content = kind.make(model, facts or {})
         except Exception as error:  # the exporters raise whatever they meet in a network that they cannot follow
-            cannot = f"{model.network_name} cannot be exported as {format_}: {_first_line(error)}"
+            cannot = f"{model.network_name} cannot be exported as {format_}: {one_line(error)}"
             way_out = "VISION_ZOO_DEBUG=1 shows the traceback; --format safetensors and state_dict take any network"
             raise ExportError(f"{cannot}. {way_out}") from error
         file.write_bytes(content)
@@ -199,7 +199,7 @@ def _compare(model: Classifier, forward: Forward, images: Tensor, format_: str) 
                 raise ValueError(f"it gives {tuple(got.shape)}, not {tuple(expected.shape)}")
         except Exception as error:  # each runtime has its own kinds
             cannot = f"the {format_} file cannot classify batches of {BATCHES} images and was removed"
-            raise ExportError(f"{cannot}: {_first_line(error)}") from error
+            raise ExportError(f"{cannot}: {one_line(error)}") from error
     probabilities = (got.softmax(1) - expected.softmax(1)).abs().max()
     difference = Difference(float((got - expected).abs().max()), float(probabilities), float(expected.abs().max()))
     unlike = not all(torch.allclose(*pair, TOLERANCE, TOLERANCE) for pair in zip(scores, others, strict=True))
@@ -221,8 +221,3 @@ def _quiet() -> Iterator[None]:
         stack.callback(logging.disable, logging.root.manager.disable)
         logging.disable(logging.ERROR)
         yield
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -5,7 +5,6 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelSummary
 from rich.markup import escape
@@ -14,7 +13,6 @@ from torch.optim.lr_scheduler import CyclicLR
 from vision_zoo.checkpoints import Checkpoint, read_torch_file, run_folder
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
-from vision_zoo.errors import ConfigError
 from vision_zoo.training.callbacks import run_callbacks
 from vision_zoo.training.evaluation import to_floats
 from vision_zoo.training.head_only import HeadOnly
@@ -111,12 +109,7 @@ def fit(
     datamodule.check_augmentation()
     if table is not None:
         say(trainer, table)
-    try:
-        trainer.fit(model, datamodule=datamodule, ckpt_path=plan.checkpoint and plan.checkpoint.path, weights_only=True)
-    except (ValueError, MisconfigurationException) as error:
-        if reason := _in_words(trainer, str(error)):
-            raise ConfigError(reason) from error
-        raise
+    trainer.fit(model, datamodule=datamodule, ckpt_path=plan.checkpoint and plan.checkpoint.path, weights_only=True)
     metrics = {} if run is None else training_metrics(run.path / "metrics.csv")
     if run is not None and not run.trained:
         say(trainer, f"nothing was left to train: {_why_ended(trainer, plan, run)}")
@@ -143,20 +136,6 @@ def fit(
             say(trainer, f"commands that read its checkpoints need{words}, since they name code of your own")
         say(trainer, escape(str(run.path)))
     return run.path
-
-
-def _in_words(trainer: Trainer, message: str) -> str:
-    """What Lightning refuses when training starts, with the options that the user gave."""
-    part: Any = getattr(trainer, "overfit_batches", 0)
-    answers = {
-        "`val_check_interval`": f"--trainer.val_check_interval {trainer.val_check_interval} is more than the batches "
-        "of an epoch: set it lower, or count over epochs with --trainer.check_val_every_n_epoch null",
-        "You restored a checkpoint with current_epoch": f"the run is beyond --trainer.max_epochs {trainer.max_epochs} "
-        "already: set it higher to continue",
-    }
-    if part:
-        answers["You requested to check"] = f"--trainer.overfit_batches {part} is less than one batch: set it higher"
-    return next((answer for sign, answer in answers.items() if sign in message), "")
 
 
 def _why_ended(trainer: Trainer, plan: Plan, run: RunFolder) -> str:

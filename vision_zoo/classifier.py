@@ -115,6 +115,7 @@ class Classifier(ScoredModule):
         if weights is not None:
             load_backbone_weights(self.backbone, weights, self.network_name, self.num_classes)
         self.freezing = Freezing(finetune, self.backbone) if finetune else None
+        self.has_weights = prepared is not None or weights is not None  # before any training
         # One multiplication and one addition bring uint8 to normalised float. Both follow from the hyperparameters, so
         # the state dict holds the backbone's own keys and nothing else.
         mean_, std_ = (torch.tensor(list(v)).expand(image_shape[0]).reshape(-1, 1, 1) for v in (mean, std))

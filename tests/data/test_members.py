@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.cli.cases import refuse
 from vision_zoo.__main__ import main
 from vision_zoo.data import Pack, Parquet, WebDataset
 from vision_zoo.data.sources import Files
@@ -172,6 +173,33 @@ def test_parquet_files_of_hugging_face_are_read_and_packed(here):
         for split in ("train", "val", "test"):
             for mine, its in zip(packed.split_images(split), data.split_images(split), strict=True):
                 assert torch.equal(mine, its)
+
+
+@pytest.mark.parametrize(("kind", "ending"), [(WebDataset, "tar"), (Parquet, "parquet")])
+def test_a_folder_stands_for_the_files_in_it(here, kind, ending):
+    (here / "data").mkdir()
+    for name, numbers in (("train-0", range(12)), ("train-1", range(12, 24)), ("test-0", range(24, 30))):
+        if kind is WebDataset:
+            write_tar(here / f"data/{name}.tar", labelled("cls", numbers))
+        else:
+            write_parquet(here / f"data/{name}.parquet", numbers)
+    data = kind("data", image_size=16, val_split=6)
+    data.setup()
+    assert data.sizes == {"train": 18, "val": 6, "test": 6}
+    (here / "empty").mkdir()
+    with pytest.raises(DatasetNotFoundError, match=rf"there is no file .*empty/\*\.{ending}"):
+        kind("empty").setup()
+
+
+def test_several_labels_of_an_image_and_names_of_files_are_refused_in_words(here, capsys):
+    write_parquet(here / "several.parquet", range(12), None, label=[[n % 3, 1] for n in range(12)])
+    with pytest.raises(DataError, match=r"several\.parquet: label holds list.*and one label for each image is needed"):
+        Parquet("several.parquet", image_size=16).setup()
+    pq.write_table(pa.table({"image": ["a.png", "b.png"], "label": [0, 1]}), "names.parquet")
+    with pytest.raises(ConfigError, match=r"of a table of file names: --data ImageTable"):
+        Parquet("names.parquet", image_size=16).setup()
+    write_parquet(here / "images.parquet", range(12))
+    refuse(capsys, ["show", "--data", "ImageTable", "--data.path", "images.parquet"], "themselves: --data Parquet")
 
 
 def test_labels_of_one_class_are_one_however_they_are_stored(here):

@@ -154,6 +154,19 @@ def test_shards_and_encoded_images_give_the_same(photos, capsys):
     refuse(capsys, ["pack", "d.vz", "--encoded", "--output", "e.vz"], "Pack has no image files whose bytes")
 
 
+def test_a_file_that_is_gone_is_left_out_of_a_pack_of_files_too(photos, capsys):
+    (photos / "cat" / "gone.png").symlink_to("nowhere.png")
+    with pytest.warns(UserWarning, match=r"gone\.png cannot be decoded \(.*No such file.*\) and is left out"):
+        encoded = pack("photos", "--encoded")
+    (photos / "cat" / "gone.png").unlink()
+    mine, its = (
+        data.split_images("train").images
+        for data in (Pack(str(encoded), image_size=16), ImageFolder("photos", image_size=16))
+    )
+    assert torch.equal(mine, its)
+    refuse(capsys, ["pack", "--check", "https://127.0.0.1:1/a.vz"], "--check reads a pack on a disk: copy it first")
+
+
 def test_another_size_is_had_by_resizing(photos):
     images = Pack(str(pack("photos", "--image_size", "32")), image_size=8).split_images("train").images
     assert images.shape[1:] == (3, 8, 8)

@@ -270,6 +270,20 @@ def test_a_run_without_a_schedule_is_laid_out_by_the_thaw_too(tmp_path, capsys):
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
+def test_a_network_that_is_frozen_at_random_weights_is_told(here, recwarn):
+    once = ["--trainer.max_epochs", "1"]
+    for words, told in (
+        ([*WORDS, *once], True),
+        ([*WORDS, *once, "--model.finetune.freeze", "null"], False),
+        ([*WORDS, *once, "--model.weights", "runs/default/version_0/checkpoints/best.ckpt"], False),
+        (["fit", "--ckpt_path", "runs/default/version_0"], False),
+    ):
+        recwarn.clear()
+        assert main(words) == 0
+        said = "--model.finetune freezes FashionCNN, whose weights are random: set --model.backbone.weights DEFAULT"
+        assert any(str(warning.message).startswith(said) for warning in recwarn) == told
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 import shlex
 from html.parser import HTMLParser
 from pathlib import Path
@@ -256,6 +257,45 @@ def test_an_interrupted_apply_is_undone(here, monkeypatch, capsys):
     monkeypatch.chdir(here)
     assert main(["audit", "photos", "--apply", "photos/_removed/undo.csv"]) == 0
     assert tree(photos) == before
+
+
+def test_a_folder_that_may_not_be_written_says_that_nothing_was_moved(here, monkeypatch, capsys):
+    photos = write(here / "photos", 2)
+    before = tree(photos)
+
+    def refused(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    fixes = write_fixes(here / "fixes.csv", ("dog/000.png", "remove", ""))
+    monkeypatch.setattr(Path, "mkdir", refused)
+    assert main(["audit", "photos", "--apply", fixes]) == 1
+    monkeypatch.undo()
+    error = capsys.readouterr().err
+    assert "Permission denied" in error
+    assert "Nothing was moved" in error
+    assert tree(photos) == before
+
+
+def test_a_link_to_nothing_is_removed_and_comes_back(here):
+    photos = write(here / "photos", 2)
+    link = photos / "dog" / "gone.png"
+    link.symlink_to("nowhere.png")
+    assert main(["audit", str(photos), "--apply", write_fixes(here / "fixes.csv", ("dog/gone.png", "remove", ""))]) == 0
+    assert not link.is_symlink()
+    for _ in range(2):  # the second time there is nothing left to do
+        assert main(["audit", str(photos), "--apply", str(photos / "_removed/undo.csv")]) == 0
+        assert link.is_symlink()
+
+
+def test_a_name_that_no_page_can_hold_has_no_choices(here):
+    photos = write(here / "photos", 3)
+    for number in (0, 1):
+        name = os.fsdecode(b"copy\xff%d.png" % number)
+        (photos / "dog" / name).write_bytes((photos / "dog/000.png").read_bytes())
+    assert main(["audit", "photos", *SMALL]) == 0
+    page = (here / "audit/audit.html").read_text()
+    assert page.count("Its name is not UTF-8: rename it to choose here.") == 2
+    assert 'data-path="dog/000.png"' in page
 
 
 @pytest.mark.parametrize(

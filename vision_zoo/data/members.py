@@ -29,12 +29,13 @@ class InFiles(ImageFolder):
     """Base of the readers of such files: a subclass writes `_members`. The option root is not used.
 
     Args:
-        path: a file, or a pattern of several in quotation marks.
+        path: a file, a folder of them, or a pattern in quotation marks.
     """
 
     way_out = "Repair the file, or give others with --data.path"
     _absent = "no file is of the split"
     _errors: ClassVar[tuple[type[Exception], ...]] = ()  # what a reader raises of a broken file
+    _ending = ""  # of files in a folder
     _kind: Any = Members  # of the source
 
     def __init__(self, path: str, **options: Any) -> None:
@@ -52,8 +53,9 @@ class InFiles(ImageFolder):
     def _scan(self) -> tuple[tuple[str, ...], dict[Split, Listing]]:
         """Class names, and the images of each split that the names of the files tell; else all are "train"."""
         name, left = type(self).__name__, LeftOut()
-        found = [self.path] if self.path.is_file() else [*map(Path, sorted(glob.glob(str(self.path), recursive=True)))]  # noqa: PTH207
-        refuse(DatasetNotFoundError, (not found, f"{name}: there is no file {self.path}. Set --data.path to others"))
+        pattern = self.path / f"*{self._ending}" if self.path.is_dir() and self._ending else self.path
+        found = [self.path] if self.path.is_file() else [*map(Path, sorted(glob.glob(str(pattern), recursive=True)))]  # noqa: PTH207
+        refuse(DatasetNotFoundError, (not found, f"{name}: there is no file {pattern}. Set --data.path to others"))
         self._holders, self._paths, self._keys = [str(file) for file in found], list[str](), list[str]()
         labels, spans, splits = list[str](), list[tuple[int, ...]](), dict[Split, list[int]]()
         told = list[list[str]]()  # the class names of each file that tells them

@@ -36,11 +36,11 @@ class Parquet(InFiles):
     split. Rows are read in groups: what is larger than the memory is fast in a file of `vision_zoo pack` alone.
 
     Args:
-        path: the files, one or a pattern in quotation marks: 'data/*.parquet'.
+        path: the files: one, a folder of them, or a pattern in quotation marks: 'data/*.parquet'.
         columns: the columns image and label, where they are called otherwise: {label: fine_label}.
     """
 
-    _kind = Rows
+    _ending, _kind = ".parquet", Rows
 
     def __init__(self, path: str, columns: dict[str, str] | None = None, **options: Any) -> None:
         super().__init__(path, **options)
@@ -58,7 +58,10 @@ class Parquet(InFiles):
         image, label = (self.columns.get(kind) or next(iter(names), "") for kind, names in known.items())
         there_are = f"Parquet: {file} has the columns {', '.join(fields)}. Name that of the"
         for name, kind in ((image, "image"), (label, "label")):
-            refuse(ConfigError, (name not in fields, f"{there_are} {kind}s with --data.columns.{kind}"))
+            names_of_files = "; of a table of file names: --data ImageTable" * (kind == "image")
+            refuse(ConfigError, (name not in fields, f"{there_are} {kind}s with --data.columns.{kind}{names_of_files}"))
+        several = f"Parquet: {file}: {label} holds {fields[label]}, and one label for each image is needed"
+        refuse(DataError, (fields[label].startswith(("list", "large_list", "struct", "map")), several))
         self._more["column"], self._classes, first = image, _class_names(table, label), 0
         names = dict(enumerate(self._classes))
         for group in range(table.num_row_groups):

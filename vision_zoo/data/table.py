@@ -133,6 +133,10 @@ class ImageTable(ImageFolder):
             name = self.columns.get(kind) or next((known[name] for name in names.split() if name in known), None)
             give = f"{there_are}. Name that of the {kind}s with --data.columns.{kind}"
             refuse(ConfigError, (name not in header if name else kind in ("image", "label"), give))
+            held = kind == "image" and any(isinstance(record[name], bytes | dict) for record in records[:100])
+            refuse(
+                ConfigError, (held, f"ImageTable: {self.path} holds the images themselves: --data Parquet reads them")
+            )
             columns.append([as_word(record[name]) if name else "" for record in records])
         split_of = [part_of(text) or text for text in columns[2]] if any(columns[2]) else ["train"] * len(records)
         return list(zip(columns[0], columns[1], split_of, columns[3], strict=True))

@@ -21,10 +21,11 @@ class WebDataset(InFiles):
     and val-000.tar tell the split. `vision_zoo pack` makes one file of them, which is faster to read.
 
     Args:
-        path: the shards, a file or a pattern in quotation marks: 'shards/*.tar'. They must not be compressed.
+        path: the shards: a file, a folder of them, or a pattern in quotation marks: 'shards/*.tar'. They must not be
+            compressed.
     """
 
-    _errors = (tarfile.TarError,)
+    _ending, _errors = ".tar", (tarfile.TarError,)
 
     def _members(self, file: Path, left: LeftOut) -> Iterator[Member]:
         with cast(Any, tarfile.open(file, "r:")) as tar:

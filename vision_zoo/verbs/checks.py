@@ -8,6 +8,7 @@ from typing import Any, cast
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
@@ -143,6 +144,14 @@ def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
         (len(ours) != len(theirs), f"{counts} (only one of them has {differ}): choose another {option}"),
         (other_names, f"{classes}: it has {found!r} where the checkpoint knows {known!r}. {rename} another {option}"),
     )
+
+
+def check_frozen(model: Classifier) -> None:
+    """Tell of fine-tuning that freezes weights which nothing has trained; a class of the user's own may load some."""
+    ours = type(model.backbone).__module__.startswith("vision_zoo.")
+    if ours and not model.has_weights and model.freezing is not None and model.freezing.options.freeze is not None:
+        start = "set --model.backbone.weights DEFAULT, or --model.weights to a checkpoint"
+        rank_zero_warn(f"--model.finetune freezes {model.network_name}, whose weights are random: {start}")
 
 
 def data_place(datamodule: ImageDataModule) -> str:

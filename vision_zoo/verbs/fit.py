@@ -23,7 +23,15 @@ from vision_zoo.training.run_folder import RunFolder
 from vision_zoo.training.saving import Saving, hard_link
 from vision_zoo.trust import foreign_packages, trusting
 from vision_zoo.types import TTA, Compile, Config
-from vision_zoo.verbs.checks import check_data, check_fit, check_known, check_monitors, check_share, check_strategy
+from vision_zoo.verbs.checks import (
+    check_data,
+    check_fit,
+    check_frozen,
+    check_known,
+    check_monitors,
+    check_share,
+    check_strategy,
+)
 from vision_zoo.verbs.results import say_results, write_results
 from vision_zoo.verbs.summary import layer_table
 from vision_zoo.verbs.trainer import TrainerMaker, determinism, say
@@ -86,6 +94,8 @@ def fit(
     if plan.checkpoint is not None:
         check_data(model, datamodule)
         folder, stored = run_folder(plan.checkpoint.path), speed_of(plan.checkpoint)
+    else:
+        check_frozen(model)
     performance = Performance(options.get("precision") is not None, stored, channels_last, compile)
     exact = options.get("precision") is not None and "bf16" not in str(options["precision"])
     head_only = HeadOnly(make_trainer.own, plan.checkpoint, exact)

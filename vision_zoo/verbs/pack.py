@@ -23,8 +23,8 @@ from vision_zoo.data.own import OwnImages
 from vision_zoo.data.pack import FORMAT, HEAD, VERSION, Mapped, PackFile
 from vision_zoo.data.sources import Files, Members, Source, Subset, fingerprint, pump
 from vision_zoo.data.values import Numbers
-from vision_zoo.errors import ConfigError, DataError, refuse
-from vision_zoo.files import expanded, flush, lock_file, release
+from vision_zoo.errors import ConfigError, DataError, TrainingError, lack, one_line, refuse
+from vision_zoo.files import expanded, flush, is_address, lock_file, release
 from vision_zoo.types import Split
 from vision_zoo.verbs.audit.findings import all_of
 
@@ -52,6 +52,7 @@ def pack(
         check: compare this pack with its checksums, and do nothing else.
     """
     if datamodule is None:
+        refuse(ConfigError, (is_address(check or ""), "--check reads a pack on a disk: copy it first"))
         return _check(expanded(check or "").absolute())
     place = datamodule.hparams.get("path") or datamodule.root if isinstance(datamodule, OwnImages) else ""
     output = output or f"{Path(place).stem.partition('*')[0].strip('-_.') or type(datamodule).__name__}.vz"
@@ -126,7 +127,14 @@ def _write_images(source: Source, file: Callable[[int], Path], log: Path, limit:
 
     def read(batch: Tensor) -> tuple[list[tuple[int, bytes]], Sequence[tuple[str, str]]]:
         if encoded:
-            return [(place, cast(Files, source).raw(place)) for place in batch.tolist()], ()
+            files, found, unread = cast(Files, source), list[tuple[int, bytes]](), list[tuple[str, str]]()
+            for place in batch.tolist():
+                try:
+                    found.append((place, files.raw(place)))
+                except OSError as error:
+                    refuse(TrainingError, (what := lack(error), what))
+                    unread.append((files.paths[place], one_line(error)))
+            return found, unread
         images, places, failures = numbered.fetch(batch)
         pairs = zip(places.tolist(), images.numpy(), strict=True)
         return [(place, image.tobytes()) for place, image in pairs], failures

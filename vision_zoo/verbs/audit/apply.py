@@ -41,15 +41,16 @@ def apply_fixes(folder: str, fixes: str) -> Path | None:
     text = io.StringIO()
     back = [(to.relative_to(root).as_posix(), "move", path.relative_to(root).as_posix()) for path, to in moves]
     csv.writer(text).writerows([COLUMNS, *back[::-1]])
+    undo = next(x for x in numbered(root / REMOVED / "undo.csv") if not x.exists())
     try:
-        (root / REMOVED).mkdir(exist_ok=True)
-        undo = next(x for x in numbered(root / REMOVED / "undo.csv") if not x.exists())
+        undo.parent.mkdir(exist_ok=True)
         write_file(undo, text.getvalue().encode(**_TEXT))
         for path, to in moves:
             to.parent.mkdir(parents=True, exist_ok=True)
             path.rename(to)
     except OSError as error:
-        raise TrainingError(f"audit: {error}. What was moved before can be moved back: --apply {undo}") from error
+        moved = f"What was moved before can be moved back: --apply {undo}" if undo.exists() else "Nothing was moved"
+        raise TrainingError(f"audit: {error}. {moved}") from error
     again = f"vision_zoo audit {quote(str(folder))} --apply {quote(str(undo))}"
     print(f"{len(moves):,} file{'s' * (len(moves) != 1)} moved; to move them back: {again}")
     return undo
@@ -74,10 +75,10 @@ def _wanted(root: Path, table: Path, fixes: Iterable[tuple[str, ...]]) -> dict[P
         if action == "keep":
             continue
         path, where = _inside(root, name), f"--apply {table}, row {number}: {name}"
-        there = path is not None and path.is_file()
+        there = path is not None and (path.is_file() or (path.is_symlink() and not path.exists()))  # a link to nothing
         refuse(
             ConfigError,
-            (path is None, f"{where} is not in {root}: nothing was moved"),
+            (path is None, f"{where} is not in {root}, or a link leads out of it: nothing was moved"),
             (action not in ("relabel", "remove", "move"), f"{where}: {action!r} is none of relabel, remove, keep"),
         )
         assert path is not None
@@ -87,7 +88,7 @@ def _wanted(root: Path, table: Path, fixes: Iterable[tuple[str, ...]]) -> dict[P
             target = next((x / path.name for x in classes if nfc(x.name) == nfc(to)), None)
         later = f"If it was moved since, apply the later undo files in {REMOVED} first, the last one first"
         again = later if action == "move" else "Audit the folder again"
-        if action == "move" and not there and target is not None and target.is_file():
+        if action == "move" and not there and target is not None and os.path.lexists(target):
             continue  # the moves were interrupted before this one
         refuse(
             ConfigError,

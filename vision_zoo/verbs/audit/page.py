@@ -59,10 +59,16 @@ def write_page(
         place.write_bytes(page.render(version=__version__, **facts).encode(errors="replace"))  # names: any bytes
 
 
-def _image(audited: Audited, sizes: dict[int, Any], place: int, kind: str) -> dict[str, str]:
+def _image(audited: Audited, sizes: dict[int, Any], place: int, kind: str) -> dict[str, Any]:
     """What the page says of an image, and a small JPEG of it."""
     content = io.BytesIO()
     if kind != UNREADABLE:
         picture(audited.source, place, sizes[place], SIDE).save(content, "JPEG", quality=_QUALITY)
-    facts = {"path": audited.names[place], "label": audited.class_of(place), "split": audited.splits[place]}
+    name = audited.names[place]
+    facts = {
+        "path": name,
+        "is_text": name == name.encode(errors="replace").decode(),
+        "label": audited.class_of(place),
+        "split": audited.splits[place],
+    }
     return {**facts, "jpeg": base64.b64encode(content.getvalue()).decode()}

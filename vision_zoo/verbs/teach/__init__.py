@@ -35,6 +35,7 @@ from vision_zoo.verbs.teach.head import Data, Fitter, Head, cross_validate, temp
 from vision_zoo.verbs.teach.label_next import unlabelled_files, worth_a_label, write_next
 from vision_zoo.verbs.trainer import TrainerMaker, say
 
+_MOST_CLASSES = 50  # that are told one by one
 _FOR: dict[Split, str] = {"train": "training", "val": "validation", "test": "testing"}
 
 
@@ -81,7 +82,9 @@ def teach(
     parts = datamodule.subsets()
     labels = {split: subset.source.labels[subset.indices] for split, subset in parts.items()}
     counts = torch.cat([*labels.values()]).bincount(minlength=len(names)).tolist()
-    say(trainer, escape(", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))))
+    shown = [f"{name} {count:,}" for name, count in zip(names, counts, strict=True)]
+    many = f"{len(names):,} classes of {min(counts):,} to {max(counts):,} images"
+    say(trainer, many if len(names) > _MOST_CLASSES else escape(", ".join(shown)))
     say(trainer, ", ".join(f"{len(of):,} for {_FOR[split]}" for split, of in labels.items()))
     empty = ", ".join(name for label, name in enumerate(names) if label not in labels["train"])
     refuse(DataError, (empty, f"there is no training image of {empty}: add some; labels of arrays begin with 0"))

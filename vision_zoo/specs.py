@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import keyword
+import sys
 from collections.abc import Iterator, Mapping
 from functools import partial, reduce
 from pathlib import Path
@@ -49,6 +50,13 @@ def is_package(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):
         return False
+
+
+def lies_beside(package: str) -> bool:
+    """Whether a package that is not imported yet would come from the working directory, where a checkpoint may lie."""
+    spec = None if package in sys.modules else importlib.util.find_spec(package)
+    places = [spec.origin or "", *(spec.submodule_search_locations or ())] if spec else []
+    return any(Path(place).absolute().parent == Path.cwd() for place in places)
 
 
 def class_and_arguments(target: Any) -> tuple[Any, dict[str, Any]]:

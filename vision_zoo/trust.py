@@ -22,7 +22,6 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from textwrap import shorten
@@ -38,7 +37,7 @@ from torch.optim import Optimizer, lr_scheduler
 
 from vision_zoo.files import expanded
 from vision_zoo.finetuning import FineTuning
-from vision_zoo.specs import is_import_path, is_package, listed, returned_class, walk
+from vision_zoo.specs import is_import_path, is_package, lies_beside, listed, returned_class, walk
 
 TRUSTED_PACKAGES = ("vision_zoo", "torch", "torchvision", "lightning", "timm")
 """Packages whose classes a checkpoint may name; not torchmetrics, some of whose modules load a model by its name."""
@@ -82,7 +81,7 @@ class Allowlist:
 
     def __init__(self, trusted_packages: Sequence[str]) -> None:
         self.own = tuple(listed(trusted_packages))
-        self.admitted = (*(name for name in TRUSTED_PACKAGES if not _lies_beside(name)), *self.own)
+        self.admitted = (*(name for name in TRUSTED_PACKAGES if not lies_beside(name)), *self.own)
 
     def option(self, value: Any, place: str, *, is_text: bool = False) -> Iterator[str]:
         """What is wrong with a value, plain data with classes in it, in a place such as "model.backbone.width".
@@ -245,10 +244,3 @@ def _hints(found: Any) -> dict[str, Any]:
         with suppress(Exception):  # an annotation that names what is imported for type checkers alone
             hints |= get_type_hints(init)
     return hints
-
-
-def _lies_beside(package: str) -> bool:
-    """Whether a package that is not imported yet would come from the working directory, where a checkpoint may lie."""
-    spec = None if package in sys.modules else find_spec(package)
-    places = [spec.origin or "", *(spec.submodule_search_locations or ())] if spec else []
-    return any(Path(place).absolute().parent == Path.cwd() for place in places)

@@ -192,7 +192,7 @@ def test_a_size_that_a_network_cannot_be_built_for_names_one_that_works():
 
 def test_without_the_package_one_line_says_how_to_get_it(monkeypatch, capsys, here):
     monkeypatch.delitem(__import__("sys").modules, "timm")
-    monkeypatch.setattr("vision_zoo.backbones.timm.find_spec", lambda name: None)
+    monkeypatch.setattr("vision_zoo.backbones.timm.is_package", lambda name: False)
     for words in (["fit", "--model.backbone", "Timm"], ["list", "networks", "timm", "resnet"]):
         assert main(words) == 2
         assert capsys.readouterr().err.splitlines()[-1].endswith("is missing: pip install 'vision_zoo[timm]'")

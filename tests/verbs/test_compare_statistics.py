@@ -49,6 +49,22 @@ def test_runs_that_are_all_alike_differ_for_sure_or_not_at_all():
     assert statistics.over_seeds([0.1, 0.1, 0.1], [0.7, 0.7, 0.7], paired=False).p == 0  # whose mean is rounded
 
 
+@pytest.mark.parametrize("paired", [True, False])
+def test_runs_that_are_alike_by_chance_have_the_variance_of_their_answers(paired):
+    """Of 40 images each run has other ones right: two pairs that differ by 3 of them tell nothing of other seeds."""
+    found = statistics.over_seeds([0.825, 0.825], [0.9, 0.9], paired, (4 / 1600, 2 / 1600))
+    assert found.deviation == pytest.approx((6 / 1600) ** 0.5)
+    assert found.p > 0.2
+    assert found.low < 0 < found.high
+    assert 2 < statistics.seeds_needed(found) < 100
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_group_may_be_alike():
+    found = statistics.over_seeds([0.975, 0.975], [0.95, 0.925], paired=False)
+    assert found.p == pytest.approx(2 * stats.t.sf(0.0375 / (0.0125**2) ** 0.5, 1))
+
+
 @pytest.mark.parametrize("second", [[0.992, 0.982], [0.975 + 1e-16, 0.965]])
 def test_pairs_that_differ_alike_by_chance_are_compared_as_groups(second):
     first = [0.980, 0.970] if second[0] > 0.98 else [0.955, 0.945]
@@ -84,6 +100,8 @@ def test_so_many_pairs_of_seeds_tell_as_statsmodels_says():
     expected = TTestPower().solve_power(spread.difference / spread.deviation, alpha=0.05, power=0.8)
     # Of one side: what is found in the wrong direction is no success.
     assert statistics.seeds_needed(spread) == int(np.ceil(expected))
+    of_two = TTestPower().solve_power(spread.difference / spread.deviation, alpha=0.025, power=0.8)
+    assert statistics.seeds_needed(spread, 0.025) == int(np.ceil(of_two)) > int(np.ceil(expected))
 
 
 def test_so_many_seeds_that_are_no_pairs_tell_in_a_simulation():

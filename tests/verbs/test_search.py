@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -173,6 +174,13 @@ def test_other_values_of_a_search_are_other_trials(search):
     search("--search", "model.optimizer.lr=0.1,0.01,0.001", *words)
     search(*RATE, *words)
     assert len(table()) == 2
+
+
+def test_a_search_says_how_far_it_is(search, capsys):
+    search(*RATE, "--trials", "3")
+    assert re.findall(r"\((\d of 3 configurations); 1 done\)", capsys.readouterr().out) == [
+        f"{number} of 3 configurations" for number in (1, 2, 3)
+    ]
 
 
 def test_failed_trials_are_counted_among_all_and_what_tries_others_is_told(search, monkeypatch, capsys):

@@ -182,6 +182,10 @@ def test_the_chosen_configuration_is_tested_once_and_is_a_recipe(study, no_page,
     assert "seed_everything" not in config
     assert not {"default_root_dir"} & config["trainer"].keys()
     assert main(["fit", "--config", str(best), "--trainer.fast_dev_run", "true"]) == 0
+    kept = {path: path.read_bytes() for path in Path("studies/tiny").iterdir() if path.is_file()}
+    assert study(*words, "--metric", "val/f1") == 2
+    assert study("--vary", "model.optimizer.lrr=1,2") == 2
+    assert {path: path.read_bytes() for path in Path("studies/tiny").iterdir() if path.is_file()} == kept
 
 
 def test_folds_validate_every_image_once_and_are_pooled(study, no_page, capsys):
@@ -351,6 +355,18 @@ def test_a_mean_has_its_95_percent_interval():
         {"n": 3, "mean": 0.7 / 3, "spread": 0.152753, "half": 4.302653 * 0.152753 / 3**0.5}, rel=1e-4
     )
     assert "half" not in outcomes("a", "val/loss", 0.1).summary("val/loss")
+
+
+def test_seeds_of_a_fold_count_as_one_for_they_validate_the_same_images():
+    recipe = plan.Recipe("a", Path("a.yaml"), "")
+    accuracies = {("1/2", 0): 0.5, ("2/2", 0): 0.6, ("1/2", 1): 0.7, ("2/2", 1): 0.8}
+    found = [
+        Outcome(plan.Trial(Path(), recipe, (), fold, seed, ()), None, {"metrics": {"val/accuracy": share}})
+        for (fold, seed), share in accuracies.items()
+    ]
+    summary = Configuration("a", found).summary("val/accuracy")
+    assert (summary["n"], summary["mean"]) == (2, pytest.approx(0.65))
+    assert summary["spread"] == pytest.approx(0.1 / 2**0.5)  # of .6 and .7
 
 
 def test_options_of_one_last_word_are_told_apart():

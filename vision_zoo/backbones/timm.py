@@ -3,10 +3,8 @@
 import importlib
 import inspect
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from vision_zoo.errors import ConfigError, ImageShapeError, did_you_mean, lack, one_line, refuse
 from vision_zoo.files import expanded
+from vision_zoo.specs import is_package, lies_beside
 from vision_zoo.types import ImageShape, Interpolation, Preprocessing
 
 _LAYOUT = "A folder with its config.json and model.safetensors serves as well: local-dir:FOLDER"
@@ -98,10 +97,8 @@ def networks() -> list[dict[str, Any]]:
 
 def _timm() -> Any:
     """The package, if it is installed; a file in the working directory, perhaps beside a checkpoint, is not."""
-    found = None if "timm" in sys.modules else find_spec("timm")
-    places = Path(found.origin).absolute().parents if found and found.origin else ()
-    is_installed = "timm" in sys.modules or (places and Path.cwd() not in places[:2])
-    refuse(ConfigError, (not is_installed, "Timm: the package timm is missing: pip install 'vision_zoo[timm]'"))
+    there = is_package("timm") and not lies_beside("timm")
+    refuse(ConfigError, (not there, "Timm: the package timm is missing: pip install 'vision_zoo[timm]'"))
     return importlib.import_module("timm")
 
 

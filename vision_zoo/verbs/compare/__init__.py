@@ -64,6 +64,8 @@ class Group:
         self.right = right.mean(0)  # of each image, the share of the runs that are right
         self.sure = np.mean([run.sure for run in runs], axis=0)
         self.accuracies = [float(share) for share in right.mean(1)]  # of each run
+        # By how much they would differ if each image were right by chance, as often as it is.
+        self.least = float(right.var(0, ddof=1).sum()) / right.shape[1] ** 2 if len(runs) > 1 else 0.0
         self.by_seed = {run.seed: share for run, share in zip(runs, self.accuracies, strict=True)}
 
     def says(self, place: int) -> str:
@@ -106,7 +108,7 @@ def compare(
         console.print(escape(f"{run.name}: {100 * np.mean(run.said == run.labels):.2f} % of {len(run.labels):,}"))
     waiting = iter(opened)
     first, *others = (Group(name, [next(waiting) for _ in group]) for name, group in runs)
-    rows = [_compared(first, other) for other in others]
+    rows = [_compared(first, other, statistics.ALPHA / len(others)) for other in others]
     for row, p in zip(rows, statistics.holm([row["p"] for row in rows]), strict=True):
         row |= {"p_corrected": p, "comparisons": len(rows)}
         row["answer"] = _answer(row)
@@ -150,8 +152,8 @@ def _check_same(first: Run, run: Run, split: Part) -> None:
     refuse(DataError, (differing, f"{what}. {way_out}"))
 
 
-def _compared(first: Group, second: Group) -> dict[str, Any]:
-    """The difference of two groups, the second less the first, and what tells whether it is chance."""
+def _compared(first: Group, second: Group, alpha: float) -> dict[str, Any]:
+    """The difference of two groups, the second less the first, and what tells whether it is chance, below alpha."""
     gains, labels = second.right - first.right, first.runs[0].labels
 
     def figures(of: Any) -> dict[str, Any]:
@@ -165,14 +167,14 @@ def _compared(first: Group, second: Group) -> dict[str, Any]:
     row: dict[str, Any] = {"group": second.name, "against": first.name, **figures(slice(None))}
     row["classes"] = {name: figures(of) for name, of in classes.items() if of.any()}
     row["p"] = row["p_images"] = statistics.over_images(gains)
-    row |= {"images_needed": statistics.images_needed(gains), "seeds": None}
+    row |= {"images_needed": statistics.images_needed(gains, alpha), "seeds": None}
     if min(len(first.runs), len(second.runs)) > 1:
         seeds = first.by_seed.keys()
         paired = None not in seeds and seeds == second.by_seed.keys()
         paired = paired and len(seeds) == len(first.runs) == len(second.runs)
         other = [second.by_seed[seed] for seed in seeds] if paired else second.accuracies
-        spread = statistics.over_seeds(first.accuracies, other, paired)
-        row["seeds"] = {**vars(spread), "seeds_needed": statistics.seeds_needed(spread)}
+        spread = statistics.over_seeds(first.accuracies, other, paired, (first.least, second.least))
+        row["seeds"] = {**vars(spread), "seeds_needed": statistics.seeds_needed(spread, alpha)}
         row["p"] = max(row["p"], spread.p)  # chance of images and of seeds must both be ruled out (Berger 1982)
     return row
 
@@ -183,7 +185,9 @@ def _answer(row: dict[str, Any]) -> str:
     what = f"{100 * row['difference']:+.2f} points, 95 % interval over images {_range(row)}"
     what += f", over seeds {_range(seeds)} ({'' if seeds['paired'] else 'not '}paired)" if seeds else ""
     what += f"; p = {row['p_corrected']:.2g}"
-    what += f", corrected for {row['comparisons']} comparisons" if row["comparisons"] > 1 else ""
+    what += (
+        f", corrected for {row['comparisons']} comparisons, as the intervals are not" if row["comparisons"] > 1 else ""
+    )
     about = "" if seeds else ". This is about these networks: several runs of both tell what other seeds would give"
     if row["p_corrected"] <= alpha:
         return f"{group} is {'better' if row['difference'] > 0 else 'worse'} than {against}: {what}{about}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, nct, norm, t, ttest_1samp, ttest_ind
+from scipy.stats import binomtest, nct, norm, t
 
 DRAWS = 10_000  # of the bootstrap
 ALPHA = 0.05  # a difference is told where p is not above
@@ -56,22 +56,31 @@ def over_images(differences: Floats) -> float:
     return float(2 * norm.sf(abs(differences.mean()) / differences.std(ddof=1) * math.sqrt(len(differences))))
 
 
-def over_seeds(first: Sequence[float], second: Sequence[float], paired: bool) -> Spread:
+def over_seeds(
+    first: Sequence[float], second: Sequence[float], paired: bool, least: Sequence[float] = (0, 0)
+) -> Spread:
     """The difference of the accuracies of runs: Student's paired test, or Welch's (1947) for those that are no pairs.
 
-    Each has two values at least; as many of both, in the order of their seeds, where they are paired.
+    Args:
+        first: accuracies, two at least.
+        second: likewise; as many, in the order of their seeds, where they are paired.
+        paired: whether they are.
+        least: the variance of each where its accuracies are equal: by chance, if its runs answer otherwise.
     """
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if paired and _variance(a) and not _variance(b - a):  # by chance, which says nothing of other seeds
         paired = False
-    variances = [_variance(b - a)] if paired else [_variance(a), _variance(b)]
+    variances = [_variance(b - a) or sum(least)] if paired else [_variance(a) or least[0], _variance(b) or least[1]]
     deviation, difference = math.sqrt(sum(variances)), float(b.mean() - a.mean())
-    if deviation == 0:  # all runs of a group are alike, as where their seeds decide nothing
+    if deviation == 0:  # seeds decide nothing
         return Spread(difference, difference, difference, float(abs(difference) <= ROUNDING), paired, 0.0, 1.0)
-    test = ttest_1samp(b - a, 0.0) if paired else ttest_ind(b, a, equal_var=False)
-    bounds = test.confidence_interval(1 - ALPHA)
+    counts = [len(b)] if paired else [len(a), len(b)]
+    parts = [variance / count for variance, count in zip(variances, counts, strict=True)]
+    of_all = sum(parts) ** 2 / sum(part * part / (count - 1) for part, count in zip(parts, counts, strict=True))
+    error = math.sqrt(sum(parts))
+    half, p = float(t.isf(ALPHA / 2, of_all)) * error, float(2 * t.sf(abs(difference) / error, of_all))
     freedom = sum(variances) ** 2 / sum(v * v for v in variances)
-    return Spread(difference, float(bounds.low), float(bounds.high), float(test.pvalue), paired, deviation, freedom)
+    return Spread(difference, difference - half, difference + half, p, paired, deviation, freedom)
 
 
 def _variance(values: Floats) -> float:
@@ -87,7 +96,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in corrected]
 
 
-def images_needed(differences: Floats) -> int | None:
+def images_needed(differences: Floats, alpha: float = ALPHA) -> int | None:
     """How many images would tell a mean of paired differences (N,) like this one from 0; None if any number.
 
     Connor (1987), https://doi.org/10.2307/2531961, for McNemar's test: with the share of discordant images in place of
@@ -96,12 +105,12 @@ def images_needed(differences: Floats) -> int | None:
     mean, square = float(differences.mean()), float((differences**2).mean())
     if mean == 0:
         return None
-    alpha, power = norm.isf(ALPHA / 2), norm.isf(1 - POWER)
-    count = ((alpha * math.sqrt(square) + power * math.sqrt(square - mean * mean)) / mean) ** 2
+    limit, power = norm.isf(alpha / 2), norm.isf(1 - POWER)
+    count = ((limit * math.sqrt(square) + power * math.sqrt(square - mean * mean)) / mean) ** 2
     return math.ceil(count) if count < MOST else None
 
 
-def seeds_needed(spread: Spread) -> int | None:
+def seeds_needed(spread: Spread, alpha: float = ALPHA) -> int | None:
     """How many seeds of each group would tell a difference like this one; None if any number.
 
     The power of the t test by the noncentral t distribution (Cohen 1988, Statistical Power Analysis, chapter 2).
@@ -109,11 +118,11 @@ def seeds_needed(spread: Spread) -> int | None:
 
     def power(count: int) -> float:
         freedom, shift = spread.freedom * (count - 1), abs(spread.difference) / spread.deviation * math.sqrt(count)
-        return float(nct.sf(t.isf(ALPHA / 2, freedom), freedom, shift))
+        return float(nct.sf(t.isf(alpha / 2, freedom), freedom, shift))
 
     if not spread.difference or not spread.deviation:
         return None
-    about = math.ceil(((norm.isf(ALPHA / 2) + norm.isf(1 - POWER)) * spread.deviation / spread.difference) ** 2)
+    about = math.ceil(((norm.isf(alpha / 2) + norm.isf(1 - POWER)) * spread.deviation / spread.difference) ** 2)
     if about > 10_000:  # where the normal distribution is as good
         return about if about < MOST else None
     return next(count for count in range(max(2, about - 1), about + 100) if power(count) >= POWER)

@@ -116,6 +116,7 @@ class Study:
         self.outcomes = {trial: table.Outcome.of(trial) for trial in trials}
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self.codes = set[int]()  # of the trials that failed
+        self.place = ""  # of a configuration in a search, for people
         self.lacking = False  # whether a trial ended without the metric, as all others would
 
     def run(self, test: bool, search: Callable[[], int] | None = None) -> None:
@@ -126,7 +127,6 @@ class Study:
         chosen = table.best_of(table.configurations([*self.outcomes.values()]), self.metric)
         if test and chosen is not None:
             failed += self.make([outcome.trial for outcome in chosen.outcomes], tests=True)["failed"]
-        self._tell(time.monotonic() - began)
         names = {name for outcome in self.outcomes.values() for name in outcome.results.get("metrics", {})}
         known = ", ".join(sorted(name for name in names if name.startswith("val/")))
         way_out = f"there are {known}" if known else "give --folds, or --data.val_split 0.1"
@@ -138,6 +138,7 @@ class Study:
             (failed and self.codes == {2} and not names, asked),
             (names and self.metric not in names, lacking),
         )
+        self._tell(time.monotonic() - began)
         failing = f"{failed} of {len(self.outcomes)} trials failed; {again}"
         refuse(TrainingError, (failed, failing), (chosen is None, lacking))
 
@@ -158,7 +159,7 @@ class Study:
                 count = {state: [*states.values()].count(state) for state in STATES}
                 begun, over = count["running"] + count["left"], len(left) - count["running"] - count["left"]
                 to_go = f", {duration((time.monotonic() - began) / over * begun)} to go" if over and begun else ""
-                line = ", ".join(f"{number} {state}" for state, number in count.items() if number) + to_go
+                line = self.place + ", ".join(f"{number} {state}" for state, number in count.items() if number) + to_go
                 bar.update(shown, completed=len(trials) - begun, description=line)
                 if code is None:
                     return False
@@ -183,7 +184,8 @@ class Study:
             what = f"failed with exit code {code}" if code else "left no results"
             texts = [f"{what}, see {log}", *[line for line in text.splitlines() if line.strip()][-3:]]
         self.console.print(escape("\n    ".join([f"{trial.title}: {texts[0]} ({line})", *texts[1:]])))
-        write_csv(self.folder / "results.csv", table.rows_of([*self.outcomes.values()]))
+        if any(outcome.results for outcome in self.outcomes.values()):  # or it may have been another study's by mistake
+            write_csv(self.folder / "results.csv", table.rows_of([*self.outcomes.values()]))
 
     def _tell(self, seconds: float) -> None:
         """Write study.json, best.yaml and the page; print the configurations, and where everything is."""
@@ -191,7 +193,10 @@ class Study:
         write_csv(self.folder / "results.csv", table.rows_of(outcomes))
         found, tested = table.configurations(outcomes), self.metric.replace("val/", "test/")
         chosen = table.best_of(found, self.metric)
-        every = [(each.name + " (chosen)" * (each is chosen), self.metric, each.summary(self.metric)) for each in found]
+        every = [
+            (each.name + " (chosen)" * (each is chosen and len(found) > 1), self.metric, each.summary(self.metric))
+            for each in found
+        ]
         if chosen is not None and chosen.summary(tested)["n"]:
             every.append((chosen.name, tested, chosen.summary(tested)))
         about = {

@@ -203,6 +203,7 @@ class Search:
         """
         number = sum(trial.number < asked.number for trial in self.counted())
         refuse(InputError, (number >= self.plan.trials, f"there are {self.plan.trials} trials already"))
+        self.study.place = f"{number + 1} of {self.plan.trials} configurations; "
         samplers, axes = self.optuna.samplers, self.plan.axes
         if self.plan.sampler == "random":
             self.optimizer.sampler = samplers.RandomSampler(seed=number)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, serialization
 
 from vision_zoo import hub
-from vision_zoo.errors import CheckpointError, ConfigError
+from vision_zoo.errors import CheckpointError, ConfigError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.known import ill_formed
 from vision_zoo.specs import import_path, without_downloads
@@ -50,6 +50,8 @@ def read_torch_file(path: str | Path, *, beside: tuple[str, ...] = ()) -> Any:
         if code := re.search(r"GLOBAL (\S+)", telling[-1] if telling else ""):
             alone = "where it was made, save its weights alone: torch.save(network.state_dict(), FILE)"
             telling = [f"it names {code[1]}, and no code is run; {alone}"]
+        made = f"{file.resolve()} is no checkpoint but a program that export made of one: give the run that it is from"
+        refuse(CheckpointError, (file.suffix in (".onnx", ".pt2", ".html"), made))
         why = "(truncated, of another kind, or holding more than tensors and plain data)"
         told = f"{file.resolve()} is not a checkpoint that can be loaded safely {why}"
         raise CheckpointError(f"{told}: {(telling or lines[:1])[-1].strip()}") from error
@@ -264,6 +266,8 @@ def find_checkpoint(name: str, root: Path, prefer: str, run_name: str | None = N
         reason = f"{path.resolve()} holds no checkpoints/{prefer}.ckpt"
     elif path.suffix in (".yaml", ".yml"):
         candidates, reason = [], "a configuration is no checkpoint: give the folder of a run, or fit with --config"
+    elif glob.has_magic(name) and glob.glob(str(path)):  # noqa: PTH207  # any path
+        reason = "one network is asked for, and this is a pattern; predict, test and export average several"
     for candidate in candidates:
         if candidate.is_file():
             # In the hub's cache, files are links into a store without names.

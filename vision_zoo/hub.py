@@ -26,7 +26,8 @@ def fetched(address: str) -> Path:
         folder = snapshot_download(name, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS])
     except Exception as error:  # package, name, network, server, token, disk: each has its own kind
         way_out = "Check name, network, pip install 'vision_zoo[hub]', hf auth login if it is private; or copy it here"
-        refuse(CheckpointError, (True, f"--ckpt_path {address} cannot be fetched: {one_line(error)}. {way_out}"))
+        why = one_line(error).rstrip(".")
+        refuse(CheckpointError, (True, f"--ckpt_path {address} cannot be fetched: {why}. {way_out}"))
     return Path(folder)
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_zoo.backbones.fitting import head_of
@@ -51,7 +52,7 @@ class Known(nn.Module):
         if not len(self.center):
             return energy
         offset = features.float() - self.center.float()
-        outside = offset - offset @ axes @ axes.T  # (B, D)
+        outside = offset - F.linear(offset @ axes, axes)  # (B, D)
         return energy - self.weight * outside.square().sum(1).sqrt()
 
     @classmethod

@@ -69,6 +69,18 @@ CHECKPOINTS = [
         file("x.ckpt"),
     ),
     Case(
+        "checkpoint an exported program",
+        ("predict", "--ckpt_path", "x.onnx", "--images", "."),
+        r"x\.onnx is no checkpoint but a program that export made of one: give the run that it is from",
+        file("x.onnx", "\x08\x0a"),
+    ),
+    Case(
+        "a pattern where one network is asked for",
+        ("explain", "--ckpt_path", "r*n", "--images", "."),
+        r"one network is asked for, and this is a pattern; predict, test and export average several",
+        lambda here: (here / "run").mkdir(exist_ok=True),
+    ),
+    Case(
         "checkpoint of words",
         ("test", "--ckpt_path", "x.ckpt"),
         r"x\.ckpt is not a checkpoint",

@@ -118,6 +118,17 @@ def test_the_interval_is_that_of_scipys_bootstrap():
     assert [*statistics.interval(of)] == pytest.approx([*expected.confidence_interval], abs=0.0015)
 
 
+def test_the_interval_of_few_discordant_images_covers_as_often_as_it_says_and_is_never_empty():
+    low, high = statistics.interval(differences(0, 0, 500))
+    assert low == -high < -0.003
+    assert statistics.interval(differences(0, 4, 996))[0] < 0  # as McNemar's p of .125 has it
+    rng, held = np.random.default_rng(0), 0
+    for counts in rng.multinomial(500, [0.01, 0.005, 0.985], 2_000):
+        low, high = statistics.interval(differences(*counts))
+        held += low <= -0.005 <= high
+    assert 0.93 < held / 2_000 < 0.98
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "only_first", "only_second"),

@@ -263,6 +263,8 @@ def test_a_file_of_the_default_name_is_kept_and_a_link_stays_one(checkpoint, her
     (here / "default.pt").write_bytes(b"of another origin")
     assert main(words) == 2
     assert "default.pt is there already: --output default.pt replaces it" in capsys.readouterr().err
+    assert main([*words, "--output", ""]) == 2  # as of a variable that is not set
+    assert main([*words, "--output", "-"]) == 2
     assert (here / "default.pt").read_bytes() == b"of another origin"
     (here / "link.pt").symlink_to("default.pt")
     assert main([*words, "--output", "link.pt"]) == 0

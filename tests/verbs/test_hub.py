@@ -128,6 +128,19 @@ def test_a_copy_of_a_folder_keeps_its_name_and_never_replaces_it(folder, here, m
     assert "vision_zoo test --ckpt_path here" in Path("README.md").read_text()
 
 
+def test_a_report_never_replaces_the_card_of_a_folder(folder, here, monkeypatch, capsys):
+    shutil.copytree(folder, here / "mine")
+    monkeypatch.chdir(here / "mine")
+    card = Path("README.md").read_bytes()
+    assert main(["report", "--ckpt_path", ".", "--explain", "false"]) == 2
+    assert "is the card of a hub folder, with results that are known there alone" in capsys.readouterr().err
+    assert Path("README.md").read_bytes() == card
+    assert main(["report", "--ckpt_path", ".", "--explain", "false", "--output", str(here)]) == 0
+    page = (here / "report.html").read_text()
+    assert "never tested" not in page
+    assert "config.yaml holds" not in page
+
+
 def test_a_teachers_place_stays_at_home(trained_run, here):
     teacher = ["--model.loss", "Distillation", "--model.loss.teacher", str(trained_run)]
     assert main([*QUICK, *teacher, "--trainer.max_epochs", "1", "--test_after_fit", "false"]) == 0

@@ -94,17 +94,6 @@ def test_what_is_told_is_what_another_program_measures(made, trained_run):
     assert float(low) < float(drop) < float(high)
 
 
-def test_the_interval_covers_as_often_as_it_says_and_is_never_empty():
-    low, high = int8.interval(0, 0, 500)
-    assert low == -high < -0.003
-    rng, held = np.random.default_rng(0), 0
-    for _ in range(2000):
-        lost, won, _ = rng.multinomial(500, [0.02, 0.01, 0.97])
-        low, high = int8.interval(int(lost), int(won), 500)
-        held += low <= 0.01 <= high
-    assert 0.93 < held / 2000 < 0.98
-
-
 # ------------------------------------------------------------------------------------------------- layers stay float
 
 
@@ -204,6 +193,7 @@ def test_the_chosen_share_of_known_images_passes_by_the_file_s_own_threshold(her
     float_, known = (json.loads(known_of(name)) for name in ("float.onnx", "int8.onnx"))
     assert known["share"] == float_["share"] == 0.9
     assert known["threshold"] != float_["threshold"]
+    assert Path("int8.onnx").stat().st_size < Path("float.onnx").stat().st_size  # the axes stand in it once
     images = MNIST5k().sample("val", 10_000).images.numpy()
     scores = onnxruntime.InferenceSession("int8.onnx").run(["known_score"], {"images": images})[0]
     assert 0 <= (scores >= known["threshold"]).mean() - 0.9 < 2 / len(images)

@@ -161,7 +161,7 @@ def quiet() -> Iterator[None]:
     if os.environ.get("VISION_ZOO_DEBUG") == "1":
         yield
         return
-    levels = dict.fromkeys(("lightning.pytorch", "lightning.fabric"), logging.ERROR)
+    levels = dict.fromkeys(("lightning.pytorch", "lightning.fabric", "python_multipart"), logging.ERROR)
     # What these print was asked for.
     levels |= dict.fromkeys(("lightning.pytorch.profilers", "lightning.pytorch.callbacks.model_summary"), logging.INFO)
     loggers = {name: logging.getLogger(name) for name in levels}

@@ -79,13 +79,14 @@ def export(
     kind: Format | Literal["hub"] = format or endings.get(ending, "onnx")
     name = "ensemble" if len(checkpoints) > 1 else checkpoint.run_name or checkpoint.path.stem
     path = expanded(output or f"{name}{'' if kind == 'hub' else FORMATS[kind].suffix}")
-    unknown, taken = format is None and ending not in endings, output is None and path.exists()
+    unknown, taken = format is None and ending not in endings, not output and path.exists()
     programs = [name for name, each in FORMATS.items() if each.is_program]
     itself = {path.resolve(), path.resolve() / WEIGHTS} & {each.path for each in checkpoints}
     one = f"--format {kind} holds the weights of one network, and several are averaged"
     refuse(
         ConfigError,
         (unknown, f"--output {output}: {ending} is the ending of no format; set --format {', '.join(FORMATS)}, hub"),
+        (output == "-", "--output -: export writes a file and reads it again, so it needs a name"),
         (taken, f"{path.absolute()} is there already: --output {path} replaces it, another name keeps it"),
         (len(checkpoints) > 1 and kind not in programs, f"{one}: --format {' or '.join(programs)}"),
         (itself, f"--output {path} is the checkpoint itself: choose another name"),

@@ -24,6 +24,7 @@ from vision_zoo.formatting import metric_text
 from vision_zoo.known import threshold_of
 from vision_zoo.types import LabelledImages
 from vision_zoo.verbs.checks import check_data
+from vision_zoo.verbs.compare.statistics import interval
 from vision_zoo.verbs.formats import FORMATS, ExportError, Outputs
 
 CALIBRATED_ON, MEASURED_ON, BATCH = 256, 10_000, 32  # images, at most
@@ -83,7 +84,7 @@ def quantise(whole: Path, target: Path, model: Classifier, train: Tensor, val: L
         drop = 100 * int(right.sum() - still.sum()) / len(right)
         if drop <= max_drop:
             break
-    low, high = interval(int((right & ~still).sum()), int((still & ~right).sum()), len(right))
+    low, high = interval((right.double() - still.double()).numpy())
     count = f"{len(layers) - len(kept)} of {len(layers) + len(first)} layers"
     was, now = (metric_text("accuracy", float(each.float().mean())) for each in (right, still))
     what = f"{len(right):,} validation images{', which chose the float layers,' * bool(kept)}"
@@ -139,10 +140,3 @@ def _tries(layers: Sequence[str], change: Callable[[str], float]) -> Iterator[Se
 def _run(file: Path, model: Classifier, images: Tensor) -> Outputs:
     forward = FORMATS["onnx"].load(file, model)
     return tuple(map(torch.cat, zip(*map(forward, torch.split(images, BATCH)), strict=True)))
-
-
-def interval(lost: int, won: int, count: int) -> tuple[float, float]:
-    """95 %, of a drop, by counts of images right before only and after only (Agresti, Min 2005, 10.1002/sim.1781)."""
-    total, drop = count + 2, (lost - won) / (count + 2)
-    half = 1.959964 * math.sqrt(lost + won + 1 - total * drop * drop) / total
-    return drop - half, drop + half

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, nct, norm, t
 
 DRAWS = 10_000  # of the bootstrap
+FEW = 15  # discordant images, for which it does not serve
 ALPHA = 0.05  # a difference is told where p is not above
 POWER = 0.8  # the chance to tell a difference that is there, for how much would do
 MOST = 10**9  # images or seeds
@@ -35,8 +36,14 @@ def interval(differences: Floats, seed: int = 0) -> tuple[float, float]:
 
     Images are drawn with replacement. As only their mean counts, a draw is one of how often each value comes, by the
     multinomial distribution. In simulations of paired accuracies, with 15 to 200 discordant images, bias-corrected and
-    accelerated intervals (Efron 1987) covered no better: 94 to 96 of 100 cases, percentiles too.
+    accelerated intervals (Efron 1987) covered no better: 94 to 96 of 100 cases, percentiles too. Of single runs with
+    fewer discordant images, the interval of Agresti and Min (2005, https://doi.org/10.1002/sim.1781), never empty.
     """
+    discordant, total = np.count_nonzero(differences), len(differences) + 2
+    if discordant < FEW and np.isin(differences, (-1, 0, 1)).all():
+        mean = float(differences.sum()) / total
+        half = float(norm.isf(ALPHA / 2)) * math.sqrt(discordant + 1 - total * mean * mean) / total
+        return mean - half, mean + half
     values, counts = np.unique(differences, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(len(differences), counts / len(differences), DRAWS)
     low, high = np.quantile(drawn @ values / len(differences), (ALPHA / 2, 1 - ALPHA / 2))

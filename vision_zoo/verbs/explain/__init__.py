@@ -97,8 +97,8 @@ def write_pictures(
         stem = os.fsdecode(os.fsencode(path.stem)[:240])  # file systems take 255 bytes
         free = (file for file in numbered(folder / f"{stem}.png") if file not in taken)
         taken.add(file := next(file for file in free if _is_own(file) or not file.exists()))
-        title = f"{NONE}, nearest {labels[0]}" if answer == NONE else labels[0]
-        figure = draw(pixels, evidence, labels, shares, f"{path.name}: {title}", f"evidence for {shown}, {method}")
+        title = f"{'/'.join(path.parts[-2:])}: {f'{NONE}, nearest ' * (answer == NONE)}{labels[0]}"
+        figure = draw(pixels, evidence, labels, shares, title, f"evidence for {shown}, {method}")
         with new_file(file) as place:
             figure.savefig(place, format="png", dpi=100, metadata={"Software": MARK})
     refuse(

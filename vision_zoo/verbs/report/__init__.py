@@ -13,6 +13,7 @@ from vision_zoo.classifier import Classifier
 from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.files import expanded
 from vision_zoo.formatting import duration, metric_text
+from vision_zoo.hub import WEIGHTS
 from vision_zoo.trust import trusting
 from vision_zoo.verbs.output import output_file, templates
 from vision_zoo.verbs.report.facts import Facts, collect, interval
@@ -51,10 +52,12 @@ def write_report(
     card = page.with_name("README.md")
     own_page = page == target or not page.is_file() or b'content="vision_zoo ' in page.read_bytes()[:4096]
     foreign, way_out = "is there and was not written by report", "move it away, or set --output to another folder"
+    of_hub = card.exists() and checkpoint.path == card.with_name(WEIGHTS).absolute()
     refuse(
         ConfigError,
         (card.exists() and not is_own(card), f"{card.resolve()} {foreign}, or was edited since: {way_out}"),
         (not own_page, f"{page.resolve()} {foreign}: {way_out}"),
+        (of_hub, f"{card.resolve()} is the card of a hub folder, with results that are known there alone: {way_out}"),
     )
     facts = collect(model, checkpoint)
     if explain:

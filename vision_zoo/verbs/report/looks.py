@@ -43,11 +43,9 @@ def draw_looks(model: Classifier, checkpoint: Checkpoint) -> bytes | str:
         parts = [model.eval()(part.to(model.device)).softmax(1).cpu() for part in torch.split(images, 64)]
     sure, said = torch.cat(parts).max(1)
     order, right = sure.argsort(descending=True, stable=True), said == labels
-    kinds = {
-        "surest right": order[right[order]][:OF_EACH],
-        "surest wrong": order[~right[order]][:OF_EACH],
-        "least sure": order.flip(0)[:OF_EACH],
-    }
+    kinds = {"surest right": order[right[order]][:OF_EACH], "surest wrong": order[~right[order]][:OF_EACH]}
+    rest = order[~torch.isin(order, torch.cat([*kinds.values()]))]
+    kinds["least sure"] = rest.flip(0)[:OF_EACH]
     places = torch.cat(list(kinds.values()))
     evidence, names = maps(model, images[places], said[places]), model.class_names
     titles = [

@@ -53,8 +53,9 @@ def refuse(kind: type[Exception], *problems: tuple[object, str]) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """The beginning of what an error says, of which some libraries write pages."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """The beginning of what an error says, of which some libraries write pages; a LookupError says a key alone."""
+    text, name = " ".join(str(error).split())[:300], type(error).__name__
+    return f"{name}: {text}" if isinstance(error, LookupError) else text or name
 
 
 def diverged(what: str, step: int, epoch: int) -> TrainingError:

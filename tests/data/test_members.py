@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -183,11 +184,20 @@ def test_a_folder_stands_for_the_files_in_it(here, kind, ending):
             write_tar(here / f"data/{name}.tar", labelled("cls", numbers))
         else:
             write_parquet(here / f"data/{name}.parquet", numbers)
-    data = kind("data", image_size=16, val_split=6)
+    (here / "data").rename(here / "val [1]")  # which says nothing of the files in it
+    data = kind("val [1]", image_size=16, val_split=6)
+    data.setup()
+    assert data.sizes == {"train": 18, "val": 6, "test": 6}
+    for name in ("train", "test"):
+        (here / name).mkdir()
+        for file in (here / "val [1]").glob(f"{name}-*"):
+            (here / name / f"{file.stem[-1]}.{ending}").write_bytes(file.read_bytes())
+    shutil.rmtree(here / "val [1]")
+    data = kind(".", image_size=16, val_split=6)
     data.setup()
     assert data.sizes == {"train": 18, "val": 6, "test": 6}
     (here / "empty").mkdir()
-    with pytest.raises(DatasetNotFoundError, match=rf"there is no file .*empty/\*\.{ending}"):
+    with pytest.raises(DatasetNotFoundError, match=rf"there is no \.{ending} file in .*empty\."):
         kind("empty").setup()
 
 
@@ -195,6 +205,10 @@ def test_several_labels_of_an_image_and_names_of_files_are_refused_in_words(here
     write_parquet(here / "several.parquet", range(12), None, label=[[n % 3, 1] for n in range(12)])
     with pytest.raises(DataError, match=r"several\.parquet: label holds list.*and one label for each image is needed"):
         Parquet("several.parquet", image_size=16).setup()
+    pairs = pa.array([[n % 3, 1] for n in range(12)], pa.list_(pa.int64(), 2))
+    write_parquet(here / "pairs.parquet", range(12), None, label=pairs)
+    with pytest.raises(DataError, match=r"pairs\.parquet: label holds fixed_size_list"):
+        Parquet("pairs.parquet", image_size=16).setup()
     pq.write_table(pa.table({"image": ["a.png", "b.png"], "label": [0, 1]}), "names.parquet")
     with pytest.raises(ConfigError, match=r"of a table of file names: --data ImageTable"):
         Parquet("names.parquet", image_size=16).setup()

@@ -280,7 +280,7 @@ def test_a_network_that_is_frozen_at_random_weights_is_told(here, recwarn):
     ):
         recwarn.clear()
         assert main(words) == 0
-        said = "--model.finetune freezes FashionCNN, whose weights are random: set --model.backbone.weights DEFAULT"
+        said = "--model.finetune freezes FashionCNN, whose weights are random: set --model.weights to a checkpoint"
         assert any(str(warning.message).startswith(said) for warning in recwarn) == told
 
 

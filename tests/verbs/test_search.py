@@ -176,6 +176,14 @@ def test_other_values_of_a_search_are_other_trials(search):
     assert len(table()) == 2
 
 
+def test_a_mistaken_search_leaves_what_the_finished_one_shows(search, capsys):
+    search(*RATE, "--trials", "3")
+    names = ("history.png", "importance.png", "results.csv", "study.json", "report.html", "best.yaml")
+    kept = {name: Path("studies/tiny", name).read_bytes() for name in names}
+    assert main(["study", "tiny.yaml", "--name", "tiny", *RATE, "--trials", "3", "--metric", "val/f1"]) == 2
+    assert {name: Path("studies/tiny", name).read_bytes() for name in names} == kept
+
+
 def test_a_search_says_how_far_it_is(search, capsys):
     search(*RATE, "--trials", "3")
     assert re.findall(r"\((\d of 3 configurations); 1 done\)", capsys.readouterr().out) == [

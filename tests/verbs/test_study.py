@@ -16,6 +16,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -361,12 +362,18 @@ def test_seeds_of_a_fold_count_as_one_for_they_validate_the_same_images():
     recipe = plan.Recipe("a", Path("a.yaml"), "")
     accuracies = {("1/2", 0): 0.5, ("2/2", 0): 0.6, ("1/2", 1): 0.7, ("2/2", 1): 0.8}
     found = [
-        Outcome(plan.Trial(Path(), recipe, (), fold, seed, ()), None, {"metrics": {"val/accuracy": share}})
+        Outcome(
+            plan.Trial(Path(), recipe, (), fold, seed, ()),
+            None,
+            {"metrics": dict.fromkeys(("val/accuracy", "test/accuracy"), share)},
+        )
         for (fold, seed), share in accuracies.items()
     ]
     summary = Configuration("a", found).summary("val/accuracy")
     assert (summary["n"], summary["mean"]) == (2, pytest.approx(0.65))
     assert summary["spread"] == pytest.approx(0.1 / 2**0.5)  # of .6 and .7
+    tested = Configuration("a", found).summary("test/accuracy")  # of which all runs see the same images
+    assert (tested["n"], tested["spread"]) == (4, pytest.approx(np.std([0.5, 0.6, 0.7, 0.8], ddof=1)))
 
 
 def test_options_of_one_last_word_are_told_apart():

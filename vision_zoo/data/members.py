@@ -41,7 +41,8 @@ class InFiles(ImageFolder):
     def __init__(self, path: str, **options: Any) -> None:
         self.path = Path(path) if is_address(path) else expanded(path).absolute()
         super().__init__(**options)
-        self.root, self.hparams["path"] = self.path.parent, path if is_address(path) else str(self.path)
+        self.root = self.path if self.path.is_dir() else self.path.parent
+        self.hparams["path"] = path if is_address(path) else str(self.path)
         self._more = dict[str, Any]()  # of its fields
         self._classes = list[str]()  # in their order, where the files tell them
 
@@ -53,9 +54,12 @@ class InFiles(ImageFolder):
     def _scan(self) -> tuple[tuple[str, ...], dict[Split, Listing]]:
         """Class names, and the images of each split that the names of the files tell; else all are "train"."""
         name, left = type(self).__name__, LeftOut()
-        pattern = self.path / f"*{self._ending}" if self.path.is_dir() and self._ending else self.path
-        found = [self.path] if self.path.is_file() else [*map(Path, sorted(glob.glob(str(pattern), recursive=True)))]  # noqa: PTH207
-        refuse(DatasetNotFoundError, (not found, f"{name}: there is no file {pattern}. Set --data.path to others"))
+        if self.path.is_dir():
+            files = [file for file in self.path.rglob("*") if file.suffix.lower() == self._ending and file.is_file()]
+        else:
+            files = [self.path] if self.path.is_file() else [*map(Path, glob.glob(str(self.path), recursive=True))]  # noqa: PTH207
+        found, what = sorted(files), f"{self._ending} file in" if self.path.is_dir() else "file"
+        refuse(DatasetNotFoundError, (not found, f"{name}: there is no {what} {self.path}. Set --data.path to others"))
         self._holders, self._paths, self._keys = [str(file) for file in found], list[str](), list[str]()
         labels, spans, splits = list[str](), list[tuple[int, ...]](), dict[Split, list[int]]()
         told = list[list[str]]()  # the class names of each file that tells them

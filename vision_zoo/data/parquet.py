@@ -52,7 +52,7 @@ class Parquet(InFiles):
         table = open_parquet(str(file))
         fields = {field.name: str(field.type) for field in table.schema_arrow}
         known = {
-            "image": [x for x, kind in fields.items() if "binary" in kind],
+            "image": [x for x, kind in fields.items() if "binary" in kind and "list<" not in kind],
             "label": [x for x in LABELS if x in fields],
         }
         image, label = (self.columns.get(kind) or next(iter(names), "") for kind, names in known.items())
@@ -61,7 +61,7 @@ class Parquet(InFiles):
             names_of_files = "; of a table of file names: --data ImageTable" * (kind == "image")
             refuse(ConfigError, (name not in fields, f"{there_are} {kind}s with --data.columns.{kind}{names_of_files}"))
         several = f"Parquet: {file}: {label} holds {fields[label]}, and one label for each image is needed"
-        refuse(DataError, (fields[label].startswith(("list", "large_list", "struct", "map")), several))
+        refuse(DataError, ("list<" in fields[label] or fields[label].startswith(("struct", "map")), several))
         self._more["column"], self._classes, first = image, _class_names(table, label), 0
         names = dict(enumerate(self._classes))
         for group in range(table.num_row_groups):

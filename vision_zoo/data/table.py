@@ -112,7 +112,11 @@ class ImageTable(ImageFolder):
         refuse(DatasetNotFoundError, (not self.path.is_file(), absent))
         with self._reading(self.path, csv.Error), self.path.open(newline="", encoding="utf-8-sig") as file:
             if self.path.suffix.lower() == ".parquet":
-                records = open_parquet(str(self.path)).read().to_pylist()
+                table = open_parquet(str(self.path))
+                held = [x.name for x in table.schema_arrow if str(x.type).startswith(("binary", "large_b", "struct"))]
+                themselves = f"ImageTable: {self.path} holds the images themselves: --data Parquet reads them"
+                refuse(ConfigError, (held, themselves))
+                records = table.read().to_pylist()
                 header = list(records[0]) if records else []
             else:
                 mark = max(",;\t|", key=file.readline().count)
@@ -133,10 +137,6 @@ class ImageTable(ImageFolder):
             name = self.columns.get(kind) or next((known[name] for name in names.split() if name in known), None)
             give = f"{there_are}. Name that of the {kind}s with --data.columns.{kind}"
             refuse(ConfigError, (name not in header if name else kind in ("image", "label"), give))
-            held = kind == "image" and any(isinstance(record[name], bytes | dict) for record in records[:100])
-            refuse(
-                ConfigError, (held, f"ImageTable: {self.path} holds the images themselves: --data Parquet reads them")
-            )
             columns.append([as_word(record[name]) if name else "" for record in records])
         split_of = [part_of(text) or text for text in columns[2]] if any(columns[2]) else ["train"] * len(records)
         return list(zip(columns[0], columns[1], split_of, columns[3], strict=True))

@@ -41,15 +41,19 @@ def apply_fixes(folder: str, fixes: str) -> Path | None:
     text = io.StringIO()
     back = [(to.relative_to(root).as_posix(), "move", path.relative_to(root).as_posix()) for path, to in moves]
     csv.writer(text).writerows([COLUMNS, *back[::-1]])
-    undo = next(x for x in numbered(root / REMOVED / "undo.csv") if not x.exists())
+    undo, done = next(x for x in numbered(root / REMOVED / "undo.csv") if not x.exists()), 0
     try:
         undo.parent.mkdir(exist_ok=True)
         write_file(undo, text.getvalue().encode(**_TEXT))
         for path, to in moves:
             to.parent.mkdir(parents=True, exist_ok=True)
             path.rename(to)
+            done += 1
     except OSError as error:
-        moved = f"What was moved before can be moved back: --apply {undo}" if undo.exists() else "Nothing was moved"
+        moved = f"What was moved before can be moved back: --apply {undo}"
+        if not done:
+            undo.unlink(missing_ok=True)
+            moved = "Nothing was moved"
         raise TrainingError(f"audit: {error}. {moved}") from error
     again = f"vision_zoo audit {quote(str(folder))} --apply {quote(str(undo))}"
     print(f"{len(moves):,} file{'s' * (len(moves) != 1)} moved; to move them back: {again}")

@@ -53,22 +53,17 @@ def write_page(
         "notes": notes,
         "balance": balance(audited),
         "sizes": commonest,
+        "is_text": lambda name: name == name.encode(errors="replace").decode(),  # not so names that are not UTF-8
     }
     page = templates(Path(__file__).parent).get_template("page.html")
     with output_file(file) as place:
         place.write_bytes(page.render(version=__version__, **facts).encode(errors="replace"))  # names: any bytes
 
 
-def _image(audited: Audited, sizes: dict[int, Any], place: int, kind: str) -> dict[str, Any]:
+def _image(audited: Audited, sizes: dict[int, Any], place: int, kind: str) -> dict[str, str]:
     """What the page says of an image, and a small JPEG of it."""
     content = io.BytesIO()
     if kind != UNREADABLE:
         picture(audited.source, place, sizes[place], SIDE).save(content, "JPEG", quality=_QUALITY)
-    name = audited.names[place]
-    facts = {
-        "path": name,
-        "is_text": name == name.encode(errors="replace").decode(),
-        "label": audited.class_of(place),
-        "split": audited.splits[place],
-    }
+    facts = {"path": audited.names[place], "label": audited.class_of(place), "split": audited.splits[place]}
     return {**facts, "jpeg": base64.b64encode(content.getvalue()).decode()}

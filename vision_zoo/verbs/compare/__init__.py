@@ -191,13 +191,12 @@ def _answer(row: dict[str, Any]) -> str:
     about = "" if seeds else ". This is about these networks: several runs of both tell what other seeds would give"
     if row["p_corrected"] <= alpha:
         return f"{group} is {'better' if row['difference'] > 0 else 'worse'} than {against}: {what}{about}"
-    lacking = [f"{row['images_needed']:,} images"] if row["p_images"] > alpha and row["images_needed"] else []
-    if seeds and seeds["p"] > alpha and seeds["seeds_needed"]:
+    alone = alpha / row["comparisons"]
+    lacking = [f"{row['images_needed']:,} images"] if row["p_images"] > alone and row["images_needed"] else []
+    if seeds and seeds["p"] > alone and seeds["seeds_needed"]:
         lacking.append(f"{seeds['seeds_needed']:,} seeds of each")
     would = f"about {' and '.join(lacking)} would tell such a difference, in 8 of 10 cases"
-    if not lacking:
-        would = "no number would tell so small a one"
-        would = "by itself it would count, among so many it does not" if row["p"] <= alpha else would
+    would = would if lacking else "no number would tell so small a one"
     return f"it cannot be told whether {group} is better or worse than {against}: {what}; {would}{about}"
 
 

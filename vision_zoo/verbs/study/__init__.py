@@ -101,7 +101,7 @@ def study(
     asked |= {"search": list(search), "sampler": chosen, "trials": plan.trials} if search else {}
     try:
         made = Study(folder, [] if search else found, asked, command, jobs, tuple(trusted_packages))
-        made.run(test, Search(made, plan, recipe[0], how).run if search else None)
+        made.run(test, Search(made, plan, recipe[0], how) if search else None)
     finally:
         if lock is not None:
             release(lock)
@@ -119,10 +119,10 @@ class Study:
         self.place = ""  # of a configuration in a search, for people
         self.lacking = False  # whether a trial ended without the metric, as all others would
 
-    def run(self, test: bool, search: Callable[[], int] | None = None) -> None:
+    def run(self, test: bool, search: Search | None = None) -> None:
         """Make what is left to do, choose, test if that is asked for, and write what was found."""
         began = time.monotonic()
-        failed = search() if search else self.make([*self.outcomes])["failed"]
+        failed = search.run() if search else self.make([*self.outcomes])["failed"]
         refuse(TrainingError, (not self.outcomes, "no trial was begun: give more --minutes"))
         chosen = table.best_of(table.configurations([*self.outcomes.values()]), self.metric)
         if test and chosen is not None:
@@ -139,6 +139,8 @@ class Study:
             (names and self.metric not in names, lacking),
         )
         self._tell(time.monotonic() - began)
+        if search:
+            search.draw()
         failing = f"{failed} of {len(self.outcomes)} trials failed; {again}"
         refuse(TrainingError, (failed, failing), (chosen is None, lacking))
 

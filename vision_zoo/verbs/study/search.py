@@ -177,7 +177,7 @@ class Search:
             if self.plan.sampler == "grid" and self.optimizer.sampler.is_exhausted(self.optimizer):
                 break
         self._restore()
-        self._draw()
+        self.study.place = ""
         return sum("failed" in trial.user_attrs for trial in self.optimizer.get_trials())
 
     def _is_left(self) -> bool:
@@ -260,7 +260,7 @@ class Search:
                 outcomes.setdefault(run, table.Outcome.of(run, "failed" in trial.user_attrs, pruned))
         self.study.outcomes = outcomes
 
-    def _draw(self) -> None:
+    def draw(self) -> None:
         """Write the pictures of history and importance, as far as the trials tell."""
         for name, function in _PICTURES.items():
             try:

@@ -52,11 +52,12 @@ class Configuration(NamedTuple):
     def summary(self, metric: str) -> dict[str, float]:
         """Number n, mean, standard deviation (n - 1), half the 95 % interval of the mean (Student).
 
-        They are of single runs, or of folds, whose seeds validate the same images and count as their mean.
+        They are of single runs, or in validation of folds, whose seeds see the same images and count as their mean.
         """
+        by_fold = metric.startswith("val/")
         of_fold: dict[Any, list[float]] = {}
         for outcome in self.outcomes:
-            of_fold.setdefault(outcome.trial.fold or outcome.trial, []).extend(outcome.values(metric))
+            of_fold.setdefault((by_fold and outcome.trial.fold) or outcome.trial, []).extend(outcome.values(metric))
         values = [statistics.fmean(found) for found in of_fold.values() if found]
         found: dict[str, float] = {"n": len(values)} | ({"mean": statistics.fmean(values)} if values else {})
         if len(values) > 1:

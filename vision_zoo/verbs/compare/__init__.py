@@ -153,7 +153,7 @@ def _check_same(first: Run, run: Run, split: Part) -> None:
 
 
 def _compared(first: Group, second: Group, alpha: float) -> dict[str, Any]:
-    """The difference of two groups, the second less the first, and what tells whether it is chance, below alpha."""
+    """The difference of two groups, the second less the first, and what tells, with this alpha, if it is chance."""
     gains, labels = second.right - first.right, first.runs[0].labels
 
     def figures(of: Any) -> dict[str, Any]:
@@ -185,9 +185,8 @@ def _answer(row: dict[str, Any]) -> str:
     what = f"{100 * row['difference']:+.2f} points, 95 % interval over images {_range(row)}"
     what += f", over seeds {_range(seeds)} ({'' if seeds['paired'] else 'not '}paired)" if seeds else ""
     what += f"; p = {row['p_corrected']:.2g}"
-    what += (
-        f", corrected for {row['comparisons']} comparisons, as the intervals are not" if row["comparisons"] > 1 else ""
-    )
+    among = f", corrected for {row['comparisons']} comparisons, as the intervals are not"
+    what += among * (row["comparisons"] > 1)
     about = "" if seeds else ". This is about these networks: several runs of both tell what other seeds would give"
     if row["p_corrected"] <= alpha:
         return f"{group} is {'better' if row['difference'] > 0 else 'worse'} than {against}: {what}{about}"

@@ -186,7 +186,7 @@ class Study:
             what = f"failed with exit code {code}" if code else "left no results"
             texts = [f"{what}, see {log}", *[line for line in text.splitlines() if line.strip()][-3:]]
         self.console.print(escape("\n    ".join([f"{trial.title}: {texts[0]} ({line})", *texts[1:]])))
-        if any(outcome.results for outcome in self.outcomes.values()):  # or it may have been another study's by mistake
+        if any(outcome.results for outcome in self.outcomes.values()):  # a mistaken command leaves the table as it was
             write_csv(self.folder / "results.csv", table.rows_of([*self.outcomes.values()]))
 
     def _tell(self, seconds: float) -> None:

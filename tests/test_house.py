@@ -26,7 +26,7 @@ def test_no_file_is_longer_than_a_reader_takes_in():
 
 def test_the_package_stays_small():
     # 10,068 when the house was in order; the rest is what it can do since.
-    assert sum(map(measures.lines, measures.package_files(ROOT))) <= 19_988
+    assert sum(map(measures.lines, measures.package_files(ROOT))) <= 19_987
     assert measures.raises(ROOT) <= 140
     assert measures.count(ROOT, "# type: ignore") <= 5
 

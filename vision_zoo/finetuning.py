@@ -6,10 +6,12 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from vision_zoo.backbones.fitting import BATCH_NORMS, head_of
 from vision_zoo.errors import ConfigError, did_you_mean, refuse
+from vision_zoo.specs import options_of
 from vision_zoo.trainer_facts import callbacks_of
 
 _SEQUENCES = (nn.Sequential, nn.ModuleList)
@@ -135,6 +137,14 @@ class Freezing(Callback):
         pieces = f"--model.finetune does not work with {kind}, which shards the network: use ddp, or one device"
         twice = f"--model.finetune and --trainer.callbacks {other} would both freeze the network: leave one out"
         refuse(ConfigError, (stage == "fit" and other, twice), (stage == "fit" and not whole, pieces))
+
+    def warn_of_random_weights(self, name: str) -> None:
+        """Say that what is frozen was never trained; a class of the user's own may load weights by itself."""
+        kind = type(self.network)
+        if kind.__module__.startswith("vision_zoo.") and self.options.freeze is not None:
+            start = "--model.backbone.weights DEFAULT, or " * ("weights" in options_of(kind))
+            start += "--model.weights to a checkpoint of its kind"
+            rank_zero_warn(f"--model.finetune freezes {name}, whose weights are random: set {start}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at everything anew, for validation and other callbacks change what is in which mode."""

@@ -57,7 +57,7 @@ class InFiles(ImageFolder):
         if self.path.is_dir():
             files = [file for file in self.path.rglob("*") if file.suffix.lower() == self._ending and file.is_file()]
         else:
-            files = [self.path] if self.path.is_file() else [*map(Path, glob.glob(str(self.path), recursive=True))]  # noqa: PTH207
+            files = [self.path] if self.path.is_file() else [*map(Path, glob.glob(str(self.path), recursive=True))]  # noqa: PTH207  # any path
         found, what = sorted(files), f"{self._ending} file in" if self.path.is_dir() else "file"
         refuse(DatasetNotFoundError, (not found, f"{name}: there is no {what} {self.path}. Set --data.path to others"))
         self._holders, self._paths, self._keys = [str(file) for file in found], list[str](), list[str]()

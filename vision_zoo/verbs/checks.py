@@ -8,12 +8,10 @@ from typing import Any, cast
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
 from vision_zoo.errors import CheckpointError, ConfigError, did_you_mean, refuse
-from vision_zoo.specs import options_of
 from vision_zoo.trainer_facts import callbacks_of
 from vision_zoo.trust import TRUSTED_PACKAGES
 
@@ -145,15 +143,6 @@ def check_data(model: Classifier, datamodule: ImageDataModule) -> None:
         (len(ours) != len(theirs), f"{counts} (only one of them has {differ}): choose another {option}"),
         (other_names, f"{classes}: it has {found!r} where the checkpoint knows {known!r}. {rename} another {option}"),
     )
-
-
-def check_frozen(model: Classifier) -> None:
-    """Tell of fine-tuning that freezes weights which nothing has trained; a class of the user's own may load some."""
-    ours = type(model.backbone).__module__.startswith("vision_zoo.")
-    if ours and not model.has_weights and model.freezing is not None and model.freezing.options.freeze is not None:
-        has_own = "weights" in options_of(type(model.backbone))
-        start = f"set {'--model.backbone.weights DEFAULT, or ' * has_own}--model.weights to a checkpoint of its kind"
-        rank_zero_warn(f"--model.finetune freezes {model.network_name}, whose weights are random: {start}")
 
 
 def data_place(datamodule: ImageDataModule) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelSummary
 from rich.markup import escape
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import CyclicLR
 from vision_zoo.checkpoints import Checkpoint, read_torch_file, run_folder
 from vision_zoo.classifier import Classifier
 from vision_zoo.data.base import ImageDataModule
+from vision_zoo.errors import ConfigError, refuse
 from vision_zoo.training.callbacks import run_callbacks
 from vision_zoo.training.evaluation import to_floats
 from vision_zoo.training.head_only import HeadOnly
@@ -23,15 +25,7 @@ from vision_zoo.training.run_folder import RunFolder
 from vision_zoo.training.saving import Saving, hard_link
 from vision_zoo.trust import foreign_packages, trusting
 from vision_zoo.types import TTA, Compile, Config
-from vision_zoo.verbs.checks import (
-    check_data,
-    check_fit,
-    check_frozen,
-    check_known,
-    check_monitors,
-    check_share,
-    check_strategy,
-)
+from vision_zoo.verbs.checks import check_data, check_fit, check_known, check_monitors, check_share, check_strategy
 from vision_zoo.verbs.results import say_results, write_results
 from vision_zoo.verbs.summary import layer_table
 from vision_zoo.verbs.trainer import TrainerMaker, determinism, say
@@ -94,8 +88,8 @@ def fit(
     if plan.checkpoint is not None:
         check_data(model, datamodule)
         folder, stored = run_folder(plan.checkpoint.path), speed_of(plan.checkpoint)
-    else:
-        check_frozen(model)
+    elif model.freezing is not None and not model.has_weights:
+        model.freezing.warn_of_random_weights(model.network_name)
     performance = Performance(options.get("precision") is not None, stored, channels_last, compile)
     exact = options.get("precision") is not None and "bf16" not in str(options["precision"])
     head_only = HeadOnly(make_trainer.own, plan.checkpoint, exact)
@@ -119,7 +113,13 @@ def fit(
     datamodule.check_augmentation()
     if table is not None:
         say(trainer, table)
-    trainer.fit(model, datamodule=datamodule, ckpt_path=plan.checkpoint and plan.checkpoint.path, weights_only=True)
+    try:
+        trainer.fit(model, datamodule=datamodule, ckpt_path=plan.checkpoint and plan.checkpoint.path, weights_only=True)
+    except MisconfigurationException as error:  # which names limit_train_batches for it
+        part: Any = getattr(trainer, "overfit_batches", 0)
+        less = f"--trainer.overfit_batches {part} is less than one batch: set it higher"
+        refuse(ConfigError, (part and "You requested to check" in str(error), less))
+        raise
     metrics = {} if run is None else training_metrics(run.path / "metrics.csv")
     if run is not None and not run.trained:
         say(trainer, f"nothing was left to train: {_why_ended(trainer, plan, run)}")
